@@ -1,0 +1,33 @@
+"""Live job updates for Celery and FastAPI that survive reconnects, restarts and broker outages."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from semantik_realtime.config import Settings as Settings
+    from semantik_realtime.hookspecs import hookimpl as hookimpl
+    from semantik_realtime.web.plugin import Realtime as Realtime
+    from semantik_realtime.worker.job import job as job
+    from semantik_realtime.worker.progress import track as track
+    from semantik_realtime.worker.signals import install as install
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Realtime": "semantik_realtime.web.plugin",
+    "Settings": "semantik_realtime.config",
+    "hookimpl": "semantik_realtime.hookspecs",
+    "install": "semantik_realtime.worker.signals",
+    "job": "semantik_realtime.worker.job",
+    "track": "semantik_realtime.worker.progress",
+}
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # A worker must not import FastAPI, nor a web server Celery: each name loads its own side.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
