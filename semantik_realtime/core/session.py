@@ -1,0 +1,220 @@
+"""The protocol state of one native connection.
+
+::
+
+              auth ok / credential in the handshake
+    WAITING ───────────────────────────────────────► OPEN
+       │ auth timeout: 4408, bad credential: 4401      │ rubbish ×10: 4400, too big: 1009
+       └──────────────────────► CLOSED ◄───────────────┘
+
+Frames in, actions out; the shell carries them out and tells the session what
+came of them. Nothing here waits or looks at a clock.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Any
+
+import msgspec
+
+from semantik_realtime.core import frames
+from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.topic import check_topic
+from semantik_realtime.errors import InvalidInput
+
+SUBPROTOCOL = "semantik.realtime.v1"
+MAX_HISTORY = 1000
+MAX_BAD_FRAMES = 10
+
+
+class CloseCode(IntEnum):
+    """Why the server ends a connection (docs/protocol.md)."""
+
+    GOING_AWAY = 1001
+    POLICY = 1008
+    TOO_BIG = 1009
+    SERVER_ERROR = 1011
+    DRAIN = 1012
+    BAD_FRAME = 4400
+    UNAUTHENTICATED = 4401
+    EXPIRED = 4402
+    FORBIDDEN = 4403
+    AUTH_TIMEOUT = 4408
+    EVICTED = 4413
+    TOO_MANY_CONNECTIONS = 4429
+
+
+class SessionLimits(msgspec.Struct, frozen=True):
+    """What one connection may do."""
+
+    topics: int = 100
+    frame_bytes: int = 65_536
+    auth_seconds: float = 10.0
+    heartbeat_seconds: float = 20.0
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send this frame."""
+
+    frame: str
+
+
+class Authenticate(msgspec.Struct, frozen=True):
+    """Check this token, then call `Session.authenticated` or `Session.rejected`."""
+
+    token: str
+
+
+class Subscribe(msgspec.Struct, frozen=True):
+    """Authorize and sync these topics; a topic already open is synced anew."""
+
+    topics: dict[str, Cursor | None]
+    history: int
+
+
+class Unsubscribe(msgspec.Struct, frozen=True):
+    """Stop these topics."""
+
+    topics: list[str]
+
+
+class Close(msgspec.Struct, frozen=True):
+    """End the connection."""
+
+    code: CloseCode
+    reason: str
+
+
+Action = Send | Authenticate | Subscribe | Unsubscribe | Close
+
+
+class Phase(StrEnum):
+    """Where a session stands."""
+
+    WAITING = "waiting"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class Session:
+    """State machine of one connection.
+
+    >>> session = Session("s1", SessionLimits(), now=0.0)
+    >>> session.receive('{"op":"ping"}')
+    [Send(frame='{"op":"error","code":"unauthenticated","message":"send auth first"}')]
+    >>> session.receive('{"op":"auth","token":"t"}')
+    [Authenticate(token='t')]
+    >>> session.authenticated()[0].frame[:15]
+    '{"op":"welcome"'
+    >>> session.receive('{"op":"ping"}')
+    [Send(frame='{"op":"pong"}')]
+    """
+
+    def __init__(self, session_id: str, limits: SessionLimits, now: float) -> None:
+        self.id = session_id
+        self.phase = Phase.WAITING
+        self.topics: set[str] = set()
+        self._limits = limits
+        self._auth_deadline = now + limits.auth_seconds
+        self._bad_frames = 0
+
+    def receive(self, text: str | bytes) -> list[Action]:
+        """What to do about a client's frame. Never raises."""
+        if self.phase is Phase.CLOSED:
+            return []
+        data = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+        if len(data) > self._limits.frame_bytes:
+            return self._close(CloseCode.TOO_BIG, f"frame over {self._limits.frame_bytes} bytes")
+        frame = frames.decode(data)
+        if frame is None:
+            self._bad_frames += 1
+            if self._bad_frames >= MAX_BAD_FRAMES:
+                return self._close(CloseCode.BAD_FRAME, "too many bad frames")
+            return [self.error("bad_frame", "expected a JSON object with an op")]
+        op = frame["op"]
+        if self.phase is Phase.WAITING and op != "auth":
+            return [self.error("unauthenticated", "send auth first")]
+        match op:
+            case "auth":
+                return self._auth(frame)
+            case "subscribe":
+                return self._subscribe(frame)
+            case "unsubscribe":
+                return self._unsubscribe(frame)
+            case "ping":
+                return [Send('{"op":"pong"}')]
+        return [self.error("unknown_op", f"unknown op {op[:40]!r}")]
+
+    def authenticated(self) -> list[Action]:
+        """A credential was accepted: the first one opens the session, later ones refresh it."""
+        if self.phase is not Phase.WAITING:
+            return []
+        self.phase = Phase.OPEN
+        welcome = {
+            "op": "welcome",
+            "session": self.id,
+            "heartbeat_seconds": self._limits.heartbeat_seconds,
+            "limits": {"topics": self._limits.topics, "frame_bytes": self._limits.frame_bytes},
+        }
+        return [Send(frames.encode(welcome))]
+
+    def rejected(self, expired: bool, reason: str) -> list[Action]:
+        """A credential was refused."""
+        if self.phase is Phase.CLOSED:
+            return []
+        code = CloseCode.EXPIRED if expired else CloseCode.UNAUTHENTICATED
+        return self._close(code, reason)
+
+    def auth_seconds_left(self, now: float) -> float:
+        """How long the client may still take to authenticate."""
+        return max(0.0, self._auth_deadline - now)
+
+    def tick(self, now: float) -> list[Action]:
+        """What time alone brings about."""
+        if self.phase is Phase.WAITING and now >= self._auth_deadline:
+            return self._close(CloseCode.AUTH_TIMEOUT, "no auth frame in time")
+        return []
+
+    @staticmethod
+    def error(code: str, message: str) -> Send:
+        """An ``error`` frame: the client's last frame was wrong and had no effect."""
+        return Send(frames.encode({"op": "error", "code": code, "message": message}))
+
+    def _auth(self, frame: dict[str, Any]) -> list[Action]:
+        token = frame.get("token")
+        if not isinstance(token, str) or not token:
+            return [self.error("bad_frame", "auth needs a token")]
+        return [Authenticate(token)]
+
+    def _subscribe(self, frame: dict[str, Any]) -> list[Action]:
+        asked = frame.get("topics")
+        history = frame.get("history", 0)
+        if not isinstance(asked, dict) or not asked:
+            return [self.error("bad_frame", "subscribe needs topics: an object, not empty")]
+        if type(history) is not int or not 0 <= history <= MAX_HISTORY:
+            return [self.error("bad_frame", f"history is an integer from 0 to {MAX_HISTORY}")]
+        plan: dict[str, Cursor | None] = {}
+        try:
+            for topic, cursor in asked.items():
+                if cursor is not None and not isinstance(cursor, str):
+                    return [self.error("bad_frame", "a cursor is a string or null")]
+                plan[check_topic(topic)] = None if cursor is None else Cursor.parse(cursor)
+        except InvalidInput as error:
+            return [self.error(error.code, str(error))]
+        if len(self.topics | plan.keys()) > self._limits.topics:
+            return [self.error("too_many_topics", f"at most {self._limits.topics} topics")]
+        self.topics |= plan.keys()
+        return [Subscribe(plan, history)]
+
+    def _unsubscribe(self, frame: dict[str, Any]) -> list[Action]:
+        asked = frame.get("topics")
+        if not isinstance(asked, list):
+            return [self.error("bad_frame", "unsubscribe needs topics: a list")]
+        known = [topic for topic in asked if isinstance(topic, str) and topic in self.topics]
+        self.topics.difference_update(known)
+        return [Unsubscribe(known)] if known else []
+
+    def _close(self, code: CloseCode, reason: str) -> list[Action]:
+        self.phase = Phase.CLOSED
+        return [Close(code, reason)]

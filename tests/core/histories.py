@@ -1,0 +1,116 @@
+"""Made-up drafts and logs, and plain statements of what the rules come to."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from hypothesis import strategies as st
+
+from semantik_realtime.core import fence
+from semantik_realtime.core.event import (
+    Cursor,
+    Draft,
+    Event,
+    StateChange,
+    encode_body,
+    link,
+    with_offset,
+)
+
+TIME = "2026-11-23T08:00:00.000Z"
+KEYS = ("a", "b", "c")
+
+json_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | json_texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(json_texts, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def draft(
+    key: str = "a",
+    state: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET,
+    *,
+    topic: str = "job:1",
+    type: str = "note",
+    data: dict[str, Any] | None = None,
+    terminal: bool = False,
+    job: str | None = None,
+    attempt: int | None = None,
+) -> Draft:
+    """A draft whose body and members agree."""
+    change = StateChange.KEEP
+    if state is not msgspec.UNSET:
+        change = StateChange.DROP if state is None else StateChange.SET
+    return Draft(
+        topic=topic,
+        type=type,
+        key=key,
+        body=encode_body(type, TIME, key, state=state, data=data, terminal=terminal),
+        change=change,
+        terminal=terminal,
+        job=job,
+        attempt=attempt,
+    )
+
+
+drafts = st.builds(
+    draft,
+    key=st.sampled_from(KEYS),
+    # Small: what is inside a state matters to no rule, and logs are drawn by the thousand.
+    state=st.sampled_from([msgspec.UNSET, None, {"n": 1}, {"n": 2}, {"ä": "\u2028"}, {}]),
+    data=st.sampled_from([None, {"n": 1}, {"n": 2}, {"text": "x" * 60}]),
+    terminal=st.booleans(),
+)
+
+
+def log_of(
+    drafts: Iterable[Draft], *, after: Cursor | None = None, holes: Sequence[int] = ()
+) -> list[Event]:
+    """The events of ``drafts``; ``holes`` are how much further than one each offset goes."""
+    offset, chain = (after.offset, after.chain) if after else (0, 0)
+    events = []
+    for index, one in enumerate(drafts):
+        offset += 1 + (holes[index] if index < len(holes) else 0)
+        chain = link(chain, one.digest)
+        events.append(Event(offset, chain, with_offset(one.body, offset)))
+    return events
+
+
+@st.composite
+def logs(draw: st.DrawFn, *, min_size: int = 0, max_size: int = 25) -> list[Event]:
+    """Logs, some with holes between their offsets."""
+    entries = draw(st.lists(drafts, min_size=min_size, max_size=max_size))
+    holes = draw(st.just([]) | st.lists(st.integers(0, 3), max_size=len(entries)))
+    return log_of(entries, holes=holes)
+
+
+def states_after(events: Iterable[Event]) -> dict[str, Any]:
+    """R1, stated with plain dicts."""
+    states: dict[str, Any] = {}
+    for event in events:
+        members = json.loads(event.json)
+        if "state" in members:
+            states[members["key"]] = members["state"]
+    return {key: state for key, state in states.items() if state is not None}
+
+
+def append_all(drafts: Iterable[Draft]) -> list[Draft]:
+    """What an empty backend appends of ``drafts``: the fence refuses the rest."""
+    standings: dict[tuple[str, str], fence.Standing] = {}
+    appended = []
+    for one in drafts:
+        if one.job is not None:
+            place = (one.topic, one.job)
+            verdict = fence.judge(standings.get(place, fence.Standing()), one.attempt, one.terminal)
+            if isinstance(verdict, fence.Refusal):
+                continue
+            standings[place] = verdict
+        appended.append(one)
+    return appended

@@ -1,0 +1,58 @@
+"""Which drafts of a job are let through."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semantik_realtime.core.fence import Refusal, Standing, judge
+
+attempts = st.none() | st.integers(-1, 4)
+arrivals = st.lists(st.tuples(attempts, st.booleans()), max_size=20)
+
+
+@given(arrivals)
+def test_a_job_never_moves_back_whatever_comes_in_whichever_order(arrivals):
+    standing = Standing()
+    for attempt, terminal in arrivals:
+        verdict = judge(standing, attempt, terminal)
+        if isinstance(verdict, Refusal):
+            continue
+        assert (verdict.attempt, verdict.ended) >= (standing.attempt, standing.ended)
+        assert not (standing.ended and verdict.attempt == standing.attempt)
+        standing = verdict
+
+
+@given(arrivals)
+def test_verdicts_follow_from_the_newest_attempt_and_the_ends_so_far(arrivals):
+    standing = Standing()
+    newest, ended = 0, set()
+    for attempt, terminal in arrivals:
+        verdict = judge(standing, attempt, terminal)
+        meant = newest if attempt is None else attempt
+        if meant < newest:
+            assert verdict is Refusal.STALE
+        elif meant in ended:
+            assert verdict is Refusal.CLOSED
+        else:
+            newest = meant
+            ended |= {meant} if terminal else set()
+            assert verdict == Standing(newest, ended=newest in ended)
+            standing = verdict
+
+
+@given(st.builds(Standing, st.integers(0, 5), st.booleans()), st.booleans())
+def test_a_newer_attempt_always_opens_the_job_again(standing, terminal):
+    attempt = standing.attempt + 1
+    assert judge(standing, attempt, terminal) == Standing(attempt, ended=terminal)
+
+
+@given(st.integers(0, 5), attempts, st.booleans())
+def test_after_the_end_of_the_newest_attempt_nothing_of_it_passes(newest, attempt, terminal):
+    verdict = judge(Standing(newest, ended=True), attempt, terminal)
+    assert isinstance(verdict, Refusal) == (attempt is None or attempt <= newest)
+
+
+def test_a_job_that_is_cancelled_while_queued_is_closed_until_it_starts():
+    cancelled = judge(Standing(), None, True)
+    assert cancelled == Standing(0, ended=True)
+    assert judge(cancelled, 0, False) is Refusal.CLOSED
+    assert judge(cancelled, 1, False) == Standing(1)

@@ -1,0 +1,85 @@
+"""Slow connections get less, and the same result."""
+
+import json
+
+import msgspec
+from histories import KEYS, draft, log_of, logs, states_after
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semantik_realtime.core.fold import fold
+from semantik_realtime.core.outbox import EDGE, Limits, Write, conflate, plan_write
+
+
+def folded(events):
+    states: dict[str, msgspec.Raw] = {}
+    fold(states, [event.head() for event in events])
+    return {key: json.loads(bytes(state)) for key, state in states.items()}
+
+
+many = logs(max_size=60)
+
+
+@given(many)
+def test_conflation_never_changes_the_folded_state(log):
+    assert folded(conflate(log)) == folded(log) == states_after(log)
+
+
+@given(many, many)
+def test_what_was_known_before_does_not_matter_to_conflation(before, waiting):
+    assert folded([*before, *conflate(waiting)]) == folded([*before, *waiting])
+
+
+@given(many)
+def test_conflation_keeps_the_order_and_invents_nothing(log):
+    kept = {event.offset for event in conflate(log)}
+    assert conflate(log) == [event for event in log if event.offset in kept]
+
+
+@given(many)
+def test_terminal_events_are_never_left_out(log):
+    ends = [event for event in log if event.head().terminal]
+    assert [event for event in conflate(log) if event.head().terminal] == ends
+
+
+@given(many)
+def test_conflated_events_are_few(log):
+    ends = sum(event.head().terminal for event in log)
+    assert len(conflate(log)) <= len(KEYS) + ends + 2 * EDGE
+
+
+@given(many)
+def test_conflating_again_changes_nothing(log):
+    assert conflate(conflate(log)) == conflate(log)
+
+
+def test_of_the_events_without_state_the_first_and_last_ten_stay():
+    log = log_of(draft(data={"line": line}) for line in range(5000))
+    assert [event.offset for event in conflate(log)] == [*range(1, 11), *range(4991, 5001)]
+
+
+def test_a_key_that_is_gone_is_told():
+    log = log_of([draft("a", {"n": 1}), draft("a", None)])
+    assert [event.offset for event in conflate(log)] == [2]
+
+
+def test_each_limit_is_the_last_size_that_is_still_allowed():
+    limits = Limits(conflate_above_bytes=100, evict_above_bytes=200)
+    assert [plan_write(size, limits) for size in (0, 100, 101, 200, 201)] == [
+        Write.WHOLE,
+        Write.WHOLE,
+        Write.CONFLATED,
+        Write.CONFLATED,
+        Write.EVICT,
+    ]
+
+
+def test_the_default_limits_are_those_of_the_protocol():
+    assert Limits() == Limits(64 * 1024, 1024 * 1024, 30.0)
+
+
+@given(st.integers(0, 10**7), st.integers(0, 10**7))
+def test_who_has_more_waiting_is_never_treated_more_kindly(one, other):
+    order = [Write.WHOLE, Write.CONFLATED, Write.EVICT]
+    less, more = sorted((one, other))
+    assert order.index(plan_write(less, Limits())) <= order.index(plan_write(more, Limits()))

@@ -1,0 +1,55 @@
+"""How often a key is sent."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semantik_realtime.core.pacing import Pacer
+
+times = st.lists(st.floats(0, 100), max_size=30).map(sorted)
+
+
+@given(times, st.floats(0, 10))
+def test_who_obeys_sends_at_once_at_first_and_then_once_an_interval(times, interval):
+    pacer = Pacer()
+    sent = []
+    for now in times:
+        wait = pacer.wait_seconds("k", now)
+        if wait == 0:
+            pacer.sent("k", now, interval)
+            sent.append(now)
+        else:
+            assert wait == sent[-1] + interval - now
+    assert sent[:1] == times[:1]
+    for one, other in pairwise(sent):
+        assert other >= one + interval
+    # None was held back longer than asked: what was not sent came too early.
+    for now in times:
+        last = max((one for one in sent if one <= now), default=None)
+        assert now in sent or now < last + interval
+
+
+@given(times)
+def test_keys_do_not_wait_for_each_other(times):
+    pacer = Pacer()
+    for now in times:
+        pacer.sent("busy", now, 1000.0)
+        assert pacer.wait_seconds("idle", now) == 0
+
+
+def test_a_later_sending_counts_with_its_own_interval():
+    pacer = Pacer()
+    pacer.sent("k", 0.0, 100.0)
+    pacer.sent("k", 1.0, 2.0)
+    assert pacer.wait_seconds("k", 1.0) == 2.0
+
+
+@given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 5))
+def test_only_the_keys_sent_last_are_remembered(keys, max_keys):
+    pacer = Pacer(max_keys)
+    for now, key in enumerate(keys):
+        pacer.sent(key, float(now), 1000.0)
+    newest_first = list(dict.fromkeys(reversed(keys)))
+    held = [key for key in range(10) if pacer.wait_seconds(key, float(len(keys))) > 0]
+    assert held == sorted(newest_first[:max_keys])

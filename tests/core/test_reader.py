@@ -1,0 +1,206 @@
+"""A reader on a bad line, against a log that is trimmed, restarted and rewritten (G1 to G3)."""
+
+import json
+from collections import deque
+from typing import Any
+
+from histories import KEYS, draft, states_after
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semantik_realtime.core import frames
+from semantik_realtime.core.event import Cursor, Event, link, with_offset
+from semantik_realtime.core.fold import View
+from semantik_realtime.core.outbox import conflate
+from semantik_realtime.core.resume import LogInfo, plan_sync
+
+TOPIC = "job:1"
+REPLAY_LIMIT = 6
+
+
+class Reading:
+    """One log, one server connection, one reader.
+
+    The line keeps the order of frames, but batches get lost and come again,
+    and the connection is cut at any moment. Every event says its own number,
+    so that it can be recognized whatever its offset is.
+    """
+
+    def __init__(self) -> None:
+        self.lifetimes = 1
+        self.made = 0
+        self.log: list[Event] = []
+        self.first = 1
+        self.states_at: dict[str, Any] = {str(self.end): {}}
+        self.line: deque[dict[str, Any]] = deque()
+        self.batches: list[dict[str, Any]] = []
+        self.sent = 0
+        self.view = View(TOPIC)
+        self.applied: list[int] = []
+        self.subscribe()
+
+    @property
+    def end(self) -> Cursor:
+        return self.place(len(self.log))
+
+    def place(self, offset: int) -> Cursor:
+        chain = self.log[offset - 1].chain if offset else 0
+        return Cursor(f"e{self.lifetimes}", offset, chain)
+
+    # The server's side.
+
+    def append(self, key: str, change: str, terminal: bool) -> None:
+        self.made += 1
+        given = {"set": {"state": {"n": self.made}}, "drop": {"state": None}, "keep": {}}
+        one = draft(key, **given[change], data={"n": self.made}, terminal=terminal)
+        chain, offset = link(self.end.chain, one.digest), len(self.log) + 1
+        self.log.append(Event(offset, chain, with_offset(one.body, offset)))
+        self.states_at[str(self.end)] = states_after(self.log)
+
+    def send_live(self, slow: bool, times: int) -> None:
+        """All that waits in one batch that arrives once, twice or never."""
+        events = self.log[self.sent :]
+        chosen = conflate(events) if slow else events
+        left_out = len(events) - len(chosen)
+        member = frames.topic_events(TOPIC, self.sent, self.end, chosen, left_out)
+        self.line += [json.loads(frames.events_frame([member]))] * times
+        self.sent = len(self.log)
+
+    def append_and_send(self, key: str, change: str, times: int) -> None:
+        self.append(key, change, False)
+        self.send_live(False, times)
+
+    def send_tops(self) -> None:
+        """Told is where the connection stands, which live events may not have reached."""
+        self.line.append(json.loads(frames.tops_frame({TOPIC: self.place(self.sent)})))
+
+    def trim(self, keep: int) -> None:
+        self.first = max(self.first, len(self.log) - keep + 1)
+
+    def cut(self) -> None:
+        self.line.clear()
+        self.batches.clear()
+        self.view.synced = False
+        self.subscribe()
+
+    def expire(self) -> None:
+        self.lifetimes += 1
+        self.log, self.first = [], 1
+        self.states_at[str(self.end)] = {}
+        self.cut()
+
+    def fail_over(self, lost: int, fresh: int) -> None:
+        """A replica that lags takes over: in the same epoch, offsets are given out again."""
+        self.log = self.log[: max(0, len(self.log) - lost)]
+        self.first = min(self.first, len(self.log) + 1)
+        for key in KEYS[:fresh]:
+            self.append(key, "set", False)
+        self.cut()
+
+    def subscribe(self) -> None:
+        asked = None if self.view.cursor is None else Cursor.parse(self.view.cursor)
+        end = self.end
+        there = None
+        if asked is not None and max(1, self.first) <= asked.offset <= end.offset:
+            there = self.log[asked.offset - 1].chain
+        info = LogInfo(end.epoch, end.offset, end.chain, self.first)
+        reason = plan_sync(asked, info, there, REPLAY_LIMIT)
+        if reason is None:
+            assert asked is not None
+            text = frames.replay_frame(TOPIC, asked.offset, end, self.log[asked.offset :])
+        else:
+            states = {k: json.dumps(v).encode() for k, v in self.states_at[str(end)].items()}
+            text = frames.snapshot_frame(TOPIC, reason, end, states)
+        self.line.append(json.loads(text))
+        self.sent = end.offset
+
+    # The reader's side.
+
+    def deliver(self, some: int) -> None:
+        while self.line and some:
+            some -= 1
+            self.receive(self.line.popleft())
+
+    def repeat(self, which: int) -> None:
+        """An old batch comes again, at any time while the connection lives."""
+        if self.batches:
+            self.take(self.view.batch(self.batches[which % len(self.batches)]))
+
+    def receive(self, frame: dict[str, Any]) -> None:
+        if frame["op"] == "sync":
+            self.take(self.view.sync(frame), applied=frame["mode"] == "replay")
+        elif frame["op"] == "events":
+            self.batches.append(frame["topics"][TOPIC])
+            self.take(self.view.batch(frame["topics"][TOPIC]))
+        elif self.view.behind(frame["topics"][TOPIC]):
+            self.subscribe()
+
+    def take(self, events: list[dict[str, Any]] | None, applied: bool = True) -> None:
+        if events is None:
+            self.subscribe()
+        elif applied:
+            self.applied += [event["data"]["n"] for event in events]
+
+    def check(self) -> None:
+        assert self.applied == sorted(set(self.applied)), "twice, or out of order"
+        if self.view.cursor is not None:
+            assert self.view.states == self.states_at[self.view.cursor], "a gap"
+            assert self.view.offset == Cursor.parse(self.view.cursor).offset
+
+    def settle(self) -> None:
+        self.send_live(slow=False, times=1)
+        self.send_tops()
+        self.deliver(some=10**6)
+
+
+appends = st.tuples(
+    st.just("append"),
+    st.sampled_from(KEYS),
+    st.sampled_from(["keep", "set", "set", "drop"]),
+    st.sampled_from([False, False, True]),
+)
+tellings = st.tuples(
+    st.just("append_and_send"),
+    st.sampled_from(KEYS),
+    st.sampled_from(["keep", "set"]),
+    st.sampled_from([1, 1, 0]),
+)
+sends = st.tuples(st.just("send_live"), st.booleans(), st.sampled_from([1, 1, 2, 0]))
+deliveries = st.tuples(st.just("deliver"), st.integers(1, 5))
+repeats = st.tuples(st.just("repeat"), st.integers(0, 9))
+troubles = st.sampled_from(
+    [
+        ("cut",),
+        ("cut",),
+        ("expire",),
+        ("fail_over", 1, 0),
+        ("fail_over", 1, 1),
+        ("fail_over", 2, 3),
+        ("trim", 0),
+        ("trim", 3),
+    ]
+)
+steps = st.one_of(
+    appends,
+    sends,
+    tellings,
+    tellings,
+    tellings,
+    deliveries,
+    deliveries,
+    repeats,
+    st.just(("send_tops",)),
+    troubles,
+)
+
+
+@given(st.lists(steps, min_size=25, max_size=80))
+def test_a_reader_applies_each_event_once_in_order_without_a_gap_and_reaches_the_end(steps):
+    reading = Reading()
+    for name, *arguments in steps:
+        getattr(reading, name)(*arguments)
+        reading.check()
+    reading.settle()
+    reading.check()
+    assert reading.view.cursor == str(reading.end)
+    assert reading.view.states == states_after(reading.log)

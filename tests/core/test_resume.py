@@ -1,0 +1,110 @@
+"""Replay only what is certainly the client's own history."""
+
+from histories import drafts, log_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.resume import REPLAY_LIMIT, LogInfo, Reason, plan_sync
+
+
+def place(events, offset, epoch="e"):
+    return Cursor(epoch, offset, events[offset - 1].chain if offset else 0)
+
+
+def plan(asked, events, *, kept, limit=REPLAY_LIMIT, epoch="e"):
+    """Ask a log that keeps its newest ``kept`` entries, as a backend does."""
+    first = len(events) - kept + 1
+    end = place(events, len(events))
+    there = None
+    if asked is not None and first <= asked.offset <= end.offset and asked.offset > 0:
+        there = events[asked.offset - 1].chain
+    return plan_sync(asked, LogInfo(epoch, end.offset, end.chain, first), there, limit)
+
+
+@given(st.lists(drafts, max_size=12), st.data())
+def test_a_cursor_of_the_same_history_is_replayed_as_far_as_the_log_reaches(entries, data):
+    events = log_of(entries)
+    offset = data.draw(st.integers(0, len(events)))
+    kept = data.draw(st.integers(0, len(events)))
+    limit = data.draw(st.integers(0, 12))
+    reason = plan(place(events, offset), events, kept=kept, limit=limit)
+    missed, dropped = len(events) - offset, len(events) - kept
+    if missed > kept:
+        assert reason is Reason.TRIMMED
+    elif missed > limit:
+        assert reason is Reason.TOO_FAR
+    elif offset == dropped and missed and offset:
+        # All events are there, but what the cursor rests on can no longer be checked.
+        assert reason is Reason.TRIMMED
+    else:
+        assert reason is None
+
+
+@given(
+    st.lists(drafts, max_size=6),
+    st.lists(drafts, max_size=6),
+    st.lists(drafts, max_size=6),
+    st.data(),
+)
+def test_a_cursor_of_a_forked_history_is_never_replayed_beyond_the_fork(common, mine, theirs, data):
+    my_log, their_log = log_of([*common, *mine]), log_of([*common, *theirs])
+    shared = sum(
+        1 for one, other in zip(my_log, their_log, strict=False) if one.chain == other.chain
+    )
+    offset = data.draw(st.integers(0, len(my_log)))
+    kept = data.draw(st.integers(0, len(their_log)))
+    reason = plan(place(my_log, offset), their_log, kept=kept)
+    if reason is None:
+        assert offset <= shared
+        assert [one.json for one in my_log[:offset]] == [one.json for one in their_log[:offset]]
+        assert len(their_log) - offset <= kept
+    elif offset > len(their_log):
+        assert reason is Reason.AHEAD
+    elif offset > shared:
+        assert reason in (Reason.DIVERGED, Reason.TRIMMED)
+        if kept == len(their_log):
+            assert reason is Reason.DIVERGED
+    else:
+        assert reason is Reason.TRIMMED
+
+
+@given(
+    st.none()
+    | st.builds(Cursor, st.sampled_from(["", "e", "f"]), st.integers(0, 2**53), st.integers(0, 9)),
+    st.lists(drafts, max_size=6),
+    st.data(),
+)
+def test_a_cursor_from_nowhere_gets_a_snapshot_and_no_exception(asked, entries, data):
+    events = log_of(entries)
+    reason = plan(asked, events, kept=data.draw(st.integers(0, len(events))))
+    if asked is None:
+        assert reason is Reason.NEW
+    elif asked.epoch != "e":
+        assert reason is Reason.EPOCH
+    elif asked.offset > len(events):
+        assert reason is Reason.AHEAD
+    elif reason is None:
+        assert asked == place(events, asked.offset)
+
+
+def test_unreadable_cursors_get_a_snapshot():
+    assert plan_sync(Cursor.parse("rubbish"), LogInfo("e", 0, 0, 1), None) is Reason.EPOCH
+
+
+def test_a_thousand_events_are_replayed_and_one_more_is_too_far():
+    log = LogInfo("e", 5000, 7, first=1)
+    assert plan_sync(Cursor("e", 4000, 3), log, 3) is None
+    assert plan_sync(Cursor("e", 3999, 3), log, 3) is Reason.TOO_FAR
+
+
+def test_the_chain_at_the_end_is_compared_with_that_of_the_log_itself():
+    trimmed_bare = LogInfo("e", 20, 0xABC, first=21)
+    assert plan_sync(Cursor("e", 20, 0xABC), trimmed_bare, None) is None
+    assert plan_sync(Cursor("e", 20, 0xABD), trimmed_bare, None) is Reason.DIVERGED
+
+
+def test_the_beginning_of_the_log_has_the_chain_0():
+    log = LogInfo("e", 3, 0xABC, first=1)
+    assert plan_sync(Cursor("e", 0, 0), log, None) is None
+    assert plan_sync(Cursor("e", 0, 1), log, None) is Reason.DIVERGED

@@ -1,0 +1,290 @@
+"""The protocol state of a connection: every frame has an answer, none raises."""
+
+import json
+
+import pytest
+from histories import json_texts, json_values
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.session import (
+    MAX_BAD_FRAMES,
+    MAX_HISTORY,
+    Authenticate,
+    Close,
+    CloseCode,
+    Phase,
+    Send,
+    Session,
+    SessionLimits,
+    Subscribe,
+    Unsubscribe,
+)
+from semantik_realtime.core.topic import check_topic
+
+LIMITS = SessionLimits(topics=3, frame_bytes=2000, auth_seconds=10.0, heartbeat_seconds=20.0)
+
+
+def waiting():
+    return Session("s1", LIMITS, now=100.0)
+
+
+def opened():
+    session = waiting()
+    session.authenticated()
+    return session
+
+
+def say(session, **frame):
+    return session.receive(json.dumps(frame))
+
+
+def code_of(actions):
+    """The code of a single ``error`` frame."""
+    [action] = actions
+    assert isinstance(action, Send), action
+    frame = json.loads(action.frame)
+    assert frame["op"] == "error"
+    assert set(frame) == {"op", "code", "message"}
+    return frame["code"]
+
+
+near_frames = st.fixed_dictionaries(
+    {
+        "op": st.sampled_from(["auth", "subscribe", "unsubscribe", "ping", "dance"]) | json_values,
+    },
+    optional={
+        "token": st.just("t") | json_values,
+        "topics": json_values
+        | st.dictionaries(
+            st.sampled_from(["job:1", "job:2", "user:7", "a:1", "b:2"]) | json_texts,
+            st.none() | st.just("e.1.00000000") | json_values,
+        )
+        | st.lists(st.sampled_from(["job:1", "job:2"]) | json_values),
+        "history": st.integers(-1, 1001) | json_values,
+    },
+)
+inputs = (
+    st.text()
+    | st.binary()
+    | json_values.map(json.dumps)
+    | near_frames.map(json.dumps)
+    | near_frames.map(json.dumps)
+    | st.just("x" * 2001)
+)
+steps = st.lists(
+    inputs | st.sampled_from(["authenticated", "rejected", "expired", "tick", "late tick"]),
+    max_size=30,
+)
+
+
+@given(steps)
+@example(["authenticated", '{"op":"\ud800"}', b"\xff\xfe", "[" * 1999])
+def test_no_input_raises_and_every_answer_can_be_carried_out(steps):
+    session = waiting()
+    calls = {
+        "authenticated": session.authenticated,
+        "rejected": lambda: session.rejected(False, "no"),
+        "expired": lambda: session.rejected(True, "no"),
+        "tick": lambda: session.tick(101.0),
+        "late tick": lambda: session.tick(111.0),
+    }
+    for step in steps:
+        before = session.phase
+        call = calls.get(step) if isinstance(step, str) else None
+        actions = call() if call else session.receive(step)
+        if before is Phase.CLOSED:
+            assert actions == []
+        for action in actions:
+            match action:
+                case Send(frame):
+                    assert isinstance(json.loads(frame), dict)
+                    frame.encode()
+                case Authenticate(token):
+                    assert token
+                case Subscribe(topics, history):
+                    assert before is Phase.OPEN
+                    assert topics
+                    assert all(check_topic(topic) for topic in topics)
+                    assert all(one is None or isinstance(one, Cursor) for one in topics.values())
+                    assert type(history) is int
+                    assert 0 <= history <= MAX_HISTORY
+                    assert topics.keys() <= session.topics
+                case Unsubscribe(topics):
+                    assert before is Phase.OPEN
+                    assert not session.topics & set(topics)
+                case Close():
+                    assert session.phase is Phase.CLOSED
+                    assert actions[-1] is action
+        assert (session.phase is Phase.CLOSED) == (
+            before is Phase.CLOSED or any(isinstance(action, Close) for action in actions)
+        )
+        assert len(session.topics) <= LIMITS.topics
+
+
+@pytest.mark.parametrize("op", ["subscribe", "unsubscribe", "ping", "dance"])
+def test_before_auth_every_other_op_is_refused_and_has_no_effect(op):
+    session = waiting()
+    assert code_of(say(session, op=op, topics={"job:1": None})) == "unauthenticated"
+    assert session.phase is Phase.WAITING
+    assert session.topics == set()
+
+
+def test_a_token_is_handed_on_and_the_welcome_states_the_limits():
+    session = waiting()
+    assert say(session, op="auth", token="t") == [Authenticate("t")]
+    [welcome] = session.authenticated()
+    assert json.loads(welcome.frame) == {
+        "op": "welcome",
+        "session": "s1",
+        "heartbeat_seconds": 20.0,
+        "limits": {"topics": 3, "frame_bytes": 2000},
+    }
+    assert say(session, op="ping") == [Send('{"op":"pong"}')]
+
+
+def test_a_refresh_is_handed_on_and_gives_no_second_welcome():
+    session = opened()
+    assert say(session, op="auth", token="t2") == [Authenticate("t2")]
+    assert session.authenticated() == []
+
+
+@pytest.mark.parametrize("frame", [{}, {"token": ""}, {"token": 5}, {"token": None}])
+def test_auth_without_a_token_is_a_bad_frame(frame):
+    assert code_of(say(waiting(), op="auth", **frame)) == "bad_frame"
+
+
+def test_a_credential_that_is_wrong_or_expired_ends_the_connection_with_its_code():
+    assert waiting().rejected(False, "no") == [Close(CloseCode.UNAUTHENTICATED, "no")]
+    assert waiting().rejected(True, "old") == [Close(CloseCode.EXPIRED, "old")]
+    assert opened().rejected(True, "old") == [Close(CloseCode.EXPIRED, "old")]
+
+
+def test_the_deadline_for_auth_holds_until_auth_and_no_longer():
+    session = waiting()
+    assert session.tick(109.999) == []
+    [close] = session.tick(110.0)
+    assert close.code is CloseCode.AUTH_TIMEOUT
+    assert opened().tick(1e9) == []
+
+
+def test_an_answer_to_auth_that_comes_after_the_end_does_nothing():
+    session = waiting()
+    session.tick(110.0)
+    assert session.rejected(False, "no") == []
+    assert session.authenticated() == []
+    assert session.phase is Phase.CLOSED
+
+
+@pytest.mark.parametrize("make", [waiting, opened])
+def test_a_frame_may_have_as_many_bytes_as_the_limit_says(make):
+    frame = '{"op":"auth","token":"t"}'
+    assert make().receive(frame.ljust(2000)) == [Authenticate("t")]
+    for too_big in (frame.ljust(2001), frame.ljust(2001).encode()):
+        [close] = make().receive(too_big)
+        assert close.code is CloseCode.TOO_BIG
+
+
+def test_size_is_counted_in_bytes_not_in_characters():
+    text = json.dumps({"op": "auth", "token": "é" * 990}, ensure_ascii=False)
+    assert len(text) <= 2000 < len(text.encode())
+    [close] = opened().receive(text)
+    assert close.code is CloseCode.TOO_BIG
+
+
+def test_the_tenth_bad_frame_ends_the_connection():
+    session = opened()
+    for _ in range(MAX_BAD_FRAMES - 1):
+        assert code_of(session.receive("rubbish")) == "bad_frame"
+    [close] = session.receive("rubbish")
+    assert close.code is CloseCode.BAD_FRAME
+    assert MAX_BAD_FRAMES == 10
+
+
+def test_an_unknown_op_is_answered_and_the_connection_stays():
+    session = opened()
+    for _ in range(50):
+        assert code_of(say(session, op="dance" * 100)) == "unknown_op"
+    assert session.phase is Phase.OPEN
+
+
+def test_a_subscription_names_cursors_and_history():
+    session = opened()
+    asked = {"job:1": None, "user:7": "e.5.0000000a", "job:2": "rubbish"}
+    assert say(session, op="subscribe", topics=asked, history=7) == [
+        Subscribe(
+            {"job:1": None, "user:7": Cursor("e", 5, 10), "job:2": Cursor("", 0, 0)}, history=7
+        )
+    ]
+    assert session.topics == set(asked)
+
+
+@pytest.mark.parametrize("history", [0, 1, MAX_HISTORY])
+def test_history_may_be_up_to_a_thousand(history):
+    [action] = say(opened(), op="subscribe", topics={"job:1": None}, history=history)
+    assert action.history == history
+    assert MAX_HISTORY == 1000
+
+
+@pytest.mark.parametrize("history", [-1, MAX_HISTORY + 1, 1.0, True, "5", None, [1]])
+def test_any_other_history_is_a_bad_frame(history):
+    session = opened()
+    actions = say(session, op="subscribe", topics={"job:1": None}, history=history)
+    assert code_of(actions) == "bad_frame"
+    assert session.topics == set()
+
+
+@pytest.mark.parametrize("topics", [None, {}, [], ["job:1"], "job:1", 5, {"job:1": 5}])
+def test_topics_that_are_no_object_of_cursors_are_a_bad_frame(topics):
+    assert code_of(say(opened(), op="subscribe", topics=topics)) == "bad_frame"
+    assert code_of(say(opened(), op="subscribe")) == "bad_frame"
+
+
+def test_one_wrong_topic_refuses_the_whole_subscription():
+    session = opened()
+    topics = {"job:1": None, "../x": None}
+    assert code_of(say(session, op="subscribe", topics=topics)) == "bad_topic"
+    assert session.topics == set()
+
+
+def test_more_topics_than_allowed_are_refused_as_a_whole():
+    session = opened()
+    say(session, op="subscribe", topics={"job:1": None, "job:2": None})
+    more = {"job:3": None, "job:4": None}
+    assert code_of(say(session, op="subscribe", topics=more)) == "too_many_topics"
+    assert session.topics == {"job:1", "job:2"}
+    # Asking again for what is open costs no place.
+    again = {"job:1": None, "job:2": None, "job:3": None}
+    assert isinstance(say(session, op="subscribe", topics=again)[0], Subscribe)
+
+
+def test_unsubscribing_gives_places_back_and_ignores_the_rest():
+    session = opened()
+    say(session, op="subscribe", topics={"job:1": None, "job:2": None, "job:3": None})
+    actions = say(session, op="unsubscribe", topics=["job:1", "job:9", 5, None, ["job:2"]])
+    assert actions == [Unsubscribe(["job:1"])]
+    assert say(session, op="unsubscribe", topics=["job:1"]) == []
+    assert isinstance(say(session, op="subscribe", topics={"job:4": None})[0], Subscribe)
+
+
+@pytest.mark.parametrize("topics", [None, {"job:1": None}, "job:1", 5])
+def test_unsubscribe_without_a_list_is_a_bad_frame(topics):
+    assert code_of(say(opened(), op="unsubscribe", topics=topics)) == "bad_frame"
+
+
+def test_codes_are_those_of_the_protocol():
+    assert {code.name: code.value for code in CloseCode} == {
+        "GOING_AWAY": 1001,
+        "POLICY": 1008,
+        "TOO_BIG": 1009,
+        "SERVER_ERROR": 1011,
+        "DRAIN": 1012,
+        "BAD_FRAME": 4400,
+        "UNAUTHENTICATED": 4401,
+        "EXPIRED": 4402,
+        "FORBIDDEN": 4403,
+        "AUTH_TIMEOUT": 4408,
+        "EVICTED": 4413,
+        "TOO_MANY_CONNECTIONS": 4429,
+    }

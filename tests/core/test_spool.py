@@ -1,0 +1,215 @@
+"""What waits is bounded; what is left out matters least, and all of it is accounted for."""
+
+import msgspec
+import pytest
+from histories import KEYS, append_all, draft, log_of, states_after
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semantik_realtime.core.event import Draft
+from semantik_realtime.core.spool import Spool
+
+JOBS = ("a", "b")
+
+
+def job_drafts(terminal: list[bool]) -> st.SearchStrategy[Draft]:
+    """Drafts of two jobs and their children: progress and ends of several attempts."""
+    return st.builds(
+        draft,
+        st.sampled_from(KEYS),
+        st.sampled_from([msgspec.UNSET, None, {"n": 1}, {"n": 2}, {"n": 3}]),
+        data=st.sampled_from([None, {"text": "x" * 60}]),
+        terminal=st.sampled_from(terminal),
+        topic=st.sampled_from(["job:1", "user:7"]),
+        job=st.sampled_from(JOBS),
+        attempt=st.sampled_from([None, 0, 1, 2]),
+    )
+
+
+lines = st.sampled_from([0, 20, 60]).map(lambda n: draft(data={"text": "x" * n}))
+any_drafts = st.lists(job_drafts([False, False, False, True]) | lines, max_size=40)
+limits = st.tuples(st.integers(1, 12), st.integers(100, 2000))
+
+
+# Few enough places that drafts get into each other's way.
+crowded = st.builds(
+    draft,
+    st.sampled_from(["a", "b"]),
+    st.sampled_from([msgspec.UNSET, {"n": 1}, {"n": 2}, {"n": 3}]),
+    terminal=st.sampled_from([False, False, True]),
+    topic=st.sampled_from(["job:1", "job:1", "user:7"]),
+    job=st.sampled_from(JOBS),
+    attempt=st.sampled_from([None, 1, 2]),
+)
+
+
+def is_ordered_part(part, whole):
+    rest = iter(whole)
+    return all(any(one is other for other in rest) for one in part)
+
+
+@given(any_drafts, limits, st.data())
+def test_bounds_hold_always_and_what_came_in_is_here_or_taken_or_lost(drafts, limits, data):
+    max_drafts, max_bytes = limits
+    spool = Spool(max_drafts, max_bytes)
+    taken, lost = [], []
+    for number, one in enumerate(drafts, start=1):
+        lost += spool.add(one)
+        assert len(spool) <= max_drafts
+        assert spool.bytes <= max_bytes
+        assert spool.added == number
+        assert spool.dropped == len(lost)
+        if data.draw(st.integers(0, 4)) == 0:
+            taken += spool.take(data.draw(st.integers(1, 3)))
+    waiting = spool.take(10**6, 10**9)
+    assert len(spool) == spool.bytes == 0
+    assert spool.oldest == spool.added == len(drafts)
+    assert is_ordered_part([*taken, *waiting], drafts)
+    everything = [*taken, *waiting, *lost]
+    assert sorted(map(id, everything)) == sorted(map(id, drafts))
+
+
+@given(any_drafts, limits)
+def test_an_end_is_dropped_only_when_nothing_else_is_left(drafts, limits):
+    spool = Spool(*limits)
+    for one in drafts:
+        lost = spool.add(one)
+        if len(one.body) <= limits[1] and any(other.terminal for other in lost):
+            left = spool.take(10**6, 10**9)
+            assert all(other.terminal for other in left)
+            break
+
+
+@given(st.lists(job_drafts([True]), max_size=12), limits)
+def test_of_ends_alone_the_oldest_goes_first_and_no_more_than_must(ends, limits):
+    max_drafts, max_bytes = limits
+    spool = Spool(max_drafts, max_bytes)
+    waiting: list[Draft] = []
+    for end in ends:
+        if len(end.body) > max_bytes:
+            continue
+        waiting.append(end)
+        expected = []
+        while len(waiting) > max_drafts or sum(len(one.body) for one in waiting) > max_bytes:
+            expected.append(waiting.pop(0))
+        lost = spool.add(end)
+        assert list(map(id, lost)) == list(map(id, expected))
+
+
+@given(any_drafts, limits)
+def test_who_comes_last_stays_unless_ends_leave_no_room(drafts, limits):
+    max_drafts, max_bytes = limits
+    spool = Spool(max_drafts, max_bytes)
+    ends: list[Draft] = []
+    for one in drafts:
+        lost = spool.add(one)
+        ends = [end for end in [*ends, *[one] * one.terminal] if end not in lost]
+        if one in lost and not one.terminal:
+            size = sum(len(end.body) for end in ends) + len(one.body)
+            assert len(ends) == max_drafts or size > max_bytes
+
+
+@settings(max_examples=300)
+@given(st.lists(crowded, min_size=4, max_size=14))
+def test_superseded_drafts_leave_the_outcome_as_it_is(drafts):
+    """The fence judges each draft by itself: a later one must not fail where an earlier passes."""
+    spool = Spool(max_drafts=len(drafts) + 1)
+    for one in drafts:
+        spool.add(one)
+    kept = list(drafts)
+    for one in spool._conflate():
+        assert not one.terminal
+        kept = [other for other in kept if other is not one]
+    for topic in ("job:1", "user:7"):
+        states = [
+            states_after(log_of(one for one in append_all(queue) if one.topic == topic))
+            for queue in (drafts, kept)
+        ]
+        assert states[0] == states[1]
+
+
+def progress(n, key="a", **more):
+    return draft(key, {"n": n}, **more)
+
+
+def numbers(drafts):
+    return [int(one.body.split(b'"n":')[1].split(b"}")[0]) for one in drafts]
+
+
+def test_a_superseded_state_goes_before_anything_else():
+    spool = Spool(max_drafts=3)
+    line, first, second = draft(data={"n": 0}), progress(1), progress(2, "b")
+    for one in (line, first, second):
+        assert spool.add(one) == []
+    latest = progress(3)
+    assert spool.add(latest) == [first]
+    assert spool.take(9) == [line, second, latest]
+
+
+def test_of_one_attempt_the_last_state_stands_for_all():
+    spool = Spool(max_drafts=5)
+    for n in range(5):
+        assert spool.add(progress(n, job="1", attempt=1)) == []
+    assert numbers(spool.add(progress(5, job="1", attempt=1))) == [0, 1, 2, 3, 4]
+    assert numbers(spool.take(9)) == [5]
+
+
+def test_states_of_other_topics_keys_and_attempts_supersede_nothing():
+    spool = Spool(max_drafts=4, max_bytes=10**6)
+    for one in (
+        progress(1, job="1", attempt=1),
+        progress(2, job="1", attempt=2),
+        progress(3, "b", job="1", attempt=2),
+        progress(4, topic="job:2", job="1", attempt=2),
+    ):
+        assert spool.add(one) == []
+    assert numbers(spool.add(draft(data={"n": 5}))) == [1]
+
+
+def test_the_oldest_plain_drafts_go_a_tenth_at_once():
+    spool = Spool(max_drafts=100)
+    for n in range(100):
+        assert spool.add(draft(data={"n": n})) == []
+    assert numbers(spool.add(draft(data={"n": 100}))) == list(range(11))
+    assert numbers(spool.take(1)) == [11]
+
+
+@pytest.mark.parametrize("max_drafts", [1, 2, 5])
+def test_a_small_spool_keeps_the_newest(max_drafts):
+    spool = Spool(max_drafts=max_drafts)
+    for n in range(9):
+        spool.add(draft(data={"n": n}))
+    assert numbers(spool.take(99)) == list(range(9 - max_drafts, 9))
+
+
+def test_a_draft_that_can_never_fit_harms_no_other():
+    spool = Spool(max_bytes=1000)
+    plain, end = progress(1), progress(2, terminal=True)
+    spool.add(plain)
+    spool.add(end)
+    huge = draft(data={"text": "x" * 1000}, terminal=True)
+    assert spool.add(huge) == [huge]
+    assert (spool.added, spool.dropped) == (3, 1)
+    assert spool.take(9) == [plain, end]
+
+
+def test_take_gives_the_oldest_in_order_and_at_least_one():
+    spool = Spool()
+    drafts = [progress(n, key=str(n)) for n in range(5)]
+    for one in drafts:
+        spool.add(one)
+    assert spool.take(2) == drafts[:2]
+    assert spool.oldest == 2
+    assert spool.take(9, max_bytes=1) == [drafts[2]]
+    assert spool.take(9, max_bytes=len(drafts[3].body) + len(drafts[4].body)) == drafts[3:]
+    assert spool.take(9) == []
+    assert (spool.oldest, spool.added) == (5, 5)
+
+
+def test_what_was_taken_is_not_superseded():
+    spool = Spool(max_drafts=1)
+    first = progress(1)
+    spool.add(first)
+    assert spool.take(1) == [first]
+    assert spool.add(progress(2)) == []
+    assert spool.dropped == 0

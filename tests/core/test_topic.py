@@ -1,0 +1,108 @@
+"""Names: what the grammar of docs/protocol.md lets through, and nothing else."""
+
+import string
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semantik_realtime.core.topic import (
+    check_key,
+    check_topic,
+    check_type,
+    job_topic,
+    split_topic,
+    user_topic,
+)
+from semantik_realtime.errors import EventError, TopicError
+
+LOWER, DIGITS = string.ascii_lowercase, string.digits
+NAME = string.ascii_letters + DIGITS + "_"
+near_topics = st.builds(
+    "{}{}{}".format,
+    st.text(LOWER + DIGITS + "_A:é", max_size=34),
+    st.sampled_from(["", ":", "::"]),
+    st.text(NAME + ".@=+~-/: \n\u0661", max_size=202),
+)
+
+
+def is_topic(text: str) -> bool:
+    """The grammar, character by character."""
+    kind, colon, ident = text.partition(":")
+    return (
+        colon == ":"
+        and 1 <= len(kind) <= 32
+        and kind[0] in LOWER
+        and set(kind) <= set(LOWER + DIGITS + "_")
+        and 1 <= len(ident) <= 200
+        and ident[0] in NAME
+        and set(ident) <= set(NAME + ".@=+~-")
+    )
+
+
+@given(near_topics | st.text())
+def test_a_name_is_a_topic_exactly_if_the_grammar_says_so(text):
+    try:
+        accepted = check_topic(text) == text
+    except TopicError:
+        accepted = False
+    assert accepted == is_topic(text)
+
+
+@given(st.from_regex(r"[a-z][a-z0-9_]{0,31}:[A-Za-z0-9_][A-Za-z0-9_.@=+~-]{0,199}", fullmatch=True))
+def test_kind_and_id_together_are_the_topic(topic):
+    assert ":".join(split_topic(topic)) == topic
+
+
+@pytest.mark.parametrize("value", [None, 42, b"job:42", ["job:42"], {"job:42": 1}])
+def test_what_is_no_text_is_no_topic(value):
+    with pytest.raises(TopicError, match="not a topic name"):
+        check_topic(value)
+
+
+def test_a_refused_name_is_shortened_in_the_message():
+    with pytest.raises(TopicError) as refused:
+        check_topic("x" * 100_000)
+    assert len(str(refused.value)) < 200
+
+
+def test_an_id_cannot_smuggle_in_another_kind():
+    for ident in ("../x", "1:2", "", "a/b", "a b", "1\n"):
+        with pytest.raises(TopicError):
+            job_topic(ident)
+        with pytest.raises(TopicError):
+            user_topic(ident)
+
+
+@given(st.text(LOWER + DIGITS + "_.A-\n é", max_size=70))
+def test_a_type_is_one_exactly_if_the_grammar_says_so(text):
+    expected = 1 <= len(text) <= 64 and text[0] in LOWER and set(text) <= set(LOWER + DIGITS + "_.")
+    try:
+        accepted = check_type(text) == text
+    except EventError:
+        accepted = False
+    assert accepted == expected
+
+
+@given(
+    st.text(max_size=4)
+    | st.builds(lambda one, times: one * times, st.characters(), st.integers(0, 210))
+)
+def test_a_key_has_1_to_200_characters_that_can_be_shown(text):
+    expected = 1 <= len(text) <= 200 and not any(
+        unicodedata.category(character) in ("Cc", "Cs") for character in text
+    )
+    try:
+        accepted = check_key(text) == text
+    except EventError:
+        accepted = False
+    assert accepted == expected
+
+
+@pytest.mark.parametrize("value", [None, 42, b"a", ("a",)])
+def test_what_is_no_text_is_neither_type_nor_key(value):
+    with pytest.raises(EventError, match="not an event type"):
+        check_type(value)
+    with pytest.raises(EventError, match="not a key"):
+        check_key(value)

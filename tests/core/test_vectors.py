@@ -1,0 +1,136 @@
+"""The vectors in ``tests/vectors``: the rules of docs/protocol.md as examples."""
+
+import json
+import zlib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from semantik_realtime.core.event import Cursor, Event, link
+from semantik_realtime.core.fence import Refusal, Standing, judge
+from semantik_realtime.core.fold import View, fold
+from semantik_realtime.core.outbox import conflate
+from semantik_realtime.core.resume import LogInfo, plan_sync
+from semantik_realtime.core.topic import check_topic
+from semantik_realtime.errors import TopicError
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+
+
+def cases(name, label="name"):
+    """The cases of a file; a file without any is a fault, not a pass."""
+    found = json.loads((VECTORS / f"{name}.json").read_text(encoding="utf-8"))["cases"]
+    assert found
+    return pytest.mark.parametrize("case", found, ids=[case[label] for case in found])
+
+
+def events_of(case):
+    return [
+        Event(event["offset"], 0, json.dumps(event, ensure_ascii=False).encode())
+        for event in case["events"]
+    ]
+
+
+@cases("topic", label="topic")
+def test_topic(case):
+    if case["valid"]:
+        assert check_topic(case["topic"]) == case["topic"]
+    else:
+        with pytest.raises(TopicError) as refused:
+            check_topic(case["topic"])
+        assert refused.value.code == "bad_topic"
+
+
+@cases("chain")
+def test_chain(case):
+    chain, chains = 0, []
+    for body in case["bodies"]:
+        chain = link(chain, zlib.crc32(body.encode()))
+        chains.append(f"{chain:08x}")
+    assert chains == case["chains"]
+
+
+@cases("fold")
+def test_fold(case):
+    states: dict[str, msgspec.Raw] = {}
+    fold(states, [event.head() for event in events_of(case)])
+    assert {key: json.loads(bytes(state)) for key, state in states.items()} == case["states"]
+
+
+@cases("fold")
+def test_fold_by_a_reader(case):
+    view = View("job:42")
+    view.sync({"mode": "snapshot", "offset": 0, "cursor": "e.0.00000000", "states": {}})
+    end = max((event["offset"] for event in case["events"]), default=0)
+    view.batch({"prev": 0, "offset": end, "cursor": "c", "events": case["events"]})
+    assert view.states == case["states"]
+
+
+@cases("resume")
+def test_resume(case):
+    log = LogInfo(
+        case["log"]["epoch"],
+        case["log"]["offset"],
+        int(case["log"]["chain"], 16),
+        case["log"]["first"],
+    )
+    asked = None if case["asked"] is None else Cursor.parse(case["asked"])
+    there = None if case["chain_there"] is None else int(case["chain_there"], 16)
+    assert plan_sync(asked, log, there) == case["reason"]
+
+
+@cases("fence")
+def test_fence(case):
+    standing, verdicts = Standing(), []
+    for attempt, terminal in case["drafts"]:
+        verdict = judge(standing, attempt, terminal)
+        if isinstance(verdict, Refusal):
+            verdicts.append(verdict.value)
+        else:
+            standing = verdict
+            verdicts.append("appended")
+    assert verdicts == case["verdicts"]
+
+
+@cases("conflate")
+def test_conflate(case):
+    assert [event.offset for event in conflate(events_of(case))] == case["kept"]
+
+
+def parts(frame):
+    """The topics a server frame speaks of, each with what it says of it."""
+    if frame.get("op") in ("events", "tops"):
+        return list(frame["topics"].items())
+    return [(frame["topic"], frame)] if isinstance(frame.get("topic"), str) else []
+
+
+@cases("reader")
+def test_reader(case):
+    expect = case["expect"]
+    views = {topic: View(topic) for topic in expect["views"]}
+    shown = {topic: [] for topic in views}
+    asked = []
+    for frame in case["frames"]:
+        for topic, part in parts(frame):
+            view, events = views[topic], []
+            match frame.get("op"):
+                case "sync":
+                    events = view.sync(part)
+                case "events":
+                    events = view.batch(part)
+                case "tops":
+                    events = None if view.behind(part) else []
+                case "gone" | "denied":
+                    views[topic] = View(topic)
+            if events is None:
+                asked.append({"topic": topic, "cursor": view.cursor})
+            else:
+                shown[topic] += [event["offset"] for event in events]
+    found = {
+        topic: {"states": view.states, "offset": view.offset, "cursor": view.cursor}
+        for topic, view in views.items()
+    }
+    assert found == expect["views"]
+    assert shown == expect["shown"]
+    assert asked == expect["resubscribe"]
