@@ -1,0 +1,140 @@
+"""Settings, from the environment or by hand. Every field names its unit."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from semantik_realtime.errors import ConfigError
+
+PREFIX = "SEMANTIK_REALTIME_"
+DEVELOPMENT = frozenset({"dev", "development", "local", "test", "testing"})
+
+
+def split_list(value: object) -> object:
+    """Items of a setting that may be written with commas.
+
+    >>> split_list("HS256, RS256")
+    ['HS256', 'RS256']
+    """
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+UnsetIfEmpty = BeforeValidator(lambda value: value or None)
+"""Compose files pass variables on that are set to nothing."""
+Names = Annotated[list[str], NoDecode, BeforeValidator(split_list)]
+
+
+class Settings(BaseSettings):
+    """All settings.
+
+    Each is read from ``SEMANTIK_REALTIME_<NAME>`` unless its description names
+    further variables, and may be given by keyword.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="ignore", frozen=True, populate_by_name=True
+    )
+
+    backend: str = Field("redis", description="Name of the backend's entry point.")
+    url: Annotated[str | None, UnsetIfEmpty] = Field(
+        None,
+        validation_alias=AliasChoices(PREFIX + "URL", "REDIS_URL"),
+        repr=False,
+        description="Where the backend's server is; also read from REDIS_URL.",
+    )
+    prefix: str = Field(
+        "semantik", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Begins every key of ours."
+    )
+    retention_events: int = Field(1000, ge=1, le=1_000_000, description="Events kept a topic.")
+    retention_seconds: float = Field(
+        86_400, gt=0, description="How long a topic lives after its last append."
+    )
+    grace_seconds: float = Field(
+        3600, gt=0, description="How long a job's topic lives after its end."
+    )
+    max_keys: int = Field(1000, ge=1, description="States kept a topic; ended ones go first.")
+    max_event_bytes: int = Field(65_536, ge=256, description="Largest encoded event.")
+    timeout_seconds: float = Field(5.0, gt=0, description="Deadline of one call to the backend.")
+
+    mirror: bool = Field(True, description="Whether every Celery task is mirrored.")
+    progress_seconds: float = Field(0.1, ge=0, description="Least time between two progresses.")
+    feed_seconds: float = Field(
+        0.5, ge=0, description="Least time between two progresses of a job in its owner's feed."
+    )
+    flush_seconds: float = Field(
+        2.0, ge=0, description="Longest wait of an ending task for its last event."
+    )
+    spool_drafts: int = Field(10_000, ge=1, description="Drafts that may wait in a process.")
+    spool_bytes: int = Field(16 * 2**20, ge=2**16, description="Bytes that may wait in a process.")
+
+    path: str = Field("/realtime", pattern=r"^/", description="Where the routes are.")
+    founding_path: str = Field(
+        "/ws/jobs/{job_id}",
+        description="Path template of the founding wire; empty: not served.",
+    )
+    jwt_secret: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
+        None,
+        validation_alias=AliasChoices(PREFIX + "JWT_SECRET", "JWT_SECRET_KEY"),
+        description="Key of HMAC-signed tokens; also read from JWT_SECRET_KEY.",
+    )
+    jwt_jwks_url: Annotated[str | None, UnsetIfEmpty] = Field(
+        None, description="Where public keys of tokens are."
+    )
+    jwt_algorithms: Names = Field(
+        ["HS256"], description="Accepted algorithms, separated by commas."
+    )
+    jwt_audience: str | None = Field(None, description="Expected aud; unset: not checked.")
+    jwt_issuer: str | None = Field(None, description="Expected iss; unset: not checked.")
+    jwt_user_claim: str = Field("sub", description="The claim with the user's id.")
+    allowed_origins: Names = Field(
+        [],
+        description="Origins of pages that may connect, separated by commas, beside the "
+        "server's own. * allows all.",
+    )
+    disable_auth: bool = Field(
+        False,
+        validation_alias=AliasChoices(PREFIX + "DISABLE_AUTH", "DISABLE_AUTH"),
+        description="Everyone may watch everything. For development only; also DISABLE_AUTH.",
+    )
+    environment: str = Field(
+        "production",
+        validation_alias=AliasChoices(PREFIX + "ENVIRONMENT", "ENVIRONMENT"),
+        description="development, test or production; also read from ENVIRONMENT.",
+    )
+    max_connections: int = Field(
+        10, ge=1, description="Connections a user may have at once, over all servers."
+    )
+    max_topics: int = Field(100, ge=1, description="Topics a connection may watch.")
+    heartbeat_seconds: float = Field(20.0, gt=0, description="Time between two heartbeats.")
+    tops_seconds: float = Field(10.0, gt=0, description="Time between two looks for lost tails.")
+
+    @property
+    def is_development(self) -> bool:
+        """Whether the environment says that this is nobody's real data."""
+        return self.environment.lower() in DEVELOPMENT
+
+
+def load_settings(**given: object) -> Settings:
+    """Settings from the environment, ``given`` first.
+
+    Raises:
+        ConfigError: naming every wrong variable and what is wrong with it.
+    """
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{_variable(str(fault['loc'][0]))}: {fault['msg']}" for fault in error.errors()
+        )
+        # Not from the error: it shows the values, and one of them may be a secret.
+        raise ConfigError(f"wrong settings: {faults}") from None
+
+
+def _variable(place: str) -> str:
+    # A field with further variables is reported by the first of them, others by their name.
+    return place if place.startswith(PREFIX) else PREFIX + place.upper()

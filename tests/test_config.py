@@ -1,0 +1,181 @@
+"""Settings: every one documented, read from its variable, and wrong ones named."""
+
+import traceback
+
+import pytest
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from semantik_realtime.config import PREFIX, Settings, load_settings
+from semantik_realtime.errors import ConfigError
+
+FIELDS = Settings.model_fields
+ALIASES = {
+    "url": "REDIS_URL",
+    "jwt_secret": "JWT_SECRET_KEY",
+    "disable_auth": "DISABLE_AUTH",
+    "environment": "ENVIRONMENT",
+}
+"""Variables of common hosts that are read too."""
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch):
+    """No variable of whoever runs the tests takes part."""
+    for name in FIELDS:
+        monkeypatch.delenv(PREFIX + name.upper(), raising=False)
+    for name in ALIASES.values():
+        monkeypatch.delenv(name, raising=False)
+
+
+def other_value(name: str, field: FieldInfo) -> tuple[str, object]:
+    """A text for a variable and the value it stands for, never the default."""
+    if name in ("path", "founding_path"):
+        return "/other", "/other"
+    default = field.default
+    match default:
+        case bool():
+            return str(not default).lower(), not default
+        case int() | float():
+            return str(default + 1), default + 1
+        case list():
+            return "one, two,three", ["one", "two", "three"]
+    return f"other-{name}", f"other-{name}"
+
+
+def shown(value: object) -> object:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_has_a_description_and_is_read_from_its_variable(name, monkeypatch):
+    field = FIELDS[name]
+    assert (field.description or "").endswith("."), "a description is a sentence"
+    text, value = other_value(name, field)
+    assert shown(getattr(load_settings(), name)) == field.default != value
+    monkeypatch.setenv(PREFIX + name.upper(), text)
+    settings = load_settings()
+    assert shown(getattr(settings, name)) == value
+    changed = {other for other in FIELDS if getattr(settings, other) != FIELDS[other].default}
+    assert changed == {name}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_what_is_given_by_keyword_comes_before_every_variable(name, monkeypatch):
+    text, value = other_value(name, FIELDS[name])
+    monkeypatch.setenv(PREFIX + name.upper(), text)
+    if name in ALIASES:
+        monkeypatch.setenv(ALIASES[name], text)
+    default = FIELDS[name].default
+    given = SecretStr("mine") if name == "jwt_secret" else "mine" if default is None else default
+    assert getattr(load_settings(**{name: given}), name) == given != value
+
+
+@pytest.mark.parametrize(("name", "alias"), ALIASES.items())
+def test_the_variables_of_common_hosts_are_read_after_our_own(name, alias, monkeypatch):
+    text, value = other_value(name, FIELDS[name])
+    monkeypatch.setenv(alias, text)
+    assert shown(getattr(load_settings(), name)) == value
+    assert alias in (FIELDS[name].description or "")
+    own, expected = ("false", False) if name == "disable_auth" else ("own", "own")
+    monkeypatch.setenv(PREFIX + name.upper(), own)
+    assert shown(getattr(load_settings(), name)) == expected
+
+
+def test_only_prefixed_variables_and_the_named_ones_are_read(monkeypatch):
+    for name in FIELDS.keys() - {"environment", "disable_auth"}:
+        monkeypatch.setenv(name.upper(), "nonsense")
+    assert load_settings() == Settings.model_construct()
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [("", []), (",", []), ("one", ["one"]), (" one ,two, ,", ["one", "two"]), ("*", ["*"])],
+)
+def test_lists_are_separated_by_commas(text, items, monkeypatch):
+    monkeypatch.setenv(PREFIX + "ALLOWED_ORIGINS", text)
+    assert load_settings().allowed_origins == items
+    assert load_settings(allowed_origins=["a,b"]).allowed_origins == ["a,b"]
+
+
+WRONG = {
+    "prefix": ["a b", "", "x" * 65, "{x}", "a\n"],
+    "retention_events": ["0", "1000001", "many", "1.5"],
+    "retention_seconds": ["0", "-1", "nan"],
+    "grace_seconds": ["0"],
+    "max_keys": ["0"],
+    "max_event_bytes": ["255"],
+    "timeout_seconds": ["0", "soon"],
+    "mirror": ["perhaps"],
+    "progress_seconds": ["-0.1"],
+    "feed_seconds": ["-1"],
+    "flush_seconds": ["-1"],
+    "spool_drafts": ["0"],
+    "spool_bytes": ["65535"],
+    "path": ["realtime"],
+    "disable_auth": ["perhaps"],
+    "max_connections": ["0"],
+    "max_topics": ["0"],
+    "heartbeat_seconds": ["0"],
+    "tops_seconds": ["0"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name in WRONG for text in WRONG[name]])
+def test_a_wrong_value_is_a_config_error_that_names_the_setting(name, text, monkeypatch):
+    monkeypatch.setenv(PREFIX + name.upper(), text)
+    with pytest.raises(ConfigError) as wrong:
+        load_settings()
+    assert PREFIX + name.upper() in str(wrong.value)
+
+
+def test_all_wrong_values_are_named_at_once(monkeypatch):
+    for name, texts in WRONG.items():
+        monkeypatch.setenv(PREFIX + name.upper(), texts[0])
+    with pytest.raises(ConfigError) as wrong:
+        load_settings()
+    assert [name for name in WRONG if PREFIX + name.upper() not in str(wrong.value)] == []
+
+
+def test_a_secret_is_shown_to_nobody_who_only_looks(monkeypatch):
+    monkeypatch.setenv(PREFIX + "JWT_SECRET", "hunter2")
+    settings = load_settings()
+    assert settings.jwt_secret.get_secret_value() == "hunter2"
+    for text in (repr(settings), str(settings), settings.model_dump_json()):
+        assert "hunter2" not in text
+
+
+def test_the_password_in_a_url_is_not_shown(monkeypatch):
+    monkeypatch.setenv("REDIS_URL", "redis://:hunter2@localhost")
+    settings = load_settings()
+    assert settings.url == "redis://:hunter2@localhost"
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in str(settings)
+
+
+def test_a_wrong_setting_shows_no_value_in_a_traceback():
+    # Put together, for a traceback shows lines of source too.
+    secret = "-".join(["hunter", "two"])
+    with pytest.raises(ConfigError) as wrong:
+        load_settings(jwt_secret=[secret])
+    assert secret not in "".join(traceback.format_exception(wrong.value))
+
+
+def test_settings_do_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().backend = "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("development", True), ("Dev", True), ("test", True), ("production", False), ("prod", False)],
+)
+def test_only_a_named_development_environment_is_one(text, expected):
+    assert load_settings(environment=text).is_development is expected
+    assert not load_settings().is_development
+
+
+@pytest.mark.parametrize("name", ["URL", "JWT_SECRET", "JWT_JWKS_URL"])
+def test_a_variable_set_to_nothing_is_not_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"SEMANTIK_REALTIME_{name}", "")
+    assert getattr(load_settings(), name.lower()) is None

@@ -1,0 +1,382 @@
+"""One backend, chosen by name, from whichever distribution; a broken plugin harms nobody."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from semantik_realtime.backends.memory import MemoryBackend
+from semantik_realtime.config import Settings
+from semantik_realtime.errors import ConfigError
+from semantik_realtime.hookspecs import BackendSpec, hookimpl
+from semantik_realtime.loader import (
+    BACKENDS,
+    PLUGINS,
+    backend_names,
+    build_plugins,
+    load_backend,
+    wrapped,
+)
+
+
+def install(
+    folder: Path,
+    name: str,
+    entry_points: Mapping[str, Mapping[str, str]],
+    modules: Mapping[str, str],
+) -> None:
+    """Put a distribution into ``folder`` as an installer does: its modules and its dist-info."""
+    for module, text in modules.items():
+        (folder / f"{module}.py").write_text(textwrap.dedent(text))
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = []
+    for group, entries in entry_points.items():
+        lines += [f"[{group}]", *(f"{entry} = {value}" for entry, value in entries.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+
+def settings(backend: str, **given: object) -> Settings:
+    return Settings(backend=backend, **given)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch) -> Path:
+    """A folder of installed distributions that this process can see."""
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_the_bundled_backends_are_found_like_a_strangers():
+    assert {"memory", "redis"} <= set(backend_names())
+    assert isinstance(load_backend(settings("memory")), MemoryBackend)
+
+
+def test_an_unknown_name_is_an_error_that_says_what_there_is():
+    with pytest.raises(ConfigError) as wrong:
+        load_backend(settings("nope"))
+    for part in ("'nope'", "memory", "redis", "SEMANTIK_REALTIME_BACKEND"):
+        assert part in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("not_there:Backend", "ModuleNotFoundError"),
+        ("torn_module:Backend", "ZeroDivisionError"),
+        ("torn_module_two:Nothing", "AttributeError"),
+        ("torn_module_two:picky", "TypeError"),
+        ("torn_module_two:NUMBER", "TypeError"),
+    ],
+)
+def test_a_broken_distribution_is_an_error_that_names_it_and_the_reason(value, reason, site):
+    modules = {
+        "torn_module": "1 / 0",
+        "torn_module_two": "NUMBER = 5\ndef picky(): pass",
+    }
+    install(site, "torn-dist", {BACKENDS: {"torn": value}}, modules)
+    with pytest.raises(ConfigError, match=rf"'torn' from torn-dist 1\.0 .*{reason}"):
+        load_backend(settings("torn"))
+    assert "torn" in backend_names()
+    assert isinstance(load_backend(settings("memory")), MemoryBackend)
+
+
+def test_what_a_backend_says_about_its_settings_is_passed_on_as_it_is(site):
+    text = """
+    from semantik_realtime.errors import ConfigError
+    def make(settings):
+        raise ConfigError("set the flux URL")
+    """
+    install(site, "flux", {BACKENDS: {"flux": "flux_module:make"}}, {"flux_module": text})
+    with pytest.raises(ConfigError, match=r"^set the flux URL$"):
+        load_backend(settings("flux"))
+
+
+def test_two_distributions_that_claim_one_name_are_an_error_that_names_both(site):
+    for number in ("one", "two"):
+        install(
+            site,
+            f"twin-{number}",
+            {BACKENDS: {"twin": f"twin_{number}:make"}},
+            {f"twin_{number}": "def make(settings): return object()"},
+        )
+    with pytest.raises(ConfigError, match="claimed by several") as wrong:
+        load_backend(settings("twin"))
+    assert "twin-one 1.0" in str(wrong.value)
+    assert "twin-two 1.0" in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:6379", "http://localhost", "redis://localhost:port/0", "rubbish", "://"]
+)
+def test_a_wrong_url_of_the_redis_backend_is_a_config_error(url):
+    with pytest.raises(ConfigError, match="URL"):
+        load_backend(settings("redis", url=url))
+
+
+def test_a_password_is_not_part_of_the_complaint_about_a_url():
+    with pytest.raises(ConfigError) as wrong:
+        load_backend(settings("redis", url="redis://:hunter2@localhost:port/0"))
+    assert "hunter2" not in str(wrong.value)
+
+
+HOOKS = sorted(name for name in vars(BackendSpec) if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("lacking", HOOKS)
+def test_a_backend_that_lacks_a_hook_is_refused_and_the_hook_is_named(lacking):
+    hooks = {name: vars(MemoryBackend)[name] for name in HOOKS if name != lacking}
+    backend = type("Partial", (), hooks)()
+    with pytest.raises(ConfigError, match=f"has no hook {lacking}$"):
+        build_plugins(backend)
+
+
+def test_a_method_that_is_not_marked_is_no_hook():
+    hooks = {name: vars(MemoryBackend)[name] for name in HOOKS}
+    hooks["delete"] = lambda self, topic: True
+    with pytest.raises(ConfigError, match=r"has no hook delete$"):
+        build_plugins(type("Unmarked", (), hooks)())
+
+
+def test_a_backend_with_a_hook_that_does_not_fit_is_refused():
+    class Misfitting(MemoryBackend):
+        @hookimpl
+        def publish(self, shoe_size):
+            return []
+
+    with pytest.raises(ConfigError, match="shoe_size"):
+        build_plugins(Misfitting(settings("memory")))
+
+
+def memory() -> MemoryBackend:
+    return MemoryBackend(settings("memory"))
+
+
+class Host:
+    """Answers every question with its own name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @hookimpl
+    def authenticate(self, credentials):
+        return self.name
+
+
+class Misfit:
+    """One hook fits, the other asks for what there is not."""
+
+    @hookimpl
+    def authenticate(self, credentials):
+        return "misfit"
+
+    @hookimpl
+    def authorize(self, user, shoe_size):
+        return True
+
+
+def test_plugins_are_asked_the_last_given_first():
+    manager = build_plugins(memory(), [Host("one"), Host("two")])
+    assert manager.hook.authenticate(credentials=None) == "two"
+
+
+def test_a_plugin_that_does_not_fit_is_reported_and_left_out_whole(caplog):
+    with caplog.at_level(logging.ERROR, "semantik_realtime.loader"):
+        manager = build_plugins(memory(), [Host("one"), Misfit(), Host("two")])
+    assert "plugin left out" in caplog.text
+    assert "shoe_size" in caplog.text
+    assert not any(isinstance(plugin, Misfit) for plugin in manager.get_plugins())
+    answering = [impl.plugin for impl in manager.hook.authenticate.get_hookimpls()]
+    assert [plugin.name for plugin in answering] == ["one", "two"]
+
+
+def test_a_broken_plugin_of_the_group_is_reported_and_left_out(site, caplog):
+    good = """
+    from semantik_realtime.hookspecs import hookimpl
+    @hookimpl
+    def authenticate(credentials):
+        return "good"
+    """
+    install(site, "good-host", {PLUGINS: {"good": "good_host"}}, {"good_host": good})
+    install(site, "bad-host", {PLUGINS: {"bad": "bad_host"}}, {"bad_host": "1 / 0"})
+    install(site, "gone-host", {PLUGINS: {"gone": "gone_host"}}, {})
+    with caplog.at_level(logging.ERROR, "semantik_realtime.loader"):
+        manager = build_plugins(memory())
+    assert "plugin left out name=bad from=bad-host 1.0" in caplog.text
+    assert "plugin left out name=gone from=gone-host 1.0" in caplog.text
+    assert manager.has_plugin("good")
+    assert not manager.has_plugin("bad")
+    assert manager.hook.authenticate(credentials=None) == "good"
+    # Whoever is given by hand is asked before those that are installed.
+    by_hand = build_plugins(memory(), [Host("given")])
+    assert by_hand.hook.authenticate(credentials=None) == "given"
+
+
+def test_a_plugin_of_the_group_cannot_take_the_place_of_the_backend(site, caplog):
+    text = """
+    from semantik_realtime.hookspecs import hookimpl
+    @hookimpl
+    def publish(drafts):
+        return ["stolen"]
+    """
+    install(site, "thief", {PLUGINS: {"backend": "thief"}}, {"thief": text})
+    with caplog.at_level(logging.ERROR, "semantik_realtime.loader"):
+        manager = build_plugins(memory())
+    assert "plugin left out name=backend from=thief 1.0" in caplog.text
+    assert manager.hook.publish(drafts=[]) == []
+
+
+def test_only_a_hook_in_which_others_take_part_goes_through_pluggy():
+    class Watcher:
+        @hookimpl(wrapper=True)
+        def publish(self, drafts):
+            return (yield)
+
+    assert not wrapped(build_plugins(memory()), "publish")
+    manager = build_plugins(memory(), [Watcher()])
+    assert wrapped(manager, "publish")
+    assert not wrapped(manager, "delete")
+
+
+STRANGER = '''
+"""A backend by somebody else: lists in this process, nothing more."""
+
+from semantik_realtime.core.event import (
+    Cursor, Event, Outcome, Receipt, StateChange, link, with_offset,
+)
+from semantik_realtime.hookspecs import Snapshot, Status, Top, hookimpl
+
+
+class StrangersBackend:
+    def __init__(self, settings):
+        self.logs = {}
+        self.states = {}
+        self.retention_events = settings.retention_events
+
+    def end(self, topic):
+        events = self.logs.get(topic)
+        return Cursor("strange", events[-1].offset, events[-1].chain) if events else None
+
+    @hookimpl
+    def publish(self, drafts):
+        return [Receipt(Outcome.APPENDED, self.append(draft)) for draft in drafts]
+
+    def append(self, draft):
+        last = self.end(draft.topic) or Cursor("strange", 0, 0)
+        offset, chain = last.offset + 1, link(last.chain, draft.digest)
+        event = Event(offset, chain, with_offset(draft.body, offset))
+        self.logs.setdefault(draft.topic, []).append(event)
+        if draft.change is StateChange.SET:
+            self.states.setdefault(draft.topic, {})[draft.key] = event.json
+        return Cursor("strange", offset, chain)
+
+    @hookimpl
+    async def snapshot(self, topic, after, history):
+        events = self.logs.get(topic, [])
+        newest = events[len(events) - history:]
+        return Snapshot(self.end(topic), states=self.states.get(topic, {}), events=newest)
+
+    @hookimpl
+    async def tops(self, topics):
+        return {topic: Top(self.end(topic)) for topic in topics if topic in self.logs}
+
+    @hookimpl
+    def claim(self, topic, job, token):
+        return 1
+
+    @hookimpl
+    def delete(self, topic):
+        return self.logs.pop(topic, None) is not None
+
+    @hookimpl
+    def lease(self, name, holder, limit, seconds):
+        return True
+
+    @hookimpl
+    def release(self, name, holder):
+        return True
+
+    @hookimpl
+    async def subscribe(self, topic, sink):
+        pass
+
+    @hookimpl
+    async def unsubscribe(self, topic):
+        pass
+
+    @hookimpl
+    async def open(self):
+        pass
+
+    @hookimpl
+    async def close(self):
+        pass
+
+    @hookimpl
+    def close_writer(self):
+        pass
+
+    @hookimpl
+    async def status(self):
+        return Status("strange", True)
+'''
+
+USE = """
+import asyncio, json
+from semantik_realtime.loader import backend_names
+from semantik_realtime.realtime import Runtime
+
+async def use():
+    runtime = Runtime()
+    receipt = await runtime.publish("job:42", "job_progress", state={"status": "running"})
+    seen = await runtime.plugins.hook.snapshot(topic="job:42", after=None, history=10)
+    runtime.close()
+    return {
+        "names": backend_names(),
+        "backend": type(runtime.backend).__name__,
+        "outcome": receipt.outcome,
+        "cursor": str(seen.cursor),
+        "states": {key: json.loads(event)["state"] for key, event in seen.states.items()},
+        "history": [event.offset for event in seen.events],
+    }
+
+print(json.dumps(asyncio.run(use())))
+"""
+
+
+def test_a_backend_of_another_distribution_is_chosen_by_a_variable_and_used(tmp_path):
+    install(
+        tmp_path,
+        "strangers-backend",
+        {BACKENDS: {"strange": "strangers_module:StrangersBackend"}},
+        {"strangers_module": STRANGER},
+    )
+    own = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", USE],
+        env={
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), own]),
+            "SEMANTIK_REALTIME_BACKEND": "strange",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert {"memory", "redis", "strange"} <= set(answer.pop("names"))
+    chain = answer["cursor"].removeprefix("strange.1.")
+    assert answer == {
+        "backend": "StrangersBackend",
+        "outcome": "appended",
+        "cursor": f"strange.1.{chain}",
+        "states": {"42": {"status": "running"}},
+        "history": [1],
+    }
