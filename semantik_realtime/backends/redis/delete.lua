@@ -1,0 +1,10 @@
+-- Forget a topic, refuse late drafts for the grace, and tell its watchers.
+--
+-- KEYS  meta log state fence seen    ARGV  grace_ms, channel
+local position = redis.call('HMGET', KEYS[1], 'offset', 'deleted')
+local known = position[1] and position[1] ~= '0' and not position[2]
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+redis.call('HSET', KEYS[1], 'deleted', '1')
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+redis.call('PUBLISH', ARGV[2], 'gone')
+return known and 1 or 0

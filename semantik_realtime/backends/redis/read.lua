@@ -1,0 +1,63 @@
+-- One atomic look at a topic: the events after a cursor, or the states with the reason.
+--
+-- KEYS  meta log state
+-- ARGV  epoch offset chain of the cursor (epoch "-": none), history, limit
+-- Gives {} for an unknown topic, else
+--       {epoch, offset, chain, owner, reason, {event, mark, …}, {key, event, …}}
+-- The choice is that of plan_sync() in core/resume.py; the contract suite holds both to it.
+local meta, log, state = KEYS[1], KEYS[2], KEYS[3]
+local position = redis.call('HMGET', meta, 'epoch', 'offset', 'chain', 'owner')
+if not position[1] or not position[2] or position[2] == '0' then return {} end
+local epoch, offset, chain = position[1], tonumber(position[2]), tonumber(position[3])
+local asked_epoch, asked = ARGV[1], tonumber(ARGV[2])
+
+local function chain_at(place)
+  if place == offset then return string.format('%08x', chain) end
+  if place == 0 then return '00000000' end
+  local entry = redis.call('XRANGE', log, ARGV[2] .. '-0', ARGV[2] .. '-0')[1]
+  return entry and string.sub(entry[2][4], 1, 8)
+end
+
+local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+local first = oldest and tonumber(string.match(oldest[1], '^%d+')) or offset + 1
+local reason = ''
+if asked_epoch == '-' then
+  reason = 'new'
+elseif asked_epoch ~= epoch then
+  reason = 'epoch'
+elseif asked > offset then
+  reason = 'ahead'
+elseif asked < first - 1 then
+  reason = 'trimmed'
+elseif offset - asked > tonumber(ARGV[5]) then
+  reason = 'too_far'
+else
+  local there = chain_at(asked)
+  if not there then
+    reason = 'trimmed'
+  elseif there ~= ARGV[3] then
+    reason = 'diverged'
+  end
+end
+
+local events, states = {}, {}
+if reason == '' then
+  if asked < offset then
+    for _, entry in ipairs(redis.call('XRANGE', log, string.format('%d-0', asked + 1), '+')) do
+      events[#events + 1] = entry[2][2]
+      events[#events + 1] = entry[1] .. ' ' .. string.sub(entry[2][4], 1, 8)
+    end
+  end
+else
+  states = redis.call('HGETALL', state)
+  local history = tonumber(ARGV[4])
+  if history > 0 then
+    local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', history)
+    for i = #newest, 1, -1 do
+      events[#events + 1] = newest[i][2][2]
+      events[#events + 1] = newest[i][1] .. ' ' .. string.sub(newest[i][2][4], 1, 8)
+    end
+  end
+end
+return {epoch, string.format('%d', offset), string.format('%08x', chain),
+  position[4] or '', reason, events, states}

@@ -1,0 +1,1 @@
+"""For tests of applications and of other backends: the contract suite and real servers."""
