@@ -1,0 +1,1 @@
+"""The worker's side: from Celery's signals and a task's own words to events."""

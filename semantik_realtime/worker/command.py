@@ -1,0 +1,39 @@
+"""``celery realtime``: is this application mirrored, and where to?
+
+Celery loads this module before a worker starts, which is what mirrors every
+task of an application that was not changed for it.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import click
+
+from semantik_realtime.config import load_settings
+from semantik_realtime.errors import ConfigError
+from semantik_realtime.worker.signals import install
+
+install()
+
+
+@click.command(name="realtime")
+def realtime() -> None:
+    """Show whether tasks are mirrored as live job updates, and where to."""
+    try:
+        settings = load_settings()
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"mirror   {'on' if settings.mirror else 'off'}")
+    click.echo(f"backend  {settings.backend}")
+    click.echo(f"url      {hide_password(settings.url) if settings.url else 'default'}")
+
+
+def hide_password(url: str) -> str:
+    """``url`` without its credentials and options.
+
+    >>> hide_password("redis://:secret@cache:6379/0?password=secret")
+    'redis://cache:6379/0'
+    """
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

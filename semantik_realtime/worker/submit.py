@@ -1,0 +1,48 @@
+"""Start a task as a job that somebody owns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from semantik_realtime.core.topic import job_topic, user_topic
+from semantik_realtime.worker.signals import OWNER, TOPICS, install
+
+
+class Submitted(msgspec.Struct, frozen=True):
+    """A job on its way: its id, its own topic and its owner's feed."""
+
+    id: str
+    topic: str
+    feed: str
+
+
+def submit(
+    task: Any,
+    *args: Any,
+    owner: str,
+    job_id: str | None = None,
+    topics: Sequence[str] = (),
+    **kwargs: Any,
+) -> Submitted:
+    """Send a Celery task with ``args`` and ``kwargs``, and make ``owner`` its owner.
+
+    When it returns, the owner may watch the job; if the backend does not
+    answer within ``flush_seconds``, as soon as it does. Waits for broker and
+    backend: call it from a thread, not from a coroutine.
+
+    Raises:
+        TopicError: the owner or the id cannot be part of a topic's name; nothing was sent.
+        kombu.exceptions.OperationalError: the broker does not answer; nothing was sent.
+    """
+    feed = user_topic(owner)
+    if job_id is not None:
+        job_topic(job_id)
+    mirror = install()
+    sent = task.apply_async(
+        args, kwargs, task_id=job_id, headers={OWNER: owner, TOPICS: list(topics)}
+    )
+    mirror.flush()
+    return Submitted(sent.id, job_topic(sent.id), feed)

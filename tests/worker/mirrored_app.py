@@ -1,0 +1,186 @@
+"""An application of Celery that knows nothing of being mirrored, but for a few tasks.
+
+Broker and settings come from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from celery import Celery, Task
+from celery.exceptions import Ignore, Reject
+
+app = Celery("mirrored_app")
+app.conf.update(
+    broker_url=os.environ.get("REDIS_URL", "memory://"),
+    result_backend=os.environ.get("REDIS_URL", "cache+memory://"),
+    result_expires=600,
+    worker_prefetch_multiplier=1,
+    task_default_queue=os.environ.get("TEST_QUEUE", "celery"),
+    broker_connection_retry_on_startup=True,
+    worker_hijack_root_logger=False,
+    worker_pool_start_method=os.environ.get("TEST_START_METHOD", "fork"),
+    broker_transport_options={"visibility_timeout": 600},
+)
+
+
+@app.task
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@app.task
+def fail(secret: str) -> None:
+    local = secret
+    raise ValueError("the file is empty" if local else "")
+
+
+class Odd(Exception):
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"odd {a} {b}")
+
+
+@app.task
+def fail_oddly() -> None:
+    raise Odd(1, 2)
+
+
+@app.task(bind=True)
+def retry(self: Task, times: int) -> int:
+    from semantik_realtime import job
+
+    job.set(seen=self.request.retries)
+    if self.request.retries < times:
+        raise self.retry(countdown=0, exc=ValueError("not yet"))
+    return times
+
+
+@app.task(bind=True)
+def report(self: Task, count: int) -> int:
+    for number in range(1, count + 1):
+        self.update_state(
+            state="PROGRESS", meta={"current": number, "total": count, "status": f"file {number}"}
+        )
+    return count
+
+
+@app.task
+def speak() -> None:
+    from semantik_realtime import job, track
+
+    for name in track(["a.txt", "b.txt", "c.txt"], "Indexing", unit="files"):
+        job.emit("file_completed", file=name)
+    job.set(failed_files=0)
+
+
+@app.task
+def ignore() -> None:
+    raise Ignore
+
+
+@app.task(bind=True)
+def declare_failure(self: Task) -> None:
+    self.update_state(
+        state="FAILURE", meta={"exc_type": "ValueError", "exc_message": ["no such collection"]}
+    )
+    raise Ignore
+
+
+@app.task
+def reject() -> None:
+    raise Reject("not for me", requeue=False)
+
+
+@app.task(bind=True, acks_late=True)
+def reject_once(self: Task) -> None:
+    if not self.request.delivery_info.get("redelivered"):
+        raise Reject("later", requeue=True)
+
+
+@app.task(bind=True)
+def replace(self: Task) -> None:
+    raise self.replace(add.s(1, 2))
+
+
+@app.task(bind=True)
+def replace_by_chain(self: Task) -> None:
+    raise self.replace(add.s(1, 2) | add.s(3))
+
+
+@app.task
+def leave(how: str) -> None:
+    from semantik_realtime import job
+    from semantik_realtime.worker.job import current
+
+    job.set(done=3)
+    job.progress(3, 10)
+    job.emit("about_to_leave")
+    running = current()
+    # What is said is said before the process is gone.
+    assert running is not None
+    running.runtime.emitter.flush(5)
+    if how == "exit":
+        sys.exit(3)
+    if how == "_exit":
+        os._exit(3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(bind=True, acks_late=True, reject_on_worker_lost=True)
+def leave_once(self: Task) -> None:
+    if not self.request.delivery_info.get("redelivered"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task
+def wait() -> None:
+    from semantik_realtime import job
+
+    job.set(waiting=True)
+    threading.Event().wait(60)
+
+
+@app.task(soft_time_limit=1)
+def overrun_softly() -> None:
+    from semantik_realtime import job
+
+    deadline = time.monotonic() + 30
+    number = 0
+    while time.monotonic() < deadline:
+        number += 1
+        job.progress(number)
+        job.emit("note")
+
+
+@app.task(time_limit=1)
+def overrun() -> None:
+    from semantik_realtime import job
+
+    job.progress(5, 10)
+    threading.Event().wait(60)
+
+
+@app.task(bind=True)
+def spawn(self: Task) -> str:
+    return str(add.apply_async((1, 1), queue="nobody").id)
+
+
+@app.task(bind=True)
+def talk_much(self: Task, count: int) -> int:
+    from semantik_realtime import job
+
+    for number in range(count):
+        job.emit("note", number=number)
+    return os.getpid()
+
+
+@app.task(bind=True)
+def describe(self: Task) -> dict[str, Any]:
+    from semantik_realtime import job
+
+    return {"id": job.id, "attempt": job.attempt}

@@ -1,0 +1,327 @@
+"""The one writer of a process, against a backend that fails in every way it may."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import pytest
+from topic_log import wait_until
+
+from semantik_realtime import emitter as emitter_module
+from semantik_realtime.backends.memory import MemoryBackend
+from semantik_realtime.config import Settings
+from semantik_realtime.core.event import Draft, Outcome, Receipt, StateChange, encode_body
+from semantik_realtime.emitter import Emitter
+from semantik_realtime.errors import AppendUncertain, BackendUnavailable
+
+TIME = "2026-01-01T00:00:00.000Z"
+TOPIC = "job:1"
+
+
+def draft(number: int, *, topic: str = TOPIC, terminal: bool = False) -> Draft:
+    body = encode_body("note", TIME, "1", state={"number": number}, terminal=terminal)
+    return Draft(
+        topic=topic,
+        type="note",
+        key="1",
+        body=body,
+        change=StateChange.SET,
+        terminal=terminal,
+        job="1",
+    )
+
+
+class Line:
+    """The memory backend behind a line that can fail, hang and lose answers."""
+
+    def __init__(self) -> None:
+        self.backend = MemoryBackend(Settings(backend="memory"))
+        self.batches: list[list[tuple[str, int]]] = []
+        self.faults: list[Callable[[Sequence[Draft]], None]] = []
+        self.open = threading.Event()
+        self.open.set()
+
+    def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
+        self.batches.append([(one.producer, one.number) for one in drafts])
+        self.open.wait(30)
+        if self.faults:
+            self.faults.pop(0)(drafts)
+        return self.backend.publish(drafts)
+
+    def lose(self, drafts: Sequence[Draft]) -> None:
+        """Nothing is written."""
+        raise BackendUnavailable("the line is cut")
+
+    def swallow(self, drafts: Sequence[Draft]) -> None:
+        """All is written, and the answer is lost."""
+        self.backend.publish(drafts)
+        raise AppendUncertain("the answer is lost")
+
+    def swallow_half(self, drafts: Sequence[Draft]) -> None:
+        self.backend.publish(drafts[: len(drafts) // 2])
+        raise AppendUncertain("the answer is lost")
+
+    def break_down(self, drafts: Sequence[Draft]) -> None:
+        raise ZeroDivisionError
+
+    def bodies(self, topic: str = TOPIC) -> list[bytes]:
+        log = self.backend._logs[topic]
+        return [entry[0].json.split(b",", 1)[1] for entry in log.entries]
+
+
+@pytest.fixture
+def line() -> Line:
+    return Line()
+
+
+@pytest.fixture
+def emitter(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emitter]:
+    monkeypatch.setattr(emitter_module, "FIRST_RETRY_SECONDS", 0.01)
+    emitter = Emitter(line.publish)
+    yield emitter
+    line.open.set()
+    emitter.close(5)
+
+
+def bodies_of(drafts: Sequence[Draft]) -> list[bytes]:
+    return [one.body[1:] for one in drafts]
+
+
+def test_drafts_are_appended_in_order(emitter: Emitter, line: Line) -> None:
+    drafts = [draft(number) for number in range(1200)]
+    for one in drafts:
+        emitter.emit(one)
+    assert emitter.flush(10)
+    assert line.bodies() == bodies_of(drafts)[-1000:]
+    assert emitter.stats.appended == 1200
+
+
+def test_what_waits_together_goes_together(emitter: Emitter, line: Line) -> None:
+    line.open.clear()
+    emitter.emit(draft(0))
+    wait_until(lambda: line.batches)
+    for number in range(1, 101):
+        emitter.emit(draft(number))
+    line.open.set()
+    assert emitter.flush(5)
+    assert [len(batch) for batch in line.batches] == [1, 100]
+
+
+@pytest.mark.parametrize("fault", ["lose", "swallow", "swallow_half"])
+def test_a_batch_whose_answer_is_lost_is_appended_once(
+    emitter: Emitter, line: Line, fault: str
+) -> None:
+    line.faults = [getattr(line, fault)] * 3
+    drafts = [draft(number) for number in range(50)]
+    line.open.clear()
+    for one in drafts:
+        emitter.emit(one)
+    line.open.set()
+    assert emitter.flush(10)
+    assert line.bodies() == bodies_of(drafts)
+    assert emitter.stats.failures == 3
+    assert not emitter.is_failing
+
+
+def test_a_batch_is_sent_again_with_the_same_numbers(emitter: Emitter, line: Line) -> None:
+    line.faults = [line.swallow, line.lose]
+    emitter.emit(draft(1))
+    assert emitter.flush(5)
+    assert len(line.batches) == 3
+    assert line.batches[0] == line.batches[1] == line.batches[2]
+
+
+def test_numbers_grow_by_one_in_each_topic(emitter: Emitter, line: Line) -> None:
+    for number in range(3):
+        emitter.emit(draft(number))
+        emitter.emit(draft(number, topic="job:2"))
+    assert emitter.flush(5)
+    sent = [pair for batch in line.batches for pair in batch]
+    assert sorted(number for _, number in sent) == [1, 1, 2, 2, 3, 3]
+    assert len({producer for producer, _ in sent}) == 1
+
+
+def test_no_number_is_given_twice_when_the_topics_are_many(
+    emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emitter_module, "MAX_NUMBERED_TOPICS", 3)
+    for turn in range(4):
+        for topic in range(5):
+            emitter.emit(draft(turn, topic=f"job:{topic}"))
+    assert emitter.flush(5)
+    assert emitter.stats.appended == 20
+    assert emitter.stats.duplicate == 0
+
+
+def test_emit_returns_at_once_while_the_backend_hangs(emitter: Emitter, line: Line) -> None:
+    line.open.clear()
+    emitter.emit(draft(0))
+    wait_until(lambda: line.batches)
+    begun = time.monotonic()
+    for number in range(1000):
+        emitter.emit(draft(number))
+    emitter.pace("key", 0.1, lambda: None)
+    assert time.monotonic() - begun < 1
+    assert emitter.waiting >= 1000
+
+
+def test_emit_returns_at_once_while_a_hanging_emitter_is_closed(
+    emitter: Emitter, line: Line
+) -> None:
+    line.open.clear()
+    emitter.emit(draft(1))
+    wait_until(lambda: line.batches)
+    closing = threading.Thread(target=emitter.close, args=(0.1,))
+    closing.start()
+    wait_until(lambda: emitter._closing)
+    begun = time.monotonic()
+    emitter.emit(draft(2))
+    assert time.monotonic() - begun < 1
+    line.open.set()
+    closing.join(5)
+    # Nothing else is emitted that could start the thread again.
+    wait_until(lambda: len(line.bodies()) == 2)
+
+
+def test_flush_gives_up_at_its_deadline(emitter: Emitter, line: Line) -> None:
+    line.open.clear()
+    emitter.emit(draft(1))
+    begun = time.monotonic()
+    assert not emitter.flush(0.05)
+    assert time.monotonic() - begun < 1
+
+
+def test_flush_waits_for_the_answers(emitter: Emitter, line: Line) -> None:
+    line.faults = [line.lose, line.lose]
+    emitter.emit(draft(1))
+    assert emitter.flush(5)
+    assert emitter.stats.appended == 1
+
+
+def test_flush_tells_the_truth_after_a_close_in_vain(emitter: Emitter, line: Line) -> None:
+    line.faults = [line.lose] * 1000
+    emitter.emit(draft(1))
+    assert not emitter.close(0.05)
+    wait_until(lambda: emitter._thread is None)
+    assert not emitter.flush(0.05)
+    line.faults.clear()
+    assert emitter.flush(5)
+    assert line.bodies() == bodies_of([draft(1)])
+
+
+def test_an_emitter_can_be_used_after_it_was_closed(emitter: Emitter, line: Line) -> None:
+    emitter.emit(draft(1))
+    assert emitter.close(5)
+    emitter.emit(draft(2))
+    assert emitter.flush(5)
+    assert len(line.bodies()) == 2
+
+
+def test_a_fault_of_the_backend_costs_one_batch_and_not_the_writer(
+    emitter: Emitter, line: Line
+) -> None:
+    line.faults = [line.break_down]
+    answer = emitter.emit_and_confirm(draft(1))
+    assert isinstance(answer.exception(5), BackendUnavailable)
+    emitter.emit(draft(2))
+    assert emitter.flush(5)
+    assert line.bodies() == bodies_of([draft(2)])
+
+
+def test_a_confirmed_draft_has_its_receipt(emitter: Emitter) -> None:
+    receipt = emitter.emit_and_confirm(draft(1)).result(5)
+    assert receipt.outcome is Outcome.APPENDED
+    assert receipt.cursor is not None
+    assert receipt.cursor.offset == 1
+
+
+def test_ends_outlive_a_full_queue(line: Line) -> None:
+    emitter = Emitter(line.publish, max_drafts=10)
+    line.open.clear()
+    emitter.emit(draft(0))
+    wait_until(lambda: line.batches)
+    for number in range(1, 100):
+        emitter.emit(draft(number))
+    emitter.emit(draft(100, terminal=True))
+    line.open.set()
+    assert emitter.flush(5)
+    emitter.close(5)
+    assert line.bodies()[-1] == draft(100, terminal=True).body[1:]
+    assert emitter.stats.dropped == 101 - emitter.stats.appended > 0
+
+
+def test_a_paced_key_is_sent_at_once_then_at_most_once_an_interval_and_at_last(
+    emitter: Emitter,
+) -> None:
+    value = 0
+    seen: list[tuple[float, int]] = []
+
+    def source() -> None:
+        seen.append((time.monotonic(), value))
+
+    begun = time.monotonic()
+    while time.monotonic() - begun < 0.35:
+        value += 1
+        emitter.pace("key", 0.1, source)
+    wait_until(lambda: seen[-1][1] == value)
+    times = [at for at, _ in seen]
+    assert times[0] - begun < 0.09
+    assert all(later - earlier > 0.09 for earlier, later in pairwise(times))
+    assert 4 <= len(seen) <= 6
+
+
+def test_a_source_that_raises_does_not_hold_up_the_others(emitter: Emitter) -> None:
+    called: list[str] = []
+
+    def raises() -> None:
+        called.append("bad")
+        raise ZeroDivisionError
+
+    with emitter._paced_lock:
+        # Due in the same step.
+        emitter._paced["bad"] = (0.0, raises)
+        emitter._paced["good"] = (0.0, lambda: called.append("good"))
+    emitter._rouse()
+    wait_until(lambda: "good" in called)
+    assert called == ["bad", "good"]
+
+
+def test_a_forked_child_sends_what_is_its_own_and_nothing_of_the_parent(
+    emitter: Emitter, line: Line
+) -> None:
+    line.open.clear()
+    emitter.emit(draft(0))
+    wait_until(lambda: line.batches)
+    emitter.emit(draft(1))
+    parents_producer = emitter.producer
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            line.batches.clear()
+            line.open = threading.Event()
+            line.open.set()
+            line.backend = MemoryBackend(Settings(backend="memory"))
+            emitter.emit(draft(2))
+            done = emitter.flush(5)
+            good = (
+                done
+                and line.bodies() == bodies_of([draft(2)])
+                and [[number for _, number in batch] for batch in line.batches] == [[1]]
+                and line.batches[0][0][0] != parents_producer
+            )
+            os.write(writing, b"y" if good else b"n")
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answer:
+        assert answer.read() == b"y"
+    os.waitpid(child, 0)
+    line.open.set()
+    assert emitter.flush(5)
+    assert line.bodies() == bodies_of([draft(0), draft(1)])
+    assert emitter.producer == parents_producer

@@ -1,0 +1,527 @@
+"""From Celery's signals to events, in this process; tasks run eagerly."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from celery import Celery, Task, signals
+from topic_log import Log, Reader
+
+from semantik_realtime import job
+from semantik_realtime.backends.memory import MemoryBackend
+from semantik_realtime.config import Settings
+from semantik_realtime.core.event import Draft, Receipt
+from semantik_realtime.errors import BackendUnavailable, TopicError
+from semantik_realtime.hookspecs import hookimpl
+from semantik_realtime.realtime import Runtime
+from semantik_realtime.worker import signals as signals_module
+from semantik_realtime.worker.job import current, misuse
+from semantik_realtime.worker.signals import Mirror, install, read_origin
+from semantik_realtime.worker.submit import submit
+
+Look = Callable[[str], Log]
+
+app = Celery("eager_app", broker="memory://", backend="cache+memory://", set_as_current=False)
+
+
+@app.task
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@app.task
+def fail() -> None:
+    raise ValueError("no")
+
+
+@app.task(bind=True)
+def again(self: Task) -> str:
+    if self.request.retries < 2:
+        raise self.retry(countdown=0)
+    return "done"
+
+
+@app.task
+def outer(inner_id: str) -> str | None:
+    add.apply((1, 2), task_id=inner_id)
+    job.emit("inner_done")
+    return job.id
+
+
+@app.task(name="celery.of_its_own")
+def of_celery() -> str | None:
+    return job.id
+
+
+@app.task
+def leave() -> None:
+    raise SystemExit(3)
+
+
+@app.task(bind=True)
+def update(self: Task, state: str | None, meta: Any) -> None:
+    self.update_state(state=state, meta=meta)
+
+
+@pytest.fixture
+def mirror(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+    previous = signals_module._mirror
+    if previous is not None:
+        previous.disconnect()
+    monkeypatch.setattr(signals_module, "_mirror", None)
+    mirror = install(runtime=runtime)
+    yield mirror
+    mirror.disconnect()
+    if previous is not None:
+        previous.connect()
+
+
+@pytest.fixture
+def job_id() -> str:
+    return str(uuid.uuid4())
+
+
+def test_a_task_is_a_job(mirror: Mirror, log: Look, job_id: str) -> None:
+    add.apply((1, 2), task_id=job_id, headers={"realtime_owner": "7"})
+    own = log(f"job:{job_id}")
+    assert own.types == ["job_started", "job_completed"]
+    assert own.state["name"] == add.name
+    assert own.owner == "7"
+    assert log("user:7").types == own.types
+    assert current() is None
+    assert not mirror.failures
+
+
+@pytest.mark.usefixtures("mirror")
+def test_the_end_is_appended_before_the_task_is_over(reader: Reader, job_id: str) -> None:
+    add.apply((1, 2), task_id=job_id)
+    # No flush here: that is what is claimed.
+    assert Log(reader, f"job:{job_id}").last["type"] == "job_completed"
+
+
+def test_installing_again_tells_nothing_twice(
+    mirror: Mirror, runtime: Runtime, log: Look, job_id: str
+) -> None:
+    assert install(app, runtime) is mirror
+    add.apply((1, 2), task_id=job_id)
+    assert log(f"job:{job_id}").types == ["job_started", "job_completed"]
+
+
+def test_nothing_is_connected_when_the_mirror_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals_module, "_mirror", None)
+    before = len(signals.task_prerun.receivers)
+    install(runtime=Runtime(Settings(backend="memory", mirror=False)))
+    assert len(signals.task_prerun.receivers) == before
+
+
+@pytest.mark.usefixtures("mirror")
+def test_a_runtime_without_a_mirror_disconnects_it(log: Look, job_id: str) -> None:
+    install(runtime=Runtime(Settings(backend="memory", mirror=False)))
+    install()
+    add.apply((1, 2), task_id=job_id)
+    assert log(f"job:{job_id}").events == []
+
+
+@pytest.mark.usefixtures("mirror")
+@pytest.mark.parametrize("throw", [False, True])
+def test_a_failure_is_told_once(log: Look, job_id: str, throw: bool) -> None:
+    if throw:
+        with pytest.raises(ValueError, match="no"):
+            fail.apply(task_id=job_id, throw=True)
+    else:
+        fail.apply(task_id=job_id)
+    own = log(f"job:{job_id}")
+    assert own.types == ["job_started", "job_failed"]
+    assert own.state["error"] == {"type": "ValueError", "message": "no"}
+
+
+@pytest.mark.usefixtures("mirror")
+def test_a_task_that_exits_outside_a_pool_process_has_failed(log: Look, job_id: str) -> None:
+    with pytest.raises(SystemExit):
+        leave.apply(task_id=job_id)
+    assert log(f"job:{job_id}").state["error"]["type"] == "SystemExit"
+    assert current() is None
+
+
+@pytest.mark.usefixtures("mirror")
+def test_retries_are_attempts(log: Look, job_id: str) -> None:
+    again.apply(task_id=job_id)
+    assert log(f"job:{job_id}").statuses == [
+        (1, "running"),
+        (1, "retrying"),
+        (2, "running"),
+        (2, "retrying"),
+        (3, "running"),
+        (3, "completed"),
+    ]
+
+
+@pytest.mark.usefixtures("mirror")
+def test_a_task_within_a_task_is_a_job_of_its_own(log: Look) -> None:
+    outer_id, inner_id = str(uuid.uuid4()), str(uuid.uuid4())
+    assert outer.apply((inner_id,), task_id=outer_id).get() == outer_id
+    assert log(f"job:{inner_id}").types == ["job_started", "job_completed"]
+    assert log(f"job:{outer_id}").types == ["job_started", "inner_done", "job_completed"]
+
+
+@pytest.mark.usefixtures("mirror")
+def test_celerys_own_tasks_are_nobodys_jobs(log: Look, job_id: str) -> None:
+    assert of_celery.apply(task_id=job_id).get() is None
+    assert log(f"job:{job_id}").events == []
+
+
+def test_a_receiver_that_fails_is_counted_logged_once_and_harms_no_task(
+    mirror: Mirror, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR, "semantik_realtime"):
+        for _ in range(3):
+            assert add.apply((1, 2), task_id="no/topic").get() == 3
+    assert mirror.failures["prerun: TopicError"] == 3
+    assert len(caplog.records) == 1
+
+
+# Publishing
+
+
+@pytest.mark.usefixtures("mirror")
+def test_a_published_task_is_queued(log: Look) -> None:
+    job_id = add.apply_async((1, 2), headers={"realtime_owner": 7}).id
+    own = log(f"job:{job_id}")
+    assert own.types == ["job_queued"]
+    assert own.state == {
+        "status": "queued",
+        "attempt": 0,
+        "name": add.name,
+        "queued_at": own.state["queued_at"],
+    }
+    assert own.state["queued_at"] <= own.last["time"]
+    assert own.owner == "7"
+    assert log("user:7").last["key"] == job_id
+
+
+@pytest.mark.usefixtures("mirror")
+def test_a_republished_retry_is_not_a_new_job(log: Look, job_id: str) -> None:
+    add.apply_async((1, 2), task_id=job_id, retries=1)
+    assert log(f"job:{job_id}").events == []
+
+
+@pytest.mark.usefixtures("mirror")
+def test_a_job_that_publishes_itself_again_keeps_its_owner_and_counts_its_attempts(
+    runtime: Runtime,
+) -> None:
+    sent: list[dict[str, Any]] = []
+
+    def look(headers: dict[str, Any], **_: Any) -> None:
+        sent.append(headers)
+
+    @app.task(bind=True)
+    def replace(self: Task) -> None:
+        add.apply_async((1, 2), task_id=self.request.id)
+
+    signals.after_task_publish.connect(look)
+    replace.apply(
+        headers={
+            "realtime_owner": "7",
+            "realtime_topics": ["collection:9"],
+            "realtime_queued_at": "2026-01-01T00:00:00.000Z",
+        }
+    )
+    signals.after_task_publish.disconnect(look)
+    [headers] = sent
+    assert headers["realtime_owner"] == "7"
+    assert headers["realtime_topics"] == ["collection:9"]
+    assert headers["realtime_queued_at"] == "2026-01-01T00:00:00.000Z"
+    assert headers["realtime_attempt"] == 1
+
+
+@pytest.mark.usefixtures("mirror")
+def test_a_queued_event_that_comes_after_the_start_is_dropped(
+    log: Look, runtime: Runtime, job_id: str
+) -> None:
+    add.apply((1, 2), task_id=job_id)
+    add.apply_async((1, 2), task_id=job_id)
+    assert log(f"job:{job_id}").types == ["job_started", "job_completed"]
+    assert runtime.emitter.stats.refused == 1
+
+
+def test_whoever_submits_may_be_watched_at_once(settings: Settings, mirror: Mirror) -> None:
+    class Slow(MemoryBackend):
+        @hookimpl
+        def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
+            time.sleep(0.1)
+            return super().publish(drafts)
+
+    backend = Slow(settings)
+    runtime = Runtime(settings, backend=backend)
+    mirror.use(runtime)
+    reader = Reader(backend)
+    sent = submit(add, 1, owner="7", b=2, topics=["collection:9"])
+    own, shared = Log(reader, sent.topic), Log(reader, "collection:9")
+    assert own.types == ["job_queued"]
+    assert own.owner == "7"
+    assert shared.last["key"] == sent.id
+    assert sent.feed == "user:7"
+    assert sent.topic == f"job:{sent.id}"
+    reader.close()
+    runtime.close()
+
+
+@pytest.mark.usefixtures("mirror")
+@pytest.mark.parametrize("wrong", [{"owner": "a b"}, {"owner": "7", "job_id": "a/b"}])
+def test_what_cannot_be_a_topic_is_not_submitted(wrong: dict[str, str], runtime: Runtime) -> None:
+    with pytest.raises(TopicError):
+        submit(add, 1, 2, **wrong)  # type: ignore[arg-type]
+    assert runtime.emitter.stats.appended == 0
+
+
+# Attempts
+
+
+class Deaf(MemoryBackend):
+    """Appends, but never counts an attempt."""
+
+    claims = 0
+
+    @hookimpl
+    def claim(self, topic: str, job: str, token: str) -> int:
+        self.claims += 1
+        raise BackendUnavailable("no answer")
+
+
+@pytest.fixture
+def deaf(settings: Settings, mirror: Mirror) -> Iterator[tuple[Deaf, Runtime]]:
+    backend = Deaf(settings)
+    runtime = Runtime(settings, backend=backend)
+    mirror.use(runtime)
+    yield backend, runtime
+    runtime.close()
+
+
+def test_without_an_answer_attempts_are_counted_by_the_message(
+    deaf: tuple[Deaf, Runtime], job_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend, runtime = deaf
+    again.apply(task_id=job_id)
+    other = str(uuid.uuid4())
+    add.apply((1, 2), task_id=other, headers={"realtime_attempt": 4})
+    runtime.emitter.flush(5)
+    reader = Reader(backend)
+    statuses = Log(reader, f"job:{job_id}").statuses
+    after = Log(reader, f"job:{other}").statuses
+    reader.close()
+    assert statuses[-1] == (3, "completed")
+    assert after == [(5, "running"), (5, "completed")]
+    assert len([r for r in caplog.records if "not claimed" in r.message]) == 1
+
+
+def test_after_a_failed_claim_the_next_tasks_do_not_ask(
+    deaf: tuple[Deaf, Runtime],
+) -> None:
+    backend, _ = deaf
+    for _ in range(5):
+        add.apply((1, 2))
+    assert backend.claims == 1
+
+
+def test_while_the_backend_fails_nobody_asks_or_waits(settings: Settings, mirror: Mirror) -> None:
+    class Away(Deaf):
+        @hookimpl
+        def publish(self, drafts: Any) -> Any:
+            raise BackendUnavailable("away")
+
+    backend = Away(settings)
+    runtime = Runtime(settings, backend=backend)
+    mirror.use(runtime)
+    add.apply((1, 2))
+    assert runtime.emitter.is_failing
+    backend.claims = 0
+    mirror._claim_at = 0.0
+    begun = time.monotonic()
+    for _ in range(20):
+        add.apply((1, 2))
+    assert time.monotonic() - begun < settings.flush_seconds
+    assert backend.claims == 0
+    runtime.close(0.01)
+
+
+# What the main process of a worker tells
+
+
+@pytest.mark.usefixtures("mirror")
+def test_an_end_told_twice_is_appended_once(log: Look, runtime: Runtime, job_id: str) -> None:
+    add.apply_async((1, 2), task_id=job_id, headers={"realtime_owner": "7"})
+    headers = {"realtime_owner": "7"}
+    add.push_request(id=job_id, **headers)
+    for _ in range(2):
+        signals.task_failure.send(sender=add, task_id=job_id, exception=TimeoutError("slow"))
+    add.pop_request()
+    for topic in (f"job:{job_id}", "user:7"):
+        assert log(topic).types == ["job_queued", "job_failed"]
+    assert log(f"job:{job_id}").state["attempt"] == 1
+
+
+def test_a_job_without_a_number_left_for_it_is_not_heard(
+    settings: Settings, mirror: Mirror, job_id: str
+) -> None:
+    class Deleted(MemoryBackend):
+        @hookimpl
+        def claim(self, topic: str, job: str, token: str) -> int:
+            return 0
+
+    backend = Deleted(settings)
+    runtime = Runtime(settings, backend=backend)
+    mirror.use(runtime)
+    assert outer.apply((str(uuid.uuid4()),), task_id=job_id).get() == job_id
+    runtime.close()
+    assert not backend._logs
+
+
+@pytest.mark.usefixtures("mirror")
+def test_nothing_is_heard_of_a_deleted_job(log: Look, runtime: Runtime, job_id: str) -> None:
+    headers = {"realtime_owner": "7"}
+    add.apply_async((1, 2), task_id=job_id, headers=headers)
+    asyncio.run(runtime.delete(job_id, owner="7"))
+    add.apply((1, 2), task_id=job_id, headers=headers)
+    add.push_request(id=job_id, **headers)
+    signals.task_revoked.send(
+        sender=add, request=add.request, terminated=False, signum=None, expired=False
+    )
+    add.pop_request()
+    assert log("user:7").types == ["job_queued", "job_deleted"]
+
+
+# Headers
+
+
+def test_topics_may_be_a_list_or_a_text() -> None:
+    for topics in (["a:1", "b:2"], "a:1, b:2"):
+        origin = read_origin({"id": "1", "realtime_topics": topics})
+        assert origin.topics == ("a:1", "b:2")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"realtime_owner": "a b"},
+        {"realtime_topics": ["no topic", 5, "a:1"]},
+        {"realtime_topics": 5},
+        {"realtime_topics": None, "realtime_owner": ["x"]},
+        {"realtime_queued_at": 5},
+    ],
+)
+def test_a_bad_header_is_left_out(headers: dict[str, Any]) -> None:
+    origin = read_origin({"id": "1", **headers})
+    assert origin.owner is None
+    assert set(origin.topics) <= {"a:1"}
+    assert origin.queued_at is None
+
+
+def test_topics_are_bounded() -> None:
+    topics = [f"a:{number}" for number in range(1000)]
+    assert len(read_origin({"id": "1", "realtime_topics": topics}).topics) == 20
+
+
+# update_state
+
+
+@pytest.mark.parametrize(
+    ("state", "meta", "expected"),
+    [
+        (
+            "PROGRESS",
+            {"current": 3, "total": 10, "status": "reading"},
+            {"progress": {"current": 3, "total": 10}, "message": "reading"},
+        ),
+        (
+            "PROGRESS",
+            {"current": 3, "message": "m", "status": "s", "unit": "files"},
+            {
+                "progress": {"current": 3, "total": None, "unit": "files"},
+                "message": "m",
+                "fields": {"status": "s"},
+            },
+        ),
+        (
+            "DOWNLOADING",
+            {"url": "x"},
+            {"message": "DOWNLOADING", "fields": {"url": "x", "state": "DOWNLOADING"}},
+        ),
+        ("DOWNLOADING", None, {"message": "DOWNLOADING", "fields": {"state": "DOWNLOADING"}}),
+        (
+            "DOWNLOADING",
+            {"message": "a"},
+            {"message": "a", "fields": {"state": "DOWNLOADING"}},
+        ),
+        ("PROGRESS", {"failed": [1], "bad": object}, {"fields": {"failed": [1]}}),
+        (None, {"current": 1}, {"progress": {"current": 1, "total": None}}),
+        ("PROGRESS", "plain text", {}),
+        ("PROGRESS", {5: 6, "current": "x"}, {"fields": {"current": "x"}}),
+    ],
+)
+@pytest.mark.usefixtures("mirror")
+def test_update_state_says_progress_message_and_fields(
+    log: Look, job_id: str, state: str, meta: Any, expected: dict[str, Any]
+) -> None:
+    stored: list[Any] = []
+    original = update.backend.store_result
+    update.backend.store_result = lambda *args, **kwargs: stored.append(args)
+    try:
+        update.apply((state, meta), task_id=job_id)
+    finally:
+        update.backend.store_result = original
+    assert stored == [(job_id, meta, state)]
+    told = log(f"job:{job_id}").state
+    assert {n: told[n] for n in ("progress", "message", "fields") if n in told} == expected
+
+
+@pytest.mark.usefixtures("mirror")
+def test_an_update_of_another_task_is_not_ours(log: Look, job_id: str) -> None:
+    @app.task(bind=True)
+    def meddle(self: Task) -> None:
+        self.update_state(task_id=self.request.id, state="PROGRESS", meta={"current": 1})
+        self.update_state(task_id="other", state="PROGRESS", meta={"current": 2})
+
+    meddle.apply(task_id=job_id)
+    assert log(f"job:{job_id}").state["progress"]["current"] == 1
+    assert log("job:other").events == []
+
+
+@pytest.mark.usefixtures("mirror")
+def test_update_state_is_wrapped_once() -> None:
+    for _ in range(3):
+        update.apply((None, None))
+    assert not hasattr(update.update_state.__wrapped__, "__wrapped__")
+
+
+def test_misuse_is_not_counted_for_what_is_fine(mirror: Mirror) -> None:
+    update.apply(("PROGRESS", {"current": 1, "total": 2, "status": "x"}))
+    assert not misuse
+    assert not mirror.failures
+
+
+# Imports
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["worker.job", "worker.progress", "worker.signals", "worker.command", "worker.submit"],
+)
+def test_importing_needs_neither_a_server_nor_its_client_nor_a_web_framework(module: str) -> None:
+    code = (
+        f"import sys, semantik_realtime.{module}\n"
+        "bad = {'redis', 'fastapi', 'starlette'} & set(sys.modules)\n"
+        "import threading\n"
+        "assert not bad, bad\n"
+        "assert threading.active_count() == 1\n"
+    )
+    if module in ("worker.job", "worker.progress"):
+        code += "assert 'celery' not in sys.modules\n"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

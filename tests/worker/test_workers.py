@@ -1,0 +1,440 @@
+"""Real workers in processes of their own, on a real server: what is told of each case.
+
+The application is not changed: that Celery loads the entry point is all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+from topic_log import Log, Reader, wait_until
+
+from semantik_realtime.backends.redis.backend import RedisBackend
+from semantik_realtime.config import Settings
+from semantik_realtime.testing.servers import RedisServer, valkey_program
+from semantik_realtime.testing.servers import running as running_server
+
+HERE = Path(__file__).parent
+
+
+class Worker:
+    """One ``celery worker``, its log, and the topics it wrote to."""
+
+    def __init__(self, url: str, pool: str, directory: Path, prefix: str, **environment: str):
+        realtime_url = environment.get("SEMANTIK_REALTIME_URL", url)
+        self.settings = Settings(backend="redis", url=realtime_url, prefix=prefix)
+        self.log_path = directory / f"{pool}.log"
+        self.queue = prefix
+        self._environment = {
+            **os.environ,
+            "REDIS_URL": url,
+            "SEMANTIK_REALTIME_BACKEND": "redis",
+            "SEMANTIK_REALTIME_PREFIX": prefix,
+            "PYTHONPATH": str(HERE),
+            "TEST_QUEUE": prefix,
+            **environment,
+        }
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "celery", "-A", "mirrored_app", "worker"),
+                    *("--pool", pool, "--concurrency", "2", "--loglevel", "info"),
+                    *("-Q", prefix, "-n", f"{prefix}@here"),
+                    *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+                ],
+                env=self._environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=directory,
+            )
+        try:
+            wait_until(self._is_ready, 30)
+        except AssertionError:
+            self.stop()
+            raise AssertionError(self.output) from None
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, self.output
+        return f"{self.queue}@here ready." in self.output
+
+    @property
+    def output(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    @cached_property
+    def reader(self) -> Reader:
+        return Reader(RedisBackend(self.settings))
+
+    def stop(self) -> None:
+        if "reader" in vars(self):
+            self.reader.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def send(self, name: str, *args: Any, owner: str | None = "7", **options: Any) -> str:
+        """Send a task with plain Celery; gives its id."""
+        headers = {} if owner is None else {"realtime_owner": owner}
+        result = self.app.send_task(
+            f"mirrored_app.{name}", args, queue=self.queue, headers=headers, **options
+        )
+        return str(result.id)
+
+    @property
+    def app(self) -> Any:
+        import mirrored_app
+
+        return mirrored_app.app
+
+    def log(self, topic: str) -> Log:
+        return Log(self.reader, topic)
+
+    def wait_for(self, job_id: str, status: str, seconds: float = 20) -> Log:
+        """The log of a job, once its last event has ``status``."""
+        log = self.log(f"job:{job_id}")
+        try:
+            wait_until(lambda: log.events and log.state["status"] == status, seconds)
+        except AssertionError:
+            raise AssertionError(f"{log.statuses}\n{self.output[-3000:]}") from None
+        return log
+
+
+@pytest.fixture(scope="module")
+def url(server_url: Callable[[str], str]) -> Iterator[str]:
+    import mirrored_app
+
+    url = server_url("valkey")
+    before = mirrored_app.app.conf.broker_url, mirrored_app.app.conf.result_backend
+    mirrored_app.app.conf.update(broker_url=url, result_backend=url)
+    yield url
+    mirrored_app.app.conf.update(broker_url=before[0], result_backend=before[1])
+
+
+@contextlib.contextmanager
+def running(url: str, pool: str, directory: Path, **environment: str) -> Iterator[Worker]:
+    worker = Worker(url, pool, directory, f"q{uuid.uuid4().hex[:8]}", **environment)
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
+@pytest.fixture(scope="module", params=["prefork", "threads"])
+def worker(
+    request: pytest.FixtureRequest, url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Worker]:
+    with running(url, request.param, tmp_path_factory.mktemp("worker")) as worker:
+        yield worker
+        assert "receiver failed" not in worker.output
+        assert "step failed" not in worker.output
+
+
+@pytest.fixture(scope="module")
+def prefork(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with running(url, "prefork", tmp_path_factory.mktemp("worker")) as worker:
+        yield worker
+        assert "receiver failed" not in worker.output
+
+
+def test_a_task_that_succeeds(worker: Worker) -> None:
+    job_id = worker.send("add", 1, 2)
+    log = worker.wait_for(job_id, "completed")
+    assert log.types == ["job_started", "job_completed"]
+    assert log.owner == "7"
+    assert log.state["name"] == "mirrored_app.add"
+    assert log.state["started_at"] <= log.state["ended_at"]
+    assert "3" not in str(log.last.get("data"))
+
+
+def test_a_task_that_fails_says_type_and_message_and_no_more(worker: Worker) -> None:
+    job_id = worker.send("fail", "topsecret")
+    log = worker.wait_for(job_id, "failed")
+    assert log.types == ["job_started", "job_failed"]
+    assert log.state["error"] == {"type": "ValueError", "message": "the file is empty"}
+    assert "topsecret" not in str(log.events)
+    assert "Traceback" not in str(log.events)
+
+
+def test_an_exception_that_cannot_be_pickled_keeps_its_name(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("fail_oddly"), "failed")
+    assert log.state["error"]["type"] == "Odd"
+    assert "odd 1 2" in log.state["error"]["message"]
+
+
+def test_a_retry_is_a_new_attempt_of_the_same_job(worker: Worker) -> None:
+    job_id = worker.send("retry", 2)
+    log = worker.wait_for(job_id, "completed")
+    assert [pair for pair in log.statuses if pair[1] != "retrying"] == [
+        (1, "running"),
+        (2, "running"),
+        (3, "running"),
+        (3, "completed"),
+    ]
+    for event in log.events:
+        if event["type"] == "job_retrying":
+            assert event["state"]["error"] == {"type": "ValueError", "message": "not yet"}
+    assert log.state["fields"] == {"seen": 2}
+    assert "error" not in log.state
+    assert log.owner == "7"
+    feed = [event for event in worker.log("user:7").events if event["key"] == job_id]
+    assert feed[-1]["type"] == "job_completed"
+
+
+def test_update_state_is_mirrored_and_works_as_before(worker: Worker) -> None:
+    job_id = worker.send("report", 30)
+    assert worker.app.AsyncResult(job_id).get(timeout=20) == 30
+    log = worker.wait_for(job_id, "completed")
+    assert log.state["progress"] == {"current": 30, "total": 30}
+    assert log.state["message"] == "file 30"
+
+
+def test_a_task_speaks(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("speak"), "completed")
+    files = [e["data"]["file"] for e in log.events if e["type"] == "file_completed"]
+    assert files == ["a.txt", "b.txt", "c.txt"]
+    assert log.state["progress"] == {"current": 3, "total": 3, "unit": "files"}
+    assert log.state["fields"] == {"failed_files": 0}
+    shown = [e["state"]["progress"]["current"] for e in log.events if "progress" in e["state"]]
+    assert shown == sorted(shown)
+
+
+def test_nothing_is_lost_or_doubled_or_disordered(worker: Worker) -> None:
+    ids = [worker.send("talk_much", 300) for _ in range(6)]
+    for job_id in ids:
+        log = worker.wait_for(job_id, "completed")
+        numbers = [e["data"]["number"] for e in log.events if e["type"] == "note"]
+        assert numbers == list(range(300))
+        assert [e["offset"] for e in log.events] == list(range(1, len(log.events) + 1))
+
+
+def test_an_ignored_task_completes_as_ignored(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("ignore"), "completed")
+    assert log.last["data"] == {"ignored": True}
+
+
+def test_a_failure_declared_by_hand_is_a_failure(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("declare_failure"), "failed")
+    assert log.state["error"] == {"type": "ValueError", "message": "no such collection"}
+
+
+def test_a_rejected_task_has_failed(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("reject"), "failed")
+    assert log.types == ["job_started", "job_failed"]
+    assert log.state["error"]["type"] == "Reject"
+
+
+def test_a_requeued_task_has_another_attempt(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("reject_once"), "completed")
+    assert log.statuses[-1] == (2, "completed")
+
+
+def test_a_replaced_task_goes_on_as_the_same_job(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("replace"), "completed")
+    assert log.statuses == [(1, "running"), (2, "running"), (2, "completed")]
+    assert log.owner == "7"
+    assert log.last["terminal"] is True
+    assert sum(event.get("terminal", False) for event in log.events) == 1
+
+
+def test_a_task_replaced_by_a_chain_ends_with_its_last_task(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("replace_by_chain"), "completed")
+    assert log.statuses == [(1, "running"), (2, "running"), (2, "completed")]
+
+
+def test_a_task_that_exits_has_failed(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("leave", "exit"), "failed")
+    assert log.state["fields"] == {"done": 3}
+    assert log.state["progress"]["current"] == 3
+    assert sum(event["type"] == "job_failed" for event in log.events) == 1
+
+
+def test_a_job_knows_itself(worker: Worker) -> None:
+    job_id = worker.send("describe")
+    result = worker.app.AsyncResult(job_id).get(timeout=20)
+    assert result == {"id": job_id, "attempt": 1}
+
+
+def test_a_task_published_by_a_worker_is_queued_first(worker: Worker) -> None:
+    job_id = worker.send("spawn")
+    worker.wait_for(job_id, "completed")
+    inner = worker.app.AsyncResult(job_id).get(timeout=20)
+    # Nobody takes from its queue.
+    log = worker.wait_for(inner, "queued")
+    assert log.state["attempt"] == 0
+    assert log.state["name"] == "mirrored_app.add"
+    assert log.state["queued_at"] <= log.last["time"]
+
+
+def test_a_task_without_an_owner_has_no_feed(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("add", 1, 2, owner=None), "completed")
+    assert log.owner is None
+
+
+def test_a_task_nobody_knows_has_failed(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("unheard_of"), "failed")
+    assert log.state["error"]["type"] == "NotRegistered"
+
+
+def test_a_task_revoked_while_it_waits_is_cancelled(worker: Worker) -> None:
+    job_id = str(uuid.uuid4())
+    worker.app.control.revoke(job_id, reply=True, timeout=5, destination=[f"{worker.queue}@here"])
+    worker.send("add", 1, 2, task_id=job_id)
+    log = worker.wait_for(job_id, "cancelled")
+    assert log.last["data"] == {"how": "revoked"}
+    assert log.state["attempt"] == 0
+    assert log.owner == "7"
+
+
+def test_an_expired_task_is_cancelled(worker: Worker) -> None:
+    job_id = worker.send("add", 1, 2, expires="2020-01-01T00:00:00+00:00")
+    log = worker.wait_for(job_id, "cancelled")
+    assert log.last["data"] == {"how": "expired"}
+
+
+def feed_of(worker: Worker, job_id: str) -> list[str]:
+    return [e["type"] for e in worker.log("user:7").events if e["key"] == job_id]
+
+
+@pytest.mark.parametrize("how", ["_exit", "kill"])
+def test_a_killed_process_fails_its_job_with_all_that_is_known(prefork: Worker, how: str) -> None:
+    job_id = prefork.send("leave", how)
+    log = prefork.wait_for(job_id, "failed")
+    assert log.state["error"]["type"] == "WorkerLostError"
+    assert log.state["attempt"] == 1
+    assert log.state["progress"]["current"] == 3
+    assert log.state["fields"] == {"done": 3}
+    assert "started_at" in log.state
+    assert log.types.count("job_failed") == 1
+    wait_until(lambda: feed_of(prefork, job_id)[-1:] == ["job_failed"])
+
+
+def test_a_task_that_is_run_again_because_its_process_died_is_one_job(prefork: Worker) -> None:
+    log = prefork.wait_for(prefork.send("leave_once"), "completed")
+    # The first start may have died with the process that was to tell of it.
+    assert log.statuses[-2:] == [(2, "running"), (2, "completed")]
+
+
+def test_a_soft_time_limit_fails_the_job_even_amid_an_emit(prefork: Worker) -> None:
+    log = prefork.wait_for(prefork.send("overrun_softly"), "failed")
+    assert log.state["error"]["type"] == "SoftTimeLimitExceeded"
+
+
+def test_a_hard_time_limit_fails_the_job_once(prefork: Worker) -> None:
+    job_id = prefork.send("overrun")
+    log = prefork.wait_for(job_id, "failed")
+    assert log.state["error"]["type"] == "TimeLimitExceeded"
+    assert log.state["progress"]["current"] == 5
+    # The same child runs what comes next, after the second report of the limit.
+    wait_until(lambda: feed_of(prefork, job_id)[-1:] == ["job_failed"])
+    prefork.wait_for(prefork.send("add", 1, 2), "completed")
+    assert log.types.count("job_failed") == 1
+    assert feed_of(prefork, job_id).count("job_failed") == 1
+
+
+def test_a_terminated_task_is_cancelled(prefork: Worker) -> None:
+    job_id = prefork.send("wait")
+    log = prefork.log(f"job:{job_id}")
+    wait_until(lambda: log.events and "fields" in log.state)
+    prefork.app.control.revoke(job_id, terminate=True, destination=[f"{prefork.queue}@here"])
+    log = prefork.wait_for(job_id, "cancelled")
+    assert log.last["data"] == {"how": "terminated"}
+    assert log.state["attempt"] == 1
+    assert log.state["fields"] == {"waiting": True}
+    assert log.owner == "7"
+    wait_until(lambda: feed_of(prefork, job_id)[-1:] == ["job_cancelled"])
+
+
+def test_a_spawned_process_is_mirrored_too(url: str, tmp_path: Path) -> None:
+    with running(url, "prefork", tmp_path, TEST_START_METHOD="spawn") as worker:
+        log = worker.wait_for(worker.send("speak"), "completed")
+        assert log.types.count("file_completed") == 3
+
+
+def test_the_mirror_can_be_turned_off(url: str, tmp_path: Path) -> None:
+    with running(url, "threads", tmp_path, SEMANTIK_REALTIME_MIRROR="0") as worker:
+        job_id = worker.send("add", 1, 2)
+        assert worker.app.AsyncResult(job_id).get(timeout=20) == 3
+        assert worker.log(f"job:{job_id}").events == []
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SEMANTIK_REALTIME_BACKEND": "nowhere"},
+        {"SEMANTIK_REALTIME_PROGRESS_SECONDS": "soon"},
+    ],
+)
+def test_a_wrong_setting_turns_the_mirror_off_and_harms_nobody(
+    url: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    with running(url, "threads", tmp_path, **environment) as worker:
+        for _ in range(2):
+            job_id = worker.send("add", 1, 2)
+            assert worker.app.AsyncResult(job_id).get(timeout=20) == 3
+        assert worker.output.count("no task is mirrored") == 1
+
+
+def test_tasks_run_on_while_the_backend_is_away(url: str, tmp_path: Path) -> None:
+    with running(url, "prefork", tmp_path, SEMANTIK_REALTIME_URL="redis://127.0.0.1:1/0") as worker:
+        begun = time.monotonic()
+        for _ in range(10):
+            job_id = worker.send("talk_much", 5)
+            worker.app.AsyncResult(job_id).get(timeout=20)
+        assert time.monotonic() - begun < 10
+        assert "backend fails" in worker.output
+
+
+def test_what_was_told_during_an_outage_arrives_afterwards(url: str, tmp_path: Path) -> None:
+    server = RedisServer(valkey_program())
+    environment = {"SEMANTIK_REALTIME_URL": server.url}
+    with running_server(server), running(url, "prefork", tmp_path, **environment) as worker:
+        worker.wait_for(worker.send("add", 1, 2), "completed")
+        server.kill()
+        job_ids = [worker.send("talk_much", 50) for _ in range(4)]
+        for job_id in job_ids:
+            worker.app.AsyncResult(job_id).get(timeout=20)
+        server.start()
+        for job_id in job_ids:
+            log = worker.wait_for(job_id, "completed")
+            numbers = [e["data"]["number"] for e in log.events if e["type"] == "note"]
+            assert numbers == list(range(50))
+            assert log.owner == "7"
+
+
+def test_a_hanging_backend_costs_a_task_no_more_than_the_deadlines(
+    url: str, tmp_path: Path
+) -> None:
+    server = RedisServer(valkey_program())
+    environment = {
+        "SEMANTIK_REALTIME_URL": server.url,
+        "SEMANTIK_REALTIME_TIMEOUT_SECONDS": "1",
+        "SEMANTIK_REALTIME_FLUSH_SECONDS": "0.5",
+    }
+    with running_server(server), running(url, "prefork", tmp_path, **environment) as worker:
+        worker.wait_for(worker.send("add", 1, 2), "completed")
+        server.pause()
+        begun = time.monotonic()
+        job_ids = [worker.send("talk_much", 5) for _ in range(20)]
+        for job_id in job_ids:
+            worker.app.AsyncResult(job_id).get(timeout=20)
+        seconds = time.monotonic() - begun
+        server.resume()
+        # A claim and an end in vain for each of the two processes, twice at most.
+        assert seconds < 2 * (1 + 0.5) + 2
+        for job_id in job_ids:
+            worker.wait_for(job_id, "completed")
