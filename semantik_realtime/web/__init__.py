@@ -1,0 +1,1 @@
+"""The web side: from the backend's events to browsers."""

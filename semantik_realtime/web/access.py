@@ -1,0 +1,214 @@
+"""Who may watch what: one authentication and one authorization for every route."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import jwt
+import msgspec
+import pluggy
+from starlette.requests import HTTPConnection
+
+from semantik_realtime.config import Settings
+from semantik_realtime.core.session import SUBPROTOCOL
+from semantik_realtime.core.topic import split_topic
+from semantik_realtime.errors import AccessError, BackendUnavailable, ConfigError
+from semantik_realtime.hookspecs import Credentials
+
+TOKEN_SUBPROTOCOL = "access_token."  # noqa: S105 - the prefix, not a token
+HOST_SECONDS = 5.0
+"""How long the host may take to answer."""
+ANYONE = "development"
+"""The user id while authentication is switched off."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who asks, and until when (seconds since 1970; None: no end)."""
+
+    user: str
+    expires_at: float | None = None
+
+
+async def ask(hook: pluggy.HookCaller, **arguments: Any) -> Any:
+    """The first answer that is not None, the plugin registered last being asked first.
+
+    pluggy's own first-result rule takes a coroutine for an answer, so an
+    asynchronous plugin could not abstain.
+
+    Raises:
+        AccessError: the host's.
+        BackendUnavailable: it failed otherwise, or took too long. Nobody is
+            refused for good because a database is away.
+    """
+    try:
+        async with asyncio.timeout(HOST_SECONDS):
+            for implementation in reversed(hook.get_hookimpls()):
+                names = implementation.argnames
+                answer = implementation.function(*[arguments[name] for name in names])
+                if inspect.isawaitable(answer):
+                    answer = await answer
+                if answer is not None:
+                    return answer
+    except AccessError:
+        raise
+    except Exception as error:
+        raise BackendUnavailable(f"the host's {hook.name} failed: {error!r}") from error
+    return None
+
+
+def credentials_of(connection: HTTPConnection) -> Credentials:
+    """The token of a request: subprotocol, Authorization header, query or cookie, in this order."""
+    headers = {name.lower(): value for name, value in connection.headers.items()}
+    carrier = _token_subprotocol(connection)
+    token = carrier.removeprefix(TOKEN_SUBPROTOCOL) if carrier else None
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    if token is None and scheme.lower() == "bearer":
+        token = value.strip()
+    if token is None:
+        token = connection.query_params.get("token") or connection.cookies.get("access_token")
+    return Credentials(token or None, headers)
+
+
+def accepted_subprotocol(connection: HTTPConnection) -> str | None:
+    """Which of the offered subprotocols to echo: ours, else the one with the token."""
+    offered: list[str] = connection.scope.get("subprotocols", [])
+    if SUBPROTOCOL in offered:
+        return SUBPROTOCOL
+    return _token_subprotocol(connection)
+
+
+def _token_subprotocol(connection: HTTPConnection) -> str | None:
+    offered: list[str] = connection.scope.get("subprotocols", [])
+    return next((name for name in offered if name.startswith(TOKEN_SUBPROTOCOL)), None)
+
+
+class Access:
+    """The rules of one application.
+
+    The host's hooks are asked first; where they have no opinion, a signed JWT
+    says who asks, and a topic is for its owner alone.
+
+    Raises:
+        ConfigError: authentication is switched off outside development, or
+            nothing is configured that could check a credential.
+    """
+
+    def __init__(self, settings: Settings, plugins: pluggy.PluginManager) -> None:
+        self._settings = settings
+        self._plugins = plugins
+        self._keys: jwt.PyJWKClient | None = None
+        if settings.disable_auth:
+            if not settings.is_development:
+                raise ConfigError(
+                    "DISABLE_AUTH is set, but the environment is "
+                    f"{settings.environment!r}: set ENVIRONMENT=development, or unset DISABLE_AUTH"
+                )
+            return
+        if settings.jwt_jwks_url:
+            symmetric = [name for name in settings.jwt_algorithms if name.startswith("HS")]
+            if symmetric:
+                raise ConfigError(
+                    f"with SEMANTIK_REALTIME_JWT_JWKS_URL, {symmetric[0]} would accept a public "
+                    "key as a secret: set SEMANTIK_REALTIME_JWT_ALGORITHMS=RS256"
+                )
+            self._keys = jwt.PyJWKClient(settings.jwt_jwks_url, timeout=5)
+        elif settings.jwt_secret is None and not plugins.hook.authenticate.get_hookimpls():
+            raise ConfigError(
+                "nothing can check a credential: set SEMANTIK_REALTIME_JWT_SECRET or "
+                "SEMANTIK_REALTIME_JWT_JWKS_URL, or give an authenticate hook"
+            )
+
+    def allows_origin(self, connection: HTTPConnection) -> bool:
+        """Whether the page may connect: no Origin (not a browser), our own, or a listed one."""
+        origin = connection.headers.get("origin")
+        allowed = self._settings.allowed_origins
+        if origin is None or "*" in allowed or origin in allowed:
+            return True
+        try:
+            page = urlsplit(origin).netloc.lower()
+        except ValueError:
+            return False
+        return page == connection.headers.get("host", "").lower() != ""
+
+    async def authenticate(self, credentials: Credentials) -> Identity:
+        """Who asks.
+
+        Raises:
+            AccessError: with the reason ``unauthenticated`` or ``expired``.
+            BackendUnavailable: the host or the server with the keys cannot be asked now.
+        """
+        if self._settings.disable_auth:
+            return Identity(ANYONE)
+        user = await ask(self._plugins.hook.authenticate, credentials=credentials)
+        if user is not None:
+            return Identity(str(user))
+        if not credentials.token:
+            raise AccessError("no credential", "unauthenticated")
+        return await self._check_token(credentials.token)
+
+    async def authorize(self, user: str, topic: str, owner: str | None) -> bool:
+        """Whether ``user`` may watch ``topic``: the host's word, else owners only.
+
+        A feed ``user:<id>`` is for that user. An unknown owner is nobody.
+
+        Raises:
+            BackendUnavailable: the host cannot be asked now.
+        """
+        if self._settings.disable_auth:
+            return True
+        try:
+            opinion = await ask(self._plugins.hook.authorize, user=user, topic=topic, owner=owner)
+        except AccessError:
+            return False
+        if opinion is not None:
+            return bool(opinion)
+        kind, ident = split_topic(topic)
+        if kind == "user":
+            return ident == user
+        return owner is not None and owner == user
+
+    async def _check_token(self, token: str) -> Identity:
+        settings = self._settings
+        try:
+            key: Any
+            if self._keys is not None:
+                found = await asyncio.to_thread(self._keys.get_signing_key_from_jwt, token)
+                key = found.key
+            elif settings.jwt_secret is not None:
+                key = settings.jwt_secret.get_secret_value()
+            else:
+                raise AccessError("the token was not accepted", "unauthenticated")
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=settings.jwt_algorithms,
+                audience=settings.jwt_audience,
+                issuer=settings.jwt_issuer,
+                # Hosts put numbers into sub; which claim names the user is a setting anyway.
+                options={
+                    "require": ["exp", settings.jwt_user_claim],
+                    "verify_sub": False,
+                    # Issued by a host whose clock is a little ahead: nothing to refuse for good.
+                    "verify_iat": False,
+                    "verify_aud": settings.jwt_audience is not None,
+                },
+            )
+        except jwt.PyJWKClientConnectionError as error:
+            raise BackendUnavailable(f"no keys to check tokens with: {error}") from error
+        except jwt.ExpiredSignatureError:
+            raise AccessError("the token has expired", "expired") from None
+        except jwt.PyJWTError:
+            raise AccessError("the token was not accepted", "unauthenticated") from None
+        user = claims[settings.jwt_user_claim]
+        if type(user) not in (str, int) or user == "":
+            raise AccessError("the token names no user", "unauthenticated")
+        return Identity(str(user), float(claims["exp"]))
+
+
+def has_expired(identity: Identity) -> bool:
+    """Whether the credential has run out since it was checked."""
+    return identity.expires_at is not None and identity.expires_at <= time.time()

@@ -1,0 +1,77 @@
+"""The native wire: `semantik.realtime.v1`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from semantik_realtime.core import frames
+from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.resume import Reason
+from semantik_realtime.hookspecs import Snapshot
+from semantik_realtime.web.channel import Outgoing, states_of
+
+RECONNECT_SECONDS = 3.0
+
+
+class NativeWire:
+    """Frames of docs/protocol.md."""
+
+    def sync(
+        self,
+        topic: str,
+        asked: Cursor | None,
+        snapshot: Snapshot,
+        recalled: Mapping[str, bytes] | None,
+    ) -> list[str]:
+        if snapshot.cursor is None:
+            if recalled is not None:
+                reason = Reason.RECALLED
+            else:
+                reason = Reason.NEW if asked is None else Reason.EPOCH
+            return [frames.snapshot_frame(topic, reason, None, recalled or {})]
+        if snapshot.reason is None and asked is not None:
+            return [frames.replay_frame(topic, asked.offset, snapshot.cursor, snapshot.events)]
+        return [
+            frames.snapshot_frame(
+                topic,
+                snapshot.reason or Reason.NEW,
+                snapshot.cursor,
+                states_of(snapshot),
+                snapshot.events,
+            )
+        ]
+
+    def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
+        if len(waiting) == 1:
+            return [waiting[0][1].frame]
+        return [frames.events_frame([outgoing.member for _, outgoing in waiting])]
+
+    def denied(self, topic: str) -> list[str]:
+        return [
+            frames.encode(
+                {
+                    "op": "denied",
+                    "topic": topic,
+                    "code": "forbidden",
+                    "message": "not yours, or not there",
+                }
+            )
+        ]
+
+    def gone(self, topic: str) -> list[str]:
+        return [frames.encode({"op": "gone", "topic": topic})]
+
+    def degraded(self, since: str) -> list[str]:
+        return [frames.encode({"op": "degraded", "since": since})]
+
+    def restored(self) -> list[str]:
+        return ['{"op":"restored"}']
+
+    def heartbeat(self, places: Mapping[str, Cursor]) -> list[str]:
+        return [frames.tops_frame(places)]
+
+    def bye(self) -> list[str]:
+        # Jitter: a fleet's clients must not all come back in the same moment.
+        seconds = round(random.uniform(0.1, RECONNECT_SECONDS), 2)  # noqa: S311
+        return [frames.encode({"op": "bye", "reconnect_seconds": seconds})]

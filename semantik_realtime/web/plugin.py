@@ -1,0 +1,167 @@
+"""How a web application gets the routes: by entry point, by one line, or as a router."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from importlib.resources import files
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.websockets import WebSocket
+
+from semantik_realtime.config import Settings
+from semantik_realtime.errors import ConfigError
+from semantik_realtime.hookspecs import Credentials, hookimpl
+from semantik_realtime.realtime import Runtime
+from semantik_realtime.web import rest
+from semantik_realtime.web.server import Server
+from semantik_realtime.web.websocket import serve_founding, serve_native
+
+Authenticate = Callable[[Credentials], str | None | Awaitable[str | None]]
+Authorize = Callable[[str, str, str | None], bool | None | Awaitable[bool | None]]
+
+_STATIC_TYPES = {".js": "text/javascript", ".ts": "text/plain"}
+
+
+class Realtime(Runtime):
+    """A runtime with a web side::
+
+        app = FastAPI()
+        Realtime().install(app)
+
+    Args, errors: those of `semantik_realtime.realtime.Runtime`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        plugins: Iterable[object] = (),
+        backend: object | None = None,
+    ) -> None:
+        super().__init__(settings, plugins=plugins, backend=backend)
+        self._server: Server | None = None
+
+    @property
+    def server(self) -> Server:
+        """What the routes share. Made at first use.
+
+        Raises:
+            ConfigError: nothing can check a credential, or authentication is
+                switched off outside development.
+        """
+        if self._server is None:
+            self._server = Server(self)
+        return self._server
+
+    def router(
+        self,
+        *,
+        authenticate: Authenticate | None = None,
+        authorize: Authorize | None = None,
+    ) -> APIRouter:
+        """All routes, to be included in an application.
+
+        ``authenticate`` gives the user id of a request's credentials,
+        ``authorize`` says whether a user may watch a topic; either may be a
+        coroutine function and give None for no opinion. Including the router
+        adds its lifespan to the application's. In a mounted sub-application,
+        whose lifespan never runs, it opens at the first request.
+
+        Raises:
+            ConfigError: as `server`.
+        """
+        if authenticate is not None or authorize is not None:
+            if self._server is not None:
+                raise ConfigError("give authenticate and authorize to the first router()")
+            self.plugins.register(_host_rules(authenticate, authorize))
+        server = self.server
+        router = APIRouter(lifespan=server.lifespan)
+        base = self.settings.path.rstrip("/")
+
+        @router.websocket(f"{base}/ws")
+        async def native(websocket: WebSocket) -> None:
+            await serve_native(websocket, server)
+
+        if self.settings.founding_path:
+            if "{job_id}" not in self.settings.founding_path:
+                raise ConfigError("SEMANTIK_REALTIME_FOUNDING_PATH needs {job_id}")
+
+            @router.websocket(self.settings.founding_path)
+            async def founding(websocket: WebSocket, job_id: str) -> None:
+                await serve_founding(websocket, server, job_id)
+
+        @router.get(f"{base}/jobs/{{job_id}}")
+        async def job(request: Request, job_id: str) -> Response:
+            """The state of a job now; ETag is the cursor."""
+            return await rest.get_job(request, server, job_id)
+
+        @router.get(f"{base}/jobs/{{job_id}}/history")
+        async def history(request: Request, job_id: str) -> Response:
+            """The retained events of a job, oldest first."""
+            return await rest.get_history(request, server, job_id)
+
+        @router.get(f"{base}/health")
+        async def health() -> Response:
+            """Whether the process lives and the backend answers."""
+            return await rest.get_health(server)
+
+        @router.get(f"{base}/static/{{name}}", include_in_schema=False)
+        async def static(name: str) -> Response:
+            return _static_file(name)
+
+        return router
+
+    def install(self, app: FastAPI) -> Realtime:
+        """Add the routes to ``app``, and itself as ``app.state.realtime``.
+
+        Raises:
+            ConfigError: as `server`.
+        """
+        app.include_router(self.router())
+        app.state.realtime = self
+        return self
+
+
+def setup(app: FastAPI) -> None:
+    """The entry point ``semantik.webui``: what a host's loop calls with its application.
+
+    Plugins of the host are taken from ``app.state.realtime_plugins``.
+    """
+    Realtime(plugins=getattr(app.state, "realtime_plugins", ())).install(app)
+
+
+def _host_rules(authenticate: Authenticate | None, authorize: Authorize | None) -> object:
+    rules: dict[str, Any] = {}
+    if authenticate is not None:
+        who = authenticate
+
+        def authenticate_hook(self: object, credentials: Credentials) -> Any:
+            return who(credentials)
+
+        rules["authenticate"] = hookimpl(authenticate_hook)
+    if authorize is not None:
+        may = authorize
+
+        def authorize_hook(self: object, user: str, topic: str, owner: str | None) -> Any:
+            return may(user, topic, owner)
+
+        rules["authorize"] = hookimpl(authorize_hook)
+    return type("HostRules", (), rules)()
+
+
+def _static_file(name: str) -> Response:
+    folder = files("semantik_realtime.web") / "static"
+    suffix = name[name.rfind(".") :]
+    # A plain name of a known kind: nothing that could lead out of the folder.
+    if suffix in _STATIC_TYPES and name.replace(".", "").replace("-", "").isalnum():
+        file = folder / name
+        if file.is_file():
+            return Response(
+                file.read_bytes(),
+                media_type=_STATIC_TYPES[suffix],
+                headers={"Cache-Control": "no-cache"},
+            )
+    return Response(status_code=404)

@@ -1,0 +1,296 @@
+"""WebSocket endpoints: both wires over the same connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import secrets
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.session import (
+    MAX_HISTORY,
+    Action,
+    Authenticate,
+    Close,
+    CloseCode,
+    Send,
+    Session,
+    SessionLimits,
+    Subscribe,
+    Unsubscribe,
+)
+from semantik_realtime.core.topic import job_topic
+from semantik_realtime.errors import AccessError, BackendError, TopicError
+from semantik_realtime.hookspecs import Credentials
+from semantik_realtime.realtime import now_text
+from semantik_realtime.web.access import Identity, accepted_subprotocol, credentials_of
+from semantik_realtime.web.connection import Connection, Ended, Wire
+from semantik_realtime.web.founding import HISTORY, FoundingWire
+from semantik_realtime.web.native import NativeWire
+from semantik_realtime.web.server import Server
+
+logger = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 2.0
+FOUNDING_PING_SECONDS = 30.0
+
+
+async def serve_native(websocket: WebSocket, server: Server) -> None:
+    """One connection of `semantik.realtime.v1`, from handshake to close."""
+    if not server.access.allows_origin(websocket):
+        # Before accepting: the server answers 403.
+        await websocket.close()
+        return
+    await websocket.accept(subprotocol=accepted_subprotocol(websocket))
+    settings = server.settings
+    limits = SessionLimits(topics=settings.max_topics, heartbeat_seconds=settings.heartbeat_seconds)
+    session = Session(secrets.token_hex(8), limits, time.monotonic())
+
+    credentials = credentials_of(websocket)
+
+    async def read(connection: Connection) -> None:
+        while connection.ended is None:
+            text = await _receive(websocket)
+            # What was denied or is gone counts no longer.
+            session.topics &= connection.topics
+            for action in session.receive(text):
+                await _carry_out(action, session, connection, server, credentials)
+
+    try:
+        identity = await _open_session(websocket, server, session, credentials)
+        connection = _connect(websocket, server, NativeWire(), identity)
+        connection.post(*_frames(session.authenticated()))
+        await _run(server, connection, read, session.id)
+    except Ended as ended:
+        await _close(websocket, ended.code, ended.reason)
+    except BackendError as error:
+        logger.warning("websocket: not opened error=%s", error)
+        await _close(websocket, CloseCode.SERVER_ERROR, "server error")
+    except WebSocketDisconnect:
+        pass
+
+
+async def serve_founding(websocket: WebSocket, server: Server, job_id: str) -> None:
+    """One connection of the founding wire.
+
+    Ending without a close frame is how these clients are told to come back.
+    """
+    if not server.access.allows_origin(websocket):
+        await websocket.close()
+        return
+    await websocket.accept(subprotocol=accepted_subprotocol(websocket))
+    last_id = websocket.query_params.get("last_id")
+    after = Cursor.parse(last_id) if last_id else None
+    wire = FoundingWire(job_id, now_text, after)
+
+    async def read(connection: Connection) -> None:
+        while connection.ended is None:
+            connection.post(*wire.answer(await _receive(websocket)))
+
+    try:
+        identity = await server.access.authenticate(credentials_of(websocket))
+        topic = job_topic(job_id)
+        if not await server.may_watch(identity.user, topic):
+            raise Ended(CloseCode.POLICY, "not yours, or not there")
+        connection = _connect(websocket, server, wire, identity, FOUNDING_PING_SECONDS)
+        # Always from the state: these clients need a status before anything else.
+        connection.subscribe(topic, None, MAX_HISTORY if after else HISTORY)
+        await _run(server, connection, read, secrets.token_hex(8))
+    except (AccessError, TopicError) as error:
+        await _close(websocket, CloseCode.POLICY, str(error))
+    except Ended as ended:
+        if ended.code in (CloseCode.DRAIN, CloseCode.EVICTED):
+            _drop()
+        else:
+            code = CloseCode.POLICY if ended.code >= 4000 else ended.code
+            await _close(websocket, code, ended.reason)
+    except BackendError as error:
+        logger.warning("websocket: founding connection dropped error=%s", error)
+        _drop()
+    except WebSocketDisconnect:
+        pass
+
+
+def _drop() -> None:
+    """End without a close frame: a word that ASGI does not have.
+
+    Every uvicorn cuts the socket when its own ClientDisconnected comes out of
+    the application. When the application just returns, some versions do
+    (0.39, 0.54) and some leave the connection open (0.34) until they send a
+    close frame.
+    """
+    uvicorn = sys.modules.get("uvicorn.protocols.utils")
+    if uvicorn is not None:
+        raise uvicorn.ClientDisconnected
+
+
+async def _open_session(
+    websocket: WebSocket, server: Server, session: Session, credentials: Credentials
+) -> Identity:
+    """Who connects: by the handshake, else by the first frame, in time.
+
+    Raises:
+        Ended: nobody we know, or nothing in time.
+        BackendError: nobody can tell now.
+    """
+    if credentials.token is None:
+        # A host may know the user by other means, and development knows everyone.
+        with contextlib.suppress(AccessError):
+            return await server.access.authenticate(credentials)
+        try:
+            async with asyncio.timeout(session.auth_seconds_left(time.monotonic())):
+                token = await _first_token(websocket, session)
+        except TimeoutError:
+            raise _ended(session.tick(math.inf)) from None
+        credentials = msgspec.structs.replace(credentials, token=token)
+    try:
+        return await server.access.authenticate(credentials)
+    except AccessError as error:
+        raise _refusal(session, error) from None
+
+
+async def _first_token(websocket: WebSocket, session: Session) -> str:
+    while True:
+        for action in session.receive(await _receive(websocket)):
+            match action:
+                case Authenticate(token):
+                    return token
+                case Send(frame):
+                    await websocket.send_text(frame)
+                case Close():
+                    raise _ended([action])
+
+
+async def _carry_out(
+    action: Action,
+    session: Session,
+    connection: Connection,
+    server: Server,
+    credentials: Credentials,
+) -> None:
+    match action:
+        case Send(frame):
+            connection.post(frame)
+        case Subscribe(topics, history):
+            for topic, cursor in topics.items():
+                connection.subscribe(topic, cursor, history)
+        case Unsubscribe(topics):
+            for topic in topics:
+                connection.unsubscribe(topic)
+        case Authenticate(token):
+            try:
+                fresh = await server.access.authenticate(
+                    msgspec.structs.replace(credentials, token=token)
+                )
+            except AccessError as error:
+                ended = _refusal(session, error)
+                connection.end(ended.code, ended.reason)
+                return
+            except BackendError as error:
+                # Nobody can tell now; the old credential stands.
+                connection.post(session.error(error.code, "not checked, try again").frame)
+                return
+            if fresh.user == connection.identity.user:
+                connection.reauthorize(fresh)
+            else:
+                connection.end(CloseCode.FORBIDDEN, "the token is another user's")
+        case Close(code, reason):
+            connection.end(code, reason)
+
+
+def _connect(
+    websocket: WebSocket,
+    server: Server,
+    wire: Wire,
+    identity: Identity,
+    heartbeat_seconds: float | None = None,
+) -> Connection:
+    async def send(frame: str) -> None:
+        await websocket.send({"type": "websocket.send", "text": frame})
+
+    return Connection(
+        wire,
+        server.hub,
+        server.access,
+        server.plugins,
+        identity,
+        send,
+        heartbeat_seconds=heartbeat_seconds or server.settings.heartbeat_seconds,
+    )
+
+
+async def _run(
+    server: Server,
+    connection: Connection,
+    read: Callable[[Connection], Coroutine[Any, Any, None]],
+    seat: str,
+) -> None:
+    """Read and write until one of them ends, with a seat of the user's.
+
+    Raises:
+        Ended: by the server, for whatever reason; no free seat is one.
+        WebSocketDisconnect: by the client or the network.
+    """
+    user, hub = connection.identity.user, server.hub
+    if not await server.seats.take(user, seat):
+        connection.close()
+        raise Ended(CloseCode.TOO_MANY_CONNECTIONS, "too many connections of this user")
+    loop = asyncio.get_running_loop()
+    writer = loop.create_task(connection.write(), name="semantik-realtime-writer")
+    reader = loop.create_task(read(connection), name="semantik-realtime-reader")
+    hub.enter(connection)
+    try:
+        await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
+        if connection.ended is not None and not writer.done():
+            # What was answered to the last frame is still to be sent.
+            await asyncio.wait((writer,), timeout=CLOSE_SECONDS)
+    finally:
+        hub.leave(connection)
+        connection.close()
+        server.seats.give_back(user, seat)
+        writer.cancel()
+        reader.cancel()
+        await asyncio.wait((writer, reader))
+    if connection.ended is not None:
+        raise connection.ended
+    faults = [task.exception() for task in (writer, reader) if not task.cancelled()]
+    if not any(isinstance(fault, WebSocketDisconnect | OSError) for fault in faults):
+        logger.error("websocket: connection failed", exc_info=faults[0])
+        raise Ended(CloseCode.SERVER_ERROR, "server error")
+    raise WebSocketDisconnect(1006)
+
+
+def _refusal(session: Session, error: AccessError) -> Ended:
+    return _ended(session.rejected(error.reason == "expired", str(error)))
+
+
+def _ended(actions: list[Action]) -> Ended:
+    [close] = actions
+    assert isinstance(close, Close)
+    return Ended(close.code, close.reason)
+
+
+async def _receive(websocket: WebSocket) -> str | bytes:
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1006))
+    return message.get("text") or message.get("bytes") or ""
+
+
+async def _close(websocket: WebSocket, code: CloseCode, reason: str) -> None:
+    with contextlib.suppress(RuntimeError, OSError, TimeoutError, WebSocketDisconnect):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await websocket.close(int(code), reason)
+
+
+def _frames(actions: list[Action]) -> list[str]:
+    return [action.frame for action in actions if isinstance(action, Send)]

@@ -1,0 +1,381 @@
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, mock, test } from "node:test";
+
+import { isFinal } from "../../semantik_realtime/web/static/connection.js";
+import { event, Page, pass, settled, snapshot, Wire } from "./wire.js";
+
+const FINAL = [1009, 4400, 4401, 4403, 4408];
+const PASSING = [1000, 1001, 1005, 1006, 1011, 1012, 4402, 4413, 4429];
+
+let wires;
+
+beforeEach(() => {
+  wires = [];
+  mock.timers.enable({ apis: ["setTimeout"] });
+  mock.method(Math, "random", () => 0.5);
+});
+
+afterEach(() => {
+  for (const { rt } of wires) rt.close();
+  mock.timers.reset();
+  mock.restoreAll();
+});
+
+function open(options) {
+  wires.push(new Wire(options));
+  return wires.at(-1);
+}
+
+const names = (wire) => wire.states.map(([state]) => state);
+
+test("http becomes ws, https becomes wss, and the subprotocol is offered", async () => {
+  const urls = ["http://host/ws", "https://host/ws", "ws://host/ws"];
+  const sockets = [];
+  for (const url of urls) {
+    const wire = open({ url });
+    await settled();
+    sockets.push(wire.socket);
+  }
+  assert.deepEqual(
+    sockets.map(({ url, protocol }) => [url, protocol]),
+    ["ws://host/ws", "wss://host/ws", "ws://host/ws"].map((url) => [url, "semantik.realtime.v1"]),
+  );
+});
+
+test("a relative address is of the page", async () => {
+  globalThis.location = new URL("https://host:8443/jobs/7?tab=1");
+  try {
+    const wire = open({ url: "/realtime/ws" });
+    await settled();
+    assert.equal(wire.socket.url, "wss://host:8443/realtime/ws");
+  } finally {
+    delete globalThis.location;
+  }
+});
+
+test("the token is the first frame and is not in the address", async () => {
+  const wire = open({ token: async () => "secret" });
+  const socket = await wire.welcome();
+  assert.deepEqual(socket.sent[0], { op: "auth", token: "secret" });
+  assert.doesNotMatch(socket.url, /secret/);
+});
+
+test("without a token the cookie does it and no auth frame is sent", async () => {
+  for (const token of [undefined, () => null, async () => ""]) {
+    const socket = await open({ token }).welcome();
+    assert.deepEqual(socket.ops("auth"), []);
+  }
+});
+
+test("the connection is connecting until the welcome and then live", async () => {
+  const wire = open();
+  assert.equal(wire.rt.connection, "connecting");
+  await settled();
+  wire.socket.onopen({});
+  assert.equal(wire.rt.connection, "connecting");
+  await wire.welcome();
+  assert.equal(wire.rt.connection, "live");
+  assert.deepEqual(names(wire), ["connecting", "live"]);
+});
+
+test("every final code ends in denied, with the code, and nothing is tried again", async () => {
+  for (const code of FINAL) {
+    const wire = open();
+    await wire.welcome();
+    wire.socket.end(code);
+    await pass(3600);
+    assert.deepEqual(wire.states.at(-1), ["denied", { code, reason: "" }]);
+    assert.equal(wire.sockets.length, 1, `after ${code}`);
+  }
+});
+
+test("every other code means to come back", async () => {
+  for (const code of PASSING) {
+    const wire = open();
+    await wire.welcome();
+    wire.socket.end(code);
+    assert.deepEqual(wire.states.at(-1), ["reconnecting", { code, reason: "" }]);
+    await pass(30);
+    assert.equal(wire.sockets.length, 2, `after ${code}`);
+  }
+  assert.deepEqual([...FINAL, ...PASSING].filter(isFinal), FINAL);
+});
+
+test("waits grow to half of 30 seconds, without end", async () => {
+  const wire = open();
+  await settled();
+  for (const seconds of [0.25, 0.5, 1, 2, 4, 8, 15, 15, 15]) {
+    const tries = wire.sockets.length;
+    wire.socket.end();
+    await pass(seconds - 0.01);
+    assert.equal(wire.sockets.length, tries, `before ${seconds} s`);
+    await pass(0.01);
+    assert.equal(wire.sockets.length, tries + 1, `after ${seconds} s`);
+  }
+  assert.deepEqual(names(wire), ["connecting", "reconnecting"]);
+});
+
+test("only a connection that has lasted makes the next wait short again", async () => {
+  const wire = open();
+  for (const seconds of [0.25, 0.5, 1, 2, 4, 8]) {
+    await wire.welcome();
+    wire.socket.end();
+    await pass(seconds - 0.01);
+    assert.equal(wire.socket.isClosed, true);
+    await pass(0.01);
+  }
+  await wire.welcome();
+  await pass(5);
+  wire.socket.end();
+  await pass(0.25);
+  assert.equal(wire.socket.isClosed, false);
+});
+
+test("a handshake that hangs is given up after 15 seconds", async () => {
+  const wire = open();
+  await settled();
+  await pass(14.9);
+  assert.equal(wire.socket.isClosed, false);
+  await pass(0.1);
+  assert.equal(wire.sockets[0].isClosed, true);
+  await pass(0.25);
+  assert.equal(wire.sockets.length, 2);
+});
+
+test("a token that never comes is given up, and is not used when it comes after all", async () => {
+  const given = [];
+  const wire = open({ token: () => new Promise((...ends) => given.push(ends)) });
+  await settled();
+  await pass(15);
+  await pass(0.25);
+  await pass(15);
+  await pass(0.5);
+  assert.equal(given.length, 3);
+  given[0][0]("late");
+  given[1][1](new Error("late"));
+  await settled();
+  assert.equal(wire.sockets.length, 0);
+  given[2][0]("timely");
+  const socket = await wire.welcome();
+  assert.deepEqual(socket.ops("auth"), [{ op: "auth", token: "timely" }]);
+});
+
+test("a token callback that fails is a failed try", async () => {
+  let calls = 0;
+  const token = () => {
+    if (++calls === 1) throw new Error("no network");
+    return "jwt";
+  };
+  const wire = open({ token });
+  await settled();
+  assert.equal(wire.rt.connection, "reconnecting");
+  await pass(0.25);
+  await wire.welcome();
+  assert.equal(wire.rt.connection, "live");
+});
+
+test("an expired credential is refreshed by the callback", async () => {
+  const asked = [];
+  const token = async ({ expired }) => (asked.push(expired), expired ? "new" : "old");
+  const wire = open({ token });
+  await wire.welcome();
+  const socket = await wire.reconnect(4402);
+  assert.deepEqual(asked, [false, true]);
+  assert.deepEqual(socket.sent[0], { op: "auth", token: "new" });
+  await wire.reconnect();
+  assert.deepEqual(asked, [false, true, false]);
+});
+
+test("a failed try does not make the client forget that its credential has expired", async () => {
+  const asked = [];
+  const wire = open({ token: ({ expired }) => (asked.push(expired), "jwt") });
+  await wire.welcome();
+  wire.socket.end(4402);
+  await pass(30);
+  wire.socket.end(1006);
+  await pass(30);
+  assert.deepEqual(asked, [false, true, true]);
+});
+
+test("a credential may expire again and again", async () => {
+  const wire = open({ token: () => "jwt" });
+  await wire.welcome();
+  for (let times = 0; times < 3; times++) await wire.reconnect(4402);
+  assert.equal(wire.rt.connection, "live");
+});
+
+test("a credential that is still expired after a refresh is denied", async () => {
+  const wire = open({ token: () => "old" });
+  await settled();
+  wire.socket.end(4402);
+  await pass(30);
+  wire.socket.end(4402);
+  await pass(3600);
+  assert.equal(wire.sockets.length, 2);
+  assert.deepEqual(wire.states.at(-1), ["denied", { code: 4402, reason: "" }]);
+});
+
+test("after bye the client comes back after just the time it was told", async () => {
+  const wire = open();
+  const socket = await wire.welcome();
+  socket.say({ op: "bye", reconnect_seconds: 1.7 });
+  assert.equal(socket.isClosed, true);
+  assert.deepEqual(wire.states.at(-1), ["reconnecting", { reason: "bye" }]);
+  await pass(1.69);
+  assert.equal(wire.sockets.length, 1);
+  await pass(0.01);
+  assert.equal(wire.sockets.length, 2);
+});
+
+test("nothing heard for two and a half heartbeats means to connect anew", async () => {
+  const wire = open();
+  const socket = await wire.welcome(4);
+  for (let beat = 0; beat < 5; beat++) {
+    await pass(9.9);
+    socket.say({ op: "tops", topics: {} });
+  }
+  await pass(9.9);
+  assert.equal(wire.rt.connection, "live");
+  await pass(0.1);
+  assert.equal(wire.rt.connection, "reconnecting");
+  assert.equal(socket.isClosed, true);
+  await pass(0.25);
+  assert.equal(wire.sockets.length, 2);
+});
+
+test("a socket that was given up is not listened to", async () => {
+  const wire = open();
+  const shown = [];
+  wire.rt.watch("job:42", { onEvent: ({ offset }) => shown.push(offset) });
+  const socket = await wire.welcome(4);
+  socket.say(snapshot("job:42", 1));
+  await pass(10);
+  const late = snapshot("job:42", 2, {}, { events: [event(2)] });
+  socket.onmessage({ data: JSON.stringify(late) });
+  socket.onclose({ code: 4401, reason: "" });
+  assert.equal(wire.rt.connection, "reconnecting");
+  assert.deepEqual(shown, []);
+});
+
+test("degraded and restored are told, and a new connection starts live", async () => {
+  const wire = open();
+  const socket = await wire.welcome();
+  socket.say({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
+  assert.deepEqual(wire.states.at(-1), ["degraded", { since: "2026-11-23T08:00:00.000Z" }]);
+  socket.say({ op: "restored" });
+  assert.deepEqual(wire.states.at(-1), ["live", {}]);
+  socket.say({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
+  await wire.reconnect();
+  assert.deepEqual(names(wire).slice(-3), ["degraded", "reconnecting", "live"]);
+});
+
+test("frames that are not JSON objects are skipped", async () => {
+  const wire = open();
+  const socket = await wire.welcome();
+  for (const data of ["{", "null", "7", "[]", '"x"', '{"op":null}']) socket.onmessage({ data });
+  assert.equal(wire.rt.connection, "live");
+});
+
+test("closed is told once, and nothing is tried after it", async () => {
+  const wire = open();
+  const socket = await wire.welcome();
+  wire.rt.close();
+  wire.rt.close();
+  await pass(3600);
+  assert.equal(socket.isClosed, true);
+  assert.equal(wire.sockets.length, 1);
+  assert.deepEqual(names(wire), ["connecting", "live", "closed"]);
+});
+
+test("a client closed while it waits for its token opens no socket", async () => {
+  const wire = open({ token: async () => "jwt" });
+  wire.rt.close();
+  await settled();
+  assert.equal(wire.sockets.length, 0);
+});
+
+test("a listener hears the present state at once and nothing after it stops", async () => {
+  const wire = open();
+  const heard = [];
+  const stop = wire.rt.onConnection((state) => heard.push(state));
+  assert.deepEqual(heard, ["connecting"]);
+  stop();
+  await wire.welcome();
+  assert.deepEqual(heard, ["connecting"]);
+});
+
+test("a network that comes back, or a page that is shown again, ends the wait", async () => {
+  const page = new Page();
+  try {
+    for (const wakeUp of [() => page.emit("online"), () => page.turn(false)]) {
+      const wire = open();
+      await settled();
+      for (let tries = 0; tries < 8; tries++) {
+        wire.socket.end();
+        await pass(15);
+      }
+      wire.socket.end();
+      const before = wire.sockets.length;
+      page.turn(true);
+      await settled();
+      assert.equal(wire.sockets.length, before);
+      wakeUp();
+      await settled();
+      wakeUp();
+      await settled();
+      assert.equal(wire.sockets.length, before + 1);
+      wire.socket.end();
+      await pass(0.25);
+      assert.equal(wire.sockets.length, before + 2);
+      wire.rt.close();
+    }
+  } finally {
+    page.remove();
+  }
+});
+
+test("a page that is shown again asks whether its link is alive", async () => {
+  const page = new Page();
+  try {
+    const wire = open();
+    const socket = await wire.welcome();
+    page.turn(false);
+    assert.deepEqual(socket.ops("ping"), [{ op: "ping" }]);
+    socket.say({ op: "pong" });
+    await pass(40);
+    assert.equal(wire.rt.connection, "live");
+    page.turn(false);
+    await pass(5);
+    assert.equal(wire.rt.connection, "reconnecting");
+  } finally {
+    page.remove();
+  }
+});
+
+test("a denied client stays denied when the page is shown again", async () => {
+  const page = new Page();
+  try {
+    const wire = open();
+    await wire.welcome();
+    wire.socket.end(4403);
+    page.emit("online");
+    page.turn(false);
+    await settled();
+    assert.equal(wire.sockets.length, 1);
+    assert.equal(wire.rt.connection, "denied");
+  } finally {
+    page.remove();
+  }
+});
+
+test("a closed client no longer listens to the page", async () => {
+  const page = new Page();
+  try {
+    const { rt } = open();
+    assert.ok(page.listeners > 0);
+    rt.close();
+    assert.equal(page.listeners, 0);
+  } finally {
+    page.remove();
+  }
+});

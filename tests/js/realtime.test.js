@@ -1,0 +1,357 @@
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, mock, test } from "node:test";
+
+import { cursorAt, event, live, Page, pass, replay, settled, snapshot, Wire } from "./wire.js";
+
+const JOB = "job:42";
+
+let wires;
+
+beforeEach(() => {
+  wires = [];
+  mock.timers.enable({ apis: ["setTimeout"] });
+});
+
+afterEach(() => {
+  for (const { rt } of wires) rt.close();
+  mock.timers.reset();
+  mock.restoreAll();
+});
+
+function open(options) {
+  wires.push(new Wire(options));
+  return wires.at(-1);
+}
+
+/** Watch, and write down everything that is told. */
+function record(wire, topic = JOB, options = {}) {
+  const log = { views: [], events: [], ends: [] };
+  log.sub = wire.rt.watch(topic, {
+    onChange: (view) => log.views.push(view),
+    onEvent: ({ offset }, { replayed }) => log.events.push([offset, replayed]),
+    onDenied: (info) => log.ends.push(info),
+    onGone: () => log.ends.push("gone"),
+    ...options,
+  });
+  return log;
+}
+
+test("topics watched together are subscribed in one frame", async () => {
+  const wire = open();
+  const socket = await wire.welcome();
+  for (const topic of [JOB, "user:7", "job:43"]) wire.rt.watch(topic, { history: 5 });
+  await settled();
+  const topics = { [JOB]: null, "user:7": null, "job:43": null };
+  assert.deepEqual(socket.sent, [{ op: "subscribe", topics, history: 5 }]);
+});
+
+test("topics with different histories are subscribed apart", async () => {
+  const wire = open();
+  const socket = await wire.welcome();
+  wire.rt.watch(JOB, { history: 5 });
+  wire.rt.watch("user:7");
+  await settled();
+  assert.deepEqual(socket.sent, [
+    { op: "subscribe", topics: { [JOB]: null }, history: 5 },
+    { op: "subscribe", topics: { "user:7": null }, history: 0 },
+  ]);
+});
+
+test("the same options may serve several watchers", async () => {
+  const wire = open();
+  const events = [];
+  const options = { onEvent: ({ offset }) => events.push(offset) };
+  const first = wire.rt.watch(JOB, options);
+  wire.rt.watch(JOB, options);
+  const socket = await wire.welcome();
+  socket.say(snapshot(JOB, 0), live(JOB, 0, event(1)));
+  first.close();
+  socket.say(live(JOB, 1, event(2)));
+  assert.deepEqual(events, [1, 1, 2]);
+});
+
+test("topics watched before the welcome are subscribed with it", async () => {
+  const wire = open();
+  wire.rt.watch(JOB);
+  await settled();
+  wire.socket.onopen({});
+  await settled();
+  assert.deepEqual(wire.socket.sent, []);
+  await wire.welcome();
+  assert.equal(wire.socket.ops("subscribe").length, 1);
+});
+
+test("many topics are subscribed in frames below 64 KiB", async () => {
+  const wire = open();
+  const socket = await wire.welcome();
+  const count = 1000;
+  for (let n = 0; n < count; n++) wire.rt.watch(`job:${String(n).padStart(200, "x")}`);
+  await settled();
+  const subscribed = socket.ops("subscribe").flatMap(({ topics }) => Object.keys(topics));
+  assert.equal(new Set(subscribed).size, count);
+  assert.equal(subscribed.length, count);
+  for (const frame of socket.sent) assert.ok(JSON.stringify(frame).length < 65536);
+});
+
+test("several watchers of a topic make one subscription, and the last one ends it", async () => {
+  const wire = open();
+  const first = record(wire, JOB, { history: 2 });
+  const second = record(wire, JOB, { history: 7 });
+  wire.rt.watch(JOB, { history: 3 }).close();
+  const socket = await wire.welcome();
+  const topics = { [JOB]: null };
+  assert.deepEqual(socket.ops("subscribe"), [{ op: "subscribe", topics, history: 7 }]);
+  socket.say(snapshot(JOB, 1, {}, { events: [event(1)] }), live(JOB, 1, event(2)));
+  const shown = [[1, true], [2, false]];
+  assert.deepEqual([first.events, second.events], [shown, shown]);
+
+  first.sub.close();
+  first.sub.close();
+  assert.deepEqual(socket.ops("unsubscribe"), []);
+  socket.say(live(JOB, 2, event(3)));
+  assert.deepEqual([first.events.length, second.events.length], [2, 3]);
+  second.sub.close();
+  assert.deepEqual(socket.ops("unsubscribe"), [{ op: "unsubscribe", topics: [JOB] }]);
+});
+
+test("who watches a topic already known gets the view at once, by no new frame", async () => {
+  const wire = open();
+  record(wire);
+  const socket = await wire.welcome();
+  socket.say(snapshot(JOB, 3, { 42: { status: "running" } }));
+  const late = record(wire);
+  await settled();
+  assert.equal(late.views.length, 1);
+  assert.deepEqual(late.views[0], {
+    topic: JOB,
+    states: new Map([["42", { status: "running" }]]),
+    offset: 3,
+    cursor: cursorAt(3),
+    reason: "new",
+    provisional: false,
+  });
+  assert.equal(socket.ops("subscribe").length, 1);
+});
+
+test("a watcher closed before its view comes is not told", async () => {
+  const wire = open();
+  record(wire);
+  const socket = await wire.welcome();
+  socket.say(snapshot(JOB, 3));
+  const late = record(wire);
+  late.sub.close();
+  await settled();
+  await pass(1);
+  assert.deepEqual(late.views, []);
+});
+
+test("onChange gets the newest view, once for all changes of a frame", async () => {
+  const page = new Page();
+  try {
+    const wire = open();
+    const log = record(wire);
+    const socket = await wire.welcome();
+    socket.say(snapshot(JOB, 0));
+    for (let n = 1; n <= 50; n++) socket.say(live(JOB, n - 1, event(n)));
+    assert.deepEqual(log.views, []);
+    assert.equal(page.frames, 1);
+    page.animate();
+    assert.deepEqual(log.views.map(({ offset }) => offset), [50]);
+    page.animate();
+    await pass(1);
+    assert.equal(log.views.length, 1);
+    assert.equal(log.events.length, 50);
+  } finally {
+    page.remove();
+  }
+});
+
+test("a page that gets no animation frames is told all the same", async () => {
+  const page = new Page();
+  try {
+    const wire = open();
+    const log = record(wire);
+    const socket = await wire.welcome();
+    socket.say(snapshot(JOB, 1));
+    await pass(0.25);
+    assert.equal(log.views.length, 1);
+    page.turn(true);
+    socket.say(live(JOB, 1, event(2)));
+    await pass(0.016);
+    assert.equal(log.views.length, 2);
+    page.animate();
+    assert.equal(log.views.length, 2);
+  } finally {
+    page.remove();
+  }
+});
+
+test("a reconnect resumes with the cursor and shows what was missed once", async () => {
+  const wire = open();
+  const log = record(wire, JOB, { history: 10 });
+  let socket = await wire.welcome();
+  socket.say(snapshot(JOB, 2, {}, { events: [event(1), event(2)] }), live(JOB, 2, event(3)));
+  socket = await wire.reconnect();
+  const topics = { [JOB]: cursorAt(3) };
+  assert.deepEqual(socket.ops("subscribe"), [{ op: "subscribe", topics, history: 10 }]);
+  socket.say(live(JOB, 4, event(5)), replay(JOB, 3, [event(4), event(5)]), live(JOB, 5, event(6)));
+  const replayed = [[1, true], [2, true]];
+  assert.deepEqual(log.events, [...replayed, [3, false], [4, false], [5, false], [6, false]]);
+  await settled();
+  assert.equal(socket.ops("subscribe").length, 1);
+});
+
+test("a gap is asked for once with the cursor", async () => {
+  const wire = open();
+  const log = record(wire);
+  const socket = await wire.welcome();
+  socket.say(snapshot(JOB, 1), live(JOB, 2, event(3)), live(JOB, 3, event(4)));
+  await settled();
+  const asked = socket.ops("subscribe").map(({ topics }) => topics);
+  assert.deepEqual(asked, [{ [JOB]: null }, { [JOB]: cursorAt(1) }]);
+  socket.say(replay(JOB, 1, [event(2), event(3), event(4)]));
+  assert.deepEqual(log.events.map(([offset]) => offset), [2, 3, 4]);
+});
+
+test("a topic left on the way to closing a gap is unsubscribed and not asked for", async () => {
+  const wire = open();
+  const log = record(wire);
+  const socket = await wire.welcome();
+  socket.say(snapshot(JOB, 1), live(JOB, 2, event(3)));
+  log.sub.close();
+  await settled();
+  assert.deepEqual(socket.sent.map(({ op }) => op), ["subscribe", "unsubscribe"]);
+});
+
+test("a view is provisional without link, backend, or log", async () => {
+  const wire = open();
+  const log = record(wire);
+  let socket = await wire.welcome();
+  const last = async () => {
+    await pass(0.016);
+    return log.views.at(-1).provisional;
+  };
+  socket.say(snapshot(JOB, 1));
+  assert.equal(await last(), false);
+  socket.say({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
+  assert.equal(await last(), true);
+  socket.say({ op: "restored" });
+  assert.equal(await last(), false);
+  socket.end();
+  assert.equal(await last(), true);
+  socket = await wire.back();
+  assert.equal(await last(), true);
+  socket.say(replay(JOB, 1, []));
+  assert.equal(await last(), false);
+  socket.say(snapshot(JOB, 0, {}, { cursor: null, reason: "recalled" }));
+  assert.equal(await last(), true);
+  assert.equal(log.views.at(-1).reason, "recalled");
+});
+
+test("denied ends the subscription of that topic alone", async () => {
+  const wire = open();
+  const log = record(wire);
+  const other = record(wire, "job:43");
+  let socket = await wire.welcome();
+  socket.say(snapshot(JOB, 1), snapshot("job:43", 1));
+  socket.say({ op: "denied", topic: JOB, code: "forbidden", message: "no" });
+  assert.deepEqual(log.ends, [{ topic: JOB, code: "forbidden", message: "no" }]);
+  socket.say(live(JOB, 1, event(2)), live("job:43", 1, event(2)));
+  await pass(1);
+  assert.deepEqual([log.events.length, log.views.length, other.events.length], [0, 0, 1]);
+  assert.equal(wire.rt.connection, "live");
+  socket = await wire.reconnect();
+  assert.deepEqual(Object.keys(socket.sent[0].topics), ["job:43"]);
+  log.sub.close();
+  assert.deepEqual(socket.ops("unsubscribe"), []);
+});
+
+test("gone ends the subscription, and the topic can be watched anew", async () => {
+  const wire = open();
+  const log = record(wire);
+  const socket = await wire.welcome();
+  socket.say(snapshot(JOB, 5, { 42: {} }), { op: "gone", topic: JOB });
+  assert.deepEqual(log.ends, ["gone"]);
+  const again = record(wire);
+  log.sub.close();
+  await settled();
+  assert.deepEqual(socket.sent.map(({ op }) => op), ["subscribe", "subscribe"]);
+  socket.say(snapshot(JOB, 1, {}, { events: [event(1)] }));
+  await pass(1);
+  assert.deepEqual([again.events, again.views.length, log.views.length], [[[1, true]], 1, 0]);
+});
+
+test("a callback that throws does not end the stream", async () => {
+  const complaints = mock.method(console, "error", () => {});
+  const wire = open();
+  const fail = () => {
+    throw new Error("page");
+  };
+  wire.rt.onConnection(fail);
+  record(wire, JOB, { onEvent: fail, onChange: fail });
+  const log = record(wire);
+  const socket = await wire.welcome();
+  socket.say(snapshot(JOB, 0), live(JOB, 0, event(1), event(2)));
+  await pass(1);
+  assert.deepEqual([log.events.length, log.views.length], [2, 1]);
+  assert.equal(complaints.mock.callCount(), 2 + 2 + 1);
+});
+
+test("a watcher that closes itself within an event gets no more", async () => {
+  const wire = open();
+  const seen = [];
+  const sub = wire.rt.watch(JOB, {
+    onEvent: ({ offset }) => {
+      seen.push(offset);
+      sub.close();
+    },
+  });
+  const socket = await wire.welcome();
+  socket.say(snapshot(JOB, 0), live(JOB, 0, event(1), event(2)));
+  assert.deepEqual(seen, [1]);
+});
+
+test("a watcher closed by another one gets no more", async () => {
+  const wire = open();
+  record(wire, JOB, { onEvent: () => other.sub.close(), onChange: () => third.sub.close() });
+  const other = record(wire);
+  const third = record(wire);
+  const socket = await wire.welcome();
+  socket.say(snapshot(JOB, 0), live(JOB, 0, event(1)));
+  await pass(1);
+  assert.deepEqual([other.events, third.events, third.views], [[], [[1, false]], []]);
+});
+
+test("nothing is told after close, in the middle of a batch neither", async () => {
+  const wire = open();
+  const log = record(wire, JOB, {
+    onEvent: ({ offset }) => {
+      log.events.push(offset);
+      wire.rt.close();
+    },
+  });
+  const socket = await wire.welcome();
+  socket.say(snapshot(JOB, 0), live(JOB, 0, event(1), event(2)));
+  await pass(60);
+  assert.deepEqual([log.events, log.views], [[1], []]);
+  assert.throws(() => wire.rt.watch(JOB), /closed/);
+});
+
+test("an error of the server is put on the console and changes nothing", async () => {
+  const warnings = mock.method(console, "warn", () => {});
+  const wire = open();
+  const socket = await wire.welcome();
+  socket.say({ op: "error", code: "bad_topic", message: "no" });
+  assert.match(warnings.mock.calls[0].arguments[0], /bad_topic/);
+  assert.equal(wire.rt.connection, "live");
+});
+
+test("a name that is no topic and a history out of bounds are refused", () => {
+  const wire = open();
+  for (const topic of ["", "job:", "JOB:1", "../x", "job:42/x", "job:-1", "job:42\n", 7]) {
+    assert.throws(() => wire.rt.watch(topic), TypeError, String(topic));
+  }
+  for (const history of [-1, 1001, 1.5, "5", null]) {
+    assert.throws(() => wire.rt.watch(JOB, { history }), RangeError, String(history));
+  }
+});

@@ -1,0 +1,212 @@
+/** What a test holds in its hands: the far end of the sockets, the page, and the time. */
+
+import { mock } from "node:test";
+
+import { connect } from "../../semantik_realtime/web/static/realtime.js";
+
+/** Everything that was queued by running code has run. */
+export const settled = () => new Promise((resolve) => setImmediate(resolve));
+
+/** Let this much time pass. */
+export async function pass(seconds) {
+  mock.timers.tick(seconds * 1000);
+  await settled();
+}
+
+class FakeSocket {
+  sent = [];
+  isClosed = false;
+
+  constructor(url, protocol) {
+    Object.assign(this, { url, protocol });
+  }
+
+  send(text) {
+    this.sent.push(JSON.parse(text));
+    this.onSent?.(this.sent.at(-1));
+  }
+
+  close() {
+    this.isClosed = true;
+  }
+
+  /** As the server: take the connection and greet. */
+  welcome(heartbeat_seconds = 20) {
+    this.onopen({});
+    this.say({ op: "welcome", session: "s", heartbeat_seconds, limits: {} });
+  }
+
+  /** As the server: send these frames. */
+  say(...frames) {
+    for (const frame of frames) {
+      if (!this.isClosed) this.onmessage({ data: JSON.stringify(frame) });
+    }
+  }
+
+  /** The connection ends; by default it is cut. */
+  end(code = 1006) {
+    this.isClosed = true;
+    this.onclose({ code, reason: "" });
+  }
+
+  /** The frames with this op that the client has sent. */
+  ops(op) {
+    return this.sent.filter((frame) => frame.op === op);
+  }
+}
+
+/** A client whose sockets end here. */
+export class Wire {
+  /** All that were opened, the newest last. */
+  sockets = [];
+  states = [];
+
+  constructor(options = {}) {
+    const { sockets } = this;
+    class WebSocket extends FakeSocket {
+      constructor(...args) {
+        super(...args);
+        sockets.push(this);
+      }
+    }
+    this.rt = connect({ url: "http://host/ws", storage: null, WebSocket, ...options });
+    this.rt.onConnection((state, info) => this.states.push([state, info]));
+  }
+
+  get socket() {
+    return this.sockets.at(-1);
+  }
+
+  /** Wait for the client to open a socket, and greet it. */
+  async welcome(heartbeat_seconds) {
+    await settled();
+    this.socket.welcome(heartbeat_seconds);
+    await settled();
+    return this.socket;
+  }
+
+  /** Let time pass until the client has opened another socket, and greet it. */
+  async back() {
+    while (this.socket.isClosed) await pass(0.25);
+    return this.welcome();
+  }
+
+  /** Cut the connection, wait until the client has come back, and greet it. */
+  async reconnect(code) {
+    this.socket.end(code);
+    return this.back();
+  }
+}
+
+/** A page with `online`, `visibilitychange` and animation frames that the test gives. */
+export class Page {
+  /** Listeners added and not removed. */
+  listeners = 0;
+  #paints = new Map();
+  #window = this.#countListeners(new EventTarget());
+  #document = Object.assign(this.#countListeners(new EventTarget()), { hidden: false });
+
+  constructor() {
+    let frames = 0;
+    Object.assign(globalThis, {
+      document: this.#document,
+      addEventListener: this.#window.addEventListener,
+      removeEventListener: this.#window.removeEventListener,
+      requestAnimationFrame: (paint) => (this.#paints.set(++frames, paint), frames),
+      cancelAnimationFrame: (frame) => this.#paints.delete(frame),
+    });
+  }
+
+  /** Animation frames asked for and not yet given. */
+  get frames() {
+    return this.#paints.size;
+  }
+
+  emit(type) {
+    this.#window.dispatchEvent(new Event(type));
+  }
+
+  turn(hidden) {
+    this.#document.hidden = hidden;
+    this.#document.dispatchEvent(new Event("visibilitychange"));
+  }
+
+  animate() {
+    const paints = [...this.#paints.values()];
+    this.#paints.clear();
+    for (const paint of paints) paint();
+  }
+
+  #countListeners(target) {
+    const add = target.addEventListener.bind(target);
+    const remove = target.removeEventListener.bind(target);
+    return Object.assign(target, {
+      addEventListener: (...args) => (this.listeners++, add(...args)),
+      removeEventListener: (...args) => (this.listeners--, remove(...args)),
+    });
+  }
+
+  remove() {
+    delete globalThis.document;
+    delete globalThis.addEventListener;
+    delete globalThis.removeEventListener;
+    delete globalThis.requestAnimationFrame;
+    delete globalThis.cancelAnimationFrame;
+  }
+}
+
+/** What a browser's storage is, with a quota of characters. */
+export class MemoryStorage {
+  #items = new Map();
+
+  constructor(quota = Infinity) {
+    this.quota = quota;
+  }
+
+  get length() {
+    return this.#items.size;
+  }
+
+  key(index) {
+    return [...this.#items.keys()][index] ?? null;
+  }
+
+  getItem(key) {
+    return this.#items.get(key) ?? null;
+  }
+
+  setItem(key, text) {
+    if (text.length > this.quota) throw new Error("QuotaExceededError");
+    this.#items.set(key, text);
+  }
+
+  removeItem(key) {
+    this.#items.delete(key);
+  }
+
+  keys() {
+    return [...this.#items.keys()];
+  }
+}
+
+export const cursorAt = (offset, epoch = "e1") => `${epoch}.${offset}.00000000`;
+
+export function event(offset, key = "42", more = {}) {
+  const time = `2026-11-23T08:00:00.${String(offset % 1000).padStart(3, "0")}Z`;
+  const state = { status: "running", at: offset };
+  return { offset, type: "job_progress", time, key, state, ...more };
+}
+
+export function snapshot(topic, offset, states = {}, more = {}) {
+  const cursor = cursorAt(offset);
+  return { op: "sync", topic, mode: "snapshot", reason: "new", offset, cursor, states, ...more };
+}
+
+export function replay(topic, prev, events, offset = events.at(-1)?.offset ?? prev) {
+  return { op: "sync", topic, mode: "replay", prev, offset, cursor: cursorAt(offset), events };
+}
+
+export function live(topic, prev, ...events) {
+  const { offset } = events.at(-1);
+  return { op: "events", topics: { [topic]: { prev, offset, cursor: cursorAt(offset), events } } };
+}

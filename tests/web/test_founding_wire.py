@@ -1,0 +1,219 @@
+"""The founding wire: what browsers that were there first are told."""
+
+from __future__ import annotations
+
+import pytest
+from fleet import Founding, Here, Native, Publisher, fleet_of, site_of, until
+
+from semantik_realtime.config import Settings
+from semantik_realtime.web.founding import flatten
+
+
+async def test_current_state_comes_first_with_the_state_flattened(
+    site: Here, publisher: Publisher
+) -> None:
+    state = {
+        "status": "failed",
+        "attempt": 2,
+        "name": "index",
+        "message": "report.pdf",
+        "progress": {"current": 3, "total": 8, "unit": "files"},
+        "fields": {"failed_files": 1, "status": "not this one"},
+        "error": {"type": "ValueError", "message": "no such file"},
+    }
+    publisher.emit("job:1", state=state)
+    await publisher.flush()
+    async with Founding(site.founding("1")) as browser:
+        first = await browser.wait_for("current_state")
+    assert first["topic"] == "job:1"
+    assert first["id"].split(".")[1] == "1"
+    assert first["timestamp"].endswith("Z")
+    assert first["data"] == {
+        "status": "failed",
+        "attempt": 2,
+        "name": "index",
+        "message": "report.pdf",
+        "progress": 37.5,
+        "current": 3,
+        "total": 8,
+        "failed_files": 1,
+        "error": "no such file",
+    }
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"status": None},
+        {"status": "running", "progress": 50},
+        {"status": "running", "progress": {"current": "a", "total": "b"}},
+        {"status": "running", "progress": {"current": 1, "total": 0}},
+        {"status": "running", "progress": {}},
+        {"status": "failed", "error": "text", "fields": "text"},
+        {"status": "failed", "error": {}, "fields": [1]},
+    ],
+)
+async def test_a_state_of_any_shape_is_told(
+    site: Here, publisher: Publisher, state: dict[str, object]
+) -> None:
+    await publisher.publish("job:1", 1)
+    async with Founding(site.founding("1")) as browser:
+        await browser.wait_for("current_state")
+        publisher.emit("job:1", state=state)
+        await publisher.flush()
+        live = await browser.wait_for("step", 2)
+        assert live["data"]["status"] == (state.get("status") or "unknown")
+    async with Founding(site.founding("1")) as browser:
+        assert (await browser.wait_for("current_state"))["data"] == flatten(state)
+
+
+async def test_history_never_contradicts_the_current_state(
+    site: Here, publisher: Publisher
+) -> None:
+    await publisher.publish("job:1", 10)
+    publisher.emit("job:1", type="job_failed", terminal=True, state={"status": "failed"})
+    publisher.emit("job:1", state={"status": "running", "progress": {"current": 1, "total": 4}})
+    await publisher.end("job:1")
+    async with Founding(site.founding("1")) as browser:
+        await browser.wait_for("step", 11)
+        await browser.send("ping")
+        await browser.wait_for("pong")
+    first, *replayed, _ = browser.messages
+    assert first["type"] == "current_state"
+    assert first["data"]["status"] == "completed"
+    assert first["data"]["progress"] == 100.0
+    assert [message["type"] for message in replayed] == ["step"] * 11
+    for message in replayed:
+        assert message["replayed"] is True
+        assert message["data"]["status"] == "completed"
+        assert message["data"]["progress"] == 100.0
+
+
+async def test_every_live_message_has_the_status_and_the_end_comes_once(
+    site: Here, publisher: Publisher
+) -> None:
+    await publisher.publish("job:1", 1)
+    async with Founding(site.founding("1")) as browser:
+        await browser.wait_for("step")
+        for made in publisher.rt.drafts(["job:1"], "log", key="1", data={"text": "no state"}):
+            publisher.rt.emitter.emit(made)
+        for made in publisher.rt.drafts(
+            ["job:1"], "file_done", key="file-1", state={"status": "completed"}
+        ):
+            publisher.rt.emitter.emit(made)
+        await publisher.end("job:1")
+        await browser.wait_for("job_completed")
+        await browser.send("ping")
+        await browser.wait_for("pong")
+    live = [message for message in browser.messages if "id" in message][2:]
+    assert [message["type"] for message in live] == ["log", "file_done", "job_completed"]
+    assert [message["data"]["status"] for message in live] == ["running", "running", "completed"]
+    places = [message["id"] for message in live]
+    assert len(set(places)) == len(places)
+
+
+async def test_last_id_resumes_after_what_was_seen(site: Here, publisher: Publisher) -> None:
+    await publisher.publish("job:1", 30)
+    async with Founding(site.founding("1")) as browser:
+        last = (await browser.wait_for("step", 30))["id"]
+    await publisher.publish("job:1", 300)
+    async with Founding(site.founding("1"), query={"last_id": last}) as browser:
+        await browser.wait_for("step", 300)
+        await publisher.publish("job:1", 2)
+        await browser.wait_for("step", 302)
+        first, *rest = browser.messages
+    assert first["type"] == "current_state"
+    assert first["data"]["current"] == 330
+    assert [message["data"]["i"] for message in rest] == list(range(30, 332))
+    assert {message["data"]["status"] for message in rest} == {"running"}
+    assert [bool(message.get("replayed")) for message in rest] == [True] * 300 + [False] * 2
+
+
+@pytest.mark.parametrize("last_id", ["rubbish", "other.5.00000000", "{epoch}.5.00000000"])
+async def test_a_last_id_that_this_log_never_had_gets_the_usual_history(
+    site: Here, publisher: Publisher, last_id: str
+) -> None:
+    await publisher.publish("job:1", 120)
+    async with Founding(site.founding("1")) as browser:
+        epoch = (await browser.wait_for("current_state"))["id"].split(".")[0]
+    query = {"last_id": last_id.format(epoch=epoch)}
+    async with Founding(site.founding("1"), query=query) as browser:
+        await browser.wait_for("step", 100)
+        await publisher.publish("job:1", 1)
+        await browser.wait_for("step", 101)
+    assert [message["data"]["i"] for message in browser.messages[1:]] == list(range(20, 121))
+
+
+async def test_ping_is_answered_in_both_forms_and_bad_input_is_not_fatal(
+    site: Here, publisher: Publisher
+) -> None:
+    await publisher.publish("job:1", 1)
+    async with Founding(site.founding("1")) as browser:
+        for number, text in enumerate(("ping", '{"type":"ping"}', b'{"type":"ping"}'), start=1):
+            await browser.send(text)
+            assert (await browser.wait_for("pong", number))["timestamp"].endswith("Z")
+        await browser.send('{"type":"pong"}')
+        bad: list[str | bytes] = ["rubbish", "{}", "[]", "7", '{"type":7}', b"\xff", ""]
+        for number, text in enumerate(bad, start=1):
+            await browser.send(text)
+            assert "status" not in (await browser.wait_for("error", number))["data"]
+        assert len(browser.of("error")) == len(bad)
+        await publisher.publish("job:1", 1)
+        await browser.wait_for("step", 2)
+        assert browser.closed is None
+
+
+async def test_the_server_pings(settings: Settings, publisher: Publisher) -> None:
+    await publisher.publish("job:1", 1)
+    async with (
+        fleet_of(1, settings, TEST_FOUNDING_PING_SECONDS="0.5") as [server],
+        Founding(server.founding("1")) as browser,
+    ):
+        await browser.wait_for("ping", 2)
+        await browser.send('{"type":"pong"}')
+        assert browser.of("ping")[0] == {"type": "ping"}
+
+
+async def test_a_denial_is_accepted_and_closed_with_1008(site: Here, publisher: Publisher) -> None:
+    await publisher.publish("job:1", 1, owner="8")
+    for job in ("1", "unknown"):
+        async with Founding(site.founding(job)) as browser:
+            assert await browser.end() == 1008
+            assert browser.reason == "not yours, or not there"
+            assert browser.messages == []
+
+
+async def test_the_path_is_a_setting_and_empty_switches_the_wire_off(
+    settings: Settings, publisher: Publisher
+) -> None:
+    await publisher.publish("job:1", 1)
+    moved = settings.model_copy(update={"founding_path": "/ws/operations/{job_id}"})
+    async with (
+        site_of(moved) as site,
+        Founding(site.founding("1", "/ws/operations/{}")) as browser,
+    ):
+        await browser.wait_for("current_state")
+    async with site_of(settings.model_copy(update={"founding_path": ""})) as site:
+        with pytest.raises(Exception, match="403"):
+            async with Founding(site.founding("1")):
+                pass
+        async with Native(site, "job:1") as client:
+            await client.synced()
+
+
+async def test_a_burst_is_conflated_to_the_state_and_the_end(
+    site: Here, publisher: Publisher
+) -> None:
+    await publisher.publish("job:1", 1)
+    async with Founding(site.founding("1")) as browser:
+        await browser.wait_for("step")
+        for _ in range(300):
+            publisher.emit("job:1", data={"i": 0, "filling": "x" * 500})
+        await publisher.end("job:1")
+        last = await browser.wait_for("job_completed")
+        assert last["data"]["status"] == "completed"
+        await until(lambda: browser.messages[-1] is last)
+    offsets = [int(message["id"].split(".")[1]) for message in browser.messages]
+    assert offsets[2:] == sorted(set(offsets[2:]))
+    assert offsets[-1] == 302

@@ -1,0 +1,137 @@
+"""Snapshot, history and health over HTTP."""
+
+from __future__ import annotations
+
+import pytest
+from fleet import Here, Native, Publisher, make_settings, site_of, token
+
+from semantik_realtime.config import Settings
+from semantik_realtime.testing.servers import free_port
+
+
+async def test_the_etag_is_the_cursor_and_saves_the_body(site: Here, publisher: Publisher) -> None:
+    await publisher.publish("job:1", 3)
+    async with site.client() as http:
+        first = await http.get("/realtime/jobs/1")
+        assert first.status_code == 200
+        body = first.json()
+        assert body["topic"] == "job:1"
+        assert body["offset"] == 3
+        assert body["states"]["1"]["progress"]["current"] == 3
+        assert first.headers["etag"] == f'"{body["cursor"]}"'
+        etag = first.headers["etag"]
+        for condition in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+            again = await http.get("/realtime/jobs/1", headers={"If-None-Match": condition})
+            assert (again.status_code, again.content) == (304, b"")
+            assert again.headers["etag"] == etag
+        await publisher.publish("job:1", 1)
+        fresh = await http.get("/realtime/jobs/1", headers={"If-None-Match": etag})
+        assert fresh.status_code == 200
+        assert fresh.json()["offset"] == 4
+    async with Native(site, "job:1") as client:
+        client.views["job:1"].cursor = fresh.json()["cursor"]
+        client.views["job:1"].offset = 4
+        await client.synced()
+        assert client.syncs[0]["mode"] == "replay"
+
+
+async def test_history_comes_in_pages_oldest_first(site: Here, publisher: Publisher) -> None:
+    await publisher.publish("job:1", 25)
+    seen, after, pages = [], 0, 0
+    async with site.client() as http:
+        while True:
+            answer = await http.get(
+                "/realtime/jobs/1/history", params={"after": after, "limit": 10}
+            )
+            page = answer.json()
+            seen += [event["data"]["i"] for event in page["events"]]
+            pages += 1
+            if not page["more"]:
+                break
+            after = page["events"][-1]["offset"]
+        snapshot = (await http.get("/realtime/jobs/1")).json()
+    assert seen == list(range(25))
+    assert pages == 3
+    assert snapshot["cursor"].startswith(page["epoch"] + ".")
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=-1", "limit=1001", "limit=ten", "after=1.5", "after=²", "after=" + "9" * 5000]
+)
+async def test_a_wrong_parameter_is_422(site: Here, publisher: Publisher, query: str) -> None:
+    await publisher.publish("job:1", 1)
+    async with site.client() as http:
+        answer = await http.get(f"/realtime/jobs/1/history?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["code"] == "bad_input"
+
+
+async def test_a_foreign_job_and_an_unknown_one_get_the_same_404(
+    site: Here, publisher: Publisher
+) -> None:
+    await publisher.publish("job:1", 1, owner="8")
+    async with site.client() as http:
+        for path in ("/realtime/jobs/{}", "/realtime/jobs/{}/history"):
+            foreign, unknown = [await http.get(path.format(job)) for job in ("1", "2")]
+            assert foreign.status_code == unknown.status_code == 404
+            assert foreign.content == unknown.content
+            told = [dict(answer.headers) for answer in (foreign, unknown)]
+            for headers in told:
+                headers.pop("date", None)
+            assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("credential", [None, "rubbish", token(seconds=-1)])
+async def test_who_is_nobody_gets_401(site: Here, publisher: Publisher, credential: str) -> None:
+    await publisher.publish("job:1", 1)
+    headers = {"Authorization": f"Bearer {credential}"} if credential else {"Authorization": ""}
+    async with site.client() as http:
+        for path in ("/realtime/jobs/1", "/realtime/jobs/1/history", "/realtime/jobs/2"):
+            answer = await http.get(path, headers=headers)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_health_says_that_all_is_well(site: Here, publisher: Publisher) -> None:
+    await publisher.publish("job:1", 1)
+    async with site.client() as http, Native(site, "job:1") as client:
+        await client.synced()
+        answer = await http.get("/realtime/health")
+    assert answer.status_code == 200
+    health = answer.json()
+    assert health["backend"].pop("server").startswith("valkey")
+    assert health["backend"].pop("name") == "redis"
+    assert health == {
+        "live": True,
+        "ready": True,
+        "degraded_since": None,
+        "backend": {"reachable": True, "warnings": []},
+        "connections": 1,
+        "topics": 1,
+    }
+
+
+async def test_without_a_backend_requests_are_answered_with_503(settings: Settings) -> None:
+    away = make_settings(f"redis://127.0.0.1:{free_port()}/0")
+    async with site_of(away) as site, site.client() as http:
+        for path in ("/realtime/jobs/1", "/realtime/jobs/1/history"):
+            answer = await http.get(path)
+            assert answer.status_code == 503
+            assert answer.json()["code"] == "backend_unavailable"
+        health = await http.get("/realtime/health")
+        assert health.status_code == 503
+        assert health.json()["live"] is True
+        assert health.json()["ready"] is False
+        assert health.json()["degraded_since"].endswith("Z")
+        assert (
+            await http.get("/realtime/jobs/1", headers={"Authorization": ""})
+        ).status_code == 401
+
+
+async def test_the_browsers_files_are_served_and_nothing_else(site: Here) -> None:
+    async with site.client() as http:
+        answer = await http.get("/realtime/static/realtime.js")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/javascript")
+        for name in ("hub.py", "..%2fhub.py", "%2e%2e", "no.js", ".js", "realtime.js%00"):
+            assert (await http.get(f"/realtime/static/{name}")).status_code == 404, name
