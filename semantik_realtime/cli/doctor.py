@@ -1,0 +1,124 @@
+"""``semantik-realtime doctor``: what an operator wants to know at 3 a.m."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, entry_points, version
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from semantik_realtime.config import Settings, load_settings
+from semantik_realtime.errors import BackendError, RealtimeError
+from semantik_realtime.hookspecs import Status
+from semantik_realtime.loader import BACKENDS, PLUGINS, backend_names
+from semantik_realtime.realtime import Runtime
+
+CLOCK_SECONDS = 2.0
+"""A worker's and a server's clocks may differ by so much before times look wrong."""
+PACKAGES = (
+    "semantik-realtime",
+    "redis",
+    "celery",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "websockets",
+    "msgspec",
+    "pluggy",
+    "PyJWT",
+)
+GROUPS = (BACKENDS, PLUGINS, "semantik.webui", "celery.commands")
+
+_MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]", "": ""}
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of the report; ``grade`` is ok, warn, fail or empty for mere facts."""
+
+    what: str
+    text: str
+    grade: str = ""
+
+
+def run_doctor() -> int:
+    """Print the report; 1 if something fails."""
+    findings = list(examine())
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        table.add_row(_MARKS[finding.grade], finding.what, finding.text.replace("[", r"\["))
+    Console().print(table)
+    return int(any(finding.grade == "fail" for finding in findings))
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything, from the settings outwards."""
+    yield Finding("python", platform.python_version())
+    for package in PACKAGES:
+        try:
+            yield Finding(package, version(package))
+        except PackageNotFoundError:
+            yield Finding(package, "not installed")
+    for group in GROUPS:
+        names = sorted(entry_points(group=group).names)
+        yield Finding(group, ", ".join(names) or "none")
+    try:
+        settings = load_settings()
+    except RealtimeError as error:
+        yield Finding("settings", str(error), "fail")
+        return
+    yield from _examine_settings(settings)
+    try:
+        runtime = Runtime(settings)
+    except RealtimeError as error:
+        yield Finding("backend", str(error), "fail")
+        return
+    yield Finding("backend", f"{settings.backend} (installed: {', '.join(backend_names())})", "ok")
+    try:
+        status: Status = asyncio.run(runtime.backend.status())
+    except (BackendError, OSError) as error:
+        status = Status(settings.backend, False, str(error))
+    runtime.close()
+    yield from _examine_server(status)
+
+
+def _examine_settings(settings: Settings) -> Iterator[Finding]:
+    given = ", ".join(sorted(settings.model_fields_set)) or "nothing, all defaults"
+    yield Finding("settings", f"set: {given}", "ok")
+    if settings.disable_auth:
+        grade = "warn" if settings.is_development else "fail"
+        yield Finding(
+            "access", f"authentication is off (environment {settings.environment})", grade
+        )
+    elif settings.jwt_jwks_url or settings.jwt_secret:
+        secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else ""
+        if secret and len(secret.encode()) < 32:
+            yield Finding("access", "SEMANTIK_REALTIME_JWT_SECRET is shorter than 32 bytes", "warn")
+        else:
+            yield Finding("access", "JWT, " + ", ".join(settings.jwt_algorithms), "ok")
+    else:
+        yield Finding(
+            "access",
+            "no SEMANTIK_REALTIME_JWT_SECRET and no SEMANTIK_REALTIME_JWT_JWKS_URL: the web side "
+            "starts only with an authenticate hook",
+            "warn",
+        )
+
+
+def _examine_server(status: Status) -> Iterator[Finding]:
+    if not status.reachable:
+        yield Finding("server", f"not reachable: {status.server}", "fail")
+        return
+    yield Finding("server", status.server, "ok")
+    for warning in status.warnings:
+        yield Finding("server", warning, "warn")
+    if status.clock_ahead_seconds is not None:
+        apart = abs(status.clock_ahead_seconds)
+        yield Finding(
+            "clock",
+            f"{apart:.1f} s {'ahead of' if status.clock_ahead_seconds > 0 else 'behind'} ours",
+            "ok" if apart < CLOCK_SECONDS else "warn",
+        )

@@ -1,0 +1,1 @@
+"""A small document indexer: the reference for an application that uses semantik-realtime."""

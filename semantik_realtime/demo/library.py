@@ -1,0 +1,167 @@
+"""A user's documents: those of the server's folder, and those uploaded."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
+from uuid import uuid4
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from semantik_realtime.demo.records import Document
+from semantik_realtime.demo.search import SearchIndex
+from semantik_realtime.demo.settings import DemoSettings
+from semantik_realtime.demo.texts import SUFFIXES
+
+MAX_FOLDER_FILES = 5000
+MAX_FOLDER_DEPTH = 12
+
+
+class NotInFolder(Exception):
+    """The path is not a file of the folder that users may choose from."""
+
+
+@dataclass(frozen=True, slots=True)
+class FolderFile:
+    path: str
+    size_bytes: int
+
+
+def resolve_inside(root: Path, relative: str) -> Path:
+    """Return the real path of a file below root.
+
+    Raises:
+        NotInFolder: It is not there, is no file, or leads out of root, be it
+            by ``..``, an absolute path or a symbolic link.
+    """
+    try:
+        root = root.resolve(strict=True)
+        path = (root / relative).resolve(strict=True)
+    except (OSError, ValueError) as error:
+        raise NotInFolder(relative) from error
+    if not path.is_relative_to(root) or not path.is_file():
+        raise NotInFolder(relative)
+    return path
+
+
+def list_folder(root: Path) -> tuple[list[FolderFile], bool]:
+    """Return the indexable files below root by name, and whether there were too many to list."""
+    found = list(islice(_walk(root, MAX_FOLDER_DEPTH), MAX_FOLDER_FILES + 1))
+    files = [
+        FolderFile(path.relative_to(root).as_posix(), path.stat().st_size)
+        for path in found[:MAX_FOLDER_FILES]
+    ]
+    return files, len(found) > MAX_FOLDER_FILES
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name.casefold())
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            if depth:
+                yield from _walk(Path(entry.path), depth - 1)
+        elif entry.is_file(follow_symlinks=False):
+            path = Path(entry.path)
+            if path.suffix.lower() in SUFFIXES:
+                yield path
+
+
+def locate(document: Document, settings: DemoSettings) -> Path:
+    """Return where a document lies now.
+
+    Checked when it is read, not only when it was chosen: a link may have
+    been put in its place meanwhile.
+    """
+    is_upload = document.origin == "upload"
+    root = settings.uploads(document.user_id) if is_upload else settings.folder
+    return resolve_inside(root, document.stored)
+
+
+def choose(
+    session: Session, user_id: int, settings: DemoSettings, paths: Iterable[str]
+) -> list[Document]:
+    """Return the documents of these files of the folder, new ones being recorded.
+
+    Raises:
+        NotInFolder: One of the paths is not in the folder; nothing was recorded.
+    """
+    root = settings.folder.resolve()
+    located = {path: resolve_inside(root, path) for path in dict.fromkeys(paths)}
+    known = {
+        document.name: document
+        for document in session.scalars(
+            select(Document).where(Document.user_id == user_id, Document.origin == "folder")
+        )
+    }
+    chosen = []
+    for path in located.values():
+        name = path.relative_to(root).as_posix()
+        document = known.get(name)
+        if document is None:
+            document = Document(user_id=user_id, origin="folder", name=name, stored=name)
+            session.add(document)
+            known[name] = document
+        document.size_bytes = path.stat().st_size
+        chosen.append(document)
+    session.flush()
+    return list(dict.fromkeys(chosen))
+
+
+def upload(
+    session: Session, user_id: int, settings: DemoSettings, name: str, content: BinaryIO
+) -> Document:
+    """Keep an uploaded file; one of the same name is replaced."""
+    name = display_name(name)
+    document = session.scalar(
+        select(Document).where(
+            Document.user_id == user_id, Document.origin == "upload", Document.name == name
+        )
+    )
+    if document is None:
+        # The name on disk is ours: a user's may be too long, or a device's.
+        suffix = PurePosixPath(name).suffix.lower()
+        stored = uuid4().hex + (suffix if suffix in SUFFIXES else "")
+        document = Document(user_id=user_id, origin="upload", name=name, stored=stored)
+        session.add(document)
+    root = settings.uploads(user_id)
+    root.mkdir(parents=True, exist_ok=True)
+    partial = root / f".{uuid4().hex}"
+    try:
+        with partial.open("wb") as file:
+            while block := content.read(1 << 20):
+                file.write(block)
+        document.size_bytes = partial.stat().st_size
+        partial.replace(root / document.stored)
+    finally:
+        partial.unlink(missing_ok=True)
+    document.status, document.error = "new", None
+    session.flush()
+    return document
+
+
+def display_name(name: str) -> str:
+    """Return the last part of a client's file name, without control characters.
+
+    >>> display_name("C:\\\\notes\\\\a.txt"), display_name("../../etc/passwd"), display_name("..")
+    ('a.txt', 'passwd', 'unnamed')
+    """
+    name = PurePosixPath(PureWindowsPath(name).as_posix()).name
+    name = "".join(character for character in name if character.isprintable()).strip()
+    return name[-200:] if name.strip(".") else "unnamed"
+
+
+def remove(session: Session, settings: DemoSettings, document: Document) -> None:
+    """Forget a document; an uploaded file is deleted, one of the folder stays."""
+    with SearchIndex(settings.search_index(document.user_id)) as index:
+        index.remove(document.id)
+    if document.origin == "upload":
+        (settings.uploads(document.user_id) / document.stored).unlink(missing_ok=True)
+    session.delete(document)

@@ -1,0 +1,152 @@
+"""Users, documents and jobs in the database."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, String, UniqueConstraint, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
+
+Sessions = sessionmaker[Session]
+
+LOST_AFTER_SECONDS = 60.0
+"""A running job writes its row about twice a second; silence for this long means it is dead."""
+
+ENDED = frozenset({"completed", "failed", "cancelled", "lost"})
+
+
+def timestamp(ago_seconds: float = 0.0) -> str:
+    """Return the time as the database and the wire have it: RFC 3339, UTC, milliseconds.
+
+    Texts of this form compare like the times they stand for, in every database.
+    """
+    moment = datetime.now(UTC) - timedelta(seconds=ago_seconds)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class User(Base):
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), unique=True)
+    password: Mapped[str] = mapped_column(String(200))
+
+
+class Document(Base):
+    __tablename__ = "documents"
+    __table_args__ = (UniqueConstraint("user_id", "origin", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    origin: Mapped[str] = mapped_column(String(10))
+    """``folder`` or ``upload``."""
+    name: Mapped[str] = mapped_column(String(500))
+    """What people see; in the folder, the path relative to it."""
+    stored: Mapped[str] = mapped_column(String(500))
+    """Path relative to the root of its origin."""
+    size_bytes: Mapped[int]
+    status: Mapped[str] = mapped_column(String(10), default="new")
+    """``new``, ``indexed`` or ``failed``."""
+    chunks: Mapped[int] = mapped_column(default=0)
+    error: Mapped[str | None] = mapped_column(String(500))
+    indexed_at: Mapped[str | None] = mapped_column(String(24))
+
+    def view(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "name": self.name,
+            "origin": self.origin,
+            "size_bytes": self.size_bytes,
+            "status": self.status,
+            "chunks": self.chunks,
+            "error": self.error,
+            "indexed_at": self.indexed_at,
+        }
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    """Also the id of the Celery task."""
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    label: Mapped[str] = mapped_column(String(500))
+    document_ids: Mapped[list[int]] = mapped_column(JSON)
+    pause_seconds: Mapped[float] = mapped_column(default=0.0)
+    status: Mapped[str] = mapped_column(String(10), default="queued")
+    attempt: Mapped[int] = mapped_column(default=0)
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    total_files: Mapped[int] = mapped_column(default=0)
+    processed_files: Mapped[int] = mapped_column(default=0)
+    failed_files: Mapped[int] = mapped_column(default=0)
+    chunks: Mapped[int] = mapped_column(default=0)
+    current_file: Mapped[str | None] = mapped_column(String(500))
+    failures: Mapped[list[dict[str, str]]] = mapped_column(JSON, default=list)
+    """The first hundred failed files: ``{"file", "reason"}``."""
+    error: Mapped[dict[str, str] | None] = mapped_column(JSON)
+    queued_at: Mapped[str] = mapped_column(String(24), default=timestamp)
+    started_at: Mapped[str | None] = mapped_column(String(24))
+    ended_at: Mapped[str | None] = mapped_column(String(24))
+    updated_at: Mapped[str] = mapped_column(String(24), default=timestamp)
+
+    def state(self) -> dict[str, Any]:
+        """The job's state in the shape of the protocol, as the database knows it."""
+        status = self.status
+        if status == "running" and self.updated_at < timestamp(LOST_AFTER_SECONDS):
+            status = "lost"
+        state: dict[str, Any] = {
+            "status": status,
+            "attempt": self.attempt,
+            "progress": {
+                "current": self.processed_files + self.failed_files,
+                "total": self.total_files,
+                "unit": "files",
+            },
+            "message": "Indexing" if self.attempt else "",
+            "fields": {
+                "total_files": self.total_files,
+                "processed_files": self.processed_files,
+                "failed_files": self.failed_files,
+                "current_file": self.current_file,
+                "chunks": self.chunks,
+            },
+            "queued_at": self.queued_at,
+        }
+        optional = {
+            "error": self.error,
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+        }
+        return state | {name: value for name, value in optional.items() if value is not None}
+
+    def view(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "topic": f"job:{self.id}",
+            "feed": f"user:{self.user_id}",
+            "label": self.label,
+            "cancel_requested": self.cancel_requested,
+            "state": self.state(),
+        }
+
+
+def open_records(url: str) -> Sessions:
+    """Connect to the database and create what is missing in it."""
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+    Base.metadata.create_all(engine)
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    # Without WAL the worker's writes and the pages' reads would wait for each other.
+    for pragma in ("journal_mode=WAL", "busy_timeout=10000", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

@@ -1,0 +1,330 @@
+"""The HTTP interface: who, documents, jobs, search."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from kombu.exceptions import OperationalError
+from pydantic import BaseModel, Field
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from semantik_realtime.demo import library, login
+from semantik_realtime.demo.records import ENDED, Document, Job, Sessions, User, timestamp
+from semantik_realtime.demo.search import SearchIndex
+from semantik_realtime.demo.settings import DemoSettings
+from semantik_realtime.demo.tasks import cancel_index, start_index
+from semantik_realtime.errors import BackendError
+
+logger = logging.getLogger(__name__)
+router = APIRouter(prefix="/api")
+
+MAX_JOBS_LISTED = 50
+MAX_FILES_PER_UPLOAD = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the routes need of the application (``app.state.host``)."""
+
+    settings: DemoSettings
+    sessions: Sessions
+    throttle: login.Throttle = field(default_factory=login.Throttle)
+
+
+def get_host(request: Request) -> Host:
+    host: Host = request.app.state.host
+    return host
+
+
+HostOf = Annotated[Host, Depends(get_host)]
+
+
+def get_user(request: Request, host: HostOf) -> User:
+    """The user of the session cookie, or of a bearer token."""
+    token = request.cookies.get(login.COOKIE)
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        token = bearer
+    claims = login.read_token(token or "", host.settings.require_secret())
+    if claims:
+        with host.sessions() as session:
+            user = session.get(User, claims[0])
+        if user:
+            return user
+    raise HTTPException(401, "not logged in")
+
+
+UserOf = Annotated[User, Depends(get_user)]
+
+
+class Login(BaseModel):
+    username: str = Field(max_length=100)
+    password: str = Field(max_length=1000)
+
+
+class NewJob(BaseModel):
+    """Which documents; the choices add up."""
+
+    all: bool = False
+    paths: list[str] = Field([], max_length=library.MAX_FOLDER_FILES)
+    documents: list[int] = Field([], max_length=library.MAX_FOLDER_FILES)
+    pause_seconds: float | None = Field(None, ge=0, le=10)
+
+
+@router.post("/login")
+def log_in(body: Login, request: Request, response: Response, host: HostOf) -> dict[str, Any]:
+    who = (body.username, request.client.host if request.client else "")
+    wait_seconds = host.throttle.wait_seconds(who, time.monotonic())
+    if wait_seconds > 0:
+        raise HTTPException(
+            429, "too many tries", headers={"retry-after": str(int(wait_seconds) + 1)}
+        )
+    with host.sessions() as session:
+        user = session.scalar(select(User).where(User.name == body.username))
+    if not login.is_password(body.password, user.password if user else None) or user is None:
+        host.throttle.fail(who, time.monotonic())
+        raise HTTPException(401, "wrong name or password")
+    host.throttle.forget(who)
+    return {"user": _view(user), "token": _open_session(user, response, host.settings)}
+
+
+@router.post("/logout", status_code=204)
+def log_out(response: Response) -> None:
+    response.delete_cookie(login.COOKIE, httponly=True, samesite="lax")
+
+
+@router.get("/me")
+def get_me(request: Request, response: Response, user: UserOf, host: HostOf) -> dict[str, Any]:
+    """Who is logged in. Renews the session when half of it has gone."""
+    settings = host.settings
+    claims = login.read_token(request.cookies.get(login.COOKIE, ""), settings.require_secret())
+    if claims and claims[1] < settings.session_seconds / 2:
+        _open_session(user, response, settings)
+    return {"user": _view(user)}
+
+
+def _view(user: User) -> dict[str, Any]:
+    return {"id": user.id, "name": user.name, "feed": f"user:{user.id}"}
+
+
+def _open_session(user: User, response: Response, settings: DemoSettings) -> str:
+    token = login.issue_token(user.id, settings.require_secret(), settings.session_seconds)
+    response.set_cookie(
+        login.COOKIE,
+        token,
+        max_age=settings.session_seconds,
+        httponly=True,
+        samesite="lax",
+        secure=settings.cookie_secure,
+    )
+    return token
+
+
+@router.get("/folder")
+def list_folder(user: UserOf, host: HostOf) -> dict[str, Any]:
+    files, is_truncated = library.list_folder(host.settings.folder)
+    return {
+        "files": [{"path": file.path, "size_bytes": file.size_bytes} for file in files],
+        "truncated": is_truncated,
+    }
+
+
+@router.get("/documents")
+def list_documents(user: UserOf, host: HostOf) -> dict[str, Any]:
+    with host.sessions() as session:
+        documents = session.scalars(
+            select(Document).where(Document.user_id == user.id).order_by(Document.name)
+        )
+        return {"documents": [document.view() for document in documents]}
+
+
+@router.post("/documents", status_code=201)
+async def upload_documents(request: Request, user: UserOf, host: HostOf) -> dict[str, Any]:
+    """Keep the files of a multipart form, whatever the fields are called."""
+    async with request.form(max_files=MAX_FILES_PER_UPLOAD, max_fields=20) as form:
+        files = [item for _, item in form.multi_items() if isinstance(item, UploadFile)]
+        if not files:
+            raise HTTPException(422, "no file")
+        return {"documents": await run_in_threadpool(_keep, host, user.id, files)}
+
+
+def _keep(host: Host, user_id: int, files: list[UploadFile]) -> list[dict[str, Any]]:
+    with host.sessions.begin() as session:
+        return [
+            library.upload(session, user_id, host.settings, file.filename or "", file.file).view()
+            for file in files
+        ]
+
+
+@router.delete("/documents/{document_id}", status_code=204)
+def delete_document(document_id: int, user: UserOf, host: HostOf) -> None:
+    with host.sessions.begin() as session:
+        document = session.get(Document, document_id)
+        if document is None or document.user_id != user.id:
+            raise HTTPException(404, "no such document")
+        library.remove(session, host.settings, document)
+
+
+@router.post("/jobs", status_code=201)
+def create_job(body: NewJob, user: UserOf, host: HostOf) -> dict[str, Any]:
+    pause_seconds = body.pause_seconds
+    with host.sessions.begin() as session:
+        documents = _chosen(session, body, user.id, host.settings)
+        if not documents:
+            raise HTTPException(422, "no documents")
+        job = Job(
+            id=str(uuid4()),
+            user_id=user.id,
+            label=documents[0].name if len(documents) == 1 else f"{len(documents)} documents",
+            document_ids=[document.id for document in documents],
+            total_files=len(documents),
+            pause_seconds=host.settings.pause_seconds if pause_seconds is None else pause_seconds,
+        )
+        session.add(job)
+    try:
+        start_index(job.id, owner=str(user.id), redis_url=host.settings.redis_url)
+    except OperationalError as error:
+        logger.warning("demo: job not started id=%s error=%s", job.id, type(error).__name__)
+        with host.sessions.begin() as session:
+            session.delete(job)
+        raise HTTPException(503, "the job queue does not answer; try again later") from error
+    return job.view()
+
+
+def _chosen(session: Session, body: NewJob, user_id: int, settings: DemoSettings) -> list[Document]:
+    paths = list(body.paths)
+    mine = select(Document).where(Document.user_id == user_id).order_by(Document.name)
+    if body.all:
+        paths += [file.path for file in library.list_folder(settings.folder)[0]]
+        others = list(session.scalars(mine.where(Document.origin == "upload")))
+    else:
+        others = list(session.scalars(mine.where(Document.id.in_(body.documents))))
+        if len(others) != len(set(body.documents)):
+            raise HTTPException(404, "no such document")
+    try:
+        chosen = library.choose(session, user_id, settings, paths)
+    except library.NotInFolder as error:
+        raise HTTPException(404, f"no such file: {error}") from error
+    return list(dict.fromkeys([*chosen, *others]))
+
+
+@router.get("/jobs")
+def list_jobs(user: UserOf, host: HostOf) -> dict[str, Any]:
+    """The newest jobs, newest first. ``now`` lets a page reckon with the server's clock."""
+    with host.sessions() as session:
+        jobs = session.scalars(
+            select(Job)
+            .where(Job.user_id == user.id)
+            .order_by(Job.queued_at.desc(), Job.id)
+            .limit(MAX_JOBS_LISTED)
+        )
+        return {"jobs": [job.view() for job in jobs], "now": timestamp()}
+
+
+@router.get("/jobs/{job_id}")
+def get_job(job_id: str, user: UserOf, host: HostOf) -> dict[str, Any]:
+    with host.sessions() as session:
+        job = _own_job(session, job_id, user)
+        return job.view() | {"failures": job.failures}
+
+
+@router.post("/jobs/{job_id}/cancel")
+async def cancel_job(job_id: str, request: Request, user: UserOf, host: HostOf) -> dict[str, Any]:
+    """Ask a job to stop; one that has ended stays as it is."""
+    job, has_ended_now = await run_in_threadpool(_cancel_job, host, job_id, user)
+    realtime = getattr(request.app.state, "realtime", None)
+    if has_ended_now and realtime is not None:
+        # It never ran: no worker will tell of its end soon.
+        view = job.view()
+        try:
+            await realtime.publish(
+                view["topic"],
+                "job_cancelled",
+                state=view["state"],
+                owner=str(user.id),
+                also=[view["feed"]],
+            )
+        except BackendError as error:
+            logger.warning("demo: cancellation not told id=%s error=%s", job_id, error.code)
+    return job.view()
+
+
+def _cancel_job(host: Host, job_id: str, user: User) -> tuple[Job, bool]:
+    with host.sessions.begin() as session:
+        job = _own_job(session, job_id, user)
+        if job.status in ENDED:
+            return job, False
+        job.cancel_requested = True
+        session.flush()
+        # In one statement, because a worker may take the job at this moment.
+        ended = session.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.status == "queued")
+            .values(status="cancelled", ended_at=timestamp())
+            .returning(Job.id)
+        )
+        has_ended_now = ended.first() is not None
+        session.refresh(job)
+    cancel_index(job_id, redis_url=host.settings.redis_url)
+    return job, has_ended_now
+
+
+@router.delete("/jobs/{job_id}", status_code=204)
+async def delete_job(job_id: str, request: Request, user: UserOf, host: HostOf) -> None:
+    """Forget a job, stopping it first if it runs. What it indexed stays."""
+    await run_in_threadpool(_forget_job, host, job_id, user)
+    realtime = getattr(request.app.state, "realtime", None)
+    if realtime is not None:
+        try:
+            await realtime.delete(job_id)
+        except BackendError as error:
+            # Its events expire by themselves; until then only their owner sees them.
+            logger.warning("demo: events not deleted id=%s error=%s", job_id, error.code)
+
+
+def _forget_job(host: Host, job_id: str, user: User) -> None:
+    with host.sessions.begin() as session:
+        job = _own_job(session, job_id, user)
+        has_ended = job.status in ENDED
+        session.delete(job)
+    if not has_ended:
+        cancel_index(job_id, redis_url=host.settings.redis_url)
+
+
+def _own_job(session: Session, job_id: str, user: User) -> Job:
+    job = session.get(Job, job_id)
+    if job is None or job.user_id != user.id:
+        raise HTTPException(404, "no such job")
+    return job
+
+
+@router.get("/search")
+def search(
+    user: UserOf,
+    host: HostOf,
+    q: Annotated[str, Query(max_length=500)] = "",
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> dict[str, Any]:
+    """Documents that contain all the words; the last word may be a beginning."""
+    started_at = time.perf_counter()
+    with SearchIndex(host.settings.search_index(user.id)) as index:
+        found = index.search(q, limit)
+    return {
+        "query": q,
+        "took_ms": round((time.perf_counter() - started_at) * 1000, 1),
+        "results": [
+            {
+                "document": item.document_id,
+                "title": item.title,
+                "snippet": [{"text": text, "hit": is_hit} for text, is_hit in item.snippet],
+                "passages": item.passages,
+            }
+            for item in found
+        ],
+    }

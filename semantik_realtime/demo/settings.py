@@ -1,0 +1,84 @@
+"""Settings of the demo, read from the environment (``DEMO_…``)."""
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class NotConfigured(Exception):
+    """The demo cannot start; the message is one sentence that says what to set."""
+
+
+class DemoSettings(BaseSettings):
+    """Everything that can be set, for the web server and for the worker."""
+
+    model_config = SettingsConfigDict(env_prefix="DEMO_", extra="ignore")
+
+    data_dir: Path = Path("semantik-demo")
+    """Uploads, search indexes and, by default, the database are kept here."""
+
+    documents_dir: Path | None = None
+    """The folder on the server that users may choose from; default: ``documents`` in data_dir."""
+
+    database_url: str | None = None
+    """An SQLAlchemy URL; default: an SQLite file in data_dir."""
+
+    redis_url: str = Field(
+        "redis://localhost:6379/0", validation_alias=AliasChoices("redis_url", "REDIS_URL")
+    )
+    """Celery's broker and result backend."""
+
+    jwt_secret: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("jwt_secret", "SEMANTIK_REALTIME_JWT_SECRET")
+    )
+    """Signs the session tokens (HS256); at least 32 bytes. The realtime plugin reads the same."""
+
+    user: str = "demo"
+    """Name of the user that the first start creates."""
+
+    password: SecretStr | None = None
+    """Password of that user; not needed once a user exists."""
+
+    session_seconds: int = Field(12 * 3600, gt=0)
+    cookie_secure: bool = False
+    """Send the session cookie over HTTPS only."""
+
+    max_upload_bytes: int = Field(64 * 2**20, gt=0)
+    """One upload request, all its files together."""
+
+    max_document_bytes: int = Field(8 * 2**20, gt=0)
+    """A larger file is not indexed; it counts as failed."""
+
+    pause_seconds: float = Field(0.0, ge=0, le=10)
+    """An artificial pause after each file, to have something to look at."""
+
+    plugins: bool = True
+    """Load the plugins of the entry-point group ``semantik.webui``."""
+
+    @property
+    def folder(self) -> Path:
+        return self.documents_dir or self.data_dir / "documents"
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        return self.database_url or f"sqlite:///{(self.data_dir / 'demo.sqlite3').absolute()}"
+
+    def uploads(self, user_id: int) -> Path:
+        return self.data_dir / "uploads" / str(user_id)
+
+    def search_index(self, user_id: int) -> Path:
+        return self.data_dir / "search" / f"{user_id}.sqlite3"
+
+    def require_secret(self) -> str:
+        """Return the signing secret.
+
+        Raises:
+            NotConfigured: It is missing or too short to sign with.
+        """
+        secret = self.jwt_secret.get_secret_value() if self.jwt_secret else ""
+        if len(secret.encode()) < 32:
+            raise NotConfigured(
+                "Set SEMANTIK_REALTIME_JWT_SECRET to a random text of at least 32 bytes."
+            )
+        return secret

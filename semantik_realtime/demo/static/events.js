@@ -1,0 +1,139 @@
+import { h, plural, setText } from "./dom.js";
+
+const MAX_ROWS = 1000;
+/** Frequent, and the bar tells it better: in the list, but folded away. */
+const ROUTINE = new Set(["job_progress", "file_processing"]);
+const TYPE_TEXT = {
+  file_processing: "reading",
+  file_completed: "indexed",
+  file_failed: "failed",
+  job_queued: "waiting",
+  job_started: "started",
+  job_progress: "progress",
+  job_retrying: "retrying",
+  job_completed: "done",
+  job_failed: "failed",
+  job_cancelled: "cancelled",
+  job_lost: "lost",
+  log: "log",
+};
+
+/**
+ * @typedef {{ offset: number, type: string, time: string, data?: Record<string, any>,
+ *   state?: import("./state.js").State | null }} Event
+ */
+
+/** The events of one job, by offset. Rows are added together, once a frame. */
+export class EventLog {
+  /** @type {Map<number, Event>} */
+  #waiting = new Map();
+  #isDue = false;
+  #count = 0;
+
+  constructor() {
+    this.list = h("ol", {
+      class: "events", role: "log", "aria-live": "off", "aria-label": "Events",
+      tabindex: "0", "data-testid": "events",
+    });
+    this.note = h("p", { class: "muted small events-note" });
+    this.tally = h("span", { class: "muted" });
+    const box = h("input", {
+      type: "checkbox",
+      onchange: () => this.list.classList.toggle("all", /** @type {any} */ (box).checked),
+    });
+    this.element = h(
+      "section", { class: "event-box", "aria-label": "Events" },
+      h("header", {}, h("h3", {}, "Events"), this.tally,
+        h("label", { class: "small" }, box, "every step")),
+      this.list, this.note,
+    );
+    this.explain("");
+  }
+
+  /** @param {string} text why there are no events */
+  explain(text) {
+    setText(this.note, text);
+  }
+
+  clear() {
+    this.#waiting.clear();
+    this.#count = 0;
+    this.list.replaceChildren();
+  }
+
+  /** @param {Event} event */
+  add(event) {
+    this.#waiting.set(event.offset, event);
+    if (!this.#isDue) requestAnimationFrame(() => this.#paint());
+    this.#isDue = true;
+  }
+
+  #paint() {
+    this.#isDue = false;
+    const { list } = this;
+    const isAtEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
+    const rows = new Map([...list.children].map((row) => [offsetOf(row), row]));
+    const fresh = [...this.#waiting.values()]
+      .filter(({ offset }) => !rows.has(offset))
+      .sort((one, other) => one.offset - other.offset);
+    this.#waiting.clear();
+    // Mostly all are newer than the last row. Fetched history belongs before the first.
+    let next = list.firstElementChild;
+    if (fresh[0] && offsetOf(list.lastElementChild) < fresh[0].offset) next = null;
+    const added = document.createDocumentFragment();
+    for (const event of fresh) {
+      while (next && offsetOf(next) < event.offset) {
+        list.insertBefore(added, next);
+        next = next.nextElementSibling;
+      }
+      added.append(row(event));
+    }
+    list.insertBefore(added, next);
+    this.#count += fresh.length;
+    while (list.childElementCount > MAX_ROWS) list.firstElementChild?.remove();
+    setText(this.tally, plural(this.#count, "event"));
+    if (this.#count) this.explain("");
+    if (isAtEnd) list.scrollTop = list.scrollHeight;
+  }
+}
+
+/** @param {Element | null} row */
+function offsetOf(row) {
+  return row ? Number(/** @type {HTMLElement} */ (row).dataset.offset) : 0;
+}
+
+/** @param {Event} event */
+function row(event) {
+  const { offset, type, time, data = {} } = event;
+  const at = new Date(time);
+  return h(
+    "li",
+    { class: ROUTINE.has(type) ? "routine" : null, "data-offset": offset, "data-type": type },
+    h("time", { datetime: time, title: time }, at.toLocaleTimeString("en-GB")),
+    h("span", { class: "what" }, typeText(type)),
+    h("span", { class: "about" }, about(event, data)),
+    h("span", { class: "offset", "aria-hidden": "true" }, String(offset)),
+  );
+}
+
+/** @param {string} type */
+function typeText(type) {
+  return TYPE_TEXT[/** @type {"log"} */ (type)] ?? type.replaceAll("_", " ");
+}
+
+/** @param {Event} event @param {Record<string, any>} data */
+function about({ type, state }, data) {
+  if (data.file !== undefined) {
+    const tail = data.reason ?? (data.chunks === undefined ? "" : plural(data.chunks, "passage"));
+    return tail ? `${data.file}, ${tail}` : String(data.file);
+  }
+  const progress = state?.progress;
+  if (type === "job_progress" && progress) return `${progress.current} of ${progress.total ?? "?"}`;
+  if (type === "job_completed" && state?.fields) {
+    const { processed_files = 0, failed_files = 0 } = state.fields;
+    return `${processed_files} indexed${failed_files ? `, ${failed_files} failed` : ""}`;
+  }
+  if (state?.error?.message) return `${state.error.type}: ${state.error.message}`;
+  if (type === "job_started" && (state?.attempt ?? 0) > 1) return `attempt ${state?.attempt}`;
+  return typeof data.message === "string" ? data.message : "";
+}

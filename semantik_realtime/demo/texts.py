@@ -1,0 +1,108 @@
+"""From a file to chunks of text."""
+
+import codecs
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+_FORMATS = (
+    "txt text md markdown rst adoc org tex log html htm xml json jsonl csv tsv yaml yml toml ini"
+    " cfg py js ts css sql sh c h cpp go rs java rb"
+)
+SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
+"""What the folder listing offers; anything may be uploaded."""
+
+CHUNK_CHARACTERS = 1200
+
+
+class Unreadable(Exception):
+    """The file has no text for us; the message is the reason, for people."""
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """Return a file's text, of an HTML page what a reader would see.
+
+    Raises:
+        Unreadable: The file is missing, too big, binary or wrongly encoded.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise Unreadable(error.strerror or "cannot be read") from error
+    if len(content) > max_bytes:
+        raise Unreadable(f"larger than {max_bytes / 2**20:.3g} MiB")
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if b"\0" in content and not is_utf16:
+        raise Unreadable("not a text file")
+    try:
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"not UTF-8 text (byte {error.start})") from error
+    if path.suffix.lower() in {".html", ".htm"}:
+        page = _Page()
+        page.feed(text)
+        page.close()
+        text = "".join(page.parts)
+    return text
+
+
+class _Page(HTMLParser):
+    """Collects the visible text; block elements end a paragraph."""
+
+    HIDDEN = frozenset({"script", "style", "template", "noscript"})
+    INLINE = frozenset("a abbr b cite code em i kbd mark q s small span strong sub sup u".split())  # noqa: SIM905
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self.HIDDEN:
+            self._hidden += 1
+        elif tag not in self.INLINE:
+            self.parts.append("\n\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.HIDDEN:
+            self._hidden = max(0, self._hidden - 1)
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.parts.append(data)
+
+
+def split(text: str, max_characters: int = CHUNK_CHARACTERS) -> Iterator[str]:
+    """Cut a text into chunks, at the ends of paragraphs where possible.
+
+    >>> list(split("one two\\n\\nthree four", 12))
+    ['one two', 'three four']
+    >>> list(split("one two three", 8))
+    ['one two', 'three']
+    """
+    chunk = ""
+    for paragraph in re.split(r"\n\s*\n", text):
+        for piece in _pieces(paragraph.strip(), max_characters):
+            if chunk and len(chunk) + 2 + len(piece) > max_characters:
+                yield chunk
+                chunk = ""
+            chunk = f"{chunk}\n\n{piece}" if chunk else piece
+    if chunk:
+        yield chunk
+
+
+def _pieces(paragraph: str, max_characters: int) -> Iterator[str]:
+    start = 0
+    while len(paragraph) - start > max_characters:
+        end = start + max_characters
+        space = max(paragraph.rfind(" ", start, end + 1), paragraph.rfind("\n", start, end + 1))
+        if space > start:
+            end = space
+        yield paragraph[start:end].rstrip()
+        start = end
+        while start < len(paragraph) and paragraph[start].isspace():
+            start += 1
+    if start < len(paragraph):
+        yield paragraph[start:]

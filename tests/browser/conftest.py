@@ -1,0 +1,87 @@
+"""The webui as it is installed: Valkey, a worker and a web server, and Debian's Chromium."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from webui import DOCUMENTS, Webui
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WORDS = [
+    "retrieval",
+    "chunk",
+    "vector",
+    "search",
+    "document",
+    "worker",
+    "queue",
+    "snapshot",
+    "cursor",
+    "offset",
+    "browser",
+    "progress",
+    "reconnect",
+    "outage",
+    "lease",
+    "replay",
+]
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real text files, the same in every run."""
+    folder = tmp_path_factory.mktemp("documents")
+    chance = random.Random(7)
+    for number in range(DOCUMENTS):
+        paragraphs = [" ".join(chance.choices(WORDS, k=60)) for _ in range(6)]
+        (folder / f"report-{number:03}.txt").write_text("\n\n".join(paragraphs))
+    return folder
+
+
+@pytest.fixture
+def webui(tmp_path: Path, server_url: Callable[[str], str], documents: Path) -> Iterator[Webui]:
+    installation = Webui(tmp_path, server_url("valkey"), documents)
+    try:
+        yield installation
+    finally:
+        installation.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[object]:
+    """A headless browser."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is missing: apt-get install chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.skip("playwright is missing: pip install playwright")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def shots() -> Path | None:
+    """Where screenshots are kept: the folder named by SCREENSHOTS, if it is set."""
+    folder = os.environ.get("SCREENSHOTS")
+    if folder is None:
+        return None
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,196 @@
+"""What a person sees: the page in a real browser, through reloads and restarts."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from webui import DOCUMENTS, Webui
+
+from semantik_realtime.testing.contract import DEADLINE_SECONDS
+
+pytestmark = [pytest.mark.browser, pytest.mark.valkey, pytest.mark.timeout(150)]
+
+START_MS = 30_000
+JOB_MS = 90_000
+COLLECT_EVENTS = """
+window.seenBars = [];
+new MutationObserver(() => {
+  const bar = document.querySelector('[data-testid=bar]');
+  const now = bar && bar.getAttribute('aria-valuenow');
+  if (now !== null) window.seenBars.push(Number(now));
+}).observe(document, {subtree: true, childList: true, attributes: true});
+"""
+
+
+def open_page(browser: Browser, webui: Webui, **options: Any) -> Page:
+    """A logged-in page; errors of the page fail the test."""
+    context = browser.new_context(**options)
+    page = context.new_page()
+    page.set_default_timeout(START_MS)
+    reach(page, webui)
+    page.get_by_test_id("username").fill("demo")
+    page.get_by_test_id("password").fill(webui.password)
+    page.get_by_test_id("login").click()
+    expect(page.get_by_test_id("connection")).to_have_attribute(
+        "data-state", "live", timeout=START_MS
+    )
+    return page
+
+
+def reach(page: Page, webui: Webui) -> None:
+    """Load the page as soon as the server answers."""
+    from playwright.sync_api import Error
+
+    for _ in range(300):
+        try:
+            page.goto(webui.address)
+            return
+        except Error:
+            page.wait_for_timeout(100)
+    raise AssertionError(f"no answer from {webui.address}")
+
+
+def start_job(page: Page) -> Any:
+    page.get_by_test_id("start-all").click()
+    job = page.get_by_test_id("job").first
+    expect(job).to_have_attribute("data-status", "running", timeout=START_MS)
+    return job
+
+
+def bar_of(page: Page) -> int:
+    value = page.get_by_test_id("bar").first.get_attribute("aria-valuenow")
+    return int(float(value or 0))
+
+
+def wait_for_bar(page: Page, least: int) -> None:
+    page.wait_for_function(
+        """least => {
+          const bar = document.querySelector('[data-testid=bar]');
+          return bar && Number(bar.getAttribute('aria-valuenow')) >= least;
+        }""",
+        arg=least,
+        timeout=JOB_MS,
+    )
+
+
+def api(webui: Webui, path: str, token: str | None = None, body: Any = None) -> Any:
+    headers = {"Content-Type": "application/json", "X-Requested-With": "test"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(webui.address + path, data, headers)
+    with urllib.request.urlopen(request, timeout=DEADLINE_SECONDS) as answer:
+        return json.load(answer)
+
+
+def test_a_job_is_live_through_a_reload_and_a_killed_server(
+    webui: Webui, chromium: Browser, shots: Path | None
+) -> None:
+    page = open_page(chromium, webui, viewport={"width": 1280, "height": 900})
+    page.context.add_init_script(COLLECT_EVENTS)
+    page.reload()
+    job = start_job(page)
+    job_id = job.get_attribute("data-job-id")
+
+    wait_for_bar(page, 15)
+    if shots:
+        page.screenshot(path=shots / "1-running.png")
+    before_reload = bar_of(page)
+    page.reload()
+    expect(page.get_by_test_id("connection")).to_have_attribute("data-state", "live")
+    # The feed, which comes first, tells progress twice a second; the job's own topic catches up.
+    wait_for_bar(page, before_reload)
+    wait_for_bar(page, 40)
+
+    webui.web.kill()
+    expect(page.get_by_test_id("connection")).to_have_attribute("data-state", "reconnecting")
+    if shots:
+        page.screenshot(path=shots / "2-reconnecting.png")
+    while_away = bar_of(page)
+    webui.start_web()
+    expect(page.get_by_test_id("connection")).to_have_attribute(
+        "data-state", "live", timeout=START_MS
+    )
+    wait_for_bar(page, while_away)
+
+    expect(job).to_have_attribute("data-status", "completed", timeout=JOB_MS)
+    assert bar_of(page) == 100
+    seen = page.evaluate("window.seenBars")
+    assert seen == sorted(seen), "the bar moved back"
+    assert len(set(seen)) > 10, "the bar jumped"
+    token = api(webui, "/api/login", body={"username": "demo", "password": webui.password})
+    record = api(webui, f"/api/jobs/{job_id}", token["token"])
+    assert record["state"]["status"] == "completed"
+    assert record["state"]["fields"]["processed_files"] == DOCUMENTS
+    expect(job).to_contain_text(str(DOCUMENTS))
+    offsets = (
+        page.get_by_test_id("events")
+        .first.locator("[data-offset]")
+        .evaluate_all("items => items.map(item => Number(item.dataset.offset))")
+    )
+    assert len(offsets) == len(set(offsets)) > 0
+    assert offsets in (sorted(offsets), sorted(offsets, reverse=True))
+    if shots:
+        page.screenshot(path=shots / "3-completed.png", full_page=True)
+
+    page.get_by_test_id("search").fill("snapshot cursor")
+    expect(page.get_by_test_id("result").first).to_be_visible()
+    expect(page.get_by_test_id("result").first.locator("mark").first).to_be_visible()
+    if shots:
+        page.screenshot(path=shots / "4-search.png")
+    page.context.close()
+
+
+def test_a_phone_shows_everything_without_scrolling_sideways(
+    webui: Webui, chromium: Browser, shots: Path | None
+) -> None:
+    page = open_page(chromium, webui, viewport={"width": 360, "height": 740}, color_scheme="dark")
+    start_job(page)
+    wait_for_bar(page, 10)
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 360
+    expect(page.get_by_test_id("bar").first).to_be_visible()
+    if shots:
+        page.screenshot(path=shots / "5-phone.png")
+    page.context.close()
+
+
+def test_two_pages_of_one_user_show_the_same_job(webui: Webui, chromium: Browser) -> None:
+    first = open_page(chromium, webui)
+    second = open_page(chromium, webui)
+    start_job(first)
+    wait_for_bar(second, 5)
+    for page in (first, second):
+        expect(page.get_by_test_id("job").first).to_have_attribute(
+            "data-status", "completed", timeout=JOB_MS
+        )
+        page.context.close()
+
+
+def test_the_page_asks_no_other_host_for_anything(webui: Webui, chromium: Browser) -> None:
+    context = chromium.new_context()
+    page = context.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on(
+        "console",
+        lambda message: faults.append(message.text) if "Content Security" in message.text else None,
+    )
+    reach(page, webui)
+    page.get_by_test_id("username").fill("demo")
+    page.get_by_test_id("password").fill(webui.password)
+    page.get_by_test_id("login").click()
+    expect(page.get_by_test_id("connection")).to_have_attribute("data-state", "live")
+    start_job(page)
+    assert asked
+    assert [url for url in asked if not url.startswith((webui.address, "data:"))] == []
+    assert faults == []
+    context.close()

@@ -1,0 +1,257 @@
+"""The host by itself: login, who may see what, plugins."""
+
+import logging
+from importlib.metadata import EntryPoint
+
+import pytest
+from conftest import PASSWORD, LogIn
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+
+from semantik_realtime.demo import app as app_module
+from semantik_realtime.demo.app import create_app
+from semantik_realtime.demo.login import Throttle, issue_token
+from semantik_realtime.demo.records import Job, User
+from semantik_realtime.demo.rules import Rules
+from semantik_realtime.demo.settings import DemoSettings, NotConfigured
+
+
+def add_job(client: TestClient, user_id: int, **columns: object) -> str:
+    with client.app.state.host.sessions.begin() as session:  # type: ignore[attr-defined]
+        job = Job(id=f"job-of-{user_id}", user_id=user_id, label="x", document_ids=[1], **columns)
+        session.add(job)
+    return job.id
+
+
+def user_id(client: TestClient) -> int:
+    number: int = client.get("/api/me").json()["user"]["id"]
+    return number
+
+
+def test_a_login_gives_a_cookie_that_scripts_cannot_read_and_the_same_token(
+    client: TestClient,
+) -> None:
+    answer = client.post("/api/login", json={"username": "ada", "password": PASSWORD})
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=lax" in cookie
+    assert cookie.startswith(f"access_token={answer.json()['token']};")
+    assert client.get("/api/me").json()["user"]["name"] == "ada"
+
+
+def test_a_bearer_token_is_as_good_as_the_cookie(client: TestClient) -> None:
+    token = client.post("/api/login", json={"username": "ada", "password": PASSWORD}).json()
+    client.cookies.clear()
+    assert client.get("/api/me").status_code == 401
+    bearer = {"authorization": f"Bearer {token['token']}"}
+    assert client.get("/api/me", headers=bearer).json()["user"] == token["user"]
+
+
+@pytest.mark.parametrize(("username", "password"), [("ada", "wrong"), ("nobody", PASSWORD)])
+def test_a_wrong_name_and_a_wrong_password_get_the_same_answer(
+    client: TestClient, username: str, password: str
+) -> None:
+    client.cookies.clear()
+    answer = client.post("/api/login", json={"username": username, "password": password})
+    assert (answer.status_code, answer.json()) == (401, {"detail": "wrong name or password"})
+    assert "set-cookie" not in answer.headers
+
+
+def test_after_five_wrong_passwords_even_the_right_one_must_wait(client: TestClient) -> None:
+    for _ in range(5):
+        client.post("/api/login", json={"username": "ada", "password": "wrong"})
+    answer = client.post("/api/login", json={"username": "ada", "password": PASSWORD})
+    assert answer.status_code == 429
+    assert 0 < int(answer.headers["retry-after"]) <= 61
+
+
+def test_the_throttle_opens_again_after_its_window() -> None:
+    throttle, who = Throttle(tries=2, window_seconds=10), ("ada", "::1")
+    throttle.fail(who, 100.0)
+    assert throttle.wait_seconds(who, 101.0) == 0
+    throttle.fail(who, 101.0)
+    assert throttle.wait_seconds(who, 102.0) == 8
+    assert throttle.wait_seconds(who, 110.5) == 0
+
+
+@pytest.mark.parametrize("secret", ["k" * 32, "another secret of at least 32 bytes"])
+def test_only_tokens_signed_with_our_secret_and_not_expired_are_accepted(
+    client: TestClient, secret: str
+) -> None:
+    lifetime_seconds = -1 if secret == "k" * 32 else 60
+    token = issue_token(user_id(client), secret, lifetime_seconds)
+    client.cookies.clear()
+    bearer = {"authorization": f"Bearer {token}"}
+    assert client.get("/api/me", headers=bearer).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/me", "/api/documents", "/api/folder", "/api/jobs", "/api/search?q=x"]
+)
+def test_nothing_is_shown_without_a_login(client: TestClient, path: str) -> None:
+    client.cookies.clear()
+    assert client.get(path).status_code == 401
+
+
+def test_another_sites_page_cannot_act_in_the_users_name(client: TestClient) -> None:
+    del client.headers["x-requested-with"]
+    evil = {"origin": "https://evil.example"}
+    assert client.post("/api/logout", headers=evil).status_code == 403
+    assert client.post("/api/logout").status_code == 403
+    assert client.post("/api/logout", headers={"origin": "http://testserver"}).status_code == 204
+
+
+def test_a_job_of_another_user_looks_like_none(log_in: LogIn, client: TestClient) -> None:
+    eve = log_in("eve")
+    job_id = add_job(client, user_id(client))
+    assert client.get(f"/api/jobs/{job_id}").status_code == 200
+    for answer in (
+        eve.get(f"/api/jobs/{job_id}"),
+        eve.post(f"/api/jobs/{job_id}/cancel"),
+        eve.delete(f"/api/jobs/{job_id}"),
+    ):
+        missing = eve.get("/api/jobs/none")
+        assert (answer.status_code, answer.json()) == (404, missing.json())
+    assert eve.get("/api/jobs").json()["jobs"] == []
+    assert [job["id"] for job in client.get("/api/jobs").json()["jobs"]] == [job_id]
+
+
+async def test_the_rules_let_users_watch_their_own_jobs_and_feed_only(
+    log_in: LogIn, client: TestClient
+) -> None:
+    rules: Rules = client.app.state.realtime_plugins[0]  # type: ignore[attr-defined]
+    ada, eve = str(user_id(client)), str(user_id(log_in("eve")))
+    job_id = add_job(client, int(ada))
+    assert await rules.authorize(user=ada, topic=f"job:{job_id}", owner=None) is True
+    assert await rules.authorize(user=eve, topic=f"job:{job_id}", owner=eve) is False
+    assert await rules.authorize(user=eve, topic=f"user:{ada}", owner=None) is False
+    assert await rules.authorize(user=eve, topic=f"user:{eve}", owner=None) is True
+    assert await rules.authorize(user=ada, topic="job:unknown", owner=ada) is None
+    assert await rules.authorize(user=ada, topic="collection:1", owner=None) is None
+
+
+async def test_a_job_is_recalled_in_the_shape_of_the_protocol(client: TestClient) -> None:
+    rules: Rules = client.app.state.realtime_plugins[0]  # type: ignore[attr-defined]
+    ada = user_id(client)
+    job_id = add_job(client, ada, total_files=4, processed_files=2, failed_files=1)
+    states = await rules.recall(topic=f"job:{job_id}")
+    assert states is not None
+    assert states[job_id]["status"] == "queued"
+    assert states[job_id]["progress"] == {"current": 3, "total": 4, "unit": "files"}
+    assert states[job_id]["fields"]["failed_files"] == 1
+    assert await rules.recall(topic=f"user:{ada}") == states
+    assert await rules.recall(topic="job:unknown") is None
+
+
+def test_a_running_job_that_nobody_writes_any_more_is_lost(client: TestClient) -> None:
+    job_id = add_job(client, user_id(client), status="running", updated_at="2020-01-01T00:00:00Z")
+    assert client.get(f"/api/jobs/{job_id}").json()["state"]["status"] == "lost"
+
+
+def test_a_broken_plugin_is_logged_and_left_out_and_the_others_are_set_up(
+    settings: DemoSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def entries(group: str) -> list[EntryPoint]:
+        assert group == "semantik.webui"
+        return [
+            EntryPoint("a_missing", "no_such_module:setup", group),
+            EntryPoint("b_raises", f"{__name__}:raise_in_setup", group),
+            EntryPoint("c_works", f"{__name__}:add_hello", group),
+        ]
+
+    monkeypatch.setattr(app_module, "entry_points", entries)
+    with caplog.at_level(logging.ERROR):
+        app = create_app(settings.model_copy(update={"plugins": True}))
+    with TestClient(app) as client:
+        assert client.get("/hello").json() == "from the plugin"
+        assert client.get("/").status_code == 200
+    told = " ".join(record.getMessage() for record in caplog.records)
+    assert "name=a_missing" in told
+    assert "name=b_raises" in told
+    assert "name=c_works" not in told
+
+
+def raise_in_setup(app: FastAPI) -> None:
+    raise RuntimeError("broken")
+
+
+def add_hello(app: FastAPI) -> None:
+    app.add_api_route("/hello", lambda: "from the plugin")
+
+
+def test_the_first_start_needs_a_password_and_later_ones_do_not(settings: DemoSettings) -> None:
+    without = settings.model_copy(update={"password": None})
+    with pytest.raises(NotConfigured, match="DEMO_PASSWORD"):
+        create_app(without)
+    create_app(settings)
+    create_app(without)
+
+
+def test_a_short_signing_secret_is_refused(settings: DemoSettings) -> None:
+    with pytest.raises(NotConfigured, match="SEMANTIK_REALTIME_JWT_SECRET"):
+        create_app(settings.model_copy(update={"jwt_secret": SecretStr("short")}))
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://broker.example:6380/3")
+    monkeypatch.setenv("SEMANTIK_REALTIME_JWT_SECRET", "s" * 40)
+    monkeypatch.setenv("DEMO_PAUSE_SECONDS", "0.25")
+    settings = DemoSettings()
+    assert settings.redis_url == "redis://broker.example:6380/3"
+    assert settings.require_secret() == "s" * 40
+    assert settings.pause_seconds == 0.25
+
+
+def test_the_page_allows_scripts_and_styles_of_its_own_server_only(client: TestClient) -> None:
+    answer = client.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert "<script>" not in answer.text
+    assert " style=" not in answer.text
+
+
+def test_passwords_are_not_kept(client: TestClient) -> None:
+    with client.app.state.host.sessions() as session:  # type: ignore[attr-defined]
+        user = session.get(User, user_id(client))
+    assert PASSWORD not in user.password
+
+
+def test_a_cancelled_waiting_job_ends_at_once_without_a_broker(client: TestClient) -> None:
+    job_id = add_job(client, user_id(client))
+    job = client.post(f"/api/jobs/{job_id}/cancel").json()
+    assert job["state"]["status"] == "cancelled"
+    assert job["state"]["ended_at"]
+
+
+def test_a_running_job_is_asked_to_stop(client: TestClient) -> None:
+    job_id = add_job(client, user_id(client), status="running")
+    job = client.post(f"/api/jobs/{job_id}/cancel").json()
+    assert (job["state"]["status"], job["cancel_requested"]) == ("running", True)
+
+
+def test_a_job_that_has_ended_is_not_cancelled(client: TestClient) -> None:
+    job_id = add_job(client, user_id(client), status="completed")
+    job = client.post(f"/api/jobs/{job_id}/cancel").json()
+    assert (job["state"]["status"], job["cancel_requested"]) == ("completed", False)
+
+
+def test_deleting_a_job_tells_the_plugin(client: TestClient) -> None:
+    class Realtime:
+        deleted: list[str] = []
+
+        async def delete(self, job_id: str) -> None:
+            self.deleted.append(job_id)
+
+    client.app.state.realtime = Realtime()  # type: ignore[attr-defined]
+    job_id = add_job(client, user_id(client), status="completed")
+    assert client.delete(f"/api/jobs/{job_id}").status_code == 204
+    assert Realtime.deleted == [job_id]
+    assert client.get(f"/api/jobs/{job_id}").status_code == 404
+
+
+def test_a_job_that_cannot_be_queued_is_not_kept(client: TestClient) -> None:
+    answer = client.post("/api/jobs", json={"all": True})
+    assert answer.status_code == 503
+    assert client.get("/api/jobs").json()["jobs"] == []
