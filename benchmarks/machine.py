@@ -1,0 +1,39 @@
+"""The machine a figure belongs to."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("semantik-realtime", "redis", "hiredis", "msgspec", "uvicorn", "websockets", "uvloop")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processors, versions, and how busy it was when the run began."""
+    return {
+        "cpu_count": os.cpu_count(),
+        "cpu": _processor(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
