@@ -1,0 +1,134 @@
+"""What the pages say is there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import runpy
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from semantik_realtime.cli import cli
+from semantik_realtime.config import PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+GENERATED = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+
+every_page = pytest.mark.parametrize(
+    "page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES]
+)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def slug(heading: str) -> str:
+    """The anchor that forges give a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def links(page: Path) -> Iterator[tuple[Path, str]]:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not re.match(r"[a-z]+:", target):
+            path, _, anchor = target.partition("#")
+            yield (page.parent / path if path else page), anchor
+
+
+def test_the_pages_are_found() -> None:
+    names = {page.name for page in PAGES}
+    assert {"README.md", "CHANGELOG.md", "quickstart.md", "protocol.md", "glossary.md"} <= names
+
+
+@every_page
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target, anchor in links(page):
+        assert target.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", prose(target), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page.name} links to {target.name}#{anchor}"
+
+
+@every_page
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    for path in re.findall(r"`(?!\.\.)([\w.-]+(?:/[\w.-]+)+/?)`", prose(page)):
+        assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+@every_page
+def test_every_variable_that_is_named_is_a_setting(page: Path) -> None:
+    settings = {PREFIX + name.upper() for name in Settings.model_fields}
+    options = {
+        option.envvar
+        for command in cli.commands.values()
+        for option in command.params
+        if isinstance(option.envvar, str)
+    }
+    assert set(re.findall(rf"{PREFIX}[A-Z_]*[A-Z]", page.read_text())) <= settings | options
+
+
+@every_page
+def test_python_examples_compile_and_import_what_exists(page: Path) -> None:
+    for block in blocks(page, "python"):
+        compile(block, page.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("semantik"):
+                module = importlib.import_module(str(node.module))
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", GENERATED["PAGES"], ids=lambda path: path.name)
+def test_what_is_written_from_the_settings_is_up_to_date(path: Path) -> None:
+    assert path.read_text() == GENERATED["PAGES"][path](), "run: python docs/generate.py"
+
+
+def test_the_example_environment_gives_the_default_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = re.findall(r"^#(\w+)=(.+)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert len(lines) > 20
+    default = Settings()
+    for name, value in lines:
+        monkeypatch.setenv(name, value)
+    assert Settings() == default
+
+
+def test_the_readme_has_the_command_that_ci_runs() -> None:
+    command = "pip install tox && tox"
+    assert command in blocks(ROOT / "README.md", "")[-1]
+    script = (ROOT / ".ci" / "run").read_text()
+    assert command.replace("tox && tox", "--quiet tox && REQUIRE_ALL=1 tox") in script
+    assert "run: .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+
+
+def test_the_programs_of_the_readme_are_installed_by_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    programs = set(re.findall(r"^.*&& ([\w-]+) demo$", blocks(ROOT / "README.md", "")[0], re.M))
+    assert programs == set(project["scripts"])
+    for target in project["scripts"].values():
+        module, _, name = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_every_folder_of_tests_belongs_to_a_check() -> None:
+    checks = (ROOT / "tox.ini").read_text()
+    folders = {path.parent.name for path in ROOT.glob("tests/*/*test*.*")}
+    assert len(folders) > 5
+    assert not [folder for folder in folders if f"tests/{folder} " not in checks]
+
+
+def test_the_list_of_decisions_is_whole() -> None:
+    pages = {page.name for page in ROOT.glob("docs/adr/[0-9]*.md")}
+    assert pages == {target.name for target, _ in links(ROOT / "docs" / "adr" / "README.md")} - {
+        "glossary.md"
+    }
