@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
@@ -71,6 +72,16 @@ class Settings(BaseSettings):
     )
     spool_drafts: int = Field(10_000, ge=1, description="Drafts that may wait in a process.")
     spool_bytes: int = Field(16 * 2**20, ge=2**16, description="Bytes that may wait in a process.")
+    spool_directory: Annotated[str | None, UnsetIfEmpty] = Field(
+        None,
+        description="Where what waits is kept on disk too, until it is sent; unset: memory only.",
+    )
+    worker_metrics: Annotated[str | None, UnsetIfEmpty] = Field(
+        None,
+        pattern=r"^\S+:\d{1,5}$",
+        description="Where a worker shows its metrics, host:port, to all who can reach it; "
+        "unset: nowhere.",
+    )
 
     path: str = Field("/realtime", pattern=r"^/", description="Where the routes are.")
     founding_path: str = Field(
@@ -112,6 +123,31 @@ class Settings(BaseSettings):
     max_topics: int = Field(100, ge=1, description="Topics a connection may watch.")
     heartbeat_seconds: float = Field(20.0, gt=0, description="Time between two heartbeats.")
     tops_seconds: float = Field(10.0, gt=0, description="Time between two looks for lost tails.")
+    start_tries: int = Field(
+        4,
+        ge=1,
+        description="Tries to reach the backend, 1, 2, 4… s apart, before a web server starts "
+        "without it.",
+    )
+    recall_seconds: float = Field(
+        20.0,
+        gt=0,
+        description="Time between two looks into the host's record while the backend is away; "
+        "varied by 15 %.",
+    )
+    degraded_is_ready: bool = Field(
+        True, description="Whether health says ready while the backend is away."
+    )
+    metrics_token: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
+        None, description="What a scrape of the metrics must bear; unset: nobody gets them."
+    )
+
+    @property
+    def spool_path(self) -> Path | None:
+        """Where the processes of this backend and prefix keep what waits."""
+        if self.spool_directory is None:
+            return None
+        return Path(self.spool_directory, f"{self.backend}-{self.prefix}")
 
     @property
     def is_development(self) -> bool:

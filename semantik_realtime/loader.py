@@ -27,22 +27,23 @@ def backend_names() -> list[str]:
     return sorted(entry_points(group=BACKENDS).names)
 
 
-def load_backend(settings: Settings) -> object:
-    """Make the configured backend. Opens no connection.
+def load_backend(settings: Settings, name: str | None = None) -> object:
+    """Make the backend ``name``, the configured one by default. Opens no connection.
 
     Raises:
         ConfigError: the name is unknown, its distribution cannot be imported,
             or its settings are wrong; the message says what there is.
     """
-    found = list(entry_points(group=BACKENDS, name=settings.backend))
+    name = name or settings.backend
+    found = list(entry_points(group=BACKENDS, name=name))
     if not found:
         raise ConfigError(
-            f"there is no backend {settings.backend!r}; installed: {', '.join(backend_names())} "
+            f"there is no backend {name!r}; installed: {', '.join(backend_names())} "
             f"(set SEMANTIK_REALTIME_BACKEND)"
         )
     if len({entry.value for entry in found}) > 1:
         raise ConfigError(
-            f"backend {settings.backend!r} is claimed by several distributions: "
+            f"backend {name!r} is claimed by several distributions: "
             + ", ".join(_origin(entry) for entry in found)
         )
     try:
@@ -51,23 +52,18 @@ def load_backend(settings: Settings) -> object:
         raise
     except Exception as error:
         raise ConfigError(
-            f"backend {settings.backend!r} from {_origin(found[0])} cannot be loaded: "
+            f"backend {name!r} from {_origin(found[0])} cannot be loaded: "
             f"{type(error).__name__}: {error}"
         ) from error
 
 
-def build_plugins(backend: object, plugins: Iterable[object] = ()) -> pluggy.PluginManager:
-    """Register one backend and the host's plugins.
-
-    The given ``plugins`` are asked before those of the entry-point group. A
-    plugin that does not load or fit is reported and left out.
+def check_backend(backend: object) -> None:
+    """See whether ``backend`` has every hook, and each as it is specified.
 
     Raises:
-        ConfigError: the backend lacks a hook, or has one that does not fit.
+        ConfigError: it lacks a hook, or has one that does not fit.
     """
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(BackendSpec)
-    manager.add_hookspecs(HostSpec)
+    manager = _new_manager()
     try:
         manager.register(backend, name="backend")
     except pluggy.PluginValidationError as error:
@@ -75,6 +71,16 @@ def build_plugins(backend: object, plugins: Iterable[object] = ()) -> pluggy.Plu
     lacking = sorted(name for name in _BACKEND_HOOKS if not _implementers(manager, name))
     if lacking:
         raise ConfigError(f"backend {backend!r} has no hook {', '.join(lacking)}")
+
+
+def build_plugins(transport: object, plugins: Iterable[object] = ()) -> pluggy.PluginManager:
+    """Register the one transport and the host's plugins.
+
+    The given ``plugins`` are asked before those of the entry-point group. A
+    plugin that does not load or fit is reported and left out.
+    """
+    manager = _new_manager()
+    manager.register(transport, name="backend")
     for entry in entry_points(group=PLUGINS):
         try:
             manager.register(entry.load(), name=entry.name)
@@ -92,6 +98,13 @@ def build_plugins(backend: object, plugins: Iterable[object] = ()) -> pluggy.Plu
 def wrapped(manager: pluggy.PluginManager, hook: str) -> bool:
     """Whether more than the backend takes part in ``hook``, so that pluggy must make the call."""
     return len(_implementers(manager, hook)) > 1
+
+
+def _new_manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(BackendSpec)
+    manager.add_hookspecs(HostSpec)
+    return manager
 
 
 def _implementers(manager: pluggy.PluginManager, hook: str) -> list[pluggy.HookImpl]:

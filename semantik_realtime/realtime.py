@@ -15,14 +15,15 @@ from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.core.event import (
     ENDS,
     Draft,
+    Outcome,
     Receipt,
     StateChange,
     encode_body,
 )
 from semantik_realtime.core.topic import check_topic, job_topic, split_topic, user_topic
 from semantik_realtime.emitter import Emitter
-from semantik_realtime.errors import BackendUnavailable
-from semantik_realtime.loader import build_plugins, load_backend, wrapped
+from semantik_realtime.fallback import Fallback
+from semantik_realtime.loader import build_plugins, check_backend, load_backend, wrapped
 
 
 def now_text() -> str:
@@ -60,12 +61,17 @@ class Runtime:
         backend: object | None = None,
     ) -> None:
         self.settings = settings or load_settings()
-        self.backend: Any = backend if backend is not None else load_backend(self.settings)
+        primary = backend if backend is not None else load_backend(self.settings)
+        check_backend(primary)
+        self.backend = Fallback(
+            primary, load_backend(self.settings, "memory"), self.settings.timeout_seconds
+        )
         self.plugins = build_plugins(self.backend, plugins)
         self.emitter = Emitter(
             self.write_hook("publish"),
             max_drafts=self.settings.spool_drafts,
             max_bytes=self.settings.spool_bytes,
+            directory=self.settings.spool_path,
             after_fork=self.write_hook("close_writer"),
         )
 
@@ -149,12 +155,13 @@ class Runtime:
 
         On a job's topic it counts as the job's newest attempt, so after the
         end it is refused (`Outcome.CLOSED`); a type that ends a job ends it.
-        ``also`` names further topics for the same event.
+        ``also`` names further topics for the same event. While the backend is
+        away, and without an answer in time (default: the backend's timeout),
+        the outcome is `Outcome.WAITING`.
 
         Raises:
             InvalidInput: nothing was sent.
-            BackendUnavailable: no answer in time (default: the backend's
-                timeout); the event waits in the emitter and may still be appended.
+            BackendUnavailable: too much waits already; it was dropped.
         """
         kind, ident = split_topic(topic)
         drafts = self.drafts(
@@ -170,13 +177,13 @@ class Runtime:
         answer = self.emitter.emit_and_confirm(drafts[0])
         for draft in drafts[1:]:
             self.emitter.emit(draft)
+        if self.emitter.is_failing or self.backend.is_away:
+            return Receipt(Outcome.WAITING)
         timeout = self.settings.timeout_seconds if timeout_seconds is None else timeout_seconds
         try:
             return await asyncio.wait_for(asyncio.wrap_future(answer), timeout)
         except TimeoutError:
-            raise BackendUnavailable(
-                f"no answer in {timeout:g} s (topic {topic}); it may still be appended"
-            ) from None
+            return Receipt(Outcome.WAITING)
 
     async def delete(self, job_id: str, *, owner: str | None = None) -> bool:
         """Forget a job at once; was it known?

@@ -20,6 +20,7 @@ from semantik_realtime.loader import (
     PLUGINS,
     backend_names,
     build_plugins,
+    check_backend,
     load_backend,
     wrapped,
 )
@@ -135,14 +136,14 @@ def test_a_backend_that_lacks_a_hook_is_refused_and_the_hook_is_named(lacking):
     hooks = {name: vars(MemoryBackend)[name] for name in HOOKS if name != lacking}
     backend = type("Partial", (), hooks)()
     with pytest.raises(ConfigError, match=f"has no hook {lacking}$"):
-        build_plugins(backend)
+        check_backend(backend)
 
 
 def test_a_method_that_is_not_marked_is_no_hook():
     hooks = {name: vars(MemoryBackend)[name] for name in HOOKS}
     hooks["delete"] = lambda self, topic: True
     with pytest.raises(ConfigError, match=r"has no hook delete$"):
-        build_plugins(type("Unmarked", (), hooks)())
+        check_backend(type("Unmarked", (), hooks)())
 
 
 def test_a_backend_with_a_hook_that_does_not_fit_is_refused():
@@ -152,7 +153,7 @@ def test_a_backend_with_a_hook_that_does_not_fit_is_refused():
             return []
 
     with pytest.raises(ConfigError, match="shoe_size"):
-        build_plugins(Misfitting(settings("memory")))
+        check_backend(Misfitting(settings("memory")))
 
 
 def memory() -> MemoryBackend:
@@ -340,7 +341,7 @@ async def use():
     runtime.close()
     return {
         "names": backend_names(),
-        "backend": type(runtime.backend).__name__,
+        "backend": type(runtime.backend.primary).__name__,
         "outcome": receipt.outcome,
         "cursor": str(seen.cursor),
         "states": {key: json.loads(event)["state"] for key, event in seen.states.items()},

@@ -186,6 +186,11 @@ class MemoryBackend:
             ["only this process sees these events, and they end with it"],
         )
 
+    def clear(self) -> None:
+        """Forget every topic, without a word to the sinks."""
+        with self._lock:
+            self._logs.clear()
+
     def _append(self, log: _Log, draft: Draft) -> tuple[Receipt, Event | None]:
         if log.deleted:
             return Receipt(Outcome.CLOSED), None

@@ -107,7 +107,7 @@ class Draft(msgspec.Struct, kw_only=True, eq=False):
     """An event for one topic that is not yet appended.
 
     ``producer`` and ``number`` make sending it twice harmless: the emitter
-    gives them when it first sends the draft, and they stay. ``job`` and
+    gives them when it takes the draft in, and they stay. ``job`` and
     ``attempt`` let the log refuse what an outdated attempt still sends
     (attempt None: the newest is meant). ``body`` is the encoded event without
     its offset.
@@ -132,7 +132,11 @@ class Draft(msgspec.Struct, kw_only=True, eq=False):
 
 
 class Outcome(StrEnum):
-    """What became of a draft. Only the first two left an event in the log."""
+    """What became of a draft. Only the first two left an event in the log.
+
+    WAITING is no backend's answer: the draft is in this process's spool, and
+    will be appended when the backend is back.
+    """
 
     APPENDED = "appended"
     DUPLICATE = "duplicate"
@@ -140,6 +144,7 @@ class Outcome(StrEnum):
     CLOSED = "closed"
     TOO_BIG = "too_big"
     TOO_MANY_KEYS = "too_many_keys"
+    WAITING = "waiting"
 
 
 class Receipt(msgspec.Struct, frozen=True):

@@ -81,7 +81,7 @@ def snapshot_frame(
     Without a cursor (the host's own record) the client starts at offset 0, so
     that every event of the log is news to it.
     """
-    members = b",".join([b"%b:%b" % (_encode(key), states[key]) for key in states])
+    members = _members(states)
     return (
         b'{"op":"sync","topic":"%b","mode":"snapshot","reason":"%b","offset":%d,"cursor":%b,'
         b'"states":{%b},"events":[%b]}'
@@ -94,6 +94,22 @@ def snapshot_frame(
             b",".join([event.json for event in history]),
         )
     ).decode()
+
+
+def provisional_frame(topic: str, epoch: str, source: str, states: Mapping[str, bytes]) -> str:
+    """What is known of a topic while the backend is away.
+
+    >>> provisional_frame("job:1", "m:0", "recall", {"1": b'{"status":"running"}'})
+    '{"op":"provisional","topic":"job:1","epoch":"m:0","source":"recall","states":{"1":{"status":"running"}}}'
+    """
+    return (
+        b'{"op":"provisional","topic":"%b","epoch":"%b","source":"%b","states":{%b}}'
+        % (topic.encode(), epoch.encode(), source.encode(), _members(states))
+    ).decode()
+
+
+def _members(values: Mapping[str, bytes]) -> bytes:
+    return b",".join([b"%b:%b" % (_encode(name), value) for name, value in values.items()])
 
 
 def tops_frame(tops: Mapping[str, Cursor]) -> str:

@@ -99,6 +99,11 @@ class Recent:
             return None
         return self._events[bisect_right(self._offsets, offset) :]
 
+    def bytes_since(self, offset: int) -> int:
+        """About how many bytes come after ``offset``: events are taken to be of the mean size."""
+        kept = len(self._offsets)
+        return self.bytes * (kept - bisect_right(self._offsets, offset)) // kept if kept else 0
+
     def knows(self, cursor: Cursor) -> bool:
         """Whether ``cursor`` is a place in this very history, so that `since` may serve it."""
         if cursor.epoch != self.epoch:

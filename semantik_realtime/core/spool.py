@@ -10,11 +10,11 @@ from semantik_realtime.core.event import Draft, StateChange
 class Spool:
     """A bounded queue that makes room by leaving out what matters least.
 
-    When full it drops, in this order: a draft whose state a later one of the
-    same topic and key supersedes; the oldest draft that does not end an
-    attempt; and only when nothing else is left, the oldest end. A draft over
-    ``max_bytes`` is left out itself. What was taken with `take` is out of
-    reach: it is in flight, and its numbers are given.
+    When full it drops, in this order and no more than it must: the oldest
+    draft whose state a later one of the same topic and key supersedes; the
+    oldest draft that does not end an attempt; and only when nothing else is
+    left, the oldest end. A draft over ``max_bytes`` is left out itself. What
+    was taken with `take` is out of reach: it is in flight.
     """
 
     def __init__(self, max_drafts: int = 10_000, max_bytes: int = 16 * 2**20) -> None:
@@ -22,7 +22,11 @@ class Spool:
         self._max_bytes = max_bytes
         self._drafts: OrderedDict[int, Draft] = OrderedDict()
         self._next = 0
+        # Costs nothing before there is a reason to choose: made when room first runs short,
+        # and kept until all is gone.
+        self._ranks: Ranks | None = None
         self.bytes = 0
+        """Of the bodies."""
         self.dropped = 0
         """Drafts left out so far, superseded ones included."""
 
@@ -48,64 +52,104 @@ class Spool:
             return [draft]
         self._drafts[number] = draft
         self.bytes += len(draft.body)
+        if self._ranks is not None:
+            self._ranks.add(number, draft)
         lost: list[Draft] = []
-        if not self._fits():
-            lost += self._conflate()
-        if not self._fits():
-            lost += self._shed(newest=number)
+        while len(self._drafts) > self._max_drafts or self.bytes > self._max_bytes:
+            lost.append(self._remove(self._least()))
         self.dropped += len(lost)
         return lost
 
-    def take(self, max_drafts: int, max_bytes: int = 2**20) -> list[Draft]:
-        """Remove and return the oldest drafts, at least one if there is any."""
+    def take(
+        self, max_drafts: int, max_bytes: int = 2**20, before: int | None = None
+    ) -> list[Draft]:
+        """Remove and return the oldest drafts, at least one if there is any.
+
+        ``before`` is a running number: that draft and what follows it stay.
+        """
         batch: list[Draft] = []
         size = 0
         while self._drafts and len(batch) < max_drafts:
             number, draft = next(iter(self._drafts.items()))
             if batch and size + len(draft.body) > max_bytes:
                 break
+            if before is not None and number >= before:
+                break
             size += len(draft.body)
             batch.append(self._remove(number))
         return batch
 
-    def _conflate(self) -> list[Draft]:
-        # The fence must not refuse the later draft and let the earlier one through. So both
-        # belong to one run: drafts of one job in a topic, of one attempt, without an end
-        # before the last of them.
-        runs: dict[tuple[str, str | None], tuple[int | None, int]] = {}
-        seen: set[tuple[int, str]] = set()
-        superseded: list[int] = []
-        for number, draft in reversed(self._drafts.items()):
-            scope = (draft.topic, draft.job)
-            attempt, run = runs.get(scope, (None, -1))
-            if run < 0 or draft.terminal or draft.attempt != attempt:
-                run = number
-                runs[scope] = (draft.attempt, run)
-            if draft.change is StateChange.KEEP:
-                continue
-            if (run, draft.key) in seen:
-                superseded.append(number)
-            seen.add((run, draft.key))
-        return [self._remove(number) for number in reversed(superseded)]
-
-    def _shed(self, newest: int) -> list[Draft]:
-        # A tenth at once, of what is neither an end nor the newest: making room for one
-        # draft costs a walk over all of them.
-        room_drafts = self._max_drafts - self._max_drafts // 10
-        room_bytes = self._max_bytes - self._max_bytes // 10
-        lost: list[Draft] = []
-        for number in sorted(self._drafts, key=lambda number: self._drafts[number].terminal):
-            is_roomy = len(self._drafts) <= room_drafts and self.bytes <= room_bytes
-            is_dear = number == newest or self._drafts[number].terminal
-            if is_roomy or (is_dear and self._fits()):
+    def since(self, number: int) -> list[Draft]:
+        """What is here of the drafts from a running number on, in order."""
+        found: list[Draft] = []
+        for running, draft in reversed(self._drafts.items()):
+            if running < number:
                 break
-            lost.append(self._remove(number))
-        return lost
+            found.append(draft)
+        return found[::-1]
 
-    def _fits(self) -> bool:
-        return len(self._drafts) <= self._max_drafts and self.bytes <= self._max_bytes
+    def _least(self) -> int:
+        if self._ranks is None:
+            self._ranks = Ranks()
+            for number, draft in self._drafts.items():
+                self._ranks.add(number, draft)
+        least = self._ranks.least()
+        return self.oldest if least is None else least
 
     def _remove(self, number: int) -> Draft:
         draft = self._drafts.pop(number)
         self.bytes -= len(draft.body)
+        if not self._drafts:
+            self._ranks = None
+        elif self._ranks is not None:
+            self._ranks.remove(number, draft)
         return draft
+
+
+class Ranks:
+    """Which of the waiting drafts can be spared best.
+
+    A draft is superseded by a later one of its topic and key if the fence
+    cannot refuse the later and let the earlier through. So both belong to one
+    run: drafts of one job in a topic, of one attempt, none but the last an end.
+    """
+
+    def __init__(self) -> None:
+        self.superseded: OrderedDict[int, None] = OrderedDict()
+        self._plain: OrderedDict[int, None] = OrderedDict()
+        # For each topic and job the run that is going on: its attempt, and each key's newest.
+        self._runs: dict[tuple[str, str | None], tuple[int | None, dict[str, int]]] = {}
+
+    def add(self, number: int, draft: Draft) -> None:
+        """Take in a draft that was appended."""
+        scope = (draft.topic, draft.job)
+        run = self._runs.get(scope)
+        if run is None or run[0] != draft.attempt:
+            run = self._runs[scope] = (draft.attempt, {})
+        if draft.change is not StateChange.KEEP:
+            earlier = run[1].get(draft.key)
+            if earlier is not None:
+                del self._plain[earlier]
+                self.superseded[earlier] = None
+            run[1][draft.key] = number
+        if draft.terminal:
+            del self._runs[scope]
+        else:
+            self._plain[number] = None
+
+    def remove(self, number: int, draft: Draft) -> None:
+        """Forget a draft that is gone."""
+        self.superseded.pop(number, None)
+        self._plain.pop(number, None)
+        scope = (draft.topic, draft.job)
+        run = self._runs.get(scope)
+        if run is None:
+            return
+        if run[1].get(draft.key) == number:
+            del run[1][draft.key]
+        if not run[1]:
+            del self._runs[scope]
+
+    def least(self) -> int | None:
+        """The running number of what can be spared best; None: there are only ends."""
+        return next(iter(self.superseded), next(iter(self._plain), None))

@@ -7,7 +7,8 @@ from histories import draft, log_of, logs, states_after
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semantik_realtime.core.fold import View, fold
+from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.fold import ENDED, View, fold, is_ahead
 
 
 def folded(*parts):
@@ -90,3 +91,90 @@ def test_the_states_of_a_snapshot_stay_the_servers_own():
     view.sync(frame)
     view.batch(batch(log_of([draft("a", {"n": 1}), draft("b", {})]), prev=0))
     assert frame["states"] == {"a": {"n": 0}}
+
+
+job_states = st.fixed_dictionaries(
+    {"status": st.sampled_from(["queued", "running", "retrying", *sorted(ENDED)])},
+    optional={
+        "attempt": st.sampled_from([0, 1, 1, 2, None, "1", True]),
+        "progress": st.sampled_from([None, {}, {"current": None}, {"current": "3"}])
+        | st.builds(lambda current: {"current": current}, st.integers(0, 4)),
+    },
+)
+
+
+@given(job_states, job_states)
+def test_of_two_accounts_of_a_job_one_at_most_is_ahead(one, other):
+    assert not (is_ahead(one, other) and is_ahead(other, one))
+
+
+@given(job_states | st.none(), st.lists(job_states))
+def test_provisional_states_move_no_key_back_and_change_nothing_folded(folded, told):
+    view = View("job:1")
+    view.sync(snapshot(7, {"a": folded} if folded else {}))
+    for state in told:
+        before = view.states.get("a")
+        is_taken = view.provisional({"a": state})
+        after = view.states["a"]
+        assert after == (state if is_taken else before)
+        assert before is None or not is_ahead(before, after)
+    assert view.folded == ({"a": folded} if folded else {})
+    assert (view.offset, view.cursor, view.synced) == (7, "e.7", True)
+
+
+@given(job_states, st.lists(job_states), job_states)
+def test_after_restored_a_key_is_shown_otherwise_only_while_the_log_is_behind(known, told, state):
+    view = View("job:1")
+    view.sync(snapshot(1, {"a": known}))
+    for one in told:
+        view.provisional({"a": one, "unknown to the log": one})
+    view.restored()
+    assert set(view.overlay) <= {"a"}
+    for folded in (known, state):
+        if view.overlay:
+            assert folded["status"] not in ENDED
+            assert is_ahead(view.overlay["a"], folded)
+        else:
+            assert view.states == {"a": folded}
+        view.batch(batch(log_of([draft("a", state)], after=Cursor("e", 1, 0)), prev=1))
+
+
+@st.composite
+def lives(draw):
+    """The states of one job, from the queue to its end, through some attempts."""
+    states = [{"status": "queued", "attempt": 0}]
+    attempts = draw(st.integers(1, 3))
+    for attempt in range(1, attempts + 1):
+        for current in range(draw(st.integers(1, 5))):
+            progress = {"current": current}
+            states.append({"status": "running", "attempt": attempt, "progress": progress})
+        last = states[-1] | {"status": "retrying"}
+        if attempt == attempts:
+            last["status"] = draw(st.sampled_from(sorted(ENDED)))
+        states.append(last)
+    return states
+
+
+@given(
+    lives(),
+    st.lists(
+        st.tuples(st.sampled_from(["record", "restored", "events", "replay"]), st.integers(0, 20))
+    ),
+)
+def test_a_true_record_moves_a_job_never_back_however_late_the_log_is(life, steps):
+    log = log_of([draft("a", state) for state in life])
+    view = View("job:1")
+    view.sync(snapshot(1, {"a": life[0]}))
+    for what, number in [*steps, ("replay", len(log))]:
+        before = view.states["a"]
+        late = log[view.offset : number]
+        if what == "record":
+            view.provisional({"a": life[number % len(life)]})
+        elif what == "restored":
+            view.restored()
+        elif late:
+            part = {"mode": "replay", **batch(late, prev=view.offset)}
+            (view.sync if what == "replay" else view.batch)(part)
+        assert not is_ahead(before, view.states["a"])
+    assert view.states == {"a": life[-1]}
+    assert not view.overlay

@@ -126,8 +126,19 @@ class Reading:
         if self.batches:
             self.take(self.view.batch(self.batches[which % len(self.batches)]))
 
+    def lay(self, key: str) -> None:
+        """The backend is away, and the host tells its record."""
+        self.line.append({"op": "provisional", "states": {key: {"n": "the host's"}}})
+
+    def restore(self) -> None:
+        self.line.append({"op": "restored"})
+
     def receive(self, frame: dict[str, Any]) -> None:
-        if frame["op"] == "sync":
+        if frame["op"] == "provisional":
+            self.view.provisional(frame["states"])
+        elif frame["op"] == "restored":
+            self.view.restored()
+        elif frame["op"] == "sync":
             self.take(self.view.sync(frame), applied=frame["mode"] == "replay")
         elif frame["op"] == "events":
             self.batches.append(frame["topics"][TOPIC])
@@ -144,12 +155,13 @@ class Reading:
     def check(self) -> None:
         assert self.applied == sorted(set(self.applied)), "twice, or out of order"
         if self.view.cursor is not None:
-            assert self.view.states == self.states_at[self.view.cursor], "a gap"
+            assert self.view.folded == self.states_at[self.view.cursor], "a gap"
             assert self.view.offset == Cursor.parse(self.view.cursor).offset
 
     def settle(self) -> None:
         self.send_live(slow=False, times=1)
         self.send_tops()
+        self.restore()
         self.deliver(some=10**6)
 
 
@@ -180,7 +192,10 @@ troubles = st.sampled_from(
         ("trim", 3),
     ]
 )
+records = st.tuples(st.just("lay"), st.sampled_from(KEYS))
 steps = st.one_of(
+    records,
+    st.just(("restore",)),
     appends,
     sends,
     tellings,

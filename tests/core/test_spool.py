@@ -1,5 +1,7 @@
 """What waits is bounded; what is left out matters least, and all of it is accounted for."""
 
+import sys
+
 import msgspec
 import pytest
 from histories import KEYS, append_all, draft, log_of, states_after
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semantik_realtime.core.event import Draft
-from semantik_realtime.core.spool import Spool
+from semantik_realtime.core.spool import Ranks, Spool
 
 JOBS = ("a", "b")
 
@@ -113,13 +115,11 @@ def test_who_comes_last_stays_unless_ends_leave_no_room(drafts, limits):
 @given(st.lists(crowded, min_size=4, max_size=14))
 def test_superseded_drafts_leave_the_outcome_as_it_is(drafts):
     """The fence judges each draft by itself: a later one must not fail where an earlier passes."""
-    spool = Spool(max_drafts=len(drafts) + 1)
-    for one in drafts:
-        spool.add(one)
-    kept = list(drafts)
-    for one in spool._conflate():
-        assert not one.terminal
-        kept = [other for other in kept if other is not one]
+    ranks = Ranks()
+    for number, one in enumerate(drafts):
+        ranks.add(number, one)
+    assert not any(drafts[number].terminal for number in ranks.superseded)
+    kept = [one for number, one in enumerate(drafts) if number not in ranks.superseded]
     for topic in ("job:1", "user:7"):
         states = [
             states_after(log_of(one for one in append_all(queue) if one.topic == topic))
@@ -148,10 +148,13 @@ def test_a_superseded_state_goes_before_anything_else():
 
 def test_of_one_attempt_the_last_state_stands_for_all():
     spool = Spool(max_drafts=5)
-    for n in range(5):
-        assert spool.add(progress(n, job="1", attempt=1)) == []
-    assert numbers(spool.add(progress(5, job="1", attempt=1))) == [0, 1, 2, 3, 4]
-    assert numbers(spool.take(9)) == [5]
+    others = [draft(data={"n": n}) for n in range(4)]
+    for one in others:
+        assert spool.add(one) == []
+    assert spool.add(progress(0, job="1", attempt=1)) == []
+    for n in range(1, 9):
+        assert numbers(spool.add(progress(n, job="1", attempt=1))) == [n - 1]
+    assert numbers(spool.take(9)) == [0, 1, 2, 3, 8]
 
 
 def test_states_of_other_topics_keys_and_attempts_supersede_nothing():
@@ -166,12 +169,91 @@ def test_states_of_other_topics_keys_and_attempts_supersede_nothing():
     assert numbers(spool.add(draft(data={"n": 5}))) == [1]
 
 
-def test_the_oldest_plain_drafts_go_a_tenth_at_once():
-    spool = Spool(max_drafts=100)
-    for n in range(100):
+def test_a_big_draft_costs_as_many_as_it_needs_and_no_more():
+    spool = Spool(max_bytes=10 * len(draft(data={"n": 0}).body))
+    for n in range(10):
         assert spool.add(draft(data={"n": n})) == []
-    assert numbers(spool.add(draft(data={"n": 100}))) == list(range(11))
-    assert numbers(spool.take(1)) == [11]
+    big = draft(data={"n": 10, "text": "x" * 2 * len(draft(data={"n": 0}).body)})
+    assert numbers(spool.add(big)) == [0, 1, 2, 3]
+    assert len(spool) == 7
+
+
+def lines_run(call):
+    """How many lines of Python a call runs: its cost, whatever the machine does meanwhile."""
+    count = 0
+
+    def trace(frame, event, arg):
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_in_a_full_spool_room_is_found_at_a_price_that_does_not_grow(ends):
+    prices = set()
+    for size in (100, 1000):
+        spool = Spool(max_drafts=size)
+        for n in range(size + 1):
+            spool.add(progress(n, key=str(n), terminal=ends))
+        prices.add(lines_run(lambda spool=spool: spool.add(progress(0, "hot", terminal=ends))))
+    assert len(prices) == 1
+
+
+def test_a_spool_that_was_emptied_begins_anew():
+    spool = Spool(max_drafts=2)
+    for n in range(5):
+        spool.add(progress(n))
+    assert numbers(spool.take(9)) == [3, 4]
+    for n in range(5, 8):
+        spool.add(progress(n))
+    assert numbers(spool.take(9)) == [6, 7]
+
+
+@settings(max_examples=200)
+@given(st.lists(crowded, max_size=30), limits, st.data())
+def test_what_ranks_remember_is_no_more_than_what_waits(drafts, limits, data):
+    spool = Spool(*limits)
+    for one in drafts:
+        spool.add(one)
+        if data.draw(st.integers(0, 5)) == 0:
+            spool.take(data.draw(st.integers(1, 3)))
+        if spool._ranks is None:
+            continue
+        runs = spool._ranks._runs.values()
+        here = {number for number, _ in spool._drafts.items()}
+        assert here >= spool._ranks.superseded.keys() | spool._ranks._plain.keys()
+        assert here >= {number for _, newest in runs for number in newest.values()}
+        assert len(runs) <= len(here)
+
+
+def test_what_came_since_a_running_number_is_found_in_order():
+    spool = Spool()
+    drafts = [progress(n, key=str(n)) for n in range(5)]
+    for one in drafts:
+        spool.add(one)
+    assert spool.since(0) == drafts
+    assert spool.since(3) == drafts[3:]
+    assert spool.since(spool.added) == []
+    spool.take(4)
+    assert spool.since(2) == drafts[4:]
+
+
+def test_take_stops_before_a_running_number():
+    spool = Spool()
+    drafts = [progress(n, key=str(n)) for n in range(5)]
+    for one in drafts:
+        spool.add(one)
+    assert spool.take(9, before=3) == drafts[:3]
+    assert spool.take(9, before=3) == []
+    assert spool.take(9) == drafts[3:]
 
 
 @pytest.mark.parametrize("max_drafts", [1, 2, 5])

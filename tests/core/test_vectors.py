@@ -105,6 +105,20 @@ def parts(frame):
     return [(frame["topic"], frame)] if isinstance(frame.get("topic"), str) else []
 
 
+def read(view, op, part):
+    """Give a view what a frame says of its topic; None: it asks again."""
+    match op:
+        case "sync":
+            return view.sync(part)
+        case "events":
+            return view.batch(part)
+        case "tops":
+            return None if view.behind(part) else []
+        case "provisional":
+            view.provisional(part["states"])
+    return []
+
+
 @cases("reader")
 def test_reader(case):
     expect = case["expect"]
@@ -113,18 +127,11 @@ def test_reader(case):
     asked = []
     for frame in case["frames"]:
         for topic, part in parts(frame):
-            view, events = views[topic], []
-            match frame.get("op"):
-                case "sync":
-                    events = view.sync(part)
-                case "events":
-                    events = view.batch(part)
-                case "tops":
-                    events = None if view.behind(part) else []
-                case "gone" | "denied":
-                    views[topic] = View(topic)
+            if frame["op"] in ("gone", "denied"):
+                views[topic] = View(topic)
+            events = read(views[topic], frame["op"], part)
             if events is None:
-                asked.append({"topic": topic, "cursor": view.cursor})
+                asked.append({"topic": topic, "cursor": views[topic].cursor})
             else:
                 shown[topic] += [event["offset"] for event in events]
     found = {
@@ -134,3 +141,26 @@ def test_reader(case):
     assert found == expect["views"]
     assert shown == expect["shown"]
     assert asked == expect["resubscribe"]
+
+
+@cases("overlay")
+def test_overlay(case):
+    view = View("job:42")
+    for step in case["steps"]:
+        frame = step["frame"]
+        if frame["op"] == "restored":
+            view.restored()
+        for topic, part in parts(frame):
+            if frame["op"] in ("gone", "denied"):
+                view = View("job:42")
+            elif topic == "job:42":
+                read(view, frame["op"], part)
+        assert (dict(view.states), sorted(view.overlay)) == (
+            step["shown"],
+            step.get("overlay", []),
+        ), frame
+    assert (view.folded, view.offset, view.cursor) == (
+        case["folded"],
+        case["offset"],
+        case["cursor"],
+    )

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 CANARY_SECONDS = 5.0
 SUBSCRIBE_CHUNK = 500
-LAST_RETRY_SECONDS = 5.0
+LAST_RETRY_SECONDS = 1.0
 
 
 class Feed:
