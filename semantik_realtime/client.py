@@ -37,16 +37,18 @@ _FINAL = {
 class Update(msgspec.Struct, frozen=True):
     """Something changed.
 
-    ``connection`` is ``live``, ``degraded`` or ``reconnecting``; ``events``
-    are what is new, or with ``replayed`` the history that came with a
-    snapshot; ``view`` is the folded state, always current, the same object
-    every time.
+    ``connection`` is ``live``, ``reconnecting``, or ``degraded`` since
+    ``since`` (RFC 3339): then ``view.states`` has the host's record over what
+    the log has told. ``events`` are what is new, or with ``replayed`` the
+    history that came with a snapshot; ``view`` is always current, the same
+    object every time.
     """
 
     connection: str
     view: View
     events: list[dict[str, Any]] = []
     replayed: bool = False
+    since: str | None = None
 
 
 async def watch(
@@ -98,7 +100,11 @@ async def watch(
 async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIterator[Update]:
     """One connection's worth; returns when the topic is gone."""
     silence_seconds = WELCOME_SECONDS
-    link = "live"
+    link, since = "live", None
+
+    def update(events: list[dict[str, Any]], replayed: bool = False) -> Update:
+        return Update(link, view, events, replayed, since)
+
     while True:
         async with asyncio.timeout(silence_seconds):
             frame = json.loads(await socket.recv())
@@ -112,22 +118,26 @@ async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIt
                 if events is None:
                     await _subscribe(socket, view, history)
                 else:
-                    yield Update(link, view, events, replayed=is_snapshot)
+                    yield update(events, replayed=is_snapshot)
             case "events" if view.topic in frame["topics"]:
                 events = view.batch(frame["topics"][view.topic])
                 if events is None:
                     await _subscribe(socket, view, history)
                 elif events:
-                    yield Update(link, view, events)
+                    yield update(events)
             case "tops" if view.topic in frame["topics"]:
                 if view.behind(frame["topics"][view.topic]):
                     await _subscribe(socket, view, history)
             case "degraded":
-                link = "degraded"
-                yield Update(link, view)
+                link, since = "degraded", frame["since"]
+                yield update([])
+            case "provisional" if frame["topic"] == view.topic:
+                if view.provisional(frame["states"]):
+                    yield update([])
             case "restored":
-                link = "live"
-                yield Update(link, view)
+                link, since = "live", None
+                view.restored()
+                yield update([])
             case "denied" if frame["topic"] == view.topic:
                 raise AccessError(f"{frame['message']} ({view.topic})")
             case "gone" if frame["topic"] == view.topic:

@@ -28,17 +28,41 @@ def cli() -> None:
     help="Seconds to wait after each document, to have something to look at.",
 )
 @click.option("--data", type=click.Path(file_okay=False), help="Keep users, jobs and indexes here.")
+@click.option(
+    "--backend",
+    type=click.Choice(["redis", "nats"]),
+    default="redis",
+    show_default=True,
+    help="What carries the live updates; nats comes with semantik-realtime-nats[demo].",
+)
 def demo(
-    folder: str, once: bool, port: int | None, workers: int, pause: float, data: str | None
+    folder: str,
+    once: bool,
+    port: int | None,
+    workers: int,
+    pause: float,
+    data: str | None,
+    backend: str,
 ) -> None:
     """Index the documents in FOLDER with real workers, live in the browser.
 
     Starts a Valkey server, a Celery worker and a web server on this machine,
-    and ends them on Ctrl-C. FOLDER is the current directory if not given.
+    with nats a NATS server too, and ends them on Ctrl-C. FOLDER is the current
+    directory if not given.
     """
     from semantik_realtime.cli.demo import run_demo
 
-    sys.exit(run_demo(folder, once=once, port=port, workers=workers, pause=pause, data=data))
+    sys.exit(
+        run_demo(
+            folder,
+            once=once,
+            port=port,
+            workers=workers,
+            pause=pause,
+            data=data,
+            backend=backend,
+        )
+    )
 
 
 @cli.command()

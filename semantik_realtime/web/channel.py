@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Protocol
 
 import msgspec
 
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.outbox import Limits, Write, conflate, plan_write
+from semantik_realtime.core.resume import Reason
 from semantik_realtime.core.splice import Admission, Recent
 from semantik_realtime.hookspecs import Snapshot
 
@@ -24,6 +26,22 @@ NOWHERE = Cursor("", 0, 0)
 
 class Watcher(Protocol):
     """A connection, as its channels see it."""
+
+    @property
+    def shown(self) -> Collection[str]:
+        """The topics that it may be told of."""
+
+    @property
+    def wire_name(self) -> str:
+        """How it speaks."""
+
+    @property
+    def subscriptions(self) -> int:
+        """How many topics it follows."""
+
+    @property
+    def outbox_bytes(self) -> int:
+        """About how much waits to be sent to it, or is being sent."""
 
     def wake(self, subscription: Subscription) -> None:
         """Something waits; come and collect it."""
@@ -39,6 +57,9 @@ class Watcher(Protocol):
 
     def restored(self) -> None:
         """It is back, and every topic is up to date again."""
+
+    def provisional(self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]) -> None:
+        """What is known of ``topic`` without the backend, as JSON, until it is restored."""
 
     def drain(self) -> None:
         """The server stops: end in a way that brings the client back."""
@@ -67,6 +88,8 @@ class Outgoing(msgspec.Struct, frozen=True):
     """The topic's member of an ``events`` frame."""
     frame: str
     """A whole frame for a connection that watches nothing else."""
+    since: float | None
+    """The time of the oldest of the events, in seconds since 1970; None: it has none."""
 
 
 class Channel:
@@ -142,7 +165,8 @@ class Channel:
                 member = frames.topic_events(
                     self.topic, cursor.offset, place, kept, len(events) - len(kept)
                 )
-                made = Outgoing(place, kept, member, frames.events_frame([member]))
+                since = _time_of(kept[0]) if kept else None
+                made = Outgoing(place, kept, member, frames.events_frame([member]), since)
         self._outgoing[cursor.offset] = made
         return made
 
@@ -161,6 +185,17 @@ class Channel:
         self.recent.trim(needed, KEEP_EVENTS, self._limits.evict_above_bytes)
 
 
+def reason_of(asked: Cursor | None, snapshot: Snapshot, *, is_recalled: bool) -> Reason | None:
+    """Why the answer to a subscription is a snapshot; None: it is a replay."""
+    if snapshot.cursor is None:
+        if is_recalled:
+            return Reason.RECALLED
+        return Reason.NEW if asked is None else Reason.EPOCH
+    if snapshot.reason is None and asked is None:
+        return Reason.NEW
+    return snapshot.reason
+
+
 def states_of(snapshot: Snapshot) -> dict[str, bytes]:
     """The bare states of a snapshot, as JSON."""
     states = {}
@@ -169,3 +204,18 @@ def states_of(snapshot: Snapshot) -> dict[str, bytes]:
         if isinstance(head.state, msgspec.Raw):
             states[key] = bytes(head.state)
     return states
+
+
+class _Stamp(msgspec.Struct):
+    time: Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+_decode_stamp = msgspec.json.Decoder(_Stamp).decode
+
+
+def _time_of(event: Event) -> float | None:
+    try:
+        return _decode_stamp(event.json).time.timestamp()
+    except msgspec.DecodeError:
+        # The log takes any text for a time.
+        return None

@@ -7,32 +7,30 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
-
-import msgspec
-import pluggy
 
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import Snapshot
-from semantik_realtime.web.access import Access, Identity, ask, has_expired
-from semantik_realtime.web.channel import NOWHERE, Outgoing, Subscription
+from semantik_realtime.web.access import Identity, has_expired
+from semantik_realtime.web.channel import NOWHERE, Outgoing, Subscription, reason_of
 from semantik_realtime.web.hub import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Hub
 
 logger = logging.getLogger(__name__)
 
+RECALL_RETRY_SECONDS = 5.0
 MAX_POSTED = 1000
 """Frames that may wait beside events: answers, syncs, heartbeats."""
 MAX_POSTED_BYTES = 16 * 2**20
 """The same in bytes; the last frame may go beyond, for a snapshot has no limit."""
 
-_encode = msgspec.json.Encoder().encode
-
 
 class Wire(Protocol):
     """How a connection speaks. Pure: frames come out, nothing is sent."""
+
+    name: str
 
     def sync(
         self,
@@ -57,6 +55,11 @@ class Wire(Protocol):
 
     def restored(self) -> list[str]:
         """It is back."""
+
+    def provisional(
+        self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]
+    ) -> list[str]:
+        """What is known of a topic without the backend, as JSON."""
 
     def heartbeat(self, places: Mapping[str, Cursor]) -> list[str]:
         """A sign of life."""
@@ -86,8 +89,7 @@ class Connection:
         self,
         wire: Wire,
         hub: Hub,
-        access: Access,
-        plugins: pluggy.PluginManager,
+        may_watch: Callable[[str, str], Awaitable[bool]],
         identity: Identity,
         send: Callable[[str], Awaitable[None]],
         *,
@@ -96,14 +98,15 @@ class Connection:
         self.identity = identity
         self._wire = wire
         self._hub = hub
-        self._access = access
-        self._plugins = plugins
+        self._may_watch = may_watch
         self._send = send
         self._heartbeat_seconds = heartbeat_seconds
         self._subscriptions: dict[str, Subscription] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
+        self._allowed: set[str] = set()
         self._posted: deque[str] = deque()
         self._posted_bytes = 0
+        self._sending: Sequence[str] = ()
         self._dirty: dict[Subscription, None] = {}
         self._wake = asyncio.Event()
         self._ended: Ended | None = None
@@ -116,6 +119,30 @@ class Connection:
         """What is watched, or about to be."""
         return self._subscriptions.keys() | self._joining.keys()
 
+    @property
+    def shown(self) -> Collection[str]:
+        """What it may be told of."""
+        return self._allowed
+
+    @property
+    def wire_name(self) -> str:
+        """How it speaks."""
+        return self._wire.name
+
+    @property
+    def subscriptions(self) -> int:
+        """How many topics it follows."""
+        return len(self._subscriptions)
+
+    @property
+    def outbox_bytes(self) -> int:
+        """About how much waits to be sent, or is being sent."""
+        behind = sum(
+            subscription.channel.recent.bytes_since(subscription.cursor.offset)
+            for subscription in list(self._dirty)
+        )
+        return self._posted_bytes + sum(map(len, self._sending)) + behind
+
     # What the client asks for.
 
     def subscribe(self, topic: str, asked: Cursor | None, history: int) -> None:
@@ -125,6 +152,7 @@ class Connection:
 
     def unsubscribe(self, topic: str) -> None:
         """Stop following."""
+        self._allowed.discard(topic)
         joining = self._joining.pop(topic, None)
         if joining is not None:
             joining.cancel()
@@ -191,6 +219,9 @@ class Connection:
     def restored(self) -> None:
         self.post(*self._wire.restored())
 
+    def provisional(self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]) -> None:
+        self.post(*self._wire.provisional(topic, epoch, source, states))
+
     def drain(self) -> None:
         self.post(*self._wire.bye())
         self.end(CloseCode.DRAIN, "the server stops")
@@ -207,10 +238,14 @@ class Connection:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            for frame in await self._collect():
+            self._sending, batches = await self._collect()
+            for frame in self._sending:
                 self._sending_since = time.monotonic()
                 await self._send(frame)
             self._sending_since = None
+            self._sending = ()
+            if batches:
+                self._hub.stats.written(batches, time.time())
             if self._ended is not None and not self._posted:
                 raise self._ended
 
@@ -224,8 +259,8 @@ class Connection:
         for topic in [*self._joining, *self._subscriptions]:
             self.unsubscribe(topic)
 
-    async def _collect(self) -> list[str]:
-        """Everything that waits, as frames; the subscriptions move on."""
+    async def _collect(self) -> tuple[list[str], list[Outgoing]]:
+        """Everything that waits, as frames, and the batches in them; the subscriptions move on."""
         out = list(self._posted)
         self._posted.clear()
         self._posted_bytes = 0
@@ -240,16 +275,18 @@ class Connection:
                 before = subscription.cursor if subscription.cursor.epoch else None
                 subscription.cursor = snapshot.cursor or NOWHERE
                 try:
-                    recalled = await self._recall(channel.topic, snapshot)
+                    recalled = None
+                    if snapshot.cursor is None:
+                        recalled = await self._hub.recall(channel.topic)
                 except BackendUnavailable as error:
                     logger.warning("connection: no recall topic=%s error=%s", channel.topic, error)
                     subscription.pending = subscription.pending or snapshot
                     loop = asyncio.get_running_loop()
-                    loop.call_later(LAST_RETRY_SECONDS, self.wake, subscription)
+                    loop.call_later(RECALL_RETRY_SECONDS, self.wake, subscription)
                     continue
                 if self._subscriptions.get(channel.topic) is not subscription:
                     continue
-                out += self._wire.sync(channel.topic, before, snapshot, recalled)
+                out += self._answer(channel.topic, before, snapshot, recalled)
                 if subscription.pending is not None:
                     self.wake(subscription)
                     continue
@@ -262,7 +299,7 @@ class Connection:
                 waiting.append((channel.topic, outgoing))
         if waiting:
             out += self._wire.events(waiting)
-        return out
+        return out, [outgoing for _, outgoing in waiting]
 
     async def _join(self, topic: str, asked: Cursor | None, history: int) -> None:
         retry_seconds = FIRST_RETRY_SECONDS
@@ -271,9 +308,8 @@ class Connection:
             try:
                 await self._try_join(topic, asked, history)
             except BackendError as error:
-                if retry_seconds == FIRST_RETRY_SECONDS:
-                    logger.warning("connection: join waits topic=%s error=%s", topic, error)
-                await asyncio.sleep(retry_seconds)
+                logger.debug("connection: join waits topic=%s error=%s", topic, error)
+                await self._hub.wait_for_backend(retry_seconds)
                 retry_seconds = min(retry_seconds * 2, LAST_RETRY_SECONDS)
             except Exception:
                 self.end(CloseCode.SERVER_ERROR, "server error")
@@ -283,13 +319,27 @@ class Connection:
         if self._is_joining(topic):
             del self._joining[topic]
 
+    def _answer(
+        self,
+        topic: str,
+        asked: Cursor | None,
+        snapshot: Snapshot,
+        recalled: Mapping[str, bytes] | None,
+    ) -> list[str]:
+        reason = reason_of(asked, snapshot, is_recalled=recalled is not None)
+        self._hub.stats.syncs[reason or "replay"] += 1
+        return self._wire.sync(topic, asked, snapshot, recalled)
+
     def _is_joining(self, topic: str) -> bool:
         return self._joining.get(topic) is asyncio.current_task()
 
     async def _try_join(self, topic: str, asked: Cursor | None, history: int) -> None:
-        if not await self._may_watch(topic):
+        if not await self._may_watch(self.identity.user, topic):
             self._deny(topic)
             return
+        if self._is_joining(topic):
+            self._allowed.add(topic)
+            self._hub.meanwhile.show(topic, self)
         channel = await self._hub.acquire(topic)
         try:
             subscription, snapshot = await self._hub.sync(self, channel, asked, history)
@@ -305,19 +355,16 @@ class Connection:
             subscription.pending = snapshot
             subscription.cursor = asked or NOWHERE
         else:
-            self.post(*self._wire.sync(topic, asked, snapshot, None))
+            self.post(*self._answer(topic, asked, snapshot, None))
         self.wake(subscription)
 
     async def _recheck(self, topic: str) -> None:
         # Until somebody can be asked the old answer stands; the token itself is good.
         with contextlib.suppress(BackendError):
-            if not await self._may_watch(topic) and topic in self._subscriptions:
+            allowed = await self._may_watch(self.identity.user, topic)
+            if not allowed and topic in self._subscriptions:
                 self.unsubscribe(topic)
                 self._deny(topic)
-
-    async def _may_watch(self, topic: str) -> bool:
-        top = await self._hub.top(topic)
-        return await self._access.authorize(self.identity.user, topic, top.owner if top else None)
 
     def _deny(self, topic: str) -> None:
         told = self._wire.denied(topic)
@@ -325,28 +372,7 @@ class Connection:
         if not told:
             self.end(CloseCode.POLICY, "not yours, or not there")
 
-    async def _recall(self, topic: str, snapshot: Snapshot) -> Mapping[str, bytes] | None:
-        """The host's own record of a topic that the backend does not know."""
-        if snapshot.cursor is not None:
-            return None
-        return await recall_states(self._plugins, topic)
-
     def _leave(self, subscription: Subscription) -> None:
         subscription.channel.watchers.discard(subscription)
         self._dirty.pop(subscription, None)
         self._hub.release(subscription.channel)
-
-
-async def recall_states(plugins: pluggy.PluginManager, topic: str) -> Mapping[str, bytes] | None:
-    """What the host's record says, encoded; None if it has none.
-
-    Raises:
-        BackendUnavailable: the host did not answer, or what it said cannot be encoded.
-    """
-    states = await ask(plugins.hook.recall, topic=topic)
-    if states is None:
-        return None
-    try:
-        return {str(key): _encode(dict(state)) for key, state in states.items()}
-    except (TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-        raise BackendUnavailable(f"recall cannot be encoded: {error}") from error

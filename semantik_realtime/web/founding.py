@@ -12,7 +12,9 @@ from typing import Any
 
 import msgspec
 
-from semantik_realtime.core.event import Cursor, Event
+from semantik_realtime.core.event import ENDS, Cursor, Event
+from semantik_realtime.core.fold import ENDED, is_ahead
+from semantik_realtime.core.topic import job_topic
 from semantik_realtime.hookspecs import Snapshot
 from semantik_realtime.web.channel import Outgoing, states_of
 
@@ -65,11 +67,16 @@ class FoundingWire:
         after: what the client has seen of the job before; its history goes on there.
     """
 
+    name = "founding"
+
     def __init__(self, job: str, now: Callable[[], str], after: Cursor | None = None) -> None:
         self._job = job
         self._now = now
         self._after = after
+        self._state: dict[str, Any] = {}
         self._flat: dict[str, Any] = {}
+        self._provisional = False
+        """Whether what was told last is not of the log."""
 
     def sync(
         self,
@@ -82,7 +89,7 @@ class FoundingWire:
             # The log has expired under a page that still shows the job: nothing to add.
             return []
         states = states_of(snapshot) if recalled is None else recalled
-        self._flat = flatten(_decode(states[self._job]) if self._job in states else {})
+        self._take(_decode(states[self._job]) if self._job in states else {})
         place = str(snapshot.cursor) if snapshot.cursor else None
         out = [self._message("current_state", self._now(), self._flat, topic, place)]
         shown = {
@@ -104,12 +111,13 @@ class FoundingWire:
         for topic, outgoing in waiting:
             for event in outgoing.events:
                 head = event.head()
+                type = head.type
                 if isinstance(head.state, msgspec.Raw) and head.key == self._job:
-                    self._flat = flatten(_decode(head.state) or {})
+                    type = self._follow(head.type, _decode(head.state) or {})
                 # The state wins: a total must not jump to what one event says of itself.
                 data = {**_decode(head.data), **self._flat}
                 cursor = _place(outgoing.cursor, event)
-                out.append(self._message(head.type, head.time, data, topic, cursor))
+                out.append(self._message(type, head.time, data, topic, cursor))
         return out
 
     def denied(self, topic: str) -> list[str]:
@@ -120,11 +128,27 @@ class FoundingWire:
             self._message("job_deleted", self._now(), {**self._flat, "status": "deleted"}, topic)
         ]
 
+    # The old browsers know neither of the two types, and ignore them.
+
     def degraded(self, since: str) -> list[str]:
-        return []
+        return self._about_backend("degraded", {"degraded_since": since})
 
     def restored(self) -> list[str]:
-        return []
+        return self._about_backend("restored", {})
+
+    def provisional(
+        self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]
+    ) -> list[str]:
+        if self._job not in states:
+            return []
+        state = _decode(states[self._job])
+        if self._flat and not is_ahead(state, self._state):
+            # An end stands; and what says nothing new is not worth a message.
+            has_ended = self._flat["status"] in ENDED
+            if has_ended or state == self._state or is_ahead(self._state, state):
+                return []
+        self._take(state, provisional=True)
+        return [self._message("current_state", self._now(), self._flat, topic, provisional=True)]
 
     def heartbeat(self, places: Mapping[str, Cursor]) -> list[str]:
         return ['{"type":"ping"}']
@@ -148,6 +172,28 @@ class FoundingWire:
             case {"type": "pong"}:
                 return []
         return [self._error("only ping is understood")]
+
+    def _follow(self, type: str, state: dict[str, Any]) -> str:
+        """Take the state of a live event; returns the type to tell it by."""
+        if not self._provisional:
+            self._take(state)
+        elif not is_ahead(self._state, state):
+            was = self._flat["status"]
+            self._take(state)
+            if type in ENDS and self._flat["status"] == was:
+                # The end was told while it was provisional, and is told once.
+                return "current_state"
+        return type
+
+    def _take(self, state: dict[str, Any], *, provisional: bool = False) -> None:
+        self._state, self._flat, self._provisional = state, flatten(state), provisional
+
+    def _about_backend(self, type: str, data: Mapping[str, Any]) -> list[str]:
+        # Nothing before the first status: these clients take it from any message.
+        if not self._flat:
+            return []
+        topic = job_topic(self._job)
+        return [self._message(type, self._now(), {**self._flat, **data}, topic)]
 
     def _unseen(self, snapshot: Snapshot) -> Sequence[Event]:
         events, after = snapshot.events, self._after
@@ -176,6 +222,7 @@ class FoundingWire:
         cursor: str | None = None,
         *,
         replayed: bool = False,
+        provisional: bool = False,
     ) -> str:
         message: dict[str, Any] = {
             "timestamp": time,
@@ -186,6 +233,8 @@ class FoundingWire:
         }
         if replayed:
             message["replayed"] = True
+        if provisional:
+            message["provisional"] = True
         return _encode(message).decode()
 
 

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.resume import Reason
 from semantik_realtime.hookspecs import Snapshot
-from semantik_realtime.web.channel import Outgoing, states_of
+from semantik_realtime.web.channel import Outgoing, reason_of, states_of
 
 RECONNECT_SECONDS = 3.0
 
 
 class NativeWire:
     """Frames of docs/protocol.md."""
+
+    name = "native"
 
     def sync(
         self,
@@ -24,23 +25,13 @@ class NativeWire:
         snapshot: Snapshot,
         recalled: Mapping[str, bytes] | None,
     ) -> list[str]:
-        if snapshot.cursor is None:
-            if recalled is not None:
-                reason = Reason.RECALLED
-            else:
-                reason = Reason.NEW if asked is None else Reason.EPOCH
-            return [frames.snapshot_frame(topic, reason, None, recalled or {})]
-        if snapshot.reason is None and asked is not None:
+        reason = reason_of(asked, snapshot, is_recalled=recalled is not None)
+        if reason is None:
+            assert asked is not None
+            assert snapshot.cursor is not None
             return [frames.replay_frame(topic, asked.offset, snapshot.cursor, snapshot.events)]
-        return [
-            frames.snapshot_frame(
-                topic,
-                snapshot.reason or Reason.NEW,
-                snapshot.cursor,
-                states_of(snapshot),
-                snapshot.events,
-            )
-        ]
+        states = (recalled or {}) if snapshot.cursor is None else states_of(snapshot)
+        return [frames.snapshot_frame(topic, reason, snapshot.cursor, states, snapshot.events)]
 
     def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
         if len(waiting) == 1:
@@ -67,6 +58,11 @@ class NativeWire:
 
     def restored(self) -> list[str]:
         return ['{"op":"restored"}']
+
+    def provisional(
+        self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]
+    ) -> list[str]:
+        return [frames.provisional_frame(topic, epoch, source, states)]
 
     def heartbeat(self, places: Mapping[str, Cursor]) -> list[str]:
         return [frames.tops_frame(places)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
@@ -19,6 +19,9 @@ from semantik_realtime.web import rest
 from semantik_realtime.web.server import Server
 from semantik_realtime.web.websocket import serve_founding, serve_native
 
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
 Authenticate = Callable[[Credentials], str | None | Awaitable[str | None]]
 Authorize = Callable[[str, str, str | None], bool | None | Awaitable[bool | None]]
 
@@ -31,7 +34,9 @@ class Realtime(Runtime):
         app = FastAPI()
         Realtime().install(app)
 
-    Args, errors: those of `semantik_realtime.realtime.Runtime`.
+    Args, errors: those of `semantik_realtime.realtime.Runtime`, and
+    ``registry``, the application's own of prometheus-client, for metrics
+    beside its own.
     """
 
     def __init__(
@@ -40,20 +45,23 @@ class Realtime(Runtime):
         *,
         plugins: Iterable[object] = (),
         backend: object | None = None,
+        registry: CollectorRegistry | None = None,
     ) -> None:
         super().__init__(settings, plugins=plugins, backend=backend)
         self._server: Server | None = None
+        self._registry = registry
 
     @property
     def server(self) -> Server:
         """What the routes share. Made at first use.
 
         Raises:
-            ConfigError: nothing can check a credential, or authentication is
-                switched off outside development.
+            ConfigError: nothing can check a credential, authentication is
+                switched off outside development, or the registry has such
+                metrics already.
         """
         if self._server is None:
-            self._server = Server(self)
+            self._server = Server(self, self._registry)
         return self._server
 
     def router(
@@ -107,6 +115,10 @@ class Realtime(Runtime):
         async def health() -> Response:
             """Whether the process lives and the backend answers."""
             return await rest.get_health(server)
+
+        @router.get(f"{base}/metrics", include_in_schema=False)
+        async def metrics(request: Request) -> Response:
+            return await rest.get_metrics(request, server)
 
         @router.get(f"{base}/static/{{name}}", include_in_schema=False)
         async def static(name: str) -> Response:

@@ -1,8 +1,9 @@
-"""Snapshot, history and health over HTTP."""
+"""Snapshot, history, health and metrics over HTTP."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import secrets
 from typing import Any
 
 import msgspec
@@ -12,10 +13,8 @@ from starlette.responses import JSONResponse, Response
 from semantik_realtime.core.event import Event
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
-from semantik_realtime.hookspecs import Status
 from semantik_realtime.web.access import credentials_of
 from semantik_realtime.web.channel import states_of
-from semantik_realtime.web.connection import recall_states
 from semantik_realtime.web.server import Server
 
 MAX_HISTORY = 1000
@@ -35,18 +34,19 @@ class Refused(Exception):
 
 async def get_job(request: Request, server: Server, job_id: str) -> Response:
     """The state of a job now; ETag is the cursor."""
+    topic = None
     try:
         topic = await _authorized(request, server, job_id)
         snapshot = await server.hub.look(topic, None, 0)
         if snapshot.cursor is None:
-            recalled = await recall_states(server.plugins, topic)
+            recalled = await server.hub.recall(topic)
             if recalled is None:
                 raise Refused(404, "not_found", "no such job")
             return _json({"topic": topic, "cursor": None, "offset": 0, "states": _raw(recalled)})
     except Refused as refused:
         return refused.response
     except BackendError as error:
-        return Refused(503, error.code, str(error)).response
+        return await _meanwhile(server, topic, error)
     etag = f'"{snapshot.cursor}"'
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers={"ETag": etag})
@@ -57,6 +57,24 @@ async def get_job(request: Request, server: Server, job_id: str) -> Response:
         "states": _raw(states_of(snapshot)),
     }
     return _json(body, ETag=etag)
+
+
+async def _meanwhile(server: Server, topic: str | None, error: BackendError) -> Response:
+    """The state of a job while the backend is away, for a user who is known to be allowed."""
+    if topic is not None:
+        with contextlib.suppress(BackendError):
+            states = await server.hub.meanwhile.states(topic)
+            if states is not None:
+                return _json(
+                    {
+                        "topic": topic,
+                        "cursor": None,
+                        "offset": 0,
+                        "states": _raw(states),
+                        "provisional": True,
+                    }
+                )
+    return Refused(503, error.code, str(error)).response
 
 
 async def get_history(request: Request, server: Server, job_id: str) -> Response:
@@ -83,21 +101,16 @@ async def get_history(request: Request, server: Server, job_id: str) -> Response
 
 
 async def get_health(server: Server) -> Response:
-    """Whether the process lives and the backend answers. 503: not ready."""
-    try:
-        # A probe wants an answer; the backend may need several deadlines to give up.
-        async with asyncio.timeout(server.settings.timeout_seconds):
-            await server.hub.open()
-            status = await server.hub.status()
-    except (BackendError, TimeoutError) as error:
-        server.hub.degrade()
-        status = Status(server.settings.backend, False, str(error))
+    """Whether the process lives, is ready, and since when it is degraded. 503: not ready."""
+    status = await server.hub.status()
+    is_degraded = server.hub.degraded_since is not None
     body = {
         "live": True,
-        "ready": status.reachable and not server.hub.draining,
+        "ready": not server.hub.draining and (not is_degraded or server.settings.degraded_is_ready),
         "degraded_since": server.hub.degraded_since,
+        "spool": server.spool,
         "backend": {
-            "name": status.backend,
+            "name": server.settings.backend,
             "reachable": status.reachable,
             "server": status.server,
             "warnings": list(status.warnings),
@@ -106,6 +119,28 @@ async def get_health(server: Server) -> Response:
         "topics": server.hub.topics,
     }
     return JSONResponse(body, 200 if body["ready"] else 503)
+
+
+async def get_metrics(request: Request, server: Server) -> Response:
+    """All counts, as Prometheus wants them, for whoever bears the token of the settings."""
+    expected = server.settings.metrics_token
+    try:
+        if expected is None:
+            if not server.settings.disable_auth:
+                raise Refused(404, "metrics_off", "SEMANTIK_REALTIME_METRICS_TOKEN is not set")
+        elif not _bears(request, expected.get_secret_value()):
+            raise Refused(401, "unauthenticated", "not the token of the metrics")
+        if server.metrics is None:
+            raise Refused(501, "no_metrics", server.metrics_fault)
+    except Refused as refused:
+        return refused.response
+    page, content_type = await server.metrics.page(request.headers.get("accept", ""))
+    return Response(page, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+
+
+def _bears(request: Request, token: str) -> bool:
+    given = request.headers.get("authorization", "")
+    return secrets.compare_digest(given.encode(), f"Bearer {token}".encode())
 
 
 async def _authorized(request: Request, server: Server, job_id: str) -> str:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable
 
-from semantik_realtime.errors import BackendError, BackendUnavailable
+from semantik_realtime.errors import BackendError
 
 logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 20.0
-PAUSE_SECONDS = 5.0
-"""So long a backend that did not answer is not asked again."""
 
 
 class Seats:
@@ -35,7 +32,6 @@ class Seats:
         self._release = release
         self._limit = limit
         self._taken: dict[str, str] = {}
-        self._away_until = 0.0
         self._renewing: asyncio.Task[None] | None = None
         self._returning: set[asyncio.Task[None]] = set()
 
@@ -86,15 +82,7 @@ class Seats:
             self._ask(user, seat)
 
     def _ask(self, user: str, seat: str) -> bool:
-        # Everyone who connects during an outage would hold a thread of the process's few
-        # until the deadline.
-        if time.monotonic() < self._away_until:
-            raise BackendUnavailable("it did not answer a moment ago")
-        try:
-            return self._lease(_name(user), seat, self._limit, LEASE_SECONDS)
-        except BackendError:
-            self._away_until = time.monotonic() + PAUSE_SECONDS
-            raise
+        return self._lease(_name(user), seat, self._limit, LEASE_SECONDS)
 
     async def _give_back(self, user: str, seat: str) -> None:
         try:

@@ -7,46 +7,78 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pluggy
 
-from semantik_realtime.errors import BackendError
+from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.realtime import Runtime
-from semantik_realtime.web.access import Access
+from semantik_realtime.web.access import Access, ask
 from semantik_realtime.web.hub import Hub
 from semantik_realtime.web.seats import Seats
+
+if TYPE_CHECKING:
+    from semantik_realtime.web.metrics import WebMetrics
 
 logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 2.0
+METRICS_MISSING = 'there are no metrics: pip install "semantik-realtime[metrics]"'
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Server:
     """Hub, access and seats over one runtime. Made before there is an event loop."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, registry: Any = None) -> None:
         self.settings = runtime.settings
         self.plugins: pluggy.PluginManager = runtime.plugins
         self.access = Access(runtime.settings, runtime.plugins)
-        self.hub = Hub(runtime.backend, tops_seconds=runtime.settings.tops_seconds)
+        self.hub = Hub(
+            runtime.backend,
+            flush=self._flush,
+            recall=self._recall,
+            tops_seconds=runtime.settings.tops_seconds,
+            recall_seconds=runtime.settings.recall_seconds,
+        )
+        runtime.emitter.shelter = runtime.backend.shelter
         self.seats = Seats(
             runtime.write_hook("lease"),
             runtime.write_hook("release"),
             runtime.settings.max_connections,
         )
+        self.metrics: WebMetrics | None = None
+        self.metrics_fault = ""
+        """Why there are none."""
         self._runtime = runtime
+        self._open_metrics(registry)
 
     async def may_watch(self, user: str, topic: str) -> bool:
         """Whether ``user`` may watch ``topic``, by the owner the backend knows.
 
+        While it is away the owner is unknown: then only a yes counts, for a
+        no might be nothing but that.
+
         Raises:
-            BackendError: it cannot be asked now.
+            BackendError: nobody can tell now.
         """
-        top = await self.hub.top(topic)
+        try:
+            top = await self.hub.top(topic)
+        except BackendError:
+            if await self.access.authorize(user, topic, None):
+                return True
+            raise
         return await self.access.authorize(user, topic, top.owner if top else None)
+
+    @property
+    def spool(self) -> dict[str, int]:
+        """What this process has not sent yet."""
+        emitter = self._runtime.emitter
+        return {"drafts": emitter.waiting, "bytes": emitter.waiting_bytes}
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
@@ -54,7 +86,7 @@ class Server:
         restore = self._drain_before_stop(asyncio.get_running_loop())
         try:
             try:
-                await self.hub.open()
+                await self.hub.open_at_start(self.settings.start_tries)
             except BackendError as error:
                 logger.warning("server: started without backend error=%s", error)
             yield
@@ -64,6 +96,36 @@ class Server:
             await self.seats.close()
             await self.hub.close()
             await asyncio.to_thread(self._runtime.close)
+            if self.metrics is not None:
+                self.metrics.carry()
+
+    def _open_metrics(self, registry: Any) -> None:
+        try:
+            # An extra. Whatever is wrong with it, everything else works.
+            from semantik_realtime.web.metrics import WebMetrics
+
+            self.metrics = WebMetrics(self.hub, registry)
+        except ImportError:
+            self.metrics_fault = METRICS_MISSING
+        except OSError as error:
+            self.metrics_fault = f"the directory of the metrics cannot be written: {error}"
+            logger.error("server: no metrics error=%s", error)
+
+    async def _flush(self) -> bool:
+        """Send what waits; False: it still cannot be sent. What is a lot goes on afterwards."""
+        emitter = self._runtime.emitter
+        emitter.hurry()
+        done = await asyncio.to_thread(emitter.flush, self.settings.flush_seconds)
+        return done or not emitter.is_failing
+
+    async def _recall(self, topic: str) -> Mapping[str, bytes] | None:
+        states = await ask(self.plugins.hook.recall, topic=topic)
+        if states is None:
+            return None
+        try:
+            return {str(key): _encode(dict(state)) for key, state in states.items()}
+        except (TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+            raise BackendUnavailable(f"recall cannot be encoded: {error}") from error
 
     def _drain_before_stop(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """Drain when the process is told to stop, before the server closes the sockets itself.

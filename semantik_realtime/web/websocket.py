@@ -9,7 +9,7 @@ import math
 import secrets
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import msgspec
@@ -48,6 +48,7 @@ async def serve_native(websocket: WebSocket, server: Server) -> None:
     """One connection of `semantik.realtime.v1`, from handshake to close."""
     if not server.access.allows_origin(websocket):
         # Before accepting: the server answers 403.
+        server.hub.stats.refused["origin"] += 1
         await websocket.close()
         return
     await websocket.accept(subprotocol=accepted_subprotocol(websocket))
@@ -66,7 +67,8 @@ async def serve_native(websocket: WebSocket, server: Server) -> None:
                 await _carry_out(action, session, connection, server, credentials)
 
     try:
-        identity = await _open_session(websocket, server, session, credentials)
+        with _counting_refusals(server):
+            identity = await _open_session(websocket, server, session, credentials)
         connection = _connect(websocket, server, NativeWire(), identity)
         connection.post(*_frames(session.authenticated()))
         await _run(server, connection, read, session.id)
@@ -85,6 +87,7 @@ async def serve_founding(websocket: WebSocket, server: Server, job_id: str) -> N
     Ending without a close frame is how these clients are told to come back.
     """
     if not server.access.allows_origin(websocket):
+        server.hub.stats.refused["origin"] += 1
         await websocket.close()
         return
     await websocket.accept(subprotocol=accepted_subprotocol(websocket))
@@ -97,10 +100,11 @@ async def serve_founding(websocket: WebSocket, server: Server, job_id: str) -> N
             connection.post(*wire.answer(await _receive(websocket)))
 
     try:
-        identity = await server.access.authenticate(credentials_of(websocket))
-        topic = job_topic(job_id)
-        if not await server.may_watch(identity.user, topic):
-            raise Ended(CloseCode.POLICY, "not yours, or not there")
+        with _counting_refusals(server):
+            identity = await server.access.authenticate(credentials_of(websocket))
+            topic = job_topic(job_id)
+            if not await server.may_watch(identity.user, topic):
+                raise Ended(CloseCode.POLICY, "not yours, or not there")
         connection = _connect(websocket, server, wire, identity, FOUNDING_PING_SECONDS)
         # Always from the state: these clients need a status before anything else.
         connection.subscribe(topic, None, MAX_HISTORY if after else HISTORY)
@@ -118,6 +122,22 @@ async def serve_founding(websocket: WebSocket, server: Server, job_id: str) -> N
         _drop()
     except WebSocketDisconnect:
         pass
+
+
+@contextlib.contextmanager
+def _counting_refusals(server: Server) -> Iterator[None]:
+    refused = server.hub.stats.refused
+    try:
+        yield
+    except Ended as ended:
+        refused[ended.code.name.lower()] += 1
+        raise
+    except (AccessError, TopicError):
+        refused["policy"] += 1
+        raise
+    except BackendError:
+        refused["server_error"] += 1
+        raise
 
 
 def _drop() -> None:
@@ -220,8 +240,7 @@ def _connect(
     return Connection(
         wire,
         server.hub,
-        server.access,
-        server.plugins,
+        server.may_watch,
         identity,
         send,
         heartbeat_seconds=heartbeat_seconds or server.settings.heartbeat_seconds,
@@ -241,9 +260,10 @@ async def _run(
         WebSocketDisconnect: by the client or the network.
     """
     user, hub = connection.identity.user, server.hub
-    if not await server.seats.take(user, seat):
-        connection.close()
-        raise Ended(CloseCode.TOO_MANY_CONNECTIONS, "too many connections of this user")
+    with _counting_refusals(server):
+        if not await server.seats.take(user, seat):
+            connection.close()
+            raise Ended(CloseCode.TOO_MANY_CONNECTIONS, "too many connections of this user")
     loop = asyncio.get_running_loop()
     writer = loop.create_task(connection.write(), name="semantik-realtime-writer")
     reader = loop.create_task(read(connection), name="semantik-realtime-reader")
@@ -260,12 +280,16 @@ async def _run(
         writer.cancel()
         reader.cancel()
         await asyncio.wait((writer, reader))
+    if connection.ended is None:
+        faults = [task.exception() for task in (writer, reader) if not task.cancelled()]
+        if not any(isinstance(fault, WebSocketDisconnect | OSError) for fault in faults):
+            logger.error("websocket: connection failed", exc_info=faults[0])
+            connection.end(CloseCode.SERVER_ERROR, "server error")
+    closed = hub.stats.closed
     if connection.ended is not None:
+        closed[connection.ended.code.name.lower()] += 1
         raise connection.ended
-    faults = [task.exception() for task in (writer, reader) if not task.cancelled()]
-    if not any(isinstance(fault, WebSocketDisconnect | OSError) for fault in faults):
-        logger.error("websocket: connection failed", exc_info=faults[0])
-        raise Ended(CloseCode.SERVER_ERROR, "server error")
+    closed["client"] += 1
     raise WebSocketDisconnect(1006)
 
 

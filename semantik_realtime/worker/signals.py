@@ -37,6 +37,7 @@ from semantik_realtime.worker.job import (
     leave,
     note_misuse,
 )
+from semantik_realtime.worker.metrics import show_metrics
 from semantik_realtime.worker.updates import mirror_updates
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Mirror:
             (signal, f"semantik_realtime.{signal.name}", self._guarded(receiver))
             for signal, receiver in (
                 (signals.celeryd_init, self._worker_init),
+                (signals.worker_ready, self._worker_ready),
                 (signals.before_task_publish, self._before_publish),
                 (signals.after_task_publish, self._after_publish),
                 (signals.task_received, self._received),
@@ -143,6 +145,11 @@ class Mirror:
     def _worker_init(self, conf: Any, **_: Any) -> None:
         # Pool processes that are not forked know only what the application imports.
         conf.imports = [*(conf.imports or ()), INSTALLING_MODULE]
+
+    def _worker_ready(self, **_: Any) -> None:
+        runtime = self.runtime()
+        if runtime is not None:
+            runtime.emitter.adopt()
 
     # Publishing
 
@@ -218,8 +225,8 @@ class Mirror:
             if self._running.get(task_id) is job:
                 del self._running[task_id]
         # While the backend is away the end waits in the spool, and no task waits for it.
-        if not job.runtime.emitter.is_failing:
-            _flush(job.runtime)
+        runtime = job.runtime
+        runtime.emitter.flush(runtime.settings.flush_seconds, while_failing=False)
 
     def _end_unsaid(self, job: Job, state: str | None, retval: Any) -> None:
         """End a job by how Celery left it, where no other signal has said it."""
@@ -311,12 +318,21 @@ class Mirror:
         source = request if received is None else received.request_dict
         origin = read_origin(source, id=task_id, name=name)
         known = {"attempt": _attempts_before(source) + has_run}
+        attempts: list[int | None] = [None]
         if has_run:
-            known |= recall_state(runtime, origin.id)
+            recalled = recall_state(runtime, origin.id)
+            # Its start may never have been told: then the newest word is that it was queued.
+            attempt = max(known["attempt"], recalled.get("attempt", 0))
+            if recalled.get("attempt", 0) < attempt:
+                # Or it will be told later, by whoever adopts it: so it is ended by its number.
+                # If a newer attempt is known that is refused, and if not, what follows is.
+                attempts = [attempt, None]
+            known |= recalled | {"attempt": attempt}
         if "ended_at" in known:
             return
         # Only the pool's process knows the attempt's number for certain: the newest is meant.
-        Job(runtime, origin, None, known).end(type, error=error, data=data)
+        for attempt in attempts:
+            Job(runtime, origin, attempt, known).end(type, error=error, data=data)
 
 
 _mirror: Mirror | None = None
@@ -338,6 +354,7 @@ def install(app: object = None, runtime: Runtime | None = None) -> Mirror:
         _mirror.use(runtime)
     if is_wanted(runtime):
         _mirror.connect()
+        show_metrics(_mirror.runtime)
     else:
         _mirror.disconnect()
     return _mirror
@@ -391,7 +408,7 @@ def recall_state(runtime: Runtime, job_id: str) -> dict[str, Any]:
     if runtime.emitter.is_failing:
         return {}
     backend: Any = load_backend(runtime.settings)
-    if type(backend) is not type(runtime.backend):
+    if type(backend) is not type(runtime.backend.primary):
         return {}
 
     known: dict[str, Any] = {}

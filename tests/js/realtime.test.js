@@ -128,6 +128,7 @@ test("who watches a topic already known gets the view at once, by no new frame",
     offset: 3,
     cursor: cursorAt(3),
     reason: "new",
+    overlay: new Map(),
     provisional: false,
   });
   assert.equal(socket.ops("subscribe").length, 1);
@@ -221,6 +222,98 @@ test("a topic left on the way to closing a gap is unsubscribed and not asked for
   log.sub.close();
   await settled();
   assert.deepEqual(socket.sent.map(({ op }) => op), ["subscribe", "unsubscribe"]);
+});
+
+/** The backend is away, and the host's record says this. */
+function recordOf(states) {
+  const since = "2026-11-23T08:00:00.000Z";
+  const told = { op: "provisional", topic: JOB, epoch: "m:1", source: "recall", states };
+  return [{ op: "degraded", since }, told];
+}
+
+const running = (current) => ({ status: "running", attempt: 1, progress: { current, total: 9 } });
+
+test("while the backend is away the host's record is shown, and the log is resumed", async () => {
+  const wire = open();
+  const log = record(wire);
+  let socket = await wire.welcome();
+  socket.say(snapshot(JOB, 1, { 42: running(2) }), ...recordOf({ 42: running(5) }));
+  await pass(0.016);
+  let view = log.views.at(-1);
+  assert.deepEqual(Object.fromEntries(view.states), { 42: running(5) });
+  assert.deepEqual([...view.overlay.keys()], ["42"]);
+  assert.deepEqual([view.offset, view.cursor, view.provisional], [1, cursorAt(1), true]);
+  assert.deepEqual(log.events, []);
+
+  socket = await wire.reconnect();
+  assert.deepEqual(socket.ops("subscribe")[0].topics, { [JOB]: cursorAt(1) });
+  socket.say(replay(JOB, 1, [event(2, "42", { state: running(6) })]));
+  await pass(0.016);
+  view = log.views.at(-1);
+  assert.deepEqual(Object.fromEntries(view.states), { 42: running(6) });
+  assert.deepEqual([view.overlay.size, view.provisional], [0, false]);
+  assert.deepEqual(log.events, [[2, false]]);
+});
+
+test("after restored a view stays provisional until the log has caught up", async () => {
+  const wire = open();
+  const log = record(wire);
+  const socket = await wire.welcome();
+  const last = async () => {
+    await pass(0.016);
+    const { states, provisional } = log.views.at(-1);
+    return [states.get("42").progress.current, provisional];
+  };
+  socket.say(snapshot(JOB, 1, { 42: running(2) }), ...recordOf({ 42: running(5) }));
+  assert.deepEqual(await last(), [5, true]);
+  socket.say(replay(JOB, 1, []), { op: "restored" });
+  assert.deepEqual(await last(), [5, true]);
+  assert.equal(wire.rt.connection, "live");
+  socket.say(live(JOB, 1, event(2, "42", { state: running(3) })));
+  assert.deepEqual(await last(), [5, true]);
+  socket.say(live(JOB, 2, event(3, "42", { state: running(5) })));
+  assert.deepEqual(await last(), [5, false]);
+});
+
+test("restored alone brings the log's word back where it is as far", async () => {
+  const wire = open();
+  const log = record(wire);
+  const socket = await wire.welcome();
+  const told = { ...running(2), message: "from the database" };
+  socket.say(snapshot(JOB, 1, { 42: running(2) }), ...recordOf({ 42: told }));
+  await pass(0.016);
+  assert.deepEqual(log.views.at(-1).states.get("42"), told);
+  socket.say({ op: "restored" });
+  await pass(0.016);
+  assert.deepEqual(log.views.at(-1).states.get("42"), running(2));
+  assert.equal(log.views.at(-1).provisional, false);
+});
+
+test("what was told before the first sync is shown until it comes", async () => {
+  const wire = open();
+  const log = record(wire);
+  const socket = await wire.welcome();
+  const last = async () => {
+    await pass(0.016);
+    const { states, provisional } = log.views.at(-1);
+    return [[...states.keys()], provisional];
+  };
+  socket.say(...recordOf({ 42: running(5), 43: running(1) }));
+  assert.deepEqual(await last(), [["42", "43"], true]);
+  socket.say({ op: "restored" });
+  assert.deepEqual(await last(), [["42", "43"], true]);
+  socket.say(snapshot(JOB, 1, { 42: running(6) }));
+  assert.deepEqual(await last(), [["42"], false]);
+});
+
+test("the record of one topic is not shown in another", async () => {
+  const wire = open();
+  const [mine, other] = [record(wire), record(wire, "user:7")];
+  const socket = await wire.welcome();
+  socket.say(snapshot(JOB, 1), snapshot("user:7", 1), ...recordOf({ 42: running(5) }));
+  await pass(0.016);
+  assert.equal(mine.views.at(-1).states.size, 1);
+  assert.equal(other.views.at(-1).states.size, 0);
 });
 
 test("a view is provisional without link, backend, or log", async () => {

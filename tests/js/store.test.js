@@ -110,6 +110,19 @@ test("a deleted topic is not kept", async () => {
   assert.deepEqual(storage.keys(), []);
 });
 
+test("what is kept is of the log, and not the record shown over it", async () => {
+  const storage = new MemoryStorage();
+  const [kept, told] = [{ status: "running" }, { status: "lost" }];
+  const states = { a: told };
+  const laid = { op: "provisional", topic: JOB, epoch: "m:1", source: "recall", states };
+  await visit(storage, snapshot(JOB, 1, { a: kept }), laid);
+  const { wire, socket, views } = await load(storage);
+  socket.say(replay(JOB, 1, []));
+  await pass(1);
+  wire.rt.close();
+  assert.deepEqual([...views.at(-1).states], [["a", kept]]);
+});
+
 test("a recalled view leaves the cursor kept before it", async () => {
   const storage = new MemoryStorage();
   const recalled = snapshot(JOB, 0, { a: {} }, { cursor: null, reason: "recalled" });

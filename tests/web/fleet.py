@@ -21,6 +21,7 @@ import httpx
 import jwt
 import uvicorn
 from fastapi import FastAPI
+from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
@@ -48,8 +49,9 @@ def make_settings(url: str, **given: Any) -> Settings:
 def environment(settings: Settings) -> dict[str, str]:
     """The same settings for another process."""
     values = settings.model_dump(exclude_defaults=True, mode="json")
-    if settings.jwt_secret is not None:
-        values["jwt_secret"] = settings.jwt_secret.get_secret_value()
+    for name in values:
+        if isinstance(value := getattr(settings, name), SecretStr):
+            values[name] = value.get_secret_value()
     return {
         f"SEMANTIK_REALTIME_{name.upper()}": ",".join(value)
         if isinstance(value, list)
@@ -69,9 +71,18 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0, what: objec
 
 
 class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.leaving = asyncio.Event()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
         yield
+
+    async def main_loop(self) -> None:
+        # uvicorn's own looks ten times a second whether it is to end; there are many tests.
+        await self.on_tick(0)
+        await self.leaving.wait()
 
 
 class Site:
@@ -121,6 +132,7 @@ async def serve(app: FastAPI, **options: Any) -> AsyncIterator[Here]:
         yield Here(listener.getsockname()[1], app, server)
     finally:
         server.should_exit = True
+        server.leaving.set()
         await running
         listener.close()
 
@@ -137,10 +149,10 @@ async def site_of(settings: Settings, **options: Any) -> AsyncIterator[Here]:
 class Process(Site):
     """A web server in a process of its own."""
 
-    def __init__(self, settings: Settings, **variables: str) -> None:
+    def __init__(self, settings: Settings, *, app: str = "webhost:app", **variables: str) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         super().__init__(self._listener.getsockname()[1])
-        command = [sys.executable, "-m", "uvicorn", "webhost:app", "--log-level", "warning"]
+        command = [sys.executable, "-m", "uvicorn", app, "--log-level", "warning"]
         # Otherwise uvicorn waits for ever for a peer that takes nothing.
         command += ["--timeout-graceful-shutdown", "3"]
         self.process = subprocess.Popen(
@@ -198,8 +210,8 @@ async def fleet_of(
 class Publisher:
     """Numbers events of topics: ``data.i`` is 0, 1, 2 … in each."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.rt = Runtime(settings)
+    def __init__(self, settings: Settings, rt: Runtime | None = None) -> None:
+        self.rt = rt or Runtime(settings)
         self.count: Counter[str] = Counter()
 
     async def publish(
@@ -233,6 +245,61 @@ class Publisher:
 
     def close(self) -> None:
         self.rt.close()
+
+
+class Way:
+    """A way to a server on this machine that can be cut at any moment."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._carrying: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    async def __aenter__(self) -> Way:
+        self._server = await asyncio.start_server(self._meet, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        while self._carrying:
+            self.cut()
+            await asyncio.wait(self._carrying)
+
+    def cut(self) -> int:
+        """End every connection without a word; gives how many."""
+        for writer in self._writers:
+            writer.transport.abort()
+        return len(self._writers) // 2
+
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            other_reader, other = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers |= {writer, other}
+        for pair in ((reader, other), (other_reader, writer)):
+            task = asyncio.create_task(self._carry(*pair))
+            self._carrying.add(task)
+            task.add_done_callback(self._carrying.discard)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(2**16):
+                writer.write(data)
+                await writer.drain()
+        self._writers.discard(writer)
+        writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def deaf(site: Here, topic: str) -> AsyncIterator[None]:
+    """What is appended to ``topic`` meanwhile is not told to this server."""
+    await site.rt.backend.unsubscribe(topic)
+    yield
+    await site.rt.backend.subscribe(topic, site.rt.server.hub)
 
 
 class Native:
@@ -366,6 +433,12 @@ class Native:
             case "events":
                 for topic, batch in frame["topics"].items():
                     self._apply(topic, batch, gaps)
+            case "provisional":
+                if frame["topic"] in self.views:
+                    self.views[frame["topic"]].provisional(frame["states"])
+            case "restored":
+                for view in self.views.values():
+                    view.restored()
             case "tops":
                 for topic, top in frame["topics"].items():
                     if topic in self.views and self.views[topic].behind(top):

@@ -31,6 +31,7 @@ async def numbers_until(
     raise AssertionError(f"ended after {got[-3:]}")
 
 
+@pytest.mark.every_backend
 async def test_events_come_once_and_in_order_though_the_server_cuts_the_link(
     settings: Settings, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

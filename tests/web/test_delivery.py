@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+import pytest
 from fleet import Founding, Here, Native, Publisher, fleet_of, site_of, until
 
 from semantik_realtime.config import Settings
@@ -12,6 +13,7 @@ from semantik_realtime.config import Settings
 SEED = 20261123
 
 
+@pytest.mark.every_row
 async def test_a_watcher_sees_each_event_once_in_order(site: Here, publisher: Publisher) -> None:
     await publisher.publish("job:1", 1)
     async with Native(site, "job:1") as client:
@@ -22,6 +24,7 @@ async def test_a_watcher_sees_each_event_once_in_order(site: Here, publisher: Pu
     assert client.resubscribed == 0
 
 
+@pytest.mark.every_row(shares_storage=True)
 async def test_a_socket_cut_at_random_points_and_resumed_by_cursor_sees_each_event_once_in_order(
     settings: Settings, publisher: Publisher
 ) -> None:
@@ -62,6 +65,7 @@ async def test_a_socket_cut_at_random_points_and_resumed_by_cursor_sees_each_eve
     assert cuts > 10
 
 
+@pytest.mark.every_row
 async def test_a_late_joiner_gets_the_state_then_history_then_live(
     site: Here, publisher: Publisher
 ) -> None:
@@ -89,6 +93,7 @@ async def test_a_late_joiner_gets_the_state_then_history_then_live(
     assert [bool(message.get("replayed")) for message in rest] == [True] * 100 + [False] * 3
 
 
+@pytest.mark.every_row(shares_storage=True)
 async def test_two_servers_serve_watchers_of_one_job_alike(
     settings: Settings, publisher: Publisher
 ) -> None:
@@ -110,6 +115,7 @@ async def test_two_servers_serve_watchers_of_one_job_alike(
     assert left.seen["job:1"][-1]["terminal"] is True
 
 
+@pytest.mark.every_row(shares_storage=True)
 async def test_subscribers_that_come_while_events_flow_miss_none(
     settings: Settings, publisher: Publisher
 ) -> None:
@@ -132,6 +138,7 @@ async def test_subscribers_that_come_while_events_flow_miss_none(
         assert client.numbers("job:1") == list(range(first, first + len(client.seen["job:1"])))
 
 
+@pytest.mark.every_row
 async def test_a_topic_watched_before_it_begins_is_seen_from_its_first_event(
     site: Here, publisher: Publisher
 ) -> None:
@@ -143,6 +150,7 @@ async def test_a_topic_watched_before_it_begins_is_seen_from_its_first_event(
     assert client.numbers("user:7") == list(range(10))
 
 
+@pytest.mark.every_row
 async def test_subscribing_again_on_the_same_connection_resumes(
     site: Here, publisher: Publisher
 ) -> None:
@@ -158,6 +166,7 @@ async def test_subscribing_again_on_the_same_connection_resumes(
     assert client.numbers("job:1") == list(range(1, 201))
 
 
+@pytest.mark.every_row
 async def test_a_cursor_of_another_history_gets_a_snapshot_with_the_reason(
     site: Here, publisher: Publisher
 ) -> None:
@@ -191,6 +200,7 @@ async def test_a_rubbish_cursor_of_an_unknown_topic_gets_a_snapshot(site: Here) 
     assert answer["cursor"] is None
 
 
+@pytest.mark.every_row
 async def test_a_client_that_was_away_too_long_gets_a_snapshot(
     site: Here, publisher: Publisher
 ) -> None:

@@ -14,6 +14,7 @@ from semantik_realtime.core.event import Outcome
 from semantik_realtime.hookspecs import hookimpl
 
 
+@pytest.mark.every_backend(shares_storage=True)
 async def test_a_server_that_is_told_to_stop_sends_everyone_away_and_ends_promptly(
     settings: Settings, publisher: Publisher
 ) -> None:
@@ -73,6 +74,7 @@ async def test_a_connection_that_stalls_does_not_hold_up_the_stop(
         stalled.socket.transport.abort()
 
 
+@pytest.mark.every_row
 async def test_a_deleted_job_is_gone_at_once_and_late_drafts_are_refused(
     site: Here, publisher: Publisher
 ) -> None:
@@ -105,6 +107,7 @@ async def test_a_deleted_job_is_gone_at_once_and_late_drafts_are_refused(
         assert (await http.get("/realtime/jobs/1")).status_code == 404
 
 
+@pytest.mark.every_row(shares_storage=True)
 async def test_a_watcher_on_another_server_hears_of_a_deletion(
     settings: Settings, site: Here, publisher: Publisher
 ) -> None:
@@ -127,6 +130,7 @@ class Archive:
         return True if owner is None else None
 
 
+@pytest.mark.every_backend(shares_storage=True)
 async def test_after_the_grace_the_hosts_record_answers(
     settings: Settings,
 ) -> None:
@@ -185,6 +189,7 @@ async def test_without_a_record_an_expired_log_leaves_a_founding_page_as_it_is(
     publisher.close()
 
 
+@pytest.mark.every_row
 @pytest.mark.parametrize("again", [False, True])
 async def test_unsubscribing_ends_the_events_and_gives_everything_back(
     site: Here, publisher: Publisher, again: bool
@@ -210,6 +215,7 @@ async def test_unsubscribing_ends_the_events_and_gives_everything_back(
     await until(lambda: hub.topics == 0 and not hub.connections)
 
 
+@pytest.mark.every_row
 async def test_coming_and_going_in_the_same_moment_leaves_nothing_behind(
     site: Here, publisher: Publisher
 ) -> None:

@@ -9,6 +9,7 @@ from semantik_realtime.config import Settings
 from semantik_realtime.web.founding import flatten
 
 
+@pytest.mark.every_row
 async def test_current_state_comes_first_with_the_state_flattened(
     site: Here, publisher: Publisher
 ) -> None:
@@ -68,6 +69,7 @@ async def test_a_state_of_any_shape_is_told(
         assert (await browser.wait_for("current_state"))["data"] == flatten(state)
 
 
+@pytest.mark.every_row
 async def test_history_never_contradicts_the_current_state(
     site: Here, publisher: Publisher
 ) -> None:
@@ -90,6 +92,7 @@ async def test_history_never_contradicts_the_current_state(
         assert message["data"]["progress"] == 100.0
 
 
+@pytest.mark.every_row
 async def test_every_live_message_has_the_status_and_the_end_comes_once(
     site: Here, publisher: Publisher
 ) -> None:
@@ -113,6 +116,7 @@ async def test_every_live_message_has_the_status_and_the_end_comes_once(
     assert len(set(places)) == len(places)
 
 
+@pytest.mark.every_row
 async def test_last_id_resumes_after_what_was_seen(site: Here, publisher: Publisher) -> None:
     await publisher.publish("job:1", 30)
     async with Founding(site.founding("1")) as browser:
@@ -130,6 +134,7 @@ async def test_last_id_resumes_after_what_was_seen(site: Here, publisher: Publis
     assert [bool(message.get("replayed")) for message in rest] == [True] * 300 + [False] * 2
 
 
+@pytest.mark.every_row
 @pytest.mark.parametrize("last_id", ["rubbish", "other.5.00000000", "{epoch}.5.00000000"])
 async def test_a_last_id_that_this_log_never_had_gets_the_usual_history(
     site: Here, publisher: Publisher, last_id: str
@@ -202,6 +207,7 @@ async def test_the_path_is_a_setting_and_empty_switches_the_wire_off(
             await client.synced()
 
 
+@pytest.mark.every_row
 async def test_a_burst_is_conflated_to_the_state_and_the_end(
     site: Here, publisher: Publisher
 ) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from fleet import Here, Native, Publisher, make_settings, site_of, token
+from fleet import Here, Native, Publisher, make_settings, site_of, token, until
 
 from semantik_realtime.config import Settings
+from semantik_realtime.core.event import Outcome
+from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.testing.servers import free_port
 
 
+@pytest.mark.every_row
 async def test_the_etag_is_the_cursor_and_saves_the_body(site: Here, publisher: Publisher) -> None:
     await publisher.publish("job:1", 3)
     async with site.client() as http:
@@ -35,6 +40,7 @@ async def test_the_etag_is_the_cursor_and_saves_the_body(site: Here, publisher: 
         assert client.syncs[0]["mode"] == "replay"
 
 
+@pytest.mark.every_row
 async def test_history_comes_in_pages_oldest_first(site: Here, publisher: Publisher) -> None:
     await publisher.publish("job:1", 25)
     seen, after, pages = [], 0, 0
@@ -105,6 +111,7 @@ async def test_health_says_that_all_is_well(site: Here, publisher: Publisher) ->
         "live": True,
         "ready": True,
         "degraded_since": None,
+        "spool": {"drafts": 0, "bytes": 0},
         "backend": {"reachable": True, "warnings": []},
         "connections": 1,
         "topics": 1,
@@ -112,20 +119,65 @@ async def test_health_says_that_all_is_well(site: Here, publisher: Publisher) ->
 
 
 async def test_without_a_backend_requests_are_answered_with_503(settings: Settings) -> None:
-    away = make_settings(f"redis://127.0.0.1:{free_port()}/0")
+    away = make_settings(f"redis://127.0.0.1:{free_port()}/0", start_tries=1)
     async with site_of(away) as site, site.client() as http:
         for path in ("/realtime/jobs/1", "/realtime/jobs/1/history"):
             answer = await http.get(path)
             assert answer.status_code == 503
             assert answer.json()["code"] == "backend_unavailable"
-        health = await http.get("/realtime/health")
-        assert health.status_code == 503
-        assert health.json()["live"] is True
-        assert health.json()["ready"] is False
-        assert health.json()["degraded_since"].endswith("Z")
         assert (
             await http.get("/realtime/jobs/1", headers={"Authorization": ""})
         ).status_code == 401
+
+
+@pytest.mark.parametrize(("is_ready", "status"), [(True, 200), (False, 503)])
+async def test_whether_a_server_without_its_backend_is_ready_is_configured(
+    is_ready: bool, status: int
+) -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    away = make_settings(url, start_tries=1, degraded_is_ready=is_ready)
+    async with site_of(away) as site, site.client() as http:
+        await site.rt.publish("job:1", "note")
+        answer = await http.get("/realtime/health")
+    assert answer.status_code == status
+    health = answer.json()
+    assert health["live"] is True
+    assert health["ready"] is is_ready
+    assert health["degraded_since"].endswith("Z")
+    assert health["backend"]["reachable"] is False
+    assert health["spool"]["drafts"] == 1
+    assert health["spool"]["bytes"] > 0
+
+
+async def test_what_waits_and_what_the_host_recalls_answer_without_a_backend() -> None:
+    class Record:
+        @hookimpl
+        def recall(self, topic: str) -> dict[str, Any]:
+            return {
+                "1": {"status": "running", "attempt": 1, "progress": {"current": 3, "total": 9}},
+                "2": {"status": "completed", "attempt": 1},
+            }
+
+        @hookimpl
+        def authorize(self, user: str, topic: str, owner: str | None) -> bool:
+            return topic == "job:1"
+
+    away = make_settings(f"redis://127.0.0.1:{free_port()}/0", start_tries=1)
+    async with site_of(away, plugins=[Record()]) as site, site.client() as http:
+        for key in ("1", "2"):
+            state = {"status": "cancelled" if key == "1" else "running", "attempt": 1}
+            receipt = await site.rt.publish("job:1", "note", key=key, state=state)
+            assert receipt.outcome is Outcome.WAITING
+        await until(lambda: site.rt.emitter.is_failing)
+        answer = await http.get("/realtime/jobs/1")
+        assert answer.status_code == 200
+        told = answer.json()
+        assert (told["provisional"], told["cursor"], told["offset"]) == (True, None, 0)
+        # Each key as far as either of the two knows it.
+        statuses = {key: state["status"] for key, state in told["states"].items()}
+        assert statuses == {"1": "cancelled", "2": "completed"}
+        # Who cannot be known to be allowed is not refused for good.
+        assert (await http.get("/realtime/jobs/2")).status_code == 503
 
 
 async def test_the_browsers_files_are_served_and_nothing_else(site: Here) -> None:

@@ -35,6 +35,7 @@ async def somebody_else(site: Here, publisher: Publisher) -> AsyncIterator[None]
         yield
 
 
+@pytest.mark.every_row
 async def test_a_foreign_job_and_an_unknown_one_are_denied_alike(
     site: Here, publisher: Publisher
 ) -> None:
@@ -145,6 +146,7 @@ async def test_a_page_of_another_origin_is_refused_before_accepting(
         await socket.recv()
 
 
+@pytest.mark.every_row(shares_storage=True)
 async def test_an_eleventh_connection_is_refused_counted_over_two_servers(
     settings: Settings, publisher: Publisher
 ) -> None:

@@ -1,4 +1,4 @@
-"""Everything at once for a while: random cuts, batches, a feed that breaks, two servers."""
+"""Everything at once for a while: random cuts, batches, a backend that breaks off, two servers."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ import json
 import random
 import time
 
-import redis
-from fleet import Native, Process, Publisher, fleet_of, make_settings
+import pytest
+from fleet import Native, Process, Publisher, Way, fleet_of, make_settings
 
 from semantik_realtime.core.fold import View
-from semantik_realtime.testing.servers import RedisServer, running, valkey_program
+from semantik_realtime.testing.servers import ROWS, Server
 from semantik_realtime.web.channel import states_of
 
 SEED = 7
-SECONDS = 12.0
+SECONDS = 9.0
 TOPICS = ("job:1", "job:2", "user:7")
 
 
-async def test_after_a_random_life_every_client_has_exactly_the_log() -> None:
+@pytest.mark.every_backend
+async def test_after_a_random_life_every_client_has_exactly_the_log(
+    row: str, server: Server
+) -> None:
     rng = random.Random(SEED)
-    with running(RedisServer(valkey_program())) as server:
-        settings = make_settings(server.url, max_connections=100, tops_seconds=1.0)
+    async with Way(server.port) as way:
+        given = {"backend": ROWS[row].backend, "max_connections": 100, "tops_seconds": 1.0}
+        settings = make_settings(server.url, **given)
         publisher = Publisher(settings)
         for topic in TOPICS:
             await publisher.publish(topic, 1)
-        async with fleet_of(2, settings) as servers:
+        url = server.url.replace(str(server.port), str(way.port))
+        async with fleet_of(2, settings.model_copy(update={"url": url})) as servers:
             clients = [
                 Native(rng.choice(servers), *rng.sample(TOPICS, rng.randint(1, 3)))
                 for _ in range(20)
@@ -35,7 +40,7 @@ async def test_after_a_random_life_every_client_has_exactly_the_log() -> None:
             writing = asyncio.to_thread(_write, publisher, random.Random(SEED), until_when)
             async with asyncio.TaskGroup() as group:
                 group.create_task(writing)
-                group.create_task(_break_feeds(server.url, random.Random(SEED), until_when))
+                breaking = group.create_task(_break(way, random.Random(SEED), until_when))
                 for number, client in enumerate(clients):
                     group.create_task(_live(client, servers, random.Random(number), until_when))
             await publisher.flush()
@@ -47,6 +52,7 @@ async def test_after_a_random_life_every_client_has_exactly_the_log() -> None:
                 await client.close()
     assert min(view.offset for view in truth.values()) > 500
     assert sum(client.connections for client in clients) > 60
+    assert breaking.result() > 10
     for client in clients:
         assert not client.holes
         for topic, view in client.views.items():
@@ -72,12 +78,13 @@ def _write(publisher: Publisher, rng: random.Random, until_when: float) -> None:
         time.sleep(rng.uniform(0, 0.05))
 
 
-async def _break_feeds(url: str, rng: random.Random, until_when: float) -> None:
-    client = redis.Redis.from_url(url)
+async def _break(way: Way, rng: random.Random, until_when: float) -> int:
+    """Cut the servers off from the backend; gives how many connections that ended."""
+    cut = 0
     while time.monotonic() < until_when:
         await asyncio.sleep(rng.uniform(0.3, 1.5))
-        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    client.close()
+        cut += way.cut()
+    return cut
 
 
 async def _live(
@@ -94,13 +101,13 @@ async def _live(
 
 async def _truth(publisher: Publisher) -> dict[str, View]:
     """What the backend itself says."""
-    backend = publisher.rt.backend
+    backend = publisher.rt.backend.primary
     await backend.open()
     views = {}
     for topic in TOPICS:
         snapshot = await backend.snapshot(topic, None, 0)
         view = views[topic] = View(topic)
         view.offset, view.cursor = snapshot.cursor.offset, str(snapshot.cursor)
-        view.states = {key: json.loads(state) for key, state in states_of(snapshot).items()}
+        view.folded = {key: json.loads(state) for key, state in states_of(snapshot).items()}
     await backend.close()
     return views

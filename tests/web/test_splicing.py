@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fleet import Here, Native, Publisher, site_of, until
+from fleet import Here, Native, Publisher, deaf, site_of, until
 
 from semantik_realtime.config import Settings
 
@@ -60,6 +60,7 @@ async def client(site: Here, publisher: Publisher) -> AsyncIterator[Native]:
         assert made.resubscribed == 0
 
 
+@pytest.mark.every_row
 @pytest.mark.parametrize("number", [1, 30])
 async def test_what_comes_during_the_first_reading_follows_the_snapshot(
     site: Here, slow: Slow, publisher: Publisher, number: int
@@ -76,6 +77,7 @@ async def test_what_comes_during_the_first_reading_follows_the_snapshot(
     assert client.numbers("job:1") == list(range(10, 10 + number))
 
 
+@pytest.mark.every_row
 async def test_what_comes_during_a_resync_follows_it(
     site: Here, slow: Slow, client: Native, publisher: Publisher
 ) -> None:
@@ -91,38 +93,34 @@ async def test_what_comes_during_a_resync_follows_it(
     assert client.numbers("job:1") == list(range(10, 19))
 
 
+@pytest.mark.every_row
 async def test_a_feed_interrupted_during_the_first_reading_makes_it_read_again(
-    site: Here, slow: Slow, publisher: Publisher, settings: Settings
+    site: Here, slow: Slow, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 10)
-    silent = Publisher(settings)
-    silent.rt.backend._channel = lambda topic: "nobody"
-    silent.count["job:1"] = 10
     slow.gate.clear()
     async with Native(site, "job:1") as client:
         await until(lambda: slow.waiting)
-        await silent.publish("job:1", 5)
+        async with deaf(site, "job:1"):
+            await publisher.publish("job:1", 5)
         site.rt.server.hub.interrupted("job:1")
         slow.gate.set()
         await client.has("job:1", 15, 3)
     assert client.views["job:1"].states["1"]["progress"]["current"] == 15
-    silent.close()
 
 
+@pytest.mark.every_row
 async def test_what_a_newcomer_reads_ahead_of_the_feed_reaches_everyone(
-    site: Here, client: Native, settings: Settings
+    site: Here, client: Native, publisher: Publisher
 ) -> None:
     await client.synced()
-    silent = Publisher(settings)
-    silent.rt.backend._channel = lambda topic: "nobody"
-    silent.count["job:1"] = 10
-    await silent.publish("job:1", 5)
+    async with deaf(site, "job:1"):
+        await publisher.publish("job:1", 5)
     async with Native(site, "job:1") as newcomer:
         await newcomer.synced()
         assert newcomer.views["job:1"].offset == 15
         await client.has("job:1", 15, 3)
     assert client.numbers("job:1") == list(range(10, 15))
-    silent.close()
 
 
 async def test_a_newcomer_whose_reading_is_of_a_lost_epoch_reads_again(
@@ -132,7 +130,7 @@ async def test_a_newcomer_whose_reading_is_of_a_lost_epoch_reads_again(
     slow.gate.clear()
     async with Native(site, "job:1") as newcomer:
         await until(lambda: slow.waiting)
-        backend = site.rt.backend
+        backend = site.rt.backend.primary
         for key in backend._keys("job:1"):
             await asyncio.to_thread(backend._writer.command, "DEL", key)
         publisher.count["job:1"] = 0
@@ -149,6 +147,7 @@ async def test_a_newcomer_whose_reading_is_of_a_lost_epoch_reads_again(
     assert client.syncs[1]["reason"] == "epoch"
 
 
+@pytest.mark.every_row
 async def test_many_who_ask_the_same_share_one_reading(
     site: Here, slow: Slow, publisher: Publisher
 ) -> None:

@@ -1,37 +1,52 @@
-"""A runtime on the memory backend, and a look at what was appended."""
+"""A runtime on the row's backend, and a look at what was appended."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from topic_log import Log, Reader, wait_until
 
-from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
+from semantik_realtime.loader import load_backend
 from semantik_realtime.realtime import Runtime
+from semantik_realtime.testing.servers import ROWS
 from semantik_realtime.worker import job as job_module
 
 
-@pytest.fixture
-def settings() -> Settings:
-    return Settings(backend="memory", progress_seconds=0.0, feed_seconds=0.0)
+@pytest.fixture(scope="module")
+def default_row() -> str:
+    """What is in one process needs no server."""
+    return "memory"
 
 
 @pytest.fixture
-def backend(settings: Settings) -> MemoryBackend:
-    return MemoryBackend(settings)
+def settings(row: str, server_url: Callable[[str], str]) -> Settings:
+    return Settings(
+        backend=ROWS[row].backend,
+        url=server_url(row),
+        prefix=f"t{secrets.token_hex(5)}",
+        progress_seconds=0.0,
+        feed_seconds=0.0,
+    )
 
 
 @pytest.fixture
-def runtime(settings: Settings, backend: MemoryBackend) -> Iterator[Runtime]:
+def backend(settings: Settings) -> Any:
+    return load_backend(settings)
+
+
+@pytest.fixture
+def runtime(settings: Settings, backend: Any) -> Iterator[Runtime]:
     runtime = Runtime(settings, backend=backend)
     yield runtime
     runtime.close()
 
 
 @pytest.fixture
-def reader(backend: MemoryBackend) -> Iterator[Reader]:
+def reader(backend: Any) -> Iterator[Reader]:
     reader = Reader(backend)
     yield reader
     reader.close()

@@ -89,6 +89,7 @@ def job_id() -> str:
     return str(uuid.uuid4())
 
 
+@pytest.mark.every_row
 def test_a_task_is_a_job(mirror: Mirror, log: Look, job_id: str) -> None:
     add.apply((1, 2), task_id=job_id, headers={"realtime_owner": "7"})
     own = log(f"job:{job_id}")
@@ -100,6 +101,7 @@ def test_a_task_is_a_job(mirror: Mirror, log: Look, job_id: str) -> None:
     assert not mirror.failures
 
 
+@pytest.mark.every_row
 @pytest.mark.usefixtures("mirror")
 def test_the_end_is_appended_before_the_task_is_over(reader: Reader, job_id: str) -> None:
     add.apply((1, 2), task_id=job_id)
@@ -151,6 +153,7 @@ def test_a_task_that_exits_outside_a_pool_process_has_failed(log: Look, job_id: 
     assert current() is None
 
 
+@pytest.mark.every_row
 @pytest.mark.usefixtures("mirror")
 def test_retries_are_attempts(log: Look, job_id: str) -> None:
     again.apply(task_id=job_id)
@@ -191,6 +194,7 @@ def test_a_receiver_that_fails_is_counted_logged_once_and_harms_no_task(
 # Publishing
 
 
+@pytest.mark.every_row
 @pytest.mark.usefixtures("mirror")
 def test_a_published_task_is_queued(log: Look) -> None:
     job_id = add.apply_async((1, 2), headers={"realtime_owner": 7}).id
@@ -242,6 +246,7 @@ def test_a_job_that_publishes_itself_again_keeps_its_owner_and_counts_its_attemp
     assert headers["realtime_attempt"] == 1
 
 
+@pytest.mark.every_row
 @pytest.mark.usefixtures("mirror")
 def test_a_queued_event_that_comes_after_the_start_is_dropped(
     log: Look, runtime: Runtime, job_id: str
@@ -355,6 +360,7 @@ def test_while_the_backend_fails_nobody_asks_or_waits(settings: Settings, mirror
 # What the main process of a worker tells
 
 
+@pytest.mark.every_row
 @pytest.mark.usefixtures("mirror")
 def test_an_end_told_twice_is_appended_once(log: Look, runtime: Runtime, job_id: str) -> None:
     add.apply_async((1, 2), task_id=job_id, headers={"realtime_owner": "7"})
@@ -384,6 +390,7 @@ def test_a_job_without_a_number_left_for_it_is_not_heard(
     assert not backend._logs
 
 
+@pytest.mark.every_row
 @pytest.mark.usefixtures("mirror")
 def test_nothing_is_heard_of_a_deleted_job(log: Look, runtime: Runtime, job_id: str) -> None:
     headers = {"realtime_owner": "7"}

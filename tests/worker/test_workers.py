@@ -15,31 +15,39 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from topic_log import Log, Reader, wait_until
 
-from semantik_realtime.backends.redis.backend import RedisBackend
 from semantik_realtime.config import Settings
-from semantik_realtime.testing.servers import RedisServer, valkey_program
-from semantik_realtime.testing.servers import running as running_server
+from semantik_realtime.loader import load_backend
+from semantik_realtime.testing.servers import ROWS, Server
 
 HERE = Path(__file__).parent
+
+
+class Place(NamedTuple):
+    """Where workers tell of their tasks: a row of the backend matrix."""
+
+    backend: str
+    url: str
 
 
 class Worker:
     """One ``celery worker``, its log, and the topics it wrote to."""
 
-    def __init__(self, url: str, pool: str, directory: Path, prefix: str, **environment: str):
-        realtime_url = environment.get("SEMANTIK_REALTIME_URL", url)
-        self.settings = Settings(backend="redis", url=realtime_url, prefix=prefix)
+    def __init__(
+        self, broker: str, place: Place, pool: str, directory: Path, prefix: str, **environment: str
+    ):
+        self.settings = Settings(backend=place.backend, url=place.url, prefix=prefix)
         self.log_path = directory / f"{pool}.log"
         self.queue = prefix
         self._environment = {
             **os.environ,
-            "REDIS_URL": url,
-            "SEMANTIK_REALTIME_BACKEND": "redis",
+            "REDIS_URL": broker,
+            "SEMANTIK_REALTIME_BACKEND": place.backend,
+            "SEMANTIK_REALTIME_URL": place.url,
             "SEMANTIK_REALTIME_PREFIX": prefix,
             "PYTHONPATH": str(HERE),
             "TEST_QUEUE": prefix,
@@ -74,7 +82,7 @@ class Worker:
 
     @cached_property
     def reader(self) -> Reader:
-        return Reader(RedisBackend(self.settings))
+        return Reader(load_backend(self.settings))
 
     def stop(self) -> None:
         if "reader" in vars(self):
@@ -115,7 +123,13 @@ class Worker:
 
 
 @pytest.fixture(scope="module")
-def url(server_url: Callable[[str], str]) -> Iterator[str]:
+def default_row() -> str:
+    return "valkey"
+
+
+@pytest.fixture(scope="module")
+def broker(server_url: Callable[[str], str]) -> Iterator[str]:
+    """Celery's own; whatever the row is."""
     import mirrored_app
 
     url = server_url("valkey")
@@ -125,9 +139,16 @@ def url(server_url: Callable[[str], str]) -> Iterator[str]:
     mirrored_app.app.conf.update(broker_url=before[0], result_backend=before[1])
 
 
+@pytest.fixture(scope="module")
+def place(row: str, server_url: Callable[[str], str]) -> Place:
+    return Place(ROWS[row].backend, server_url(row))
+
+
 @contextlib.contextmanager
-def running(url: str, pool: str, directory: Path, **environment: str) -> Iterator[Worker]:
-    worker = Worker(url, pool, directory, f"q{uuid.uuid4().hex[:8]}", **environment)
+def running(
+    broker: str, place: Place, pool: str, directory: Path, **environment: str
+) -> Iterator[Worker]:
+    worker = Worker(broker, place, pool, directory, f"q{uuid.uuid4().hex[:8]}", **environment)
     try:
         yield worker
     finally:
@@ -136,21 +157,27 @@ def running(url: str, pool: str, directory: Path, **environment: str) -> Iterato
 
 @pytest.fixture(scope="module", params=["prefork", "threads"])
 def worker(
-    request: pytest.FixtureRequest, url: str, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    broker: str,
+    place: Place,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Worker]:
-    with running(url, request.param, tmp_path_factory.mktemp("worker")) as worker:
+    with running(broker, place, request.param, tmp_path_factory.mktemp("worker")) as worker:
         yield worker
         assert "receiver failed" not in worker.output
         assert "step failed" not in worker.output
 
 
 @pytest.fixture(scope="module")
-def prefork(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with running(url, "prefork", tmp_path_factory.mktemp("worker")) as worker:
+def prefork(
+    broker: str, place: Place, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Worker]:
+    with running(broker, place, "prefork", tmp_path_factory.mktemp("worker")) as worker:
         yield worker
         assert "receiver failed" not in worker.output
 
 
+@pytest.mark.every_backend(shares_storage=True)
 def test_a_task_that_succeeds(worker: Worker) -> None:
     job_id = worker.send("add", 1, 2)
     log = worker.wait_for(job_id, "completed")
@@ -176,6 +203,7 @@ def test_an_exception_that_cannot_be_pickled_keeps_its_name(worker: Worker) -> N
     assert "odd 1 2" in log.state["error"]["message"]
 
 
+@pytest.mark.every_backend(shares_storage=True)
 def test_a_retry_is_a_new_attempt_of_the_same_job(worker: Worker) -> None:
     job_id = worker.send("retry", 2)
     log = worker.wait_for(job_id, "completed")
@@ -203,6 +231,7 @@ def test_update_state_is_mirrored_and_works_as_before(worker: Worker) -> None:
     assert log.state["message"] == "file 30"
 
 
+@pytest.mark.every_backend(shares_storage=True)
 def test_a_task_speaks(worker: Worker) -> None:
     log = worker.wait_for(worker.send("speak"), "completed")
     files = [e["data"]["file"] for e in log.events if e["type"] == "file_completed"]
@@ -213,6 +242,7 @@ def test_a_task_speaks(worker: Worker) -> None:
     assert shown == sorted(shown)
 
 
+@pytest.mark.every_backend(shares_storage=True)
 def test_nothing_is_lost_or_doubled_or_disordered(worker: Worker) -> None:
     ids = [worker.send("talk_much", 300) for _ in range(6)]
     for job_id in ids:
@@ -238,11 +268,13 @@ def test_a_rejected_task_has_failed(worker: Worker) -> None:
     assert log.state["error"]["type"] == "Reject"
 
 
+@pytest.mark.every_backend(shares_storage=True)
 def test_a_requeued_task_has_another_attempt(worker: Worker) -> None:
     log = worker.wait_for(worker.send("reject_once"), "completed")
     assert log.statuses[-1] == (2, "completed")
 
 
+@pytest.mark.every_backend(shares_storage=True)
 def test_a_replaced_task_goes_on_as_the_same_job(worker: Worker) -> None:
     log = worker.wait_for(worker.send("replace"), "completed")
     assert log.statuses == [(1, "running"), (2, "running"), (2, "completed")]
@@ -256,6 +288,7 @@ def test_a_task_replaced_by_a_chain_ends_with_its_last_task(worker: Worker) -> N
     assert log.statuses == [(1, "running"), (2, "running"), (2, "completed")]
 
 
+@pytest.mark.every_backend(shares_storage=True)
 def test_a_task_that_exits_has_failed(worker: Worker) -> None:
     log = worker.wait_for(worker.send("leave", "exit"), "failed")
     assert log.state["fields"] == {"done": 3}
@@ -269,6 +302,7 @@ def test_a_job_knows_itself(worker: Worker) -> None:
     assert result == {"id": job_id, "attempt": 1}
 
 
+@pytest.mark.every_backend(shares_storage=True)
 def test_a_task_published_by_a_worker_is_queued_first(worker: Worker) -> None:
     job_id = worker.send("spawn")
     worker.wait_for(job_id, "completed")
@@ -290,6 +324,7 @@ def test_a_task_nobody_knows_has_failed(worker: Worker) -> None:
     assert log.state["error"]["type"] == "NotRegistered"
 
 
+@pytest.mark.every_backend(shares_storage=True)
 def test_a_task_revoked_while_it_waits_is_cancelled(worker: Worker) -> None:
     job_id = str(uuid.uuid4())
     worker.app.control.revoke(job_id, reply=True, timeout=5, destination=[f"{worker.queue}@here"])
@@ -310,6 +345,7 @@ def feed_of(worker: Worker, job_id: str) -> list[str]:
     return [e["type"] for e in worker.log("user:7").events if e["key"] == job_id]
 
 
+@pytest.mark.every_backend(shares_storage=True)
 @pytest.mark.parametrize("how", ["_exit", "kill"])
 def test_a_killed_process_fails_its_job_with_all_that_is_known(prefork: Worker, how: str) -> None:
     job_id = prefork.send("leave", how)
@@ -323,6 +359,7 @@ def test_a_killed_process_fails_its_job_with_all_that_is_known(prefork: Worker, 
     wait_until(lambda: feed_of(prefork, job_id)[-1:] == ["job_failed"])
 
 
+@pytest.mark.every_backend(shares_storage=True)
 def test_a_task_that_is_run_again_because_its_process_died_is_one_job(prefork: Worker) -> None:
     log = prefork.wait_for(prefork.send("leave_once"), "completed")
     # The first start may have died with the process that was to tell of it.
@@ -334,6 +371,7 @@ def test_a_soft_time_limit_fails_the_job_even_amid_an_emit(prefork: Worker) -> N
     assert log.state["error"]["type"] == "SoftTimeLimitExceeded"
 
 
+@pytest.mark.every_backend(shares_storage=True)
 def test_a_hard_time_limit_fails_the_job_once(prefork: Worker) -> None:
     job_id = prefork.send("overrun")
     log = prefork.wait_for(job_id, "failed")
@@ -346,6 +384,7 @@ def test_a_hard_time_limit_fails_the_job_once(prefork: Worker) -> None:
     assert feed_of(prefork, job_id).count("job_failed") == 1
 
 
+@pytest.mark.every_backend(shares_storage=True)
 def test_a_terminated_task_is_cancelled(prefork: Worker) -> None:
     job_id = prefork.send("wait")
     log = prefork.log(f"job:{job_id}")
@@ -359,14 +398,15 @@ def test_a_terminated_task_is_cancelled(prefork: Worker) -> None:
     wait_until(lambda: feed_of(prefork, job_id)[-1:] == ["job_cancelled"])
 
 
-def test_a_spawned_process_is_mirrored_too(url: str, tmp_path: Path) -> None:
-    with running(url, "prefork", tmp_path, TEST_START_METHOD="spawn") as worker:
+@pytest.mark.every_backend(shares_storage=True)
+def test_a_spawned_process_is_mirrored_too(broker: str, place: Place, tmp_path: Path) -> None:
+    with running(broker, place, "prefork", tmp_path, TEST_START_METHOD="spawn") as worker:
         log = worker.wait_for(worker.send("speak"), "completed")
         assert log.types.count("file_completed") == 3
 
 
-def test_the_mirror_can_be_turned_off(url: str, tmp_path: Path) -> None:
-    with running(url, "threads", tmp_path, SEMANTIK_REALTIME_MIRROR="0") as worker:
+def test_the_mirror_can_be_turned_off(broker: str, place: Place, tmp_path: Path) -> None:
+    with running(broker, place, "threads", tmp_path, SEMANTIK_REALTIME_MIRROR="0") as worker:
         job_id = worker.send("add", 1, 2)
         assert worker.app.AsyncResult(job_id).get(timeout=20) == 3
         assert worker.log(f"job:{job_id}").events == []
@@ -380,17 +420,18 @@ def test_the_mirror_can_be_turned_off(url: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_setting_turns_the_mirror_off_and_harms_nobody(
-    url: str, tmp_path: Path, environment: dict[str, str]
+    broker: str, place: Place, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    with running(url, "threads", tmp_path, **environment) as worker:
+    with running(broker, place, "threads", tmp_path, **environment) as worker:
         for _ in range(2):
             job_id = worker.send("add", 1, 2)
             assert worker.app.AsyncResult(job_id).get(timeout=20) == 3
         assert worker.output.count("no task is mirrored") == 1
 
 
-def test_tasks_run_on_while_the_backend_is_away(url: str, tmp_path: Path) -> None:
-    with running(url, "prefork", tmp_path, SEMANTIK_REALTIME_URL="redis://127.0.0.1:1/0") as worker:
+def test_tasks_run_on_while_the_backend_is_away(broker: str, tmp_path: Path) -> None:
+    away = Place("redis", "redis://127.0.0.1:1/0")
+    with running(broker, away, "prefork", tmp_path) as worker:
         begun = time.monotonic()
         for _ in range(10):
             job_id = worker.send("talk_much", 5)
@@ -399,10 +440,12 @@ def test_tasks_run_on_while_the_backend_is_away(url: str, tmp_path: Path) -> Non
         assert "backend fails" in worker.output
 
 
-def test_what_was_told_during_an_outage_arrives_afterwards(url: str, tmp_path: Path) -> None:
-    server = RedisServer(valkey_program())
-    environment = {"SEMANTIK_REALTIME_URL": server.url}
-    with running_server(server), running(url, "prefork", tmp_path, **environment) as worker:
+@pytest.mark.every_backend
+def test_what_was_told_during_an_outage_arrives_afterwards(
+    broker: str, row: str, server: Server, tmp_path: Path
+) -> None:
+    place = Place(ROWS[row].backend, server.url)
+    with running(broker, place, "prefork", tmp_path) as worker:
         worker.wait_for(worker.send("add", 1, 2), "completed")
         server.kill()
         job_ids = [worker.send("talk_much", 50) for _ in range(4)]
@@ -416,16 +459,16 @@ def test_what_was_told_during_an_outage_arrives_afterwards(url: str, tmp_path: P
             assert log.owner == "7"
 
 
+@pytest.mark.every_backend
 def test_a_hanging_backend_costs_a_task_no_more_than_the_deadlines(
-    url: str, tmp_path: Path
+    broker: str, row: str, server: Server, tmp_path: Path
 ) -> None:
-    server = RedisServer(valkey_program())
+    place = Place(ROWS[row].backend, server.url)
     environment = {
-        "SEMANTIK_REALTIME_URL": server.url,
         "SEMANTIK_REALTIME_TIMEOUT_SECONDS": "1",
         "SEMANTIK_REALTIME_FLUSH_SECONDS": "0.5",
     }
-    with running_server(server), running(url, "prefork", tmp_path, **environment) as worker:
+    with running(broker, place, "prefork", tmp_path, **environment) as worker:
         worker.wait_for(worker.send("add", 1, 2), "completed")
         server.pause()
         begun = time.monotonic()
@@ -434,7 +477,108 @@ def test_a_hanging_backend_costs_a_task_no_more_than_the_deadlines(
             worker.app.AsyncResult(job_id).get(timeout=20)
         seconds = time.monotonic() - begun
         server.resume()
-        # A claim and an end in vain for each of the two processes, twice at most.
-        assert seconds < 2 * (1 + 0.5) + 2
+        # A claim and an end in vain for each of the two processes, twice at most; all of them
+        # would be fifteen.
+        assert seconds < 2 * (1 + 0.5) + 5
         for job_id in job_ids:
             worker.wait_for(job_id, "completed")
+
+
+# Outages, beside the row's server: Celery's own broker is another.
+
+
+def run_short_tasks(worker: Worker, count: int) -> tuple[list[str], float]:
+    """Run tasks one after another; their ids, and how long all of them took."""
+    begun = time.monotonic()
+    job_ids = []
+    for _ in range(count):
+        job_ids.append(worker.send("talk_much", 3))
+        worker.app.AsyncResult(job_ids[-1]).get(timeout=60)
+    return job_ids, time.monotonic() - begun
+
+
+def check_told_once(worker: Worker, job_ids: list[str]) -> None:
+    for job_id in job_ids:
+        log = worker.wait_for(job_id, "completed", 30)
+        assert [e["data"]["number"] for e in log.events if e["type"] == "note"] == [0, 1, 2]
+        assert log.types.count("job_started") == log.types.count("job_completed") == 1
+        wait_until(lambda job_id=job_id: feed_of(worker, job_id)[-1:] == ["job_completed"])
+        assert feed_of(worker, job_id).count("job_completed") == 1
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_tasks_run_as_fast_without_the_backend_and_every_end_arrives_once(
+    broker: str, server: Server, tmp_path: Path, pool: str
+) -> None:
+    server.kill()
+    environment = {"SEMANTIK_REALTIME_TIMEOUT_SECONDS": "2"}
+    with running(broker, Place("redis", server.url), pool, tmp_path, **environment) as worker:
+        # Away from the start: the processes of the pool have still to find that out.
+        early, _ = run_short_tasks(worker, 5)
+        away, away_seconds = run_short_tasks(worker, 20)
+        server.start()
+        check_told_once(worker, [*early, *away])
+        there, there_seconds = run_short_tasks(worker, 20)
+        # Lost in the middle, without a word.
+        known = worker.output.count("backend fails")
+        server.pause()
+        run_short_tasks(worker, 5)
+        wait_until(lambda: worker.output.count("backend fails") > known, 20)
+        hanging, hanging_seconds = run_short_tasks(worker, 20)
+        server.resume()
+        check_told_once(worker, [*there, *hanging])
+        # A task that waited for its end would take `flush_seconds`, 2 s, each time.
+        assert away_seconds < 3 * there_seconds + 5
+        assert hanging_seconds < 3 * there_seconds + 5
+
+
+def test_a_process_that_is_killed_in_an_outage_has_failed_its_job_and_nothing_revives_it(
+    broker: str, server: Server, tmp_path: Path
+) -> None:
+    environment = {"SEMANTIK_REALTIME_SPOOL_DIRECTORY": str(tmp_path / "spool")}
+    with running(broker, Place("redis", server.url), "prefork", tmp_path, **environment) as worker:
+        worker.wait_for(worker.send("add", 1, 2), "completed")
+        server.kill()
+        job_id = worker.send("leave_unheard")
+        wait_until(lambda: "WorkerLostError" in worker.output, 20)
+        server.start()
+        log = worker.wait_for(job_id, "failed")
+        assert log.state["error"]["type"] == "WorkerLostError"
+        directory = tmp_path / "spool" / f"redis-{worker.queue}"
+        wait_until(lambda: not list(directory.iterdir()), 20)
+        # What the dead process said has been sent, before the end or in vain.
+        assert log.state["status"] == "failed"
+        assert log.types.count("job_failed") == 1
+
+
+def test_what_a_killed_worker_said_in_an_outage_is_told_by_the_next(
+    broker: str, server: Server, tmp_path: Path
+) -> None:
+    environment = {"SEMANTIK_REALTIME_SPOOL_DIRECTORY": str(tmp_path / "spool")}
+    place = Place("redis", server.url)
+    queue = f"q{uuid.uuid4().hex[:8]}"
+    (tmp_path / "next").mkdir()
+    server.kill()
+    first = Worker(broker, place, "solo", tmp_path, queue, **environment)
+    try:
+        job_ids, _ = run_short_tasks(first, 3)
+        # The ends are on disk within moments, in the tasks' topics and in the feed.
+        directory = tmp_path / "spool" / f"redis-{queue}"
+        wait_until(lambda: count_ends(directory) == 6, 20)
+    finally:
+        first.process.kill()
+        first.process.wait()
+    server.start()
+    following = Worker(broker, place, "solo", tmp_path / "next", queue, **environment)
+    try:
+        check_told_once(following, job_ids)
+    finally:
+        following.stop()
+
+
+def count_ends(directory: Path) -> int:
+    """How many ends are in the files of a spool directory."""
+    with contextlib.suppress(FileNotFoundError):
+        texts = [path.read_bytes() for path in directory.iterdir()]
+        return sum(text.count(b'"terminal":true') for text in texts)
+    return 0

@@ -77,8 +77,13 @@ export interface Subscription {
 /** What is known of a topic. It is never changed: a change makes a new one. */
 export interface View {
   readonly topic: string;
-  /** The last state of each key: of the job, and of its children. */
+  /** What is to be shown of each key, of the job and of its children; `overlay` is applied. */
   readonly states: ReadonlyMap<string, State>;
+  /**
+   * Those of `states` that are not of the log: the host's record, told while the backend is away
+   * and kept for a key until the log has caught up with it.
+   */
+  readonly overlay: ReadonlyMap<string, State>;
   /** Position in the topic's log; 0 for an empty log and for a record that is not of the log. */
   readonly offset: number;
   /** Opaque. Null: the states are the host's own record. */
@@ -87,7 +92,7 @@ export interface View {
   readonly reason: SnapshotReason | null;
   /**
    * True while this may be behind: no link, backend away, on the way to closing a gap, or a record
-   * of the host instead of the log.
+   * of the host instead of the log, be it of a single key.
    */
   readonly provisional: boolean;
 }
@@ -152,7 +157,7 @@ export interface RealtimeEvent {
 /**
  * - `connecting`: for the first time
  * - `live`: connected, and the backend answers
- * - `degraded`: connected, but the backend is away; what is shown is provisional
+ * - `degraded`: connected, but the backend is away since `info.since`; what is shown is provisional
  * - `reconnecting`: tried again without end, at once when the network or the page comes back
  * - `denied`: the server refuses for good, `info.code` says why
  * - `closed`: by `close()`

@@ -1,6 +1,6 @@
 import { Connection } from "./connection.js";
 import { nextFrame } from "./paint.js";
-import { parts, read, UNKNOWN } from "./reader.js";
+import { parts, read, shown, UNKNOWN } from "./reader.js";
 import { Store } from "./store.js";
 
 /**
@@ -14,7 +14,7 @@ import { Store } from "./store.js";
  * @property {number} history
  * @property {Set<WatchOptions>} watchers
  * @property {import("./reader.js").Known} view
- * @property {boolean} answered whether the server has sent a sync since the page watches it
+ * @property {boolean} answered whether the server has shown something since the page watches it
  */
 
 const TOPIC = /^[a-z][a-z0-9_]{0,31}:[A-Za-z0-9_][A-Za-z0-9_.@=+~-]{0,199}$/;
@@ -144,6 +144,9 @@ class Realtime {
   #receive(frame) {
     if (frame.op === "welcome") for (const topic of this.#topics.values()) this.#ask(topic);
     if (frame.op === "error") console.warn(`realtime: ${frame.code}: ${frame.message}`);
+    if (frame.op === "restored") {
+      for (const topic of this.#topics.values()) this.#read(topic, frame.op, frame);
+    }
     for (const [name, part] of parts(frame)) {
       const topic = this.#topics.get(name);
       if (topic) this.#read(topic, frame.op, part);
@@ -170,7 +173,7 @@ class Realtime {
       return;
     }
     if (view !== before) {
-      topic.answered ||= view.synced;
+      topic.answered ||= view.synced || op === "provisional";
       this.#store.keep(topic.name, view);
       this.#repaint(topic);
     }
@@ -236,9 +239,11 @@ class Realtime {
    * @param {Topic} topic
    * @returns {View}
    */
-  #view({ name, view: { states, offset, cursor, reason, synced } }) {
-    const provisional = this.connection !== "live" || !synced || cursor === null;
-    return { topic: name, states, offset, cursor, reason, provisional };
+  #view({ name, view }) {
+    const { overlay, offset, cursor, reason, synced } = view;
+    const isOfTheLog = synced && cursor !== null && overlay.size === 0;
+    const provisional = this.connection !== "live" || !isOfTheLog;
+    return { topic: name, states: shown(view), overlay, offset, cursor, reason, provisional };
   }
 }
 

@@ -1,0 +1,308 @@
+"""Metrics for Prometheus, and those that every process with a writer has.
+
+What is counted on a hot path is a plain number. It is carried into a metric
+when somebody looks; where processes share what they count, because
+``PROMETHEUS_MULTIPROC_DIR`` is set, also once a second. Needs prometheus-client.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import msgspec
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    start_http_server,
+)
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from semantik_realtime.emitter import Emitter, emitters
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "semantik_realtime"
+SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+CARRY_SECONDS = 1.0
+FORK_SECONDS = 0.5
+
+_carrying = threading.Lock()
+_is_held = False
+
+
+def _before_fork() -> None:
+    # A child must not find this locked, nor the lock of prometheus-client, taken under it.
+    # With a limit: nothing that may happen to metrics is worth a fork.
+    global _is_held
+    _is_held = _carrying.acquire(timeout=FORK_SECONDS)
+
+
+def _after_fork() -> None:
+    if _is_held:
+        _carrying.release()
+
+
+def _after_fork_in_child() -> None:
+    global _carrying
+    _carrying = threading.Lock()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+)
+
+
+class Spread(Protocol):
+    """What fell into each bucket of a histogram alone, and the sum of it all."""
+
+    buckets: list[int]
+    sum: float
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """One metric, and how it is read off a source.
+
+    A counter and a gauge are read as a number or, with a label, as one for
+    each of its values; a histogram, which has bounds, as a `Spread`.
+    """
+
+    type: type[Counter] | type[Gauge] | type[Histogram]
+    name: str
+    meaning: str
+    read: Callable[[Any], Any]
+    label: str | None = None
+    bounds: Sequence[float] = ()
+
+
+class Metrics:
+    """The ``measures`` of all ``sources``, which are asked for anew each time.
+
+    A collector for any number of registries. Any thread may use it, and a
+    forked process goes on with it.
+
+    Raises:
+        OSError: the directory that processes share cannot be written.
+    """
+
+    def __init__(self, measures: Sequence[Measure], sources: Callable[[], Iterable[Any]]) -> None:
+        self._sources = sources
+        self._metrics = [(measure, _metric(measure)) for measure in measures]
+        self._known: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+        """What was carried of each source's counts already."""
+        self._pid = os.getpid()
+        self._has_failed = False
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as they are now."""
+        self.carry()
+        for _, metric in self._metrics:
+            yield from metric.collect()
+
+    def carry(self) -> None:
+        """Bring the metrics up to date."""
+        with _carrying:
+            if self._pid != os.getpid():
+                # Counts begin anew in a forked process.
+                self._pid = os.getpid()
+                self._known.clear()
+            sources = list(self._sources())
+            for measure, metric in self._metrics:
+                if isinstance(metric, Gauge):
+                    _set(metric, measure, sources)
+                    continue
+                for source in sources:
+                    known = self._known.setdefault(source, {})
+                    if isinstance(metric, _Buckets):
+                        metric.carry(measure.read(source), known)
+                    else:
+                        _count(metric, measure, source, known)
+
+    def carry_quietly(self) -> None:
+        """The same, where a failure must not reach the caller; it is logged once."""
+        try:
+            self.carry()
+        except Exception:
+            if not self._has_failed:
+                logger.exception("metrics: not carried (logged once)")
+            self._has_failed = True
+
+
+class _Buckets(Histogram):
+    """A histogram of what was sorted into buckets elsewhere."""
+
+    def carry(self, spread: Spread, known: dict[Any, Any]) -> None:
+        before = known.get(self._name, ([0] * len(spread.buckets), 0.0))
+        counts, total = list(spread.buckets), spread.sum
+        for bucket, count, had in zip(self._buckets, counts, before[0], strict=True):
+            if count > had:
+                bucket.inc(count - had)
+        if total > before[1]:
+            self._sum.inc(total - before[1])
+        known[self._name] = counts, total
+
+
+def _metric(measure: Measure) -> Counter | Gauge | Histogram:
+    labels = [measure.label] if measure.label else []
+    options: dict[str, Any] = {"namespace": NAMESPACE, "registry": None}
+    if measure.type is Histogram:
+        return _Buckets(measure.name, measure.meaning, labels, buckets=measure.bounds, **options)
+    if measure.type is Gauge:
+        options["multiprocess_mode"] = "livesum"
+    return measure.type(measure.name, measure.meaning, labels, **options)
+
+
+def _values(measure: Measure, source: Any) -> Mapping[str, float]:
+    value = measure.read(source)
+    return value if measure.label else {"": value}
+
+
+def _set(gauge: Gauge, measure: Measure, sources: Sequence[Any]) -> None:
+    totals: dict[str, float] = {}
+    for source in sources:
+        for label, value in _values(measure, source).items():
+            totals[label] = totals.get(label, 0) + value
+    for label, value in (totals or ({} if measure.label else {"": 0})).items():
+        (gauge.labels(label) if label else gauge).set(value)
+
+
+def _count(counter: Any, measure: Measure, source: Any, known: dict[Any, Any]) -> None:
+    for label, value in _values(measure, source).items():
+        # Asking for it is what makes a zero be told.
+        child = counter.labels(label) if label else counter
+        before = known.get((measure.name, label), 0)
+        if value > before:
+            child.inc(value - before)
+            known[measure.name, label] = value
+
+
+def _outcomes(emitter: Emitter) -> dict[str, int]:
+    stats = emitter.stats
+    return {
+        "appended": stats.appended,
+        "duplicate": stats.duplicate,
+        "refused": stats.refused,
+        "rejected": stats.rejected,
+        "dropped": stats.dropped,
+    }
+
+
+WRITING = (
+    Measure(Counter, "drafts", "Drafts by what became of them.", _outcomes, label="outcome"),
+    Measure(
+        Counter,
+        "emitter_failures",
+        "Calls to the backend that failed, and faults of the writer's thread.",
+        lambda emitter: emitter.stats.failures,
+    ),
+    Measure(
+        Gauge,
+        "spool_drafts",
+        "Drafts that wait for the backend.",
+        lambda emitter: emitter.waiting,
+    ),
+    Measure(
+        Gauge,
+        "spool_bytes",
+        "Bytes of the drafts that wait for the backend.",
+        lambda emitter: emitter.waiting_bytes,
+    ),
+)
+
+
+@functools.cache
+def writing() -> Metrics:
+    """The metrics of all emitters of this process: one for all who ask, or they count double."""
+    return Metrics(WRITING, emitters)
+
+
+def is_shared() -> bool:
+    """Whether processes share what they count."""
+    return SHARED_DIRECTORY in os.environ
+
+
+def register(
+    metrics: Iterable[Metrics], registry: CollectorRegistry | None = None
+) -> CollectorRegistry:
+    """Put ``metrics`` into ``registry``, else a new one; returns the registry to be shown.
+
+    Where processes share what they count that is one of its own, which shows
+    all of it: whatever the process has under prometheus-client is among it.
+
+    Raises:
+        ValueError: the registry has these metrics already.
+    """
+    if is_shared():
+        shared = CollectorRegistry()
+        shared.register(_AllProcesses())
+        return shared
+    registry = registry or CollectorRegistry()
+    for each in metrics:
+        registry.register(each)
+    return registry
+
+
+class _AllProcesses:
+    """What all processes have counted, and the gauges of those that live."""
+
+    def collect(self) -> Iterable[Metric]:
+        for file in Path(os.environ[SHARED_DIRECTORY]).glob("gauge_live*.db"):
+            pid = re.search(r"_(\d+)\.db$", file.name)
+            if pid is not None and not _is_alive(int(pid[1])):
+                mark_process_dead(int(pid[1]))
+        counted: Iterable[Metric] = MultiProcessCollector(None).collect()
+        return counted
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+class Carrier:
+    """Carries once a second, in a thread that ends with the process."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, name="semantik-realtime-metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self, timeout_seconds: float) -> None:
+        """Carry once more, and end; waits no longer than that."""
+        self._is_over.set()
+        self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        while not self._is_over.wait(CARRY_SECONDS):
+            self._metrics.carry_quietly()
+        self._metrics.carry_quietly()
+
+
+def serve(address: str, registry: CollectorRegistry) -> None:
+    """Show ``registry`` to whoever can reach ``address`` (host:port), from a thread.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    host, _, port = address.rpartition(":")
+    server, _ = start_http_server(int(port), host.strip("[]"), registry)
+    # A child that kept the socket open would keep the port from the next worker.
+    os.register_at_fork(after_in_child=server.socket.close)

@@ -1,0 +1,59 @@
+"""A process that tells of jobs, told by its standard input what to do, a line each.
+
+``begin JOB``, ``say JOB NUMBER``, ``progress JOB NUMBER``, ``end JOB``, ``flush``, ``adopt``,
+``fork``, ``look``: each is answered by a line of JSON about the process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+
+import msgspec
+
+from semantik_realtime.realtime import Runtime
+from semantik_realtime.worker.job import Job, Origin
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO)
+    runtime = Runtime()
+    emitter = runtime.emitter
+    jobs: dict[str, Job] = {}
+    child = 0
+    for line in sys.stdin:
+        command, *words = line.split()
+        match command:
+            case "begin":
+                jobs[words[0]] = Job(runtime, Origin(words[0], owner="7"), 1)
+                jobs[words[0]].begin()
+            case "say":
+                jobs[words[0]].emit("note", number=int(words[1]))
+            case "progress":
+                jobs[words[0]].progress(int(words[1]), 1000)
+            case "end":
+                jobs[words[0]].end("job_completed")
+            case "flush":
+                emitter.flush(20)
+            case "adopt":
+                emitter.adopt()
+            case "fork":
+                reading, writing = os.pipe()
+                child = os.fork()
+                if child == 0:
+                    os.write(writing, b"!")
+                    # Outlives its parent.
+                    time.sleep(60)
+                    os._exit(0)
+                os.read(reading, 1)
+        told = msgspec.structs.asdict(emitter.stats)
+        told |= {"child": child, "failing": emitter.is_failing, "waiting": emitter.waiting}
+        print(json.dumps(told), flush=True)
+    runtime.close()
+
+
+if __name__ == "__main__":
+    main()

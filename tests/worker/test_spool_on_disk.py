@@ -1,0 +1,733 @@
+"""What waits outlives its process: real processes that are killed, and a real server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import secrets
+import signal
+import stat
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from topic_log import Log, Reader, wait_until
+
+from semantik_realtime import emitter as emitter_module
+from semantik_realtime import spoolfile
+from semantik_realtime.backends.memory import MemoryBackend
+from semantik_realtime.config import Settings
+from semantik_realtime.core.event import Draft, Receipt, StateChange, encode_body
+from semantik_realtime.emitter import Emitter
+from semantik_realtime.errors import BackendUnavailable
+from semantik_realtime.loader import load_backend
+from semantik_realtime.spoolfile import HEADER, SpoolFile, adopt
+from semantik_realtime.testing.servers import ROWS, Server
+
+HERE = Path(__file__).parent
+TIME = "2026-01-01T00:00:00.000Z"
+
+
+def draft(number: int, *, topic: str = "job:1", terminal: bool = False, text: str = "") -> Draft:
+    state = {"number": number, "text": text}
+    return Draft(
+        topic=topic,
+        type="note",
+        key="1",
+        body=encode_body("note", TIME, "1", state=state, terminal=terminal),
+        change=StateChange.SET,
+        terminal=terminal,
+        producer="p",
+        number=number,
+        job="1",
+        attempt=1,
+    )
+
+
+def store(directory: Path, drafts: Sequence[Draft]) -> Path:
+    """The file of a process that has ended, with ``drafts``."""
+    file = SpoolFile(directory, 2**24)
+    file.keep(drafts, lambda: drafts)
+    path = file._path
+    assert path is not None
+    file.leave()
+    return path
+
+
+def adopted(directory: Path) -> list[Draft]:
+    """What the oldest file of an ended process holds."""
+    orphan = adopt(directory, set())
+    assert orphan is not None
+    drafts: list[Draft] = []
+    while part := orphan.take(3):
+        drafts += part
+    orphan.remove()
+    return drafts
+
+
+# The file
+
+
+def test_drafts_come_back_as_they_were(tmp_path: Path) -> None:
+    drafts = [draft(number, text='a\n"ü"\u2028') for number in range(1, 10)]
+    drafts[3].change, drafts[3].job, drafts[3].attempt, drafts[3].owner = (
+        StateChange.KEEP,
+        None,
+        None,
+        "7",
+    )
+    store(tmp_path, drafts)
+    fields = Draft.__struct_fields__
+    assert [[getattr(one, name) for name in fields] for one in adopted(tmp_path)] == [
+        [getattr(one, name) for name in fields] for one in drafts
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_kept_later_is_appended(tmp_path: Path) -> None:
+    file = SpoolFile(tmp_path, 2**24)
+    drafts = [draft(number) for number in range(1, 7)]
+    file.keep(drafts[:2], lambda: drafts[:2])
+    file.keep(drafts[2:3], pytest.fail)
+    file.keep(drafts[3:], pytest.fail)
+    file.leave()
+    assert [one.number for one in adopted(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_file_of_a_living_process_is_nobody_elses(tmp_path: Path) -> None:
+    file = SpoolFile(tmp_path, 2**24)
+    file.keep([draft(1)], lambda: [draft(1)])
+    assert adopt(tmp_path, set()) is None
+    file.leave()
+    orphan = adopt(tmp_path, set())
+    assert orphan is not None
+    assert adopt(tmp_path, set()) is None
+    orphan.leave()
+    assert [one.number for one in adopted(tmp_path)] == [1]
+
+
+def test_a_file_that_its_owner_removes_while_another_opens_it_is_nobodys(tmp_path: Path) -> None:
+    file = SpoolFile(tmp_path, 2**24)
+    file.keep([draft(1)], lambda: [draft(1)])
+    [path] = tmp_path.iterdir()
+    descriptor = os.open(path, os.O_RDWR)
+    file.remove()
+    assert not spoolfile._lock(descriptor)
+    os.close(descriptor)
+
+
+def test_a_file_whose_owner_died_before_it_wrote_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ("empty" + spoolfile.SUFFIX)).touch()
+    assert adopt(tmp_path, set()) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directory_and_file_are_for_their_owner_alone(tmp_path: Path) -> None:
+    path = store(tmp_path / "spool" / "redis-app", [draft(1)])
+    modes = [stat.S_IMODE(one.stat().st_mode) for one in (path, path.parent, path.parent.parent)]
+    assert modes == [0o600, 0o700, 0o700]
+
+
+def test_a_torn_end_costs_no_more_than_itself(tmp_path: Path) -> None:
+    drafts = [draft(number) for number in range(1, 6)]
+    size = len(store(tmp_path / "whole", drafts).read_bytes())
+    for cut in range(2, 150, 7):
+        path = store(tmp_path / str(cut), drafts)
+        os.truncate(path, size - cut)
+        assert [one.number for one in adopted(path.parent)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\n",
+        b"\x00\xff rubbish\n",
+        b"[]\n",
+        b'{"topic":"job:1"}\n',
+        spoolfile._line(draft(1)).replace(b"job:1", b"../up"),
+        spoolfile._line(draft(1)).replace(b'"number":1', b'"number":0'),
+        spoolfile._line(draft(1)).replace(b'"producer":"p"', b'"producer":""'),
+        spoolfile._line(
+            Draft(topic="job:1", type="note", key="1", body=b"{", producer="p", number=1)
+        ),
+        b"x" * 1_000_000 + b"\n",
+    ],
+)
+def test_a_line_that_cannot_be_read_is_left_out(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / ("file" + spoolfile.SUFFIX)
+    path.write_bytes(HEADER + b"\n" + 5 * line + spoolfile._line(draft(1)) + line)
+    with path.open("ab") as file:
+        file.write(spoolfile._line(draft(2)))
+    assert [one.number for one in adopted(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "text", [b"rubbish", b"\n", b'{"semantik_realtime_drafts":2}\n{}\n', HEADER[:-3]]
+)
+def test_what_is_not_of_this_version_is_left_alone_and_reported_once(
+    tmp_path: Path, text: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / ("other" + spoolfile.SUFFIX)
+    path.write_bytes(text)
+    os.utime(path, (0, 0))
+    store(tmp_path, [draft(1)])
+    passed_over: set[str] = set()
+    orphan = adopt(tmp_path, passed_over)
+    assert orphan is not None
+    assert [one.number for one in orphan.take(9)] == [1]
+    orphan.remove()
+    assert adopt(tmp_path, passed_over) is None
+    assert path.read_bytes() == text
+    assert caplog.text.count("left alone") == 1
+
+
+def test_nothing_is_followed_out_of_the_directory(tmp_path: Path) -> None:
+    outside = store(tmp_path / "outside", [draft(1)])
+    directory = tmp_path / "spool"
+    directory.mkdir()
+    (directory / ("link" + spoolfile.SUFFIX)).symlink_to(outside)
+    (directory / ("folder" + spoolfile.SUFFIX)).mkdir()
+    assert adopt(directory, set()) is None
+    assert outside.exists()
+
+
+def test_the_oldest_file_is_the_first(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        path = store(tmp_path, [draft(number)])
+        os.utime(path, (10 - number, 10 - number))
+    assert [adopted(tmp_path)[0].number for _ in range(3)] == [3, 2, 1]
+
+
+def test_a_file_is_bounded_by_what_waits(tmp_path: Path) -> None:
+    waiting: deque[Draft] = deque(maxlen=10)
+    file = SpoolFile(tmp_path, 2**24)
+    biggest = 0
+    for number in range(1, 20_001):
+        waiting.append(draft(number, text="x" * 400))
+        file.keep([waiting[-1]], lambda: list(waiting))
+        if number % 100 == 0:
+            biggest = max(biggest, sum(one.stat().st_size for one in tmp_path.iterdir()))
+    assert 2**20 / 2 < biggest < 2 * spoolfile.SPARE_BYTES
+    file.leave()
+    assert [one.number for one in adopted(tmp_path)][-10:] == list(range(19_991, 20_001))
+
+
+def test_no_file_is_begun_when_those_of_all_processes_take_too_much(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "x" * 5000
+    for number in range(1, spoolfile.DIRECTORY_SPOOLS + 5):
+        store(tmp_path, [draft(number, text=text)])
+        if sum(one.stat().st_size for one in tmp_path.iterdir()) > 16 * 5000:
+            break
+    before = set(tmp_path.iterdir())
+    file = SpoolFile(tmp_path, 5000)
+    file.keep([draft(99)], lambda: [draft(99)])
+    assert not file.is_there
+    assert set(tmp_path.iterdir()) == before
+    assert caplog.text.count("in memory only") == 1
+
+
+@contextlib.contextmanager
+def small_files(max_bytes: int) -> Iterator[None]:
+    """A disk that is nearly full: no file of this process can be bigger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_reported_once_and_made_up_for_when_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spoolfile, "RETRY_SECONDS", 0.0)
+    drafts = [draft(number) for number in range(1, 31)]
+    file = SpoolFile(tmp_path, 2**24)
+    with small_files(2000):
+        for end in range(1, 21):
+            file.keep(drafts[end - 1 : end], lambda end=end: drafts[:end])
+    # What there was room for is still there, and nothing half written beside it.
+    assert len(list(tmp_path.iterdir())) == 1
+    assert caplog.text.count("in memory only") == 1
+    file.keep(drafts[20:21], lambda: drafts[:21])
+    file.keep(drafts[21:], lambda: drafts)
+    file.leave()
+    assert [one.number for one in adopted(tmp_path)] == list(range(1, 31))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made_is_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spoolfile, "RETRY_SECONDS", 0.0)
+    (tmp_path / "file").touch()
+    file = SpoolFile(tmp_path / "file" / "spool", 2**24)
+    for number in range(1, 5):
+        file.keep([draft(number)], lambda: [draft(1)])
+    assert not file.is_there
+    assert caplog.text.count("in memory only") == 1
+
+
+# An emitter with a file
+
+
+class Line:
+    """A memory backend that can be away."""
+
+    def __init__(self) -> None:
+        self.backend = MemoryBackend(Settings(backend="memory"))
+        self.is_away = False
+
+    def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
+        if self.is_away:
+            raise BackendUnavailable("away")
+        return self.backend.publish(drafts)
+
+    def numbers(self) -> list[int]:
+        log = self.backend._logs.get("job:1")
+        events = [] if log is None else [json.loads(entry[0].json) for entry in log.entries]
+        return [event["state"]["number"] for event in events]
+
+
+@pytest.fixture
+def line() -> Line:
+    return Line()
+
+
+@pytest.fixture
+def make_emitter(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Emitter]]:
+    monkeypatch.setattr(emitter_module, "FIRST_RETRY_SECONDS", 0.01)
+    made: list[Emitter] = []
+
+    def make(**limits: int) -> Emitter:
+        made.append(Emitter(line.publish, directory=tmp_path, **limits))
+        return made[-1]
+
+    yield make
+    line.is_away = False
+    for emitter in made:
+        emitter.close(5)
+
+
+def lines_stored(directory: Path) -> list[bytes]:
+    """What the files of all processes hold; a missing directory holds nothing."""
+    lines = []
+    # A file may be gone, or half written, when it is looked at.
+    with contextlib.suppress(FileNotFoundError):
+        for path in directory.iterdir():
+            text = path.read_bytes()
+            lines += text[: text.rfind(b"\n") + 1].splitlines()[1:]
+    return lines
+
+
+def stored(directory: Path) -> list[int]:
+    """The numbers of the drafts in all files."""
+    drafts = map(spoolfile._read, lines_stored(directory))
+    return [json.loads(one.body)["state"]["number"] for one in drafts]
+
+
+def test_nothing_is_on_disk_while_the_backend_answers(
+    make_emitter: Callable[..., Emitter], tmp_path: Path
+) -> None:
+    emitter = make_emitter()
+    for number in range(1, 2000):
+        emitter.emit(draft(number))
+    assert emitter.flush(10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_waits_is_on_disk_until_it_is_sent(
+    make_emitter: Callable[..., Emitter], line: Line, tmp_path: Path
+) -> None:
+    emitter = make_emitter()
+    line.is_away = True
+    for number in range(1, 1001):
+        emitter.emit(draft(number))
+    wait_until(lambda: len(stored(tmp_path)) == 1000)
+    assert stored(tmp_path) == list(range(1, 1001))
+    line.is_away = False
+    assert emitter.flush(10)
+    wait_until(lambda: not list(tmp_path.iterdir()))
+    assert line.numbers() == list(range(1, 1001))
+    # And again: a later outage is like the first.
+    line.is_away = True
+    emitter.emit(draft(1001))
+    wait_until(lambda: stored(tmp_path) == [1001])
+
+
+def test_a_file_is_there_until_the_last_of_it_is_sent(
+    make_emitter: Callable[..., Emitter],
+    line: Line,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(emitter_module, "MAX_BATCH", 7)
+    emitter = make_emitter()
+    line.is_away = True
+    for number in range(1, 31):
+        emitter.emit(draft(number))
+    wait_until(lambda: len(stored(tmp_path)) == 30)
+    files: list[int] = []
+    publish = line.backend.publish
+    monkeypatch.setattr(
+        line.backend,
+        "publish",
+        lambda drafts: files.append(len(list(tmp_path.iterdir()))) or publish(drafts),
+    )
+    line.is_away = False
+    assert emitter.flush(10)
+    assert len(files) >= 5
+    assert set(files) == {1}
+    # What comes now is not for the disk.
+    emitter.emit(draft(31))
+    assert emitter.flush(10)
+    assert files[-1] == 0
+
+
+def test_of_what_was_dropped_nothing_is_kept_for_ever(
+    make_emitter: Callable[..., Emitter], line: Line, tmp_path: Path
+) -> None:
+    emitter = make_emitter(max_drafts=50)
+    line.is_away = True
+    text = "x" * 1000
+    for number in range(1, 5001):
+        emitter.emit(draft(number, text=text, terminal=number == 5000))
+    wait_until(lambda: stored(tmp_path)[-1:] == [5000])
+    assert sum(map(len, lines_stored(tmp_path))) < 2 * spoolfile.SPARE_BYTES
+
+
+def test_what_a_closed_emitter_left_is_sent_by_the_next(
+    make_emitter: Callable[..., Emitter], line: Line, tmp_path: Path
+) -> None:
+    first = make_emitter()
+    line.is_away = True
+    for number in range(1, 601):
+        first.emit(draft(number))
+    assert not first.close(0.1)
+    wait_until(lambda: first._thread is None)
+    line.is_away = False
+    second = make_emitter()
+    second.adopt()
+    wait_until(lambda: not list(tmp_path.iterdir()))
+    assert line.numbers() == list(range(1, 601))
+    # The first may go on: what it sends now is known.
+    assert first.flush(5)
+    assert line.numbers() == list(range(1, 601))
+    assert first.stats.duplicate == 600
+
+
+def test_a_running_emitter_looks_again_and_again(
+    make_emitter: Callable[..., Emitter],
+    line: Line,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(emitter_module, "LOOK_SECONDS", 0.05)
+    make_emitter().adopt()
+    for number in range(1, 4):
+        store(tmp_path, [draft(number)])
+        wait_until(lambda number=number: line.numbers() == list(range(1, number + 1)))
+    wait_until(lambda: not list(tmp_path.iterdir()))
+
+
+def test_what_cannot_be_sent_is_left_until_it_can(
+    make_emitter: Callable[..., Emitter],
+    line: Line,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(emitter_module, "LOOK_SECONDS", 0.05)
+    line.is_away = True
+    store(tmp_path, [draft(1), draft(2)])
+    emitter = make_emitter()
+    emitter.adopt()
+    wait_until(lambda: emitter.stats.failures >= 3)
+    assert stored(tmp_path) == [1, 2]
+    line.is_away = False
+    wait_until(lambda: line.numbers() == [1, 2])
+
+
+def test_ended_processes_are_looked_for_as_soon_as_the_backend_is_back(
+    make_emitter: Callable[..., Emitter],
+    line: Line,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(emitter_module, "LOOK_SECONDS", 3600.0)
+    emitter = make_emitter()
+    line.is_away = True
+    emitter.emit(draft(3, topic="job:3"))
+    wait_until(lambda: emitter.is_failing)
+    store(tmp_path, [draft(1), draft(2)])
+    line.is_away = False
+    wait_until(lambda: line.numbers() == [1, 2])
+
+
+# Processes
+
+
+class Speaker:
+    """A process of its own that tells of jobs."""
+
+    def __init__(self, settings: Settings, log: Path, file_bytes: int | None = None) -> None:
+        self._settings = settings
+        self._log = log
+        environment = {
+            **os.environ,
+            "SEMANTIK_REALTIME_BACKEND": settings.backend,
+            "SEMANTIK_REALTIME_URL": settings.url or "",
+            "SEMANTIK_REALTIME_PREFIX": settings.prefix,
+            "SEMANTIK_REALTIME_TIMEOUT_SECONDS": "1",
+            "SEMANTIK_REALTIME_SPOOL_DIRECTORY": settings.spool_directory or "",
+        }
+        limit = (file_bytes, file_bytes)
+        with log.open("ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, str(HERE / "speaker.py")],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                preexec_fn=lambda: file_bytes and resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+            )
+
+    def tell(self, *commands: str) -> dict[str, Any]:
+        """Give commands; the answer to the last."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        told: dict[str, Any] = {}
+        for command in commands:
+            self.process.stdin.write(command.encode() + b"\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+            assert line, self.log
+            told = json.loads(line)
+        return told
+
+    def wait_until(self, condition: Callable[[dict[str, Any]], object]) -> None:
+        wait_until(lambda: condition(self.tell("look")), 20)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def default_row() -> str:
+    return "valkey"
+
+
+@pytest.fixture
+def settings(server: Server, row: str, tmp_path: Path) -> Settings:
+    return Settings(
+        backend=ROWS[row].backend,
+        url=server.url,
+        prefix=f"t{secrets.token_hex(5)}",
+        spool_directory=str(tmp_path / "spool"),
+    )
+
+
+@pytest.fixture
+def start(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Speaker]]:
+    """Starts a process; all of them are ended at last."""
+    started: list[Speaker] = []
+
+    def start(**limits: int) -> Speaker:
+        started.append(Speaker(settings, tmp_path / f"log{len(started)}", **limits))
+        return started[-1]
+
+    yield start
+    for speaker in started:
+        speaker.kill()
+
+
+@pytest.fixture
+def look(settings: Settings) -> Iterator[Callable[[str], Log]]:
+    """The log of a topic."""
+    reader = Reader(load_backend(settings))
+    yield lambda topic: Log(reader, topic)
+    reader.close()
+
+
+def notes(log: Log) -> list[int]:
+    return [event["data"]["number"] for event in log.events if event["type"] == "note"]
+
+
+def has_ended(log: Log, job: str) -> bool:
+    own = [event for event in log.events if event["key"] == job]
+    return bool(own) and own[-1]["type"] == "job_completed"
+
+
+def is_end_stored(settings: Settings) -> bool:
+    """Whether the end of one job is on disk, for its own topic and for its owner's feed."""
+    assert settings.spool_path is not None
+    return sum(b'"terminal":true' in line for line in lines_stored(settings.spool_path)) == 2
+
+
+def speak_in_an_outage(speaker: Speaker, server: Server, settings: Settings) -> None:
+    """Job 1 is told of before an outage and during it; what was told then is on disk."""
+    speaker.tell("begin 1", *(f"say 1 {number}" for number in range(10)), "flush")
+    server.kill()
+    speaker.tell("say 1 10")
+    speaker.wait_until(lambda told: told["failing"])
+    speaker.tell(*(f"say 1 {number}" for number in range(11, 20)), "progress 1 500", "end 1")
+    wait_until(lambda: is_end_stored(settings))
+
+
+def test_what_a_killed_process_said_in_an_outage_is_sent_once_by_the_next(
+    server: Server,
+    settings: Settings,
+    start: Callable[..., Speaker],
+    look: Callable[[str], Log],
+) -> None:
+    first = start()
+    speak_in_an_outage(first, server, settings)
+    first.kill()
+    server.start()
+    second = start()
+    second.tell("adopt")
+    own, feed = look("job:1"), look("user:7")
+    wait_until(lambda: has_ended(feed, "1"), 20)
+    assert (own.types[0], own.types[-1]) == ("job_started", "job_completed")
+    assert own.types.count("job_completed") == 1
+    assert notes(own) == list(range(20))
+    assert own.state["progress"] == {"current": 500, "total": 1000}
+    assert feed.types.count("job_completed") == 1
+    wait_until(lambda: not list(settings.spool_path.iterdir()))
+    assert second.tell("look")["duplicate"] == 0
+
+
+def test_what_a_killed_process_said_is_sent_by_a_sibling_that_runs(
+    server: Server,
+    settings: Settings,
+    start: Callable[..., Speaker],
+    look: Callable[[str], Log],
+) -> None:
+    sibling, first = start(), start()
+    sibling.tell("begin 2", "flush")
+    speak_in_an_outage(first, server, settings)
+    sibling.tell("say 2 0")
+    sibling.wait_until(lambda told: told["failing"])
+    first.kill()
+    server.start()
+    wait_until(lambda: has_ended(look("user:7"), "1"), 20)
+    assert notes(look("job:1")) == list(range(20))
+    wait_until(lambda: not list(settings.spool_path.iterdir()))
+
+
+def test_of_two_siblings_only_one_adopts(
+    settings: Settings, start: Callable[..., Speaker], look: Callable[[str], Log]
+) -> None:
+    assert settings.spool_path is not None
+    for file in range(3):
+        drafts = [draft(number, topic=f"job:{file}") for number in range(1, 901)]
+        store(settings.spool_path, drafts)
+    siblings = [start(), start()]
+    for one in siblings:
+        one.tell("look")
+    for one in siblings:
+        one.tell("adopt")
+    wait_until(lambda: not list(settings.spool_path.iterdir()), 20)
+    told = [one.tell("look") for one in siblings]
+    assert sum(one["appended"] for one in told) == 2700
+    assert sum(one["duplicate"] for one in told) == 0
+    for file in range(3):
+        offsets = [event["state"]["number"] for event in look(f"job:{file}").events]
+        assert offsets == list(range(1, 901))
+
+
+@pytest.mark.parametrize("forks_first", [True, False])
+def test_a_child_that_outlives_its_parent_does_not_keep_the_file(
+    server: Server,
+    settings: Settings,
+    start: Callable[..., Speaker],
+    look: Callable[[str], Log],
+    forks_first: bool,
+) -> None:
+    first, second = start(), start()
+    child = first.tell("fork")["child"] if forks_first else 0
+    speak_in_an_outage(first, server, settings)
+    child = child or first.tell("fork")["child"]
+    try:
+        # And it does not give it away.
+        assert adopt(settings.spool_path, set()) is None
+        first.process.kill()
+        first.process.wait()
+        server.start()
+        second.tell("adopt")
+        wait_until(lambda: has_ended(look("user:7"), "1"), 20)
+        os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert notes(look("job:1")) == list(range(20))
+
+
+def test_a_process_that_is_killed_while_its_backend_hangs_loses_nothing_either(
+    server: Server,
+    settings: Settings,
+    start: Callable[..., Speaker],
+    look: Callable[[str], Log],
+) -> None:
+    first = start()
+    first.tell("begin 1", "flush")
+    server.pause()
+    first.tell("say 1 0")
+    # The first call must have failed; later ones hang too, and hold up nothing.
+    wait_until(lambda: first.tell("look")["failures"] >= 1, 20)
+    first.tell("say 1 1", "end 1")
+    wait_until(lambda: is_end_stored(settings))
+    first.kill()
+    server.resume()
+    start().tell("adopt")
+    wait_until(lambda: has_ended(look("user:7"), "1"), 20)
+    assert notes(look("job:1")) == [0, 1]
+    assert look("job:1").types.count("job_completed") == 1
+
+
+def test_a_full_disk_is_survived(
+    server: Server,
+    settings: Settings,
+    start: Callable[..., Speaker],
+    look: Callable[[str], Log],
+) -> None:
+    speaker = start(file_bytes=3000)
+    speaker.tell("begin 1", "flush")
+    server.kill()
+    speaker.tell("say 1 0")
+    speaker.wait_until(lambda told: told["failing"])
+    for number in range(1, 100):
+        speaker.tell(f"say 1 {number}")
+    speaker.tell("end 1")
+    wait_until(lambda: "in memory only" in speaker.log)
+    server.start()
+    wait_until(lambda: has_ended(look("user:7"), "1"), 20)
+    assert notes(look("job:1")) == list(range(100))
+    assert speaker.log.count("in memory only") == 1
+    assert "Traceback" not in speaker.log
+    wait_until(lambda: not list(settings.spool_path.iterdir()))
+
+
+def test_processes_of_another_prefix_are_not_touched(
+    settings: Settings, start: Callable[..., Speaker]
+) -> None:
+    assert settings.spool_path is not None
+    other = settings.spool_path.with_name("redis-other")
+    path = store(other, [draft(1)])
+    mine = store(settings.spool_path, [draft(1)])
+    start().tell("adopt")
+    wait_until(lambda: not mine.exists())
+    assert path.exists()

@@ -1,0 +1,329 @@
+"""What writers count, and how a worker of several processes shows it as one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from test_workers import Place, Worker, running
+from topic_log import wait_until
+
+from semantik_realtime import emitter as emitter_module
+from semantik_realtime.backends.memory import MemoryBackend
+from semantik_realtime.config import Settings
+from semantik_realtime.core.event import Draft, Receipt, StateChange, encode_body
+from semantik_realtime.emitter import Emitter
+from semantik_realtime.errors import AppendUncertain, BackendUnavailable
+from semantik_realtime.metrics import writing
+from semantik_realtime.testing.servers import free_port
+
+Numbers = dict[tuple[str, ...], float]
+
+
+def draft(number: int, *, key: str = "1", terminal: bool = False, attempt: int = 1) -> Draft:
+    return Draft(
+        topic="job:1",
+        type="note",
+        key=key,
+        body=encode_body("note", "2026-01-01T00:00:00.000Z", key, state={"number": number}),
+        change=StateChange.SET,
+        terminal=terminal,
+        job="1",
+        attempt=attempt,
+    )
+
+
+class Line:
+    """The memory backend behind a line that can be cut, and can lose one answer."""
+
+    def __init__(self) -> None:
+        self.backend = MemoryBackend(Settings(backend="memory", max_keys=2))
+        self.is_cut = False
+        self.loses_answer = False
+
+    def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
+        if self.is_cut:
+            raise BackendUnavailable("the line is cut")
+        receipts = self.backend.publish(drafts)
+        if self.loses_answer:
+            self.loses_answer = False
+            raise AppendUncertain("the answer is lost")
+        return receipts
+
+
+@pytest.fixture
+def line() -> Line:
+    return Line()
+
+
+@pytest.fixture
+def emitter(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emitter]:
+    monkeypatch.setattr(emitter_module, "FIRST_RETRY_SECONDS", 0.01)
+    emitter = Emitter(line.publish, max_drafts=20)
+    yield emitter
+    line.is_cut = False
+    emitter.hurry()
+    emitter.close(5)
+
+
+def told() -> Numbers:
+    """What the writers of this process tell."""
+    return {
+        (sample.name.removeprefix("semantik_realtime_"), *sample.labels.values()): sample.value
+        for family in writing().collect()
+        for sample in family.samples
+    }
+
+
+def moved(before: Numbers, *names: str) -> Numbers:
+    """What has changed since of the metrics with these names."""
+    return {
+        sample: value - before.get(sample, 0)
+        for sample, value in told().items()
+        if sample[0] in names and value != before.get(sample, 0)
+    }
+
+
+def test_each_draft_is_told_once_by_what_became_of_it(emitter: Emitter, line: Line) -> None:
+    before = told()
+    for number in range(3):
+        emitter.emit(draft(number))
+    assert emitter.flush(5)
+    assert moved(before, "drafts_total") == {("drafts_total", "appended"): 3}
+
+    line.loses_answer = True
+    emitter.emit(draft(3))
+    assert emitter.flush(5)
+    assert moved(before, "drafts_total", "emitter_failures_total") == {
+        ("drafts_total", "appended"): 3,
+        ("drafts_total", "duplicate"): 1,
+        ("emitter_failures_total",): 1,
+    }
+
+    # A third key is too many; after the end, and of an outdated attempt, nothing is taken.
+    emitter.emit(draft(4, key="2"))
+    emitter.emit(draft(5, key="3"))
+    emitter.emit(draft(6, attempt=2, terminal=True))
+    emitter.emit(draft(7, attempt=2))
+    emitter.emit(draft(8, attempt=1))
+    assert emitter.flush(5)
+    assert moved(before, "drafts_total") == {
+        ("drafts_total", "appended"): 5,
+        ("drafts_total", "duplicate"): 1,
+        ("drafts_total", "rejected"): 1,
+        ("drafts_total", "refused"): 2,
+    }
+    # Asking again changes nothing.
+    assert moved(told(), "drafts_total") == {}
+
+
+def test_what_waits_is_told_while_it_waits_and_what_was_dropped_for_good(
+    emitter: Emitter, line: Line
+) -> None:
+    before = told()
+    line.is_cut = True
+    emitter.emit(draft(0, key="first"))
+    wait_until(lambda: emitter.is_failing)
+    waits = moved(before, "spool_drafts", "spool_bytes")
+    assert waits["spool_drafts",] == 1
+    assert waits["spool_bytes",] > 50
+    assert moved(before, "emitter_failures_total")["emitter_failures_total",] >= 1
+    for number in range(50):
+        emitter.emit(draft(number, key=str(number)))
+    wait_until(lambda: emitter.stats.dropped)
+    dropped = moved(before, "drafts_total")["drafts_total", "dropped"]
+    assert dropped == emitter.stats.dropped
+
+    line.is_cut = False
+    emitter.hurry()
+    assert emitter.flush(5)
+    assert moved(before, "spool_drafts", "spool_bytes") == {}
+    assert sum(moved(before, "drafts_total").values()) == 51
+
+
+def test_an_emitter_that_is_gone_takes_nothing_back(line: Line) -> None:
+    before = told()
+    emitter = Emitter(line.publish)
+    emitter.emit(draft(0))
+    assert emitter.close(5)
+    assert moved(before, "drafts_total") == {("drafts_total", "appended"): 1}
+    del emitter
+    assert moved(before, "drafts_total") == {("drafts_total", "appended"): 1}
+
+
+# Processes of their own: prometheus-client shares what it counts from its import on.
+
+
+def run(script: str, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(script), *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_process_forked_while_numbers_are_carried_goes_on_and_counts_its_own(
+    tmp_path: Path,
+) -> None:
+    script = """
+        import os, sys, threading, time
+        from semantik_realtime import metrics as module
+        from semantik_realtime.emitter import Emitter
+        from semantik_realtime.metrics import register, writing
+
+        # A busy machine is no reason to give up, and any moment is one to switch threads.
+        module.FORK_SECONDS = 60
+        sys.setswitchinterval(1e-5)
+        emitter = Emitter(lambda drafts: [])
+        emitter.stats.appended = 1000
+        metrics = writing()
+        metrics.carry()
+        going = True
+
+        def carry():
+            while going:
+                emitter.stats.appended += 1
+                metrics.carry()
+                time.sleep(0)
+
+        thread = threading.Thread(target=carry)
+        thread.start()
+        children = []
+        for _ in range(40):
+            pid = os.fork()
+            if pid == 0:
+                emitter.stats.appended += 7
+                metrics.carry()
+                metrics.carry()
+                os._exit(0)
+            children.append(pid)
+        going = False
+        thread.join()
+        deadline = time.monotonic() + 60
+        for pid in children:
+            while os.waitpid(pid, os.WNOHANG) == (0, 0):
+                if time.monotonic() > deadline:
+                    for child in children:
+                        os.kill(child, 9)
+                    raise SystemExit("a child hangs")
+                time.sleep(0.01)
+        metrics.carry()
+        for family in register([metrics]).collect():
+            for sample in family.samples:
+                if sample.labels.get("outcome") == "appended":
+                    print(sample.value - emitter.stats.appended)
+    """
+    assert float(run(script, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))) == 40 * 7
+
+
+def test_a_child_does_not_keep_the_port_when_its_worker_is_gone() -> None:
+    script = """
+        import os, sys
+        from semantik_realtime.metrics import register, serve, writing
+
+        serve(sys.argv[1], register([writing()]))
+        if os.fork() == 0:
+            os.write(1, b"born")
+            sys.stdin.read()
+        else:
+            os._exit(0)
+    """
+    port = free_port()
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", textwrap.dedent(script), f"127.0.0.1:{port}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as worker:
+        assert worker.wait(30) == 0
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        assert worker.stdout.read(4) == b"born"
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+        worker.stdin.close()
+        # Closed by the child too: it has ended.
+        assert worker.stdout.read() == b""
+
+
+# Real workers.
+
+
+@pytest.fixture(scope="module")
+def broker(server_url: Callable[[str], str]) -> Iterator[str]:
+    import mirrored_app
+
+    url = server_url("valkey")
+    before = mirrored_app.app.conf.broker_url, mirrored_app.app.conf.result_backend
+    mirrored_app.app.conf.update(broker_url=url, result_backend=url)
+    yield url
+    mirrored_app.app.conf.update(broker_url=before[0], result_backend=before[1])
+
+
+def scrape(port: int) -> Numbers:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name.removeprefix("semantik_realtime_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def written(worker: Worker, *jobs: str) -> int:
+    """How many events the worker has appended to the topics of ``jobs`` and to their feed."""
+    logs = [worker.log(topic) for topic in ("user:7", *(f"job:{job}" for job in jobs))]
+    return sum(type != "job_queued" for log in logs for type in log.types)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_shows_what_all_its_processes_have_written(
+    broker: str, tmp_path: Path, pool: str
+) -> None:
+    port = free_port()
+    environment = {"SEMANTIK_REALTIME_WORKER_METRICS": f"127.0.0.1:{port}"}
+    if pool == "prefork":
+        (tmp_path / "shared").mkdir()
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path / "shared")
+    with running(broker, Place("redis", broker), pool, tmp_path, **environment) as worker:
+        wait_until(lambda: "drafts_total" in {name for name, *_ in scrape(port)})
+        jobs = [worker.send("talk_much", 50) for _ in range(4)]
+        for job in jobs:
+            worker.wait_for(job, "completed")
+        wait_until(
+            lambda: scrape(port)["drafts_total", "appended"] == written(worker, *jobs) > 200, 15
+        )
+        if pool == "prefork":
+            # What a child has counted is not lost with it.
+            jobs.append(worker.send("leave", "_exit"))
+            worker.wait_for(jobs[-1], "failed")
+            before = scrape(port)["drafts_total", "appended"]
+            jobs.append(worker.send("talk_much", 50))
+            worker.wait_for(jobs[-1], "completed")
+            wait_until(lambda: scrape(port)["drafts_total", "appended"] >= before + 50, 15)
+        wait_until(lambda: scrape(port)["spool_drafts",] == 0, 15)
+        assert "metrics: " not in worker.output
+
+
+def test_a_worker_whose_metrics_cannot_be_shown_says_so_and_works(
+    broker: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        environment = {"SEMANTIK_REALTIME_WORKER_METRICS": address}
+        with running(broker, Place("redis", broker), "prefork", tmp_path, **environment) as worker:
+            worker.wait_for(worker.send("add", 1, 2), "completed")
+            wait_until(lambda: "metrics: not shown" in worker.output)
+            assert "without PROMETHEUS_MULTIPROC_DIR no child is counted" in worker.output
+            assert "Address already in use" in worker.output
