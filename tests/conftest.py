@@ -12,18 +12,70 @@ from typing import TypeVar
 
 import pytest
 
-from semantik_realtime.testing.servers import ServerMissing, backend_url
+from semantik_realtime.loader import backend_names
+from semantik_realtime.testing.servers import ROWS, Server, ServerMissing, backend_url, running
 
-ROWS = ("memory", "fakeredis", "valkey", "redis")
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 NODE_SECONDS = 110
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
+# What says something about a backend is marked `every_row`: it runs on each row of the matrix.
+# What takes long is marked `every_backend`: it runs on the first row of each backend. All else
+# runs on one row. `tox -e backend-nats` runs what has the mark of the row nats.
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    where = "(shares_storage=False): runs on {}; with shares_storage where several processes can"
+    for name, rows in (("every_row", "each row"), ("every_backend", "a row of each backend")):
+        config.addinivalue_line("markers", name + where.format(rows))
     for row in ROWS:
         config.addinivalue_line("markers", f"{row}: needs the {row} row of the backend matrix")
+        config.addinivalue_line("markers", f"backend-{row}: what tox -e backend-{row} runs")
+    config.addinivalue_line("markers", "matrix: what one of those runs")
     config.addinivalue_line("markers", "browser: needs chromium and playwright")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marks = metafunc.definition.iter_markers()
+    mark = next((mark for mark in marks if mark.name in ("every_row", "every_backend")), None)
+    if mark is None:
+        return
+    names = list(ROWS)
+    if mark.name == "every_backend":
+        names = list({ROWS[name].backend: name for name in reversed(names)}.values())
+    if mark.kwargs.get("shares_storage"):
+        names = [name for name in names if ROWS[name].shares_storage]
+    if "server" in metafunc.fixturenames:
+        names = [name for name in names if ROWS[name].make_server]
+    rows = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in names]
+    metafunc.parametrize("row", rows, indirect=True, scope="module")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for row in ROWS:
+            if item.get_closest_marker(row):
+                item.add_marker(f"backend-{row}")
+                item.add_marker("matrix")
+
+
+@pytest.fixture(scope="module")
+def default_row() -> str:
+    """The row of what is not marked."""
+    return "valkey"
+
+
+@pytest.fixture(scope="module")
+def row(request: pytest.FixtureRequest, default_row: str) -> str:
+    """The row of the backend matrix that the test is on."""
+    name: str = getattr(request, "param", default_row)
+    backend = ROWS[name].backend
+    if backend not in backend_names():
+        folder = f"plugins/semantik-realtime-{backend}"
+        pytest.skip(f"the {backend} backend is missing: pip install ./{folder}")
+    return name
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +91,31 @@ def server_url() -> Iterator[Callable[[str], str]]:
 
         def start(row: str) -> str:
             if row not in urls:
-                try:
+                with skipping_if_missing():
                     urls[row] = stack.enter_context(backend_url(row)) or ""
-                except ServerMissing as error:
-                    pytest.skip(str(error))
             return urls[row]
 
         yield start
+
+
+@pytest.fixture
+def server(row: str) -> Iterator[Server]:
+    """A running server of the test's own: it may be killed, hang and be started again."""
+    make_server = ROWS[row].make_server
+    assert make_server is not None
+    with skipping_if_missing():
+        made = make_server()
+    with running(made):
+        yield made
+
+
+@contextlib.contextmanager
+def skipping_if_missing() -> Iterator[None]:
+    """A server that is not installed skips the test."""
+    try:
+        yield
+    except ServerMissing as error:
+        pytest.skip(str(error))
 
 
 # Where everything is required, a skip is a failure: of a test, and of a whole file.

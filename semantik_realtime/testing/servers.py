@@ -12,9 +12,12 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
+
+import msgspec
 
 
 def free_port() -> int:
@@ -42,13 +45,13 @@ class Server:
         """Where it is, or will be after `start`."""
         raise NotImplementedError
 
-    def start(self) -> None:
-        """Start and wait until it answers, 10 s at most."""
+    def start(self, seconds: float = 10.0) -> None:
+        """Start and wait until it answers, ``seconds`` at most."""
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [self.program, *self._options()], stdout=log, stderr=subprocess.STDOUT
             )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self._answers():
                 return
@@ -257,27 +260,49 @@ def fakeredis_url() -> Iterator[str]:
         thread.join(5)
 
 
+class Row(msgspec.Struct, frozen=True):
+    """One row of the backend matrix: a backend, and what it runs on."""
+
+    backend: str
+    """Name of the backend's entry point."""
+    make_server: Callable[[], Server] | None = None
+    """Makes a server that does not run yet, and that may be killed and hang. Raises
+    `ServerMissing`."""
+    serve: Callable[[], AbstractContextManager[str]] | None = None
+    """Gives the URL of a server that is not a process. Raises `ServerMissing`."""
+
+    @property
+    def shares_storage(self) -> bool:
+        """Whether several processes see the same topics."""
+        return self.make_server is not None or self.serve is not None
+
+
+ROWS = {
+    "memory": Row("memory"),
+    "valkey": Row("redis", lambda: RedisServer(valkey_program())),
+    "redis": Row("redis", lambda: RedisServer(redis_program())),
+    "fakeredis": Row("redis", serve=fakeredis_url),
+    "nats": Row("nats", lambda: NatsServer(nats_program())),
+}
+"""The matrix. The first row of a backend stands for it where one is enough."""
+
+
 @contextlib.contextmanager
 def backend_url(row: str) -> Iterator[str | None]:
-    """A running server for one row of the matrix: memory, fakeredis, valkey, redis or nats.
+    """A running server for a row of the matrix.
 
     Gives the URL to put into the settings; None where no server is needed.
 
     Raises:
         ServerMissing: the row's program is not installed.
-        ValueError: there is no such row.
+        KeyError: there is no such row.
     """
-    if row == "memory":
-        yield None
-    elif row == "fakeredis":
-        with fakeredis_url() as url:
-            yield url
-    elif row in ("valkey", "redis"):
-        program = valkey_program() if row == "valkey" else redis_program()
-        with running(RedisServer(program)) as server:
+    made = ROWS[row]
+    if made.make_server is not None:
+        with running(made.make_server()) as server:
             yield server.url
-    elif row == "nats":
-        with running(NatsServer(nats_program())) as nats_server:
-            yield nats_server.url
+    elif made.serve is not None:
+        with made.serve() as url:
+            yield url
     else:
-        raise ValueError(f"no such row: {row}")
+        yield None

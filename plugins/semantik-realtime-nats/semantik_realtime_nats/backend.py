@@ -35,6 +35,7 @@ class NatsBackend:
             lambda: Writer(settings, self._names, self._connect), lambda writer: writer.close()
         )
         self._feed: Feed | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
     # Writes: synchronous, from any thread.
@@ -69,8 +70,11 @@ class NatsBackend:
 
     @hookimpl
     async def open(self) -> None:
-        if self._feed is not None:
+        loop = asyncio.get_running_loop()
+        if self._feed is not None and self._loop is loop:
             return
+        # What belonged to another loop (a test client's) ended with it.
+        self._feed, self._sweeping, self._loop = None, None, loop
         feed = Feed(self._names, self._connect, self._settings.timeout_seconds)
         await feed.open()
         self._feed = feed
@@ -118,13 +122,17 @@ class NatsBackend:
             if link is None:
                 link = own = await self._connect()
             async with asyncio.timeout(self._settings.timeout_seconds):
-                config = (await link.info())["config"]
+                info = await link.info()
         except Exception as error:
             return Status("nats", False, str(explain(error)))
         finally:
             if own is not None:
                 await own.close()
-        server = f"nats {link.version}"
+        config, state = info["config"], info["state"]
+        server = (
+            f"nats {link.version}, JetStream, stream {config['name']}: "
+            f"{state['messages']} messages, {state['bytes'] / 2**20:.1f} MB"
+        )
         return Status("nats", True, server, _warnings(config), link.clock_ahead_seconds)
 
     async def _connect(self) -> Link:
@@ -142,25 +150,26 @@ class NatsBackend:
 
     @contextlib.asynccontextmanager
     async def _reading(self) -> AsyncIterator[Link]:
-        link = self._reader().link()
+        feed = self._reader()
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                yield link
+                yield await feed.link()
         except Exception as error:
             raise explain(error) from error
 
 
 def _warnings(config: dict[str, Any]) -> list[str]:
+    stream = f"the stream {config['name']}"
     warnings = []
     if config.get("storage") != "file":
         warnings.append(
-            f"the stream {config.get('name')} is in memory: a restart forgets all events; "
-            "delete it, and it is created again on disk"
+            f"{stream} is in memory: a restart forgets all events; delete it, and it is created "
+            "again on disk"
         )
     elif config.get("num_replicas", 1) == 1:
         warnings.append(
-            f"the stream {config.get('name')} has one replica: unless the server is set to "
-            "sync_interval: always, a power failure forgets what was acknowledged in the last "
-            "two minutes; set that, or SEMANTIK_REALTIME_NATS_REPLICAS=3 before the first start"
+            f"{stream} has one replica: unless the server is set to sync_interval: always, a "
+            "power failure forgets what was acknowledged in the last two minutes; set that, or "
+            "SEMANTIK_REALTIME_NATS_REPLICAS=3 before the first start"
         )
     return warnings

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 from collections.abc import Awaitable, Callable
 
-from semantik_realtime.errors import BackendUnavailable
+from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import Sink
 
 from semantik_realtime_nats.ledger import Message
@@ -16,7 +17,8 @@ from semantik_realtime_nats.settings import Names
 
 logger = logging.getLogger(__name__)
 
-LAST_RETRY_SECONDS = 5.0
+FIRST_RETRY_SECONDS = 0.1
+LAST_RETRY_SECONDS = 1.0
 
 
 class Feed:
@@ -38,7 +40,10 @@ class Feed:
         """What ends a topic's subscription on the connection of now."""
         self.current: Link | None = None
         """The connection of now; None while there is none."""
-        self._up = asyncio.Event()
+        self._tried = asyncio.Event()
+        """Set when a try to connect is over, whatever came of it; each has one of its own."""
+        self._error: BackendError = BackendUnavailable("not connected")
+        """Why the last try failed."""
         self._keeping: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -58,14 +63,16 @@ class Feed:
             await asyncio.gather(self._keeping, return_exceptions=True)
         self._sinks.clear()
 
-    def link(self) -> Link:
-        """The connection of now.
+    async def link(self) -> Link:
+        """The connection of now, or of the next try, a second later at most.
 
         Raises:
-            BackendUnavailable: there is none.
+            BackendError: there is none.
         """
+        if self.current is None or self.current.closed.is_set():
+            await self._tried.wait()
         if self.current is None:
-            raise BackendUnavailable("not connected")
+            raise type(self._error)(str(self._error))
         return self.current
 
     async def subscribe(self, topic: str, sink: Sink) -> None:
@@ -78,8 +85,10 @@ class Feed:
         try:
             async with asyncio.timeout(self._timeout):
                 while True:
-                    await self._up.wait()
-                    link = self.link()
+                    link = self.current
+                    if link is None or link.closed.is_set():
+                        await self._tried.wait()
+                        continue
                     try:
                         await self._follow(link, topic)
                         await link.flush()
@@ -99,43 +108,48 @@ class Feed:
 
     async def _keep(self, link: Link) -> None:
         """Stay connected, with one connection after the other."""
-        retry_seconds = 0.0
         try:
             while True:
                 await link.closed.wait()
                 self._end()
                 await link.close()
-                logger.warning("feed: broken")
-                while True:
-                    retry_seconds = min(max(0.1, retry_seconds * 2), LAST_RETRY_SECONDS)
-                    await asyncio.sleep(retry_seconds * random.uniform(0.5, 1))  # noqa: S311
+                logger.warning("feed: broken error=%s", link.error or "closed")
+                for failed in itertools.count():
+                    await asyncio.sleep(pause_seconds(failed, random.random()))  # noqa: S311
                     try:
                         link = await self._connect()
                     except Exception as error:
                         # Whatever it was, a feed that does not come back would be worse.
-                        logger.info("feed: still broken error=%s", explain(error))
-                        continue
-                    if await self._follow_all(link):
-                        break
-                    await link.close()
-                retry_seconds = 0.0
+                        self._error = explain(error)
+                        logger.info("feed: still broken error=%s", self._error)
+                    else:
+                        if await self._follow_all(link):
+                            break
+                        # What was subscribed on it is not subscribed on the next one.
+                        self._stops.clear()
+                        await link.close()
+                    self._end_try()
                 self._begin(link)
                 logger.info("feed: subscribed again topics=%d", len(self._sinks))
                 for topic, sink in list(self._sinks.items()):
                     sink.interrupted(topic)
         finally:
             self._end()
+            self._end_try()
             await link.close()
 
     def _begin(self, link: Link) -> None:
         link.dropped = self._dropped
         self.current = link
-        self._up.set()
+        self._end_try()
 
     def _end(self) -> None:
         self.current = None
-        self._up.clear()
         self._stops.clear()
+
+    def _end_try(self) -> None:
+        self._tried.set()
+        self._tried = asyncio.Event()
 
     async def _follow_all(self, link: Link) -> bool:
         try:
@@ -175,3 +189,14 @@ class Feed:
         for topic, sink in list(self._sinks.items()):
             if self._names.live(topic) == subject:
                 sink.interrupted(topic)
+
+
+def pause_seconds(failed: int, chance: float) -> float:
+    """How long to wait after so many tries that failed; ``chance`` is in 0 to 1.
+
+    >>> [pause_seconds(failed, 1) for failed in range(6)]
+    [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    """
+    longest = min(FIRST_RETRY_SECONDS * (1 << min(failed, 10)), LAST_RETRY_SECONDS)
+    # Those who lost a server together do not come back together.
+    return longest * (0.5 + chance / 2)

@@ -81,6 +81,8 @@ class Link:
 
     def __init__(self, stream: str) -> None:
         self.closed = asyncio.Event()
+        self.error: Exception | None = None
+        """What broke it, if that is known."""
         self.dropped: Callable[[str], None] | None = None
         """Called with the subject when nats-py threw a message away: its queue was full."""
         self.version = ""
@@ -90,7 +92,6 @@ class Link:
         self._inbox = ""
         self._asked = 0
         self._questions: dict[str, _Question] = {}
-        self._error: Exception | None = None
         self._watching: asyncio.Task[None] | None = None
 
     @classmethod
@@ -121,7 +122,7 @@ class Link:
                             if not isinstance(error, Exception):
                                 raise
                             is_ours = isinstance(error, BackendError)
-                            cause = error if is_ours else link._error or error
+                            cause = error if is_ours else link.error or error
                         if not isinstance(cause, ConnectionResetError | BrokenPipeError):
                             break
                         if link._client._server_info.get("auth_required"):
@@ -294,6 +295,10 @@ class Link:
         refusal = judge_version(self.version)
         if refusal is not None:
             raise BackendRefused(refusal)
+        reading = self._client._reading_task
+        if reading is not None:
+            # However nats-py's reading ends, nothing is answered any more; it may not say so.
+            reading.add_done_callback(lambda _: self._break())
         self._inbox = self._client.new_inbox() + "."
         await self._client.subscribe(self._inbox + "*", cb=self._on_answer)
         self._watching = asyncio.create_task(self._watch(), name="semantik-realtime-ping")
@@ -306,7 +311,7 @@ class Link:
                 async with asyncio.timeout(PING_SECONDS):
                     await self._client.flush(timeout=3600)
         except Exception as error:
-            self._error = error
+            self.error = error
             self._break()
 
     async def _prepare(self, config: dict[str, Any], needed: dict[str, Any]) -> None:
@@ -404,7 +409,7 @@ class Link:
         if not isinstance(error, nats.errors.Error | OSError):
             logger.error("link: a message was not taken", exc_info=error)
             return
-        self._error = error
+        self.error = error
         if self._inbox and isinstance(error, OSError | nats.errors.UnexpectedEOF):
             # It may be long until nats-py calls it closed, if it does at all.
             self._break()
@@ -420,6 +425,8 @@ class Link:
                     question.future.set_exception(refusal)
 
     async def _on_closed(self) -> None:
+        # What the server said before it closed is told to nobody by nats-py.
+        self.error = self.error or self._client.last_error
         self._break()
 
     def _break(self) -> None:
@@ -427,7 +434,7 @@ class Link:
         for question in self._questions.values():
             if not question.future.done():
                 question.future.set_exception(
-                    NoAnswer(f"connection lost: {self._error or 'closed'}")
+                    NoAnswer(f"connection lost: {self.error or 'closed'}")
                 )
 
     @contextlib.contextmanager

@@ -118,8 +118,6 @@ class Names:
             "name": self.stream,
             "num_replicas": replicas,
             "storage": "file",
-            "retention": "limits",
-            "discard": "old",
             **self.needed_config(),
         }
 
@@ -130,6 +128,12 @@ class Names:
             "allow_direct": True,
             "allow_rollup_hdrs": True,
             "allow_msg_ttl": True,
+            "retention": "limits",
+            # What we need is ours to remove. A stream that is full takes no more.
+            "discard": "new",
+            "max_age": 0,
+            "max_msgs": -1,
+            "max_msgs_per_subject": -1,
             "republish": {
                 "src": self.log_of("*"),
                 "dest": f"{self._prefix}.live.{{{{wildcard(1)}}}}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from semantik_realtime_nats.link import Link, explain
 from semantik_realtime_nats.log import decode
@@ -44,14 +44,14 @@ async def sweep(link: Link, names: Names) -> int:
             return purged
 
 
-async def sweep_for_ever(link: Callable[[], Link], names: Names, holder: str) -> None:
+async def sweep_for_ever(link: Callable[[], Awaitable[Link]], names: Names, holder: str) -> None:
     """Sweep every hour, if no other process has done it."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1))  # noqa: S311
         try:
             async with asyncio.timeout(SWEEP_SECONDS):
-                if await change_lease(link(), names, LEASE, _take_for(holder)):
-                    logger.info("sweep: topics=%d", await sweep(link(), names))
+                if await change_lease(await link(), names, LEASE, _take_for(holder)):
+                    logger.info("sweep: topics=%d", await sweep(await link(), names))
         except Exception as error:
             # There is another hour.
             logger.info("sweep: failed error=%s", explain(error))

@@ -1,12 +1,16 @@
-"""Ways to get in: TLS, an nkey, and no more rights than the README asks for."""
+"""Ways to get in: TLS, an nkey, credentials, and no more rights than the README asks for."""
 
 from __future__ import annotations
 
+import base64
 import datetime
 import ipaddress
+import json
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nkeys
 import pytest
@@ -15,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from semantik_realtime.core.event import Outcome
-from semantik_realtime.errors import BackendError
+from semantik_realtime.errors import BackendError, BackendRefused
 from semantik_realtime.testing.contract import Author, Recorder
 from semantik_realtime.testing.servers import NatsServer
 
@@ -88,6 +92,76 @@ async def test_an_nkey_opens_the_door(
     path.write_bytes(seed)
     monkeypatch.setenv("SEMANTIK_REALTIME_NATS_NKEY_SEED", str(path))
     assert await works(make_backend(server.url))
+
+
+class Party:
+    """An operator, an account or a user: a key, and a JWT that its issuer signed."""
+
+    def __init__(self, kind: str, issuer: Party | None = None, **claims: Any) -> None:
+        prefix = getattr(nkeys, f"PREFIX_BYTE_{kind.upper()}")
+        self.seed = nkeys.encode_seed(secrets.token_bytes(32), prefix)
+        self._key = nkeys.from_seed(bytearray(self.seed))
+        self.name = self._key.public_key.decode()
+        by = issuer or self
+        claim = {
+            "jti": secrets.token_hex(16),
+            "iat": int(time.time()),
+            "iss": by.name,
+            "sub": self.name,
+            "nats": {"type": kind, "version": 2, **claims},
+        }
+        signed = f"{_part({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_part(claim)}"
+        self.jwt = f"{signed}.{_text(by._key.sign(signed.encode()))}"
+
+    def write_credentials(self, path: Path) -> None:
+        """A .creds file, as `nsc` writes it."""
+        path.write_text(
+            f"-----BEGIN NATS USER JWT-----\n{self.jwt}\n------END NATS USER JWT------\n\n"
+            f"-----BEGIN USER NKEY SEED-----\n{self.seed.decode()}\n"
+            "------END USER NKEY SEED------\n"
+        )
+
+
+def _part(claims: dict[str, Any]) -> str:
+    return _text(json.dumps(claims).encode())
+
+
+def _text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+USER = dict.fromkeys(("subs", "data", "payload"), -1)
+ACCOUNT = USER | dict.fromkeys(("imports", "exports", "conn", "leaf"), -1)
+ON_DISK = ACCOUNT | dict.fromkeys(("disk_storage", "streams", "consumer"), -1)
+
+
+async def test_credentials_of_a_user_of_an_account_open_the_door(
+    start_server: Start, make_backend: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator = Party("operator")
+    system = Party("account", operator, limits=ACCOUNT)
+    account = Party("account", operator, limits=ON_DISK)
+    poor = Party("account", operator, limits=ACCOUNT)
+    known = "\n".join(f"{one.name}: {one.jwt}" for one in (system, account, poor))
+    server = start_server(
+        config=f"""operator: {operator.jwt}
+        system_account: {system.name}
+        resolver: MEMORY
+        resolver_preload: {{ {known} }}"""
+    )
+    with pytest.raises(BackendRefused, match="credentials"):
+        make_backend(server.url).publish([Author().draft("job:1")])
+
+    path = tmp_path / "user.creds"
+    monkeypatch.setenv("SEMANTIK_REALTIME_NATS_CREDENTIALS", str(path))
+    Party("user", account, **USER).write_credentials(path)
+    assert await works(make_backend(server.url))
+    Party("user", Party("account", operator), **USER).write_credentials(path)
+    with pytest.raises(BackendRefused, match="credentials"):
+        make_backend(server.url).publish([Author().draft("job:1")])
+    Party("user", poor, **USER).write_credentials(path)
+    with pytest.raises(BackendRefused, match="no JetStream for this account"):
+        make_backend(server.url).publish([Author().draft("job:1")])
 
 
 async def test_the_rights_that_the_readme_lists_are_enough(

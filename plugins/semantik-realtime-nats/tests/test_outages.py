@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import shutil
 import time
@@ -22,6 +23,7 @@ from semantik_realtime.testing.contract import Author, Recorder, until
 from semantik_realtime.testing.servers import NatsServer, free_port
 
 from semantik_realtime_nats.backend import NatsBackend
+from semantik_realtime_nats.feed import pause_seconds
 from semantik_realtime_nats.link import judge_version
 
 Make = Callable[..., NatsBackend]
@@ -64,6 +66,29 @@ async def test_after_a_restart_the_sink_hears_of_it_and_then_goes_on(
     assert sink.offsets == [1, 2]
     assert sink.interruptions == 1
     assert (await backend.tops([topic]))[topic].cursor.offset == 2
+
+
+async def test_a_look_waits_for_the_next_try_to_connect(
+    server: NatsServer, make_backend: Make, topic: str
+) -> None:
+    backend = make_backend(server.url)
+    await backend.open()
+    backend.publish([Author().draft(topic)])
+    for _ in range(3):
+        server.kill()
+        for _ in range(2):
+            with pytest.raises(BackendUnavailable, match=r"ConnectionRefused|connection lost"):
+                await backend.tops([topic])
+        server.start()
+        assert (await backend.tops([topic]))[topic].cursor.offset == 1
+
+
+def test_the_waits_between_two_tries_to_connect_grow_to_a_second_and_differ() -> None:
+    waits = [pause_seconds(failed, chance) for failed in range(20) for chance in (0.0, 0.5, 1.0)]
+    assert 0 < min(waits) < 0.1
+    assert 0.5 < max(waits) <= 1
+    for failed in range(20):
+        assert pause_seconds(failed, 0.0) < pause_seconds(failed, 1.0)
 
 
 async def test_a_topic_subscribed_during_an_outage_is_fed_after_it(
@@ -241,8 +266,23 @@ async def test_a_server_without_jetstream_is_refused_in_a_sentence(
     assert "no JetStream" in (await backend.status()).server
 
 
-def test_too_old_a_server_is_refused_in_a_sentence() -> None:
-    assert judge_version("2.10.29") == "the server is NATS 2.10.29; 2.11 or newer is needed"
+async def test_too_old_a_server_is_refused_in_a_sentence(make_backend: Make) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        info = {"version": "2.10.29", "headers": True, "max_payload": 2**20, "proto": 1}
+        writer.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
+        while line := await reader.readline():
+            if line == b"PING\r\n":
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as old:
+        backend = make_backend(f"nats://127.0.0.1:{old.sockets[0].getsockname()[1]}")
+        with pytest.raises(BackendRefused, match=r"is NATS 2\.10\.29; 2\.11 or newer is needed"):
+            await backend.open()
+        assert "2.11 or newer" in (await backend.status()).server
+
+
+def test_versions_that_will_do() -> None:
     for version in ("2.11.0", "2.15.1", "3.0.0-preview.1", "a build of our own"):
         assert judge_version(version) is None
 
@@ -285,6 +325,10 @@ async def test_a_user_without_the_rights_is_refused_at_once(
     with pytest.raises(BackendRefused, match="rights"):
         backend.publish([Author().draft(topic)])
     assert time.monotonic() - start < 4
+    if user == "nobody":
+        with pytest.raises(BackendRefused, match="rights"):
+            await backend.open()
+        assert "rights" in (await backend.status()).server
 
 
 async def test_a_stream_with_other_settings_is_refused_in_a_sentence(

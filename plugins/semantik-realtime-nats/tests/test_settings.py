@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,12 @@ def test_every_name_becomes_one_token() -> None:
     for key in ("a.b", "*", ">", " ", "ключ"):
         assert len(names.state("job:1", key).split(".")) == 5
     assert names.state("job:1", "a") != names.state("job:1", "b")
+
+
+def test_the_stream_that_the_readme_describes_is_the_one_that_we_make() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    described = json.loads(readme.partition("```json\n")[2].partition("```")[0])
+    assert described == Names(load_settings(), NatsSettings()).config(3)
 
 
 def test_the_readme_names_every_setting() -> None:

@@ -11,6 +11,7 @@ import pytest
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Cursor, Outcome
 from semantik_realtime.core.resume import Reason
+from semantik_realtime.errors import BackendRefused, BackendUnavailable
 from semantik_realtime.testing.contract import Author, until_unknown
 from semantik_realtime.testing.servers import NatsServer
 
@@ -159,6 +160,44 @@ async def test_an_event_larger_than_the_server_takes_is_too_big(
         Outcome.TOO_BIG,
         Outcome.APPENDED,
     ]
+
+
+async def test_a_full_stream_takes_no_more_and_forgets_nothing(
+    server: NatsServer, make_backend: Make, topic: str
+) -> None:
+    backend, author = make_backend(server.url), Author()
+    await backend.open()
+    appended = backend.publish([author.draft(topic, key="quiet", state={"n": 0})])
+    update = f"STREAM.UPDATE.{NAMES.stream}"
+    async with linked(server.url) as link:
+        config = (await link.info())["config"]
+        await link.api(update, config | {"max_bytes": 300_000})
+        refusal: BackendUnavailable | None = None
+        while refusal is None:
+            draft = author.draft(topic, data={"x": "y" * 20_000})
+            try:
+                appended += backend.publish([draft])
+            except BackendUnavailable as error:
+                refusal = error
+        assert "cannot do it now: maximum bytes exceeded" in str(refusal)
+        snapshot = await backend.snapshot(topic, None, 1000)
+        assert [event.offset for event in snapshot.events] == [*range(1, len(appended) + 1)]
+        assert snapshot.states.keys() == {"quiet"}
+        await link.api(update, config)
+    assert backend.publish([draft])[0].outcome is Outcome.APPENDED
+
+
+async def test_a_stream_that_forgets_by_itself_is_refused(
+    server: NatsServer, make_backend: Make, topic: str
+) -> None:
+    backend = make_backend(server.url)
+    backend.publish([Author().draft(topic)])
+    async with linked(server.url) as link:
+        config = (await link.info())["config"]
+        await link.api(f"STREAM.UPDATE.{NAMES.stream}", config | {"max_age": 3600 * 10**9})
+    backend.close_writer()
+    with pytest.raises(BackendRefused, match=r"other settings than we need \(max_age\)"):
+        backend.publish([Author().draft(topic)])
 
 
 async def test_a_rewritten_history_is_seen_by_its_chain(

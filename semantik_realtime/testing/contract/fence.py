@@ -1,0 +1,119 @@
+"""What is refused: repeated drafts, outdated attempts, jobs that have ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from semantik_realtime.core.event import Outcome, Receipt
+from semantik_realtime.testing.contract.actors import Author
+from semantik_realtime.testing.contract.fixtures import Fixtures
+
+
+class Fence(Fixtures):
+    """What is refused: repeated drafts, outdated attempts, jobs that have ended."""
+
+    async def test_a_draft_sent_twice_is_appended_once_and_gets_its_first_position(
+        self, backend: Any, topic: str
+    ) -> None:
+        author = Author()
+        drafts = [author.draft(topic) for _ in range(5)]
+        first = backend.publish(drafts)
+        backend.publish([Author().draft(topic)])
+        again = backend.publish(drafts)
+        assert [receipt.outcome for receipt in again] == [Outcome.DUPLICATE] * 5
+        assert [receipt.cursor for receipt in again] == [receipt.cursor for receipt in first]
+        assert len((await backend.snapshot(topic, None, 100)).events) == 6
+
+    async def test_a_batch_that_was_half_appended_is_completed_by_sending_it_again(
+        self, backend: Any, topic: str
+    ) -> None:
+        author = Author()
+        drafts = [author.draft(topic) for _ in range(6)]
+        backend.publish(drafts[:3])
+        outcomes = [receipt.outcome for receipt in backend.publish(drafts)]
+        assert outcomes == [Outcome.DUPLICATE] * 3 + [Outcome.APPENDED] * 3
+
+    async def test_a_draft_repeated_within_a_batch_is_appended_once(
+        self, backend: Any, topic: str
+    ) -> None:
+        draft = Author().draft(topic)
+        receipts = backend.publish([draft, draft])
+        assert [receipt.outcome for receipt in receipts] == [
+            Outcome.APPENDED,
+            Outcome.DUPLICATE,
+        ]
+
+    async def test_numbers_may_have_holes(self, backend: Any, topic: str) -> None:
+        author = Author()
+        drafts = [author.draft(topic) for _ in range(4)]
+        backend.publish([drafts[0]])
+        assert backend.publish([drafts[3]])[0].outcome is Outcome.APPENDED
+        assert backend.publish([drafts[1]])[0].outcome is Outcome.DUPLICATE
+
+    async def test_a_producer_is_remembered_while_many_others_write(
+        self, backend: Any, topic: str
+    ) -> None:
+        drafts = [Author().draft(topic) for _ in range(128)]
+        assert {receipt.outcome for receipt in backend.publish(drafts)} == {Outcome.APPENDED}
+        assert {receipt.outcome for receipt in backend.publish(drafts)} == {Outcome.DUPLICATE}
+
+    async def test_an_older_attempt_is_stale(self, backend: Any, topic: str) -> None:
+        author = Author()
+
+        def publish(attempt: int | None, terminal: bool = False) -> Outcome:
+            draft = author.draft(
+                topic, job="j", attempt=attempt, terminal=terminal, state={"attempt": attempt}
+            )
+            [receipt] = backend.publish([draft])
+            assert isinstance(receipt, Receipt)
+            return receipt.outcome
+
+        assert publish(0) is Outcome.APPENDED
+        assert publish(1) is Outcome.APPENDED
+        assert publish(0) is Outcome.STALE
+        assert publish(2) is Outcome.APPENDED
+        assert publish(1, terminal=True) is Outcome.STALE
+        assert publish(None) is Outcome.APPENDED
+        assert publish(2, terminal=True) is Outcome.APPENDED
+        assert publish(2) is Outcome.CLOSED
+        assert publish(2, terminal=True) is Outcome.CLOSED
+        assert publish(None) is Outcome.CLOSED
+        assert publish(3) is Outcome.APPENDED
+
+    async def test_a_refused_draft_changes_nothing(self, backend: Any, topic: str) -> None:
+        author = Author()
+        backend.publish([author.draft(topic, job="j", attempt=2, state={"n": 2})])
+        before = await backend.snapshot(topic, None, 10)
+        backend.publish([author.draft(topic, job="j", attempt=1, state={"n": 1})])
+        assert await backend.snapshot(topic, None, 10) == before
+
+    async def test_the_fence_of_one_job_does_not_touch_another_in_the_same_topic(
+        self, backend: Any, topic: str
+    ) -> None:
+        author = Author()
+        backend.publish([author.draft(topic, job="a", attempt=1, terminal=True)])
+        [receipt] = backend.publish([author.draft(topic, job="b", attempt=1)])
+        assert receipt.outcome is Outcome.APPENDED
+
+    async def test_attempts_are_claimed_one_after_the_other(self, backend: Any, topic: str) -> None:
+        author = Author()
+        assert backend.claim(topic, "j", "first") == 1
+        assert backend.claim(topic, "j", "first") == 1
+        assert backend.claim(topic, "j", "second") == 2
+        [late] = backend.publish([author.draft(topic, job="j", attempt=1)])
+        assert late.outcome is Outcome.STALE
+        [end] = backend.publish([author.draft(topic, job="j", attempt=2, terminal=True)])
+        assert end.outcome is Outcome.APPENDED
+        assert backend.claim(topic, "j", "third") == 3
+        [more] = backend.publish([author.draft(topic, job="j", attempt=3)])
+        assert more.outcome is Outcome.APPENDED
+
+    async def test_a_deleted_topic_gives_no_attempts(self, backend: Any, topic: str) -> None:
+        backend.publish([Author().draft(topic)])
+        backend.delete(topic)
+        assert backend.claim(topic, "j", "first") == 0
+
+    async def test_a_claim_alone_makes_no_log(self, backend: Any, topic: str) -> None:
+        backend.claim(topic, "j", "first")
+        assert (await backend.snapshot(topic, None, 10)).cursor is None
+        assert await backend.tops([topic]) == {}

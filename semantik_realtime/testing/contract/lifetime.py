@@ -1,0 +1,90 @@
+"""How a log ends, by expiry or deletion, and begins again."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from semantik_realtime.core.event import Outcome
+from semantik_realtime.core.resume import Reason
+from semantik_realtime.testing.contract.actors import Author, Recorder
+from semantik_realtime.testing.contract.fixtures import Fixtures
+from semantik_realtime.testing.contract.waiting import until, until_unknown
+
+
+class Lifetime(Fixtures):
+    """How a log ends, by expiry or deletion, and begins again."""
+
+    async def test_a_log_expires_and_begins_again_in_a_new_epoch(
+        self, open_backend: Callable[..., Any], topic: str
+    ) -> None:
+        backend = await open_backend(retention_seconds=0.3)
+        author, sink = Author(), Recorder()
+        await backend.subscribe(topic, sink)
+        [first] = backend.publish([author.draft(topic, state={"n": 1})])
+        while True:
+            await until_unknown(backend, topic)
+            began_at = time.monotonic()
+            [second] = backend.publish([author.draft(topic, state={"n": 2}, key="2")])
+            snapshot = await backend.snapshot(topic, first.cursor, 10)
+            # A busy machine may have let it expire before the look.
+            if snapshot.cursor is not None or time.monotonic() - began_at < 0.3:
+                break
+        assert second.outcome is Outcome.APPENDED
+        assert second.cursor.epoch != first.cursor.epoch
+        assert snapshot.reason is Reason.EPOCH
+        assert set(snapshot.states) == {"2"}
+        await until(
+            lambda: sink.batches[-1][:2] == (second.cursor.epoch, 0),
+            "the sink to hear of the new epoch, from its beginning",
+        )
+
+    async def test_a_jobs_own_topic_lives_on_for_the_grace_after_its_end(
+        self, open_backend: Callable[..., Any]
+    ) -> None:
+        backend = await open_backend(grace_seconds=0.4)
+        name = secrets.token_hex(6)
+        topic, feed = f"job:{name}", f"user:{name}"
+        author = Author()
+        ended_at = time.monotonic()
+        for place in (topic, feed):
+            backend.publish([author.draft(place, job=name, attempt=1, terminal=True)])
+        known = (await backend.snapshot(topic, None, 1)).cursor is not None
+        assert known or time.monotonic() - ended_at >= 0.4
+        await until_unknown(backend, topic)
+        assert (await backend.snapshot(feed, None, 1)).cursor is not None
+
+    async def test_a_deleted_topic_is_forgotten_and_refuses_late_drafts(
+        self, backend: Any, topic: str
+    ) -> None:
+        author = Author()
+        backend.publish([author.draft(topic, state={"n": 1})])
+        assert backend.delete(topic) is True
+        assert (await backend.snapshot(topic, None, 10)).cursor is None
+        assert await backend.tops([topic]) == {}
+        [late] = backend.publish([author.draft(topic, state={"n": 2})])
+        assert late.outcome is Outcome.CLOSED
+        assert (await backend.snapshot(topic, None, 10)).cursor is None
+        assert backend.delete(topic) is False
+
+    async def test_a_topic_deleted_before_it_began_refuses_drafts_too(
+        self, backend: Any, topic: str
+    ) -> None:
+        assert backend.delete(topic) is False
+        [late] = backend.publish([Author().draft(topic)])
+        assert late.outcome is Outcome.CLOSED
+
+    async def test_after_the_grace_a_deleted_topic_may_begin_anew(
+        self, open_backend: Callable[..., Any], topic: str
+    ) -> None:
+        backend = await open_backend(grace_seconds=0.2)
+        author = Author()
+        backend.publish([author.draft(topic)])
+        backend.delete(topic)
+        await until(
+            lambda: backend.publish([author.draft(topic)])[0].outcome is Outcome.APPENDED,
+            "the grace to be over",
+        )
+        assert (await backend.snapshot(topic, None, 10)).cursor is not None
