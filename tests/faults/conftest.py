@@ -1,4 +1,4 @@
-"""The clients and servers of the web tests, over a Redis that may be broken."""
+"""The clients and servers of the web tests, over a broker that may be broken."""
 
 from __future__ import annotations
 
@@ -13,23 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "web"))
 from fleet import Publisher, make_settings
 
 from semantik_realtime.config import Settings
-from semantik_realtime.testing.servers import (
-    RedisServer,
-    ServerMissing,
-    running,
-    valkey_program,
-)
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    """A server of the test's own, with everything written to disk at once."""
-    try:
-        program = valkey_program()
-    except ServerMissing as error:
-        pytest.skip(str(error))
-    with running(RedisServer(program)) as running_server:
-        yield running_server
+from semantik_realtime.testing.servers import ROWS, Server
 
 
 @pytest.fixture
@@ -38,10 +22,12 @@ def without_tops() -> None:
 
 
 @pytest.fixture
-def settings(server: RedisServer, request: pytest.FixtureRequest) -> Settings:
+def settings(row: str, server: Server, request: pytest.FixtureRequest) -> Settings:
     """Impatient: what takes 5 s or 10 s by default takes 1 s."""
     tops_seconds = 3600.0 if "without_tops" in request.fixturenames else 1.0
-    return make_settings(server.url, timeout_seconds=1.0, tops_seconds=tops_seconds)
+    return make_settings(
+        server.url, backend=ROWS[row].backend, timeout_seconds=1.0, tops_seconds=tops_seconds
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,135 @@
+"""What waits for a broker that is killed, hangs and comes back: a writer on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fleet import Publisher, until
+
+from semantik_realtime.backends.redis.backend import RedisBackend
+from semantik_realtime.config import Settings
+from semantik_realtime.core.event import Draft
+from semantik_realtime.testing.servers import Server
+
+TOPICS = tuple(f"job:{number}" for number in range(5))
+
+
+async def read_log(settings: Settings, topic: str) -> list[dict[str, Any]]:
+    """All events of a topic, by a reader that saw nothing of the trouble."""
+    backend = RedisBackend(settings)
+    await backend.open()
+    try:
+        snapshot = await backend.snapshot(topic, None, 1000)
+        return [json.loads(event.json) for event in snapshot.events]
+    finally:
+        await backend.close()
+
+
+async def flush(publisher: Publisher, seconds: float = 20) -> bool:
+    return await asyncio.to_thread(publisher.rt.emitter.flush, seconds)
+
+
+async def test_a_writer_is_live_again_within_two_seconds_of_the_brokers_return(
+    server: Server, publisher: Publisher
+) -> None:
+    await publisher.publish("job:0", 1)
+    emitter = publisher.rt.emitter
+    waits = []
+    for _ in range(2):
+        server.kill()
+        publisher.emit("job:0")
+        # As slow as it becomes.
+        await until(lambda: emitter._retry_seconds >= 1.0)
+        server.start()
+        begun = time.monotonic()
+        assert await flush(publisher)
+        waits.append(time.monotonic() - begun)
+    # The better of two: the machine may have been busy with something else.
+    assert min(waits) < 2
+
+
+async def test_a_writer_that_is_told_to_hurry_is_live_at_once(
+    server: Server, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semantik_realtime.emitter.FIRST_RETRY_SECONDS", 3600.0)
+    monkeypatch.setattr("semantik_realtime.emitter.LAST_RETRY_SECONDS", 3600.0)
+    server.kill()
+    publisher.emit("job:0")
+    await until(lambda: publisher.rt.emitter.is_failing)
+    server.start()
+    publisher.rt.emitter.hurry()
+    assert await flush(publisher)
+
+
+async def test_after_many_outages_every_event_is_in_the_log_once_and_in_order(
+    server: Server, settings: Settings, publisher: Publisher
+) -> None:
+    rng = random.Random(7)
+    sheltered: list[Draft] = []
+    publisher.rt.emitter.shelter = sheltered.extend
+    troubles: list[tuple[Callable[[], None], Callable[[], None]]] = [
+        (server.kill, server.start),
+        (server.pause, server.resume),
+    ]
+
+    async def talk(count: int) -> None:
+        for _ in range(count):
+            publisher.emit(rng.choice(TOPICS))
+            await asyncio.sleep(rng.choice((0, 0, 0.001)))
+
+    for begin, end in (troubles * 3)[:5]:
+        await talk(60)
+        begin()
+        await talk(60)
+        if rng.random() < 0.7:
+            await until(lambda: publisher.rt.emitter.is_failing)
+            await talk(40)
+        end()
+    assert await flush(publisher, 30)
+    assert publisher.rt.emitter.stats.failures >= 3
+    for topic in TOPICS:
+        numbers = [event["data"]["i"] for event in await read_log(settings, topic)]
+        assert numbers == list(range(publisher.count[topic]))
+    places = [(draft.topic, json.loads(draft.body)["data"]["i"]) for draft in sheltered]
+    assert len(places) == len(set(places)) > 60
+    for topic in TOPICS:
+        numbers = [number for where, number in places if where == topic]
+        assert numbers == sorted(numbers)
+
+
+async def test_a_spool_that_overflows_keeps_every_end_and_each_keys_newest_state(
+    server: Server, settings: Settings
+) -> None:
+    publisher = Publisher(settings.model_copy(update={"spool_drafts": 100}))
+    try:
+        await publisher.publish("job:0", 1)
+        server.kill()
+        publisher.emit("job:0")
+        await until(lambda: publisher.rt.emitter.is_failing)
+        for turn in range(100):
+            for topic in TOPICS:
+                publisher.emit(topic)
+            # No more at once than the inbox holds.
+            await until(lambda: len(publisher.rt.emitter._inbox) < 20)
+            if turn < 40:
+                publisher.emit(f"job:ended{turn}", terminal=True, job=f"ended{turn}")
+        server.start()
+        assert await flush(publisher)
+        assert publisher.rt.emitter.stats.dropped > 300
+        for topic in TOPICS:
+            log = await read_log(settings, topic)
+            assert log[-1]["state"]["progress"]["current"] == publisher.count[topic]
+            offsets = [event["data"]["i"] for event in log]
+            assert offsets == sorted(set(offsets))
+        for turn in range(40):
+            [end] = await read_log(settings, f"job:ended{turn}")
+            assert end["terminal"]
+        assert publisher.rt.emitter.stats.duplicate == 0
+    finally:
+        publisher.close()

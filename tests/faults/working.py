@@ -1,0 +1,124 @@
+"""A worker process: jobs that tell their progress, attempt after attempt, until SIGTERM.
+
+Four jobs run at a time. What ends or fails is written to the record before it
+is told. At the end everything that waits is flushed, and a line of JSON says
+what was told: for each job and attempt the number of its ``step`` events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import secrets
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from record import CLOCK, OWNER, Record
+
+from semantik_realtime.core.topic import job_topic
+from semantik_realtime.errors import BackendError
+from semantik_realtime.realtime import Runtime
+from semantik_realtime.worker.job import Job, Origin
+
+AT_ONCE = 4
+CLOCK_SECONDS = 0.025
+FLUSH_SECONDS = 30.0
+ENDS = ("job_completed", "job_completed", "job_failed", "job_cancelled")
+
+
+class Worker:
+    def __init__(self, record: Record, rng: random.Random) -> None:
+        self.runtime = Runtime()
+        self.record = record
+        self.rng = rng
+        self.steps: dict[str, Counter[int]] = {}
+        self.attempts: Counter[str] = Counter()
+        self.running: list[Job] = []
+
+    def begin(self, id: str) -> None:
+        """Start the next attempt of a job, as a task does."""
+        self.attempts[id] += 1
+        attempt = self.attempts[id]
+        if not self.runtime.emitter.is_failing:
+            with contextlib.suppress(BackendError):
+                attempt = self.runtime.write_hook("claim")(job_topic(id), id, secrets.token_hex(8))
+        job = Job(self.runtime, Origin(id, owner=OWNER), attempt)
+        self.record.write(id, {"status": "running", "attempt": attempt})
+        job.begin()
+        self.steps.setdefault(id, Counter())[self.attempts[id]] = 0
+        self.running.append(job)
+
+    def go_on(self, job: Job) -> None:
+        """Let a job do something; the end of an attempt is one of the things."""
+        chance = self.rng.random()
+        run = self.attempts[job.id]
+        if chance < 0.02:
+            self.end(job, self.rng.choice(ENDS))
+        elif chance < 0.03:
+            self.leave(job, "job_retrying")
+            self.begin(job.id)
+        elif chance < 0.3:
+            job.progress(self.steps[job.id][run], 100)
+        else:
+            for _ in range(self.rng.choice((1, 1, 1, 2, 8))):
+                job.emit("step", run=run, i=self.steps[job.id][run])
+                self.steps[job.id][run] += 1
+
+    def end(self, job: Job, type: str) -> None:
+        status = type.removeprefix("job_")
+        self.record.write(job.id, {"status": status, "attempt": job.attempt})
+        self.leave(job, type)
+
+    def leave(self, job: Job, type: str) -> None:
+        """Say how an attempt ended, and wait for it, unless the backend is known to be away."""
+        job.end(type)
+        self.running.remove(job)
+        if not self.runtime.emitter.is_failing:
+            self.runtime.emitter.flush(self.runtime.settings.flush_seconds)
+
+    def tell_time(self) -> None:
+        [draft] = self.runtime.drafts(
+            [CLOCK], "tick", key="0", data={"at": time.monotonic()}, owner=OWNER
+        )
+        self.runtime.emitter.emit(draft)
+
+
+def main(folder: str, seed: str) -> None:
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    record = Record(Path(folder))
+    worker = Worker(record, random.Random(int(seed)))
+    waiting = [id for id, (state, _) in record.rows().items() if state["status"] == "queued"]
+    next_tick = 0.0
+    while not stopping:
+        while waiting and len(worker.running) < AT_ONCE:
+            worker.begin(waiting.pop(0))
+        if worker.running:
+            worker.go_on(worker.rng.choice(worker.running))
+        if time.monotonic() >= next_tick:
+            next_tick = time.monotonic() + CLOCK_SECONDS
+            worker.tell_time()
+        time.sleep(worker.rng.uniform(0, 0.01))
+    for job in list(worker.running):
+        worker.end(job, "job_completed")
+    flushed = worker.runtime.emitter.flush(FLUSH_SECONDS)
+    stats = worker.runtime.emitter.stats
+    told = {
+        "flushed": flushed,
+        "steps": {job_topic(id): list(runs.values()) for id, runs in worker.steps.items()},
+        "appended": stats.appended,
+        "dropped": stats.dropped,
+        "refused": stats.refused + stats.rejected,
+        "failures": stats.failures,
+    }
+    print(json.dumps(told), flush=True)
+    worker.runtime.close()
+    record.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
