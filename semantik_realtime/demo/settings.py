@@ -27,7 +27,7 @@ class DemoSettings(BaseSettings):
     redis_url: str = Field(
         "redis://localhost:6379/0", validation_alias=AliasChoices("redis_url", "REDIS_URL")
     )
-    """Celery's broker and result backend."""
+    """Celery's broker."""
 
     jwt_secret: SecretStr | None = Field(
         None, validation_alias=AliasChoices("jwt_secret", "SEMANTIK_REALTIME_JWT_SECRET")

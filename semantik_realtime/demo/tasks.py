@@ -18,16 +18,19 @@ logger = logging.getLogger(__name__)
 
 def configuration() -> dict[str, Any]:
     """Celery's settings. Asked for at first use, so that importing this module needs nothing."""
-    redis_url = DemoSettings().redis_url
+    # The broker may be away while tasks run, and they are not to notice: no result is stored, as
+    # storing one waits for a server, and a lost connection neither ends a task nor the worker,
+    # which looks for the broker for ever, also when it was never there.
     return {
-        "broker_url": redis_url,
-        "result_backend": redis_url,
-        "result_expires": 3600,
+        "broker_url": DemoSettings().redis_url,
         "broker_connection_retry_on_startup": True,
-        "broker_transport_options": {"socket_connect_timeout": 3},
+        "broker_connection_max_retries": None,
+        "broker_transport_options": {"socket_connect_timeout": 3, "socket_timeout": 5},
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_prefetch_multiplier": 1,
+        "task_publish_retry_policy": {"max_retries": 1},
+        "task_ignore_result": True,
         "task_serializer": "json",
-        "result_serializer": "json",
         "accept_content": ["json"],
     }
 
@@ -43,8 +46,7 @@ def _open(url: str) -> Sessions:
     return open_records(url)
 
 
-# Whoever starts a job follows it live; nobody waits for a result.
-@celery_app.task(bind=True, ignore_result=True)  # type: ignore[untyped-decorator]
+@celery_app.task(bind=True)  # type: ignore[untyped-decorator]
 def index_documents(self: Task, job_id: str) -> dict[str, int]:
     """Index the documents of a job."""
     settings = DemoSettings()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from webui import DOCUMENTS, Webui
+from webui import DOCUMENTS, MANY_DOCUMENTS, Install, Webui
 
 FLAGS = [
     "--no-sandbox",
@@ -43,21 +45,39 @@ WORDS = [
 @pytest.fixture(scope="session")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real text files, the same in every run."""
-    folder = tmp_path_factory.mktemp("documents")
+    return write_documents(tmp_path_factory.mktemp("documents"), DOCUMENTS)
+
+
+@pytest.fixture(scope="session")
+def many_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More of them, for a job that outlasts an outage."""
+    return write_documents(tmp_path_factory.mktemp("many"), MANY_DOCUMENTS)
+
+
+def write_documents(folder: Path, count: int) -> Path:
     chance = random.Random(7)
-    for number in range(DOCUMENTS):
+    for number in range(count):
         paragraphs = [" ".join(chance.choices(WORDS, k=60)) for _ in range(6)]
         (folder / f"report-{number:03}.txt").write_text("\n\n".join(paragraphs))
     return folder
 
 
 @pytest.fixture
-def webui(tmp_path: Path, server_url: Callable[[str], str], documents: Path) -> Iterator[Webui]:
-    installation = Webui(tmp_path, server_url("valkey"), documents)
-    try:
-        yield installation
-    finally:
-        installation.stop()
+def install(tmp_path: Path) -> Iterator[Install]:
+    """Start the demo: ``install(redis_url, documents, **environment)``."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: Any, **environment: str) -> Webui:
+            installation = Webui(tmp_path, *arguments, **environment)
+            stack.callback(installation.stop)
+            return installation
+
+        yield start
+
+
+@pytest.fixture
+def webui(install: Install, server_url: Callable[[str], str], documents: Path) -> Webui:
+    return install(server_url("valkey"), documents)
 
 
 @pytest.fixture(scope="session")

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
+from pages import JOB_MS, START_MS, api, log_in, open_page, reach, start_job, wait_for_bar
 from playwright.sync_api import Browser, Page, expect
 from webui import DOCUMENTS, Webui
 
-from semantik_realtime.testing.contract import DEADLINE_SECONDS
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(150)]
 
-pytestmark = [pytest.mark.browser, pytest.mark.valkey, pytest.mark.timeout(150)]
-
-START_MS = 30_000
-JOB_MS = 90_000
 COLLECT_EVENTS = """
 window.seenBars = [];
 new MutationObserver(() => {
@@ -28,65 +21,9 @@ new MutationObserver(() => {
 """
 
 
-def open_page(browser: Browser, webui: Webui, **options: Any) -> Page:
-    """A logged-in page; errors of the page fail the test."""
-    context = browser.new_context(**options)
-    page = context.new_page()
-    page.set_default_timeout(START_MS)
-    reach(page, webui)
-    page.get_by_test_id("username").fill("demo")
-    page.get_by_test_id("password").fill(webui.password)
-    page.get_by_test_id("login").click()
-    expect(page.get_by_test_id("connection")).to_have_attribute(
-        "data-state", "live", timeout=START_MS
-    )
-    return page
-
-
-def reach(page: Page, webui: Webui) -> None:
-    """Load the page as soon as the server answers."""
-    from playwright.sync_api import Error
-
-    for _ in range(300):
-        try:
-            page.goto(webui.address)
-            return
-        except Error:
-            page.wait_for_timeout(100)
-    raise AssertionError(f"no answer from {webui.address}")
-
-
-def start_job(page: Page) -> Any:
-    page.get_by_test_id("start-all").click()
-    job = page.get_by_test_id("job").first
-    expect(job).to_have_attribute("data-status", "running", timeout=START_MS)
-    return job
-
-
 def bar_of(page: Page) -> int:
     value = page.get_by_test_id("bar").first.get_attribute("aria-valuenow")
     return int(float(value or 0))
-
-
-def wait_for_bar(page: Page, least: int) -> None:
-    page.wait_for_function(
-        """least => {
-          const bar = document.querySelector('[data-testid=bar]');
-          return bar && Number(bar.getAttribute('aria-valuenow')) >= least;
-        }""",
-        arg=least,
-        timeout=JOB_MS,
-    )
-
-
-def api(webui: Webui, path: str, token: str | None = None, body: Any = None) -> Any:
-    headers = {"Content-Type": "application/json", "X-Requested-With": "test"}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(webui.address + path, data, headers)
-    with urllib.request.urlopen(request, timeout=DEADLINE_SECONDS) as answer:
-        return json.load(answer)
 
 
 def test_a_job_is_live_through_a_reload_and_a_killed_server(
@@ -124,8 +61,7 @@ def test_a_job_is_live_through_a_reload_and_a_killed_server(
     seen = page.evaluate("window.seenBars")
     assert seen == sorted(seen), "the bar moved back"
     assert len(set(seen)) > 10, "the bar jumped"
-    token = api(webui, "/api/login", body={"username": "demo", "password": webui.password})
-    record = api(webui, f"/api/jobs/{job_id}", token["token"])
+    record = api(webui, f"/api/jobs/{job_id}")
     assert record["state"]["status"] == "completed"
     assert record["state"]["fields"]["processed_files"] == DOCUMENTS
     expect(job).to_contain_text(str(DOCUMENTS))
@@ -185,9 +121,7 @@ def test_the_page_asks_no_other_host_for_anything(webui: Webui, chromium: Browse
         lambda message: faults.append(message.text) if "Content Security" in message.text else None,
     )
     reach(page, webui)
-    page.get_by_test_id("username").fill("demo")
-    page.get_by_test_id("password").fill(webui.password)
-    page.get_by_test_id("login").click()
+    log_in(page, webui)
     expect(page.get_by_test_id("connection")).to_have_attribute("data-state", "live")
     start_job(page)
     assert asked

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from semantik_realtime.cli.demo import Program
 from semantik_realtime.testing.servers import free_port
 
 DOCUMENTS = 220
+MANY_DOCUMENTS = 500
 PASSWORD = "a password for the test"
 
 
 class Webui:
     """The demo with real processes; the web server can be killed and started again."""
 
-    def __init__(self, directory: Path, redis_url: str, documents: Path) -> None:
+    def __init__(
+        self, directory: Path, redis_url: str, documents: Path, **environment: str
+    ) -> None:
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.password = PASSWORD
@@ -28,6 +32,7 @@ class Webui:
             "DEMO_DOCUMENTS_DIR": str(documents),
             "DEMO_PASSWORD": PASSWORD,
             "DEMO_PAUSE_SECONDS": "0.04",
+            **environment,
         }
         self.worker = self._program(
             "worker", "celery", "-A", "semantik_realtime.demo.tasks", "worker", "-c", "2"
@@ -50,3 +55,6 @@ class Webui:
     def _program(self, name: str, *arguments: str) -> Program:
         command = [sys.executable, "-m", *arguments]
         return Program(name, command, self._environment, self._directory / f"{name}.log")
+
+
+Install = Callable[..., Webui]

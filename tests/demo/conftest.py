@@ -1,19 +1,17 @@
 """A host without plugins, on SQLite in a fresh folder. No server runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from installation import PASSWORD, LogIn
 from pydantic import SecretStr
 
 from semantik_realtime.demo.app import create_app
 from semantik_realtime.demo.login import hash_password
 from semantik_realtime.demo.records import Sessions, User
 from semantik_realtime.demo.settings import DemoSettings
-
-PASSWORD = "correct horse"
-LogIn = Callable[[str], TestClient]
 
 
 @pytest.fixture

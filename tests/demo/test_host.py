@@ -4,16 +4,16 @@ import logging
 from importlib.metadata import EntryPoint
 
 import pytest
-from conftest import PASSWORD, LogIn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from installation import PASSWORD, LogIn
 from pydantic import SecretStr
 
 from semantik_realtime.demo import app as app_module
 from semantik_realtime.demo.app import create_app
 from semantik_realtime.demo.login import Throttle, issue_token
 from semantik_realtime.demo.records import Job, User
-from semantik_realtime.demo.rules import Rules
+from semantik_realtime.demo.rules import RECALLED_JOBS, Rules
 from semantik_realtime.demo.settings import DemoSettings, NotConfigured
 
 
@@ -142,6 +142,21 @@ async def test_a_job_is_recalled_in_the_shape_of_the_protocol(client: TestClient
     assert states[job_id]["fields"]["failed_files"] == 1
     assert await rules.recall(topic=f"user:{ada}") == states
     assert await rules.recall(topic="job:unknown") is None
+
+
+async def test_a_feed_recalls_what_still_runs_and_then_the_newest(client: TestClient) -> None:
+    rules: Rules = client.app.state.realtime_plugins[0]  # type: ignore[attr-defined]
+    ada = user_id(client)
+    running = add_job(client, ada, status="running", queued_at="2020-01-01T00:00:00.000Z")
+    with client.app.state.host.sessions.begin() as session:  # type: ignore[attr-defined]
+        for number in range(RECALLED_JOBS + 5):
+            queued_at = f"2026-01-01T00:{number:02}:00.000Z"
+            columns = {"label": "x", "document_ids": [], "status": "completed"}
+            session.add(Job(id=f"{number}", user_id=ada, queued_at=queued_at, **columns))
+    states = await rules.recall(topic=f"user:{ada}")
+    assert states is not None
+    newest = [f"{number}" for number in range(RECALLED_JOBS + 4, 5, -1)]
+    assert list(states) == [running, *newest]
 
 
 def test_a_running_job_that_nobody_writes_any_more_is_lost(client: TestClient) -> None:

@@ -1,63 +1,20 @@
 """The whole demo: web server, Celery worker and valkey, each a process of its own."""
 
 import asyncio
-import contextlib
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import pytest
-from conftest import PASSWORD
+from installation import DEADLINE_SECONDS, Whole, running, wait_for
 
 from semantik_realtime.config import Settings
 from semantik_realtime.hookspecs import Snapshot
 from semantik_realtime.realtime import Runtime
-from semantik_realtime.testing.servers import free_port
 
 FILES = 12
-DEADLINE_SECONDS = 40
-
-pytestmark = pytest.mark.valkey
-
-
-class Whole(NamedTuple):
-    client: httpx.Client
-    """Logged in."""
-    redis_url: str
-
-
-def wait_for(what: str, check: Callable[[], Any]) -> Any:
-    """Return the first true value; transport errors count as not yet."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.TransportError):
-            if value := check():
-                return value
-        time.sleep(0.05)
-    raise AssertionError(f"not in {DEADLINE_SECONDS} s: {what}")
-
-
-@contextlib.contextmanager
-def process(log: Path, env: dict[str, str], *command: str) -> Iterator[None]:
-    with log.open("wb") as output:
-        running = subprocess.Popen(
-            [sys.executable, "-m", *command], env=env, stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        yield
-    finally:
-        running.terminate()
-        try:
-            running.wait(15)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
 
 
 @pytest.fixture(scope="module")
@@ -70,32 +27,8 @@ def whole(
     for number in range(FILES):
         (documents / f"note{number:02}.txt").write_text(f"Note {number} about pelicans.")
     (documents / "broken.txt").write_bytes(b"\xff\x00")
-    env = os.environ | {
-        "REDIS_URL": server_url("valkey"),
-        "SEMANTIK_REALTIME_JWT_SECRET": "w" * 40,
-        "DEMO_DATA_DIR": str(folder / "data"),
-        "DEMO_DOCUMENTS_DIR": str(documents),
-        "DEMO_USER": "ada",
-        "DEMO_PASSWORD": PASSWORD,
-    }
-    port = free_port()
-    worker = "celery", "-A", "semantik_realtime.demo.tasks", "worker", "-c", "1", "-l", "INFO"
-    web = "uvicorn", "--factory", "semantik_realtime.demo.app:create_app", "--port", str(port)
-    with (
-        process(folder / "worker.log", env, *worker),
-        process(folder / "web.log", env, *web),
-        httpx.Client(
-            base_url=f"http://127.0.0.1:{port}", headers={"x-requested-with": "tests"}
-        ) as client,
-    ):
-        login = {"username": "ada", "password": PASSWORD}
-        wait_for("login", lambda: client.post("/api/login", json=login).is_success)
-        yield Whole(client, env["REDIS_URL"])
-
-
-def state_of(whole: Whole, job_id: str) -> dict[str, Any]:
-    state: dict[str, Any] = whole.client.get(f"/api/jobs/{job_id}").json()["state"]
-    return state
+    with running(folder, server_url("valkey")) as whole:
+        yield whole
 
 
 async def read_ended(
@@ -120,8 +53,8 @@ async def read_ended(
 
 async def test_a_job_runs_in_the_worker_and_every_file_is_told(whole: Whole) -> None:
     job = whole.client.post("/api/jobs", json={"all": True}).json()
-    wait_for("completion", lambda: state_of(whole, job["id"])["status"] == "completed")
-    stored = state_of(whole, job["id"])
+    wait_for("completion", lambda: whole.state(job["id"])["status"] == "completed")
+    stored = whole.state(job["id"])
     assert stored["fields"]["processed_files"] == FILES
     assert stored["fields"]["failed_files"] == 1
     found = whole.client.get("/api/search", params={"q": "pelican"}).json()["results"]
@@ -144,27 +77,27 @@ async def test_a_cancelled_job_stops_between_two_files_and_the_worker_goes_on(
     whole: Whole,
 ) -> None:
     job = whole.client.post("/api/jobs", json={"all": True, "pause_seconds": 10}).json()
-    wait_for("start", lambda: state_of(whole, job["id"])["status"] == "running")
+    wait_for("start", lambda: whole.state(job["id"])["status"] == "running")
     asked_at = time.monotonic()
     assert whole.client.post(f"/api/jobs/{job['id']}/cancel").is_success
-    wait_for("cancellation", lambda: state_of(whole, job["id"])["status"] == "cancelled")
+    wait_for("cancellation", lambda: whole.state(job["id"])["status"] == "cancelled")
     assert time.monotonic() - asked_at < 5
     after = whole.client.post("/api/jobs", json={"paths": ["note03.txt"]}).json()
-    wait_for("the next job", lambda: state_of(whole, after["id"])["status"] == "completed")
+    wait_for("the next job", lambda: whole.state(after["id"])["status"] == "completed")
 
     live, events = await read_ended(whole, job["topic"], job["id"])
     assert live["status"] == "cancelled"
-    assert live["progress"] == state_of(whole, job["id"])["progress"]
+    assert live["progress"] == whole.state(job["id"])["progress"]
     assert events[-1]["type"] == "job_cancelled"
 
 
 async def test_a_running_job_that_is_deleted_stops_and_leaves_nothing(whole: Whole) -> None:
     job = whole.client.post("/api/jobs", json={"all": True, "pause_seconds": 10}).json()
-    wait_for("start", lambda: state_of(whole, job["id"])["status"] == "running")
+    wait_for("start", lambda: whole.state(job["id"])["status"] == "running")
     assert whole.client.delete(f"/api/jobs/{job['id']}").status_code == 204
     assert whole.client.get(f"/api/jobs/{job['id']}").status_code == 404
     after = whole.client.post("/api/jobs", json={"paths": ["note03.txt"]}).json()
-    wait_for("the next job", lambda: state_of(whole, after["id"])["status"] == "completed")
+    wait_for("the next job", lambda: whole.state(after["id"])["status"] == "completed")
     assert whole.client.get(f"/api/jobs/{job['id']}").status_code == 404
 
 
@@ -172,14 +105,14 @@ async def test_a_waiting_job_that_is_cancelled_ends_live_while_the_worker_is_bus
     whole: Whole,
 ) -> None:
     busy = whole.client.post("/api/jobs", json={"all": True, "pause_seconds": 10}).json()
-    wait_for("start", lambda: state_of(whole, busy["id"])["status"] == "running")
+    wait_for("start", lambda: whole.state(busy["id"])["status"] == "running")
     job = whole.client.post("/api/jobs", json={"paths": ["note03.txt"]}).json()
     answer = whole.client.post(f"/api/jobs/{job['id']}/cancel").json()
     assert answer["state"]["status"] == "cancelled"
     live, _ = await read_ended(whole, job["topic"], job["id"])
     fed, _ = await read_ended(whole, job["feed"], job["id"])
     assert live["status"] == fed["status"] == "cancelled"
-    assert state_of(whole, busy["id"])["status"] == "running"
+    assert whole.state(busy["id"])["status"] == "running"
     whole.client.delete(f"/api/jobs/{busy['id']}")
 
 

@@ -28,7 +28,7 @@ class Session {
   #cards = new Map();
   /** @type {any} the realtime client; null: not there */
   #realtime = null;
-  #isLive = false;
+  #connection = "connecting";
   /** The server's clock minus ours, in seconds. */
   #skewSeconds = 0;
   #isListed = false;
@@ -67,10 +67,10 @@ class Session {
       token: renew,
     });
     this.#realtime.onConnection((/** @type {string} */ state, /** @type {any} */ info) => {
-      this.#isLive = state === "live";
-      this.#showConnection(state);
+      // What happened meanwhile is not all told again: not what the host itself keeps.
+      if (state === "live" && this.#connection !== "connecting") this.#refresh();
+      this.#showConnection(state, info?.since);
       if (state === "denied") call("GET", "/me").catch(() => {});
-      if (info?.since) byId("connection").title = `The event store is away since ${info.since}`;
     });
     this.#realtime.watch(this.user.feed, {
       onChange: (/** @type {any} */ view) => this.#takeFeed(view),
@@ -125,8 +125,15 @@ class Session {
     for (const { job, state } of this.#cards.values()) if (hasEnded(state)) this.#told.add(job.id);
   }
 
+  #refresh() {
+    this.#list().catch(report);
+    this.library.refresh().catch(report);
+  }
+
   #poll() {
-    if (!this.#isLive && !document.hidden) this.#list().catch(() => {});
+    // While live updates are away the server tells the database's record by itself.
+    const isTold = this.#connection === "live" || this.#connection === "degraded";
+    if (!isTold && !document.hidden) this.#list().catch(() => {});
   }
 
   /**
@@ -144,6 +151,7 @@ class Session {
       cancel: (card) => this.#act(card, "POST", "/cancel"),
       remove: (card) => this.#act(card, "DELETE", ""),
     });
+    card.heardAt = this.#now;
     if (isNew || this.#isListed) card.element.classList.add("arriving");
     this.#cards.set(job.id, card);
     byId("jobs").prepend(card.element);
@@ -168,7 +176,7 @@ class Session {
     const card = this.#cards.get(id);
     if (!card) return;
     const hadFocus = card.element.contains(document.activeElement);
-    card.subscription?.close();
+    card.stopHearing();
     card.element.remove();
     this.#cards.delete(id);
     if (hadFocus) byId("start-all").focus();
@@ -177,13 +185,11 @@ class Session {
 
   /** @param {any} view */
   #takeFeed(view) {
+    for (const card of this.#cards.values()) card.hear("fed", view, this.#now);
     for (const [id, state] of view.states) {
-      const card = this.#cards.get(id);
-      if (card) card.fed = state;
-      else if (!hasEnded(state) && !this.#asked.has(id)) {
-        this.#asked.add(id);
-        this.#list().catch(report);
-      }
+      if (this.#cards.has(id) || this.#asked.has(id) || hasEnded(state)) continue;
+      this.#asked.add(id);
+      this.#list().catch(report);
     }
     this.#soon();
   }
@@ -194,15 +200,8 @@ class Session {
     const url = isOpen ? `#${card.job.id}` : location.pathname;
     if (isOpen || location.hash.slice(1) === card.job.id) history.replaceState(null, "", url);
     if (isOpen) this.#watch(card);
-    else this.#unwatch(card);
+    else card.stopHearing();
     this.#soon();
-  }
-
-  /** @param {JobCard} card */
-  #unwatch(card) {
-    card.subscription?.close();
-    card.subscription = null;
-    card.watched = null;
   }
 
   /** @param {JobCard} card */
@@ -215,17 +214,26 @@ class Session {
     }
     if (card.subscription) return;
     let isFirst = true;
-    card.log.explain("Nothing is kept of this job’s events any more.");
+    let newest = 0;
+    card.log.clear();
     card.subscription = this.#realtime.watch(topic, {
       history: HISTORY,
       onChange: (/** @type {any} */ view) => {
-        card.watched = view.states.get(id) ?? null;
+        card.hear("watched", view, this.#now);
+        const isAway = this.#connection === "degraded";
+        card.log.explain(isAway ? "The events follow when live updates are back."
+          : card.log.isEmpty ? "Nothing is kept of this job’s events any more." : "");
         // A resumed stream brings what is new; what was there before the reload is fetched.
-        if (isFirst && view.cursor && view.reason === null) loadHistory(card, view.offset);
-        isFirst = false;
+        if (isFirst && !isAway) {
+          isFirst = false;
+          if (view.cursor && view.reason === null) loadHistory(card, view.offset);
+        }
         this.#soon();
       },
       onEvent: (/** @type {any} */ event, /** @type {any} */ { replayed }) => {
+        // Offsets that are given out again are those of another log: the old one is lost.
+        if (event.offset <= newest) card.log.clear();
+        newest = event.offset;
         card.log.add(event);
         this.#takeFile(card, event, replayed);
       },
@@ -262,11 +270,17 @@ class Session {
     this.#isDue = true;
   }
 
+  /** The server's time, in seconds. */
+  get #now() {
+    return Date.now() / 1000 + this.#skewSeconds;
+  }
+
   #paint() {
     this.#isDue = false;
-    const now = Date.now() / 1000 + this.#skewSeconds;
+    const now = this.#now;
     let running = 0;
     for (const [id, card] of this.#cards) {
+      card.isAway = this.#connection === "degraded";
       card.paint(now);
       if (!hasEnded(card.state)) running += 1;
       else if (!this.#told.has(id)) this.#tellEnd(id, card);
@@ -287,12 +301,22 @@ class Session {
     this.#loadFailures(card);
   }
 
-  /** @param {string} state */
-  #showConnection(state) {
+  /** @param {string} state @param {string} [since] when live updates went away */
+  #showConnection(state, since) {
+    const wasAway = this.#connection === "degraded";
+    this.#connection = state;
     const badge = byId("connection");
     badge.dataset.state = state;
-    badge.removeAttribute("title");
     setText(badge.lastElementChild, CONNECTION_TEXT[/** @type {"live"} */ (state)] ?? state);
+    byId("away").hidden = state !== "degraded";
+    if (since) {
+      const at = new Date(since).toLocaleTimeString("en-GB");
+      setText(byId("away-title"), `No live updates since ${at}.`);
+      setText(byId("announcer"), byId("away").textContent.trim());
+    } else if (wasAway && state === "live") {
+      setText(byId("announcer"), "Live updates are back.");
+    }
+    this.#soon();
   }
 }
 

@@ -50,7 +50,11 @@ export class EventLog {
     this.explain("");
   }
 
-  /** @param {string} text why there are no events */
+  get isEmpty() {
+    return this.#count === 0 && this.#waiting.size === 0;
+  }
+
+  /** @param {string} text why there are no events, or no more of them */
   explain(text) {
     setText(this.note, text);
   }

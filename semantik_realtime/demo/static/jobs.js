@@ -19,12 +19,25 @@ const STATUS_TEXT = {
   lost: "Lost",
 };
 
+/**
+ * @typedef {object} Account what one topic says of the job
+ * @property {State | null} state
+ * @property {boolean} isRecord whether that is the database's record, not yet the log's word
+ */
+
+/** @type {Account} */
+const SILENT = { state: null, isRecord: false };
+
 /** One job on the page. */
 export class JobCard {
-  /** @type {State | null} from the user's feed */
-  fed = null;
-  /** @type {State | null} from the job's own topic, while the card is open */
-  watched = null;
+  /** From the user's feed. */
+  fed = SILENT;
+  /** From the job's own topic, while the card is open. */
+  watched = SILENT;
+  /** When something new was last heard of the job, in seconds of the server's clock. */
+  heardAt = 0;
+  /** Whether live updates are away. */
+  isAway = false;
   /** @type {{ close(): void } | null} */
   subscription = null;
   isOpen = false;
@@ -97,8 +110,37 @@ export class JobCard {
 
   /** The furthest of what is known. */
   get state() {
-    const known = furthest([this.watched, this.fed, this.job.state]);
+    const known = furthest([this.watched.state, this.fed.state, this.job.state]);
     return /** @type {State} */ (known);
+  }
+
+  /** Whether what is shown is the database's word, and the log has not confirmed it. */
+  get isProvisional() {
+    const { state, isAway } = this;
+    const account = [this.watched, this.fed].find((account) => account.state === state);
+    return account?.isRecord || (isAway && (!account || !hasEnded(state)));
+  }
+
+  /**
+   * Take in what a topic says of the job.
+   *
+   * @param {"watched" | "fed"} by
+   * @param {{ states: ReadonlyMap<string, any>, overlay: ReadonlyMap<string, any> }} view
+   * @param {number} now
+   */
+  hear(by, { states, overlay }, now) {
+    const { id } = this.job;
+    // A log that was lost forgets the job; what it said still holds.
+    const state = states.get(id) ?? this[by].state;
+    if (state !== this[by].state) this.heardAt = now;
+    this[by] = { state, isRecord: overlay.has(id) };
+  }
+
+  /** The job's own topic is not watched any more. */
+  stopHearing() {
+    this.subscription?.close();
+    this.subscription = null;
+    this.watched = SILENT;
   }
 
   /** @param {boolean} isOpen */
@@ -133,7 +175,9 @@ export class JobCard {
   paint(now) {
     const { state, job } = this;
     this.#measure(state, now);
-    const key = JSON.stringify([state, job.label, job.cancel_requested, this.isOpen]);
+    const { isProvisional } = this;
+    const { label, cancel_requested } = job;
+    const key = JSON.stringify([state, label, cancel_requested, this.isOpen, isProvisional]);
     if (key !== this.#painted) {
       this.#painted = key;
       this.#paintState(state);
@@ -159,6 +203,7 @@ export class JobCard {
     const share = percent(state);
 
     this.element.dataset.status = state.status;
+    this.element.toggleAttribute("data-provisional", this.isProvisional);
     setText(this.label, job.label);
     const status = STATUS_TEXT[/** @type {"queued"} */ (state.status)] ?? state.status;
     setText(this.pill, isStopping ? "Stopping" : status);
@@ -214,7 +259,10 @@ export class JobCard {
     const unit = state.progress?.unit || "files";
     let speed = "";
     let left = "";
-    if (state.status === "running") {
+    if (this.isProvisional && !hasEnded(state)) {
+      // From what comes every twenty seconds no speed is to be told.
+      left = `as of ${Math.max(1, Math.round(now - this.heardAt))} s ago`;
+    } else if (state.status === "running") {
       const rate = this.#pace.rate(now);
       if (rate) speed = rateText(rate, unit);
       const all = total(state);

@@ -1,0 +1,186 @@
+"""What a person sees while Redis is away: one server for the event store and Celery's broker.
+
+OUTAGE_SECONDS is how long it is away at least, 8 by default.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import JOB_MS, START_MS, api, expect_connection, open_page, start_job, wait_for_bar
+from playwright.sync_api import Browser, Page, expect
+from webui import MANY_DOCUMENTS, Install, Webui
+
+from semantik_realtime.testing.servers import Server
+
+OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "8"))
+LIVE_AGAIN_SECONDS = 5.0
+"""Far more than it takes, for machines that have much else to do."""
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 360, "height": 740}
+RANKS = ("queued", "running", "completed")
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180 + 3 * OUTAGE_SECONDS)]
+
+# Everything that any card ever showed, and how the connection was then.
+WITNESS = """
+window.seen = [];
+window.faults = [];
+addEventListener('error', ({message}) => window.faults.push(message));
+addEventListener('unhandledrejection', ({reason}) => window.faults.push(String(reason)));
+new MutationObserver(() => {
+  const connection = document.querySelector('[data-testid=connection]').dataset.state;
+  for (const card of document.querySelectorAll('[data-testid=job]')) {
+    const bar = card.querySelector('[data-testid=bar]').getAttribute('aria-valuenow');
+    const isProvisional = card.hasAttribute('data-provisional');
+    const shown = [connection, card.dataset.jobId, card.dataset.status, Number(bar), isProvisional];
+    const last = window.seen.findLast(([, job]) => job === shown[1]);
+    if (String(last) !== String(shown)) window.seen.push(shown);
+  }
+}).observe(document, {subtree: true, childList: true, attributes: true});
+"""
+
+
+def witness(browser: Browser, webui: Webui, connection: str = "live", **options: Any) -> Page:
+    """A page that remembers what it showed, and would forget it in a reload."""
+    page = open_page(browser, webui, connection, **options)
+    page.evaluate(WITNESS)
+    return page
+
+
+def wait_for_news(page: Page, job: str, times: int) -> None:
+    """Wait until the job's bar has moved so often while the event store was away."""
+    page.wait_for_function(
+        """([job, times]) => new Set(window.seen
+          .filter(([connection, id]) => connection === 'degraded' && id === job)
+          .map(([, , , bar]) => bar)).size > times""",
+        arg=[job, times],
+        timeout=JOB_MS,
+    )
+
+
+def check_witness(page: Page, jobs: list[str]) -> None:
+    """Nothing moved back, and each job ended once."""
+    assert page.evaluate("window.faults") == []
+    shown = defaultdict(list)
+    for _, job, status, bar, _ in page.evaluate("window.seen"):
+        shown[job].append((RANKS.index(status), bar))
+    for job in jobs:
+        assert shown[job] == sorted(shown[job]), "a job moved back"
+        assert shown[job][-1] == (RANKS.index("completed"), 100)
+
+
+def start_small_job(webui: Webui, seconds: float) -> str:
+    """A second job, of one document a quarter of a second."""
+    paths = [f"report-{number:03}.txt" for number in range(int(seconds * 4))]
+    job: str = api(webui, "/api/jobs", {"paths": paths, "pause_seconds": 0.25})["id"]
+    return job
+
+
+@pytest.mark.parametrize("log", ["kept", "lost"])
+def test_in_an_outage_the_page_shows_the_databases_record_and_then_goes_on_live(
+    log: str,
+    server: Server,
+    install: Install,
+    many_documents: Path,
+    chromium: Browser,
+    shots: Path | None,
+) -> None:
+    webui = install(
+        server.url,
+        many_documents,
+        SEMANTIK_REALTIME_RECALL_SECONDS="1",
+        DEMO_PAUSE_SECONDS=str((OUTAGE_SECONDS + 6) / MANY_DOCUMENTS),
+    )
+    page = witness(chromium, webui, viewport=DESKTOP)
+    job = start_job(page).get_attribute("data-job-id") or ""
+    small_job = start_small_job(webui, 4)
+    card, small_card = (page.locator(f"[data-job-id='{each}']") for each in (job, small_job))
+    wait_for_bar(page, 5, job)
+    wait_for_bar(page, 5, small_job)
+
+    server.kill()
+    killed_at = time.monotonic()
+    if log == "lost":
+        server.wipe()
+    expect_connection(page, "degraded")
+    expect(page.get_by_test_id("away")).to_contain_text("No live updates since")
+    expect(card).to_have_attribute("data-provisional", "")
+    wait_for_news(page, job, 2)
+    # It ends while nobody can be told: what the page knows, it knows from the database.
+    expect(small_card).to_have_attribute("data-status", "completed", timeout=JOB_MS)
+    # A page that comes only now sees the same.
+    phone = witness(chromium, webui, "degraded", viewport=PHONE, color_scheme="dark")
+    wait_for_bar(phone, 1, job)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    if shots:
+        page.screenshot(path=shots / f"6-away-log-{log}.png")
+        phone.screenshot(path=shots / f"7-away-log-{log}-phone.png")
+    page.wait_for_timeout(max(0, OUTAGE_SECONDS - (time.monotonic() - killed_at)) * 1000)
+    done = api(webui, f"/api/jobs/{job}")["state"]["progress"]["current"]
+
+    server.start()
+    back_at = time.monotonic()
+    expect_connection(page, "live")
+    live_after = time.monotonic() - back_at
+    expect_connection(phone, "live")
+    print(f"live again {live_after:.2f} s after the server answered")
+    assert live_after < LIVE_AGAIN_SECONDS
+    expect(page.get_by_test_id("away")).to_be_hidden()
+    wait_for_bar(page, 100 * done // MANY_DOCUMENTS, job)
+    if shots:
+        page.screenshot(path=shots / f"8-back-log-{log}.png")
+
+    for each in (page, phone):
+        for ended in (job, small_job):
+            end = each.locator(f"[data-job-id='{ended}']")
+            expect(end).to_have_attribute("data-status", "completed", timeout=JOB_MS)
+            expect(end).not_to_have_attribute("data-provisional", "")
+        check_witness(each, [job, small_job])
+    expect(card.locator("[data-type=job_completed]")).to_have_count(1, timeout=START_MS)
+    for ended in (job, small_job):
+        history = api(webui, f"/realtime/jobs/{ended}/history?limit=1000")["events"]
+        assert [event["type"] for event in history].count("job_completed") == 1
+    state = api(webui, f"/api/jobs/{job}")["state"]
+    assert state["fields"]["processed_files"] == MANY_DOCUMENTS
+    assert state["attempt"] == 1
+    if shots:
+        page.screenshot(path=shots / f"9-done-log-{log}.png", full_page=True)
+    for each in (page, phone):
+        each.context.close()
+
+
+def test_without_a_server_from_the_start_the_page_works_and_goes_live_when_it_comes(
+    server: Server,
+    install: Install,
+    documents: Path,
+    chromium: Browser,
+    shots: Path | None,
+) -> None:
+    server.kill()
+    webui = install(server.url, documents, DEMO_PAUSE_SECONDS="0")
+    page = witness(chromium, webui, "degraded", viewport=DESKTOP)
+    expect(page.get_by_test_id("away")).to_contain_text("No live updates since")
+    page.get_by_test_id("start-all").click()
+    refusal = page.get_by_text("The job queue does not answer; try again later.")
+    expect(refusal).to_be_visible(timeout=START_MS)
+    if shots:
+        page.screenshot(path=shots / "10-no-server.png")
+
+    server.start()
+    back_at = time.monotonic()
+    expect_connection(page, "live")
+    live_after = time.monotonic() - back_at
+    print(f"live {live_after:.2f} s after the server answered")
+    assert live_after < LIVE_AGAIN_SECONDS
+    page.get_by_test_id("start-all").click()
+    expect(refusal).to_be_hidden()
+    card = page.get_by_test_id("job").first
+    expect(card).to_have_attribute("data-status", "completed", timeout=JOB_MS)
+    check_witness(page, [card.get_attribute("data-job-id") or ""])
+    page.context.close()
