@@ -1,80 +1,64 @@
 """Many WebSocket clients in one process: raw sockets, and as little work for a frame as will do.
 
-What they get is still checked whole: every socket keeps the number and the
-offset of each event it got. All of them get the same frames, so a frame is
-decoded once.
+What they get is still checked whole: every socket keeps each event it got. The
+same clients stand before every server, whatever it speaks (`benchmarks.wires`).
 """
 
 from __future__ import annotations
 
-import functools
 import selectors
 import socket
 import struct
 import time
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import msgspec
-
-from benchmarks.burst import Burst
 from benchmarks.census import Census, take_census
-from benchmarks.report import Measurement
 from benchmarks.traffic import Told
-from semantik_realtime.core.session import SUBPROTOCOL
+from benchmarks.wires import Heard, Reader, Wire
 
 CONNECT_SECONDS = 10.0
 JOIN_SECONDS = 60.0
-SILENCE_SECONDS = 5.0
-"""After so long without an event, what has not come is lost."""
 RECV_BYTES = 2**20
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
-
-
-class _Batch(msgspec.Struct, frozen=True):
-    prev: int
-    offset: int
-    events: list[Told]
-
-
-class _Frame(msgspec.Struct, frozen=True):
-    op: str
-    topics: dict[str, _Batch] = {}
-    offset: int = 0
-
-
-_decode = msgspec.json.Decoder(_Frame).decode
 
 
 class Client:
     """One socket and what came out of it."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), CONNECT_SECONDS)
-        self.offsets: list[int] = []
-        self.numbers: list[int] = []
-        self.synced_at = -1
-        """The offset of the sync; -1 before."""
-        self.frames = 0
+    def __init__(self, link: socket.socket, reader: Reader) -> None:
+        self.socket = link
+        self.joined = False
+        self.cursor: str | None = None
+        self.reached = 0
+        """Up to which number it has got."""
+        self.frames: list[tuple[int, Sequence[Told]]] = []
+        """The events of each frame, and when it came, in nanoseconds."""
+        self._base: int | None = None
         self._buffer = bytearray()
+        self._reader = reader
 
     @property
-    def reached(self) -> int:
-        """Up to which number it has got."""
-        return self.numbers[-1] + 1 if self.numbers else 0
+    def events(self) -> list[Told]:
+        """All that came."""
+        return [event for _, events in self.frames for event in events]
 
-    def upgrade(self) -> None:
-        """Say hello as a WebSocket client, and wait for the answer.
+    def upgrade(self, wire: Wire, topic: str, cursor: str | None = None) -> None:
+        """Say hello as a WebSocket client, wait for the answer, and ask for a topic.
 
-        No extension is offered: nothing is compressed.
+        No extension is offered: nothing is compressed. From here on the socket
+        does not block.
         """
-        self.socket.sendall(
-            b"GET /realtime/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
-            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-            b"Sec-WebSocket-Protocol: %b\r\n\r\n" % SUBPROTOCOL.encode()
-        )
+        lines = [
+            f"GET {wire.path(topic)} HTTP/1.1",
+            "Host: 127.0.0.1",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        ]
+        if wire.subprotocol is not None:
+            lines.append(f"Sec-WebSocket-Protocol: {wire.subprotocol}")
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
         while b"\r\n\r\n" not in self._buffer:
             data = self.socket.recv(65536)
             if not data:
@@ -83,12 +67,14 @@ class Client:
         head, _, rest = bytes(self._buffer).partition(b"\r\n\r\n")
         if b" 101 " not in head.splitlines()[0]:
             raise ConnectionError(f"no upgrade: {head[:80]!r}")
-        self._buffer = bytearray(rest)
-
-    def subscribe(self, topic: str) -> None:
-        """Ask for a topic from a snapshot; from here on the socket does not block."""
-        self._send(TEXT, b'{"op":"subscribe","topics":{"%b":null}}' % topic.encode())
+        greeting = wire.greeting(topic, cursor)
+        if greeting is None:
+            self.joined = True
+        else:
+            self._send(TEXT, greeting)
         self.socket.setblocking(False)
+        self._buffer.clear()
+        self._read(rest)
 
     def take(self) -> bool:
         """Read what there is; whether events came.
@@ -99,112 +85,104 @@ class Client:
         data = self.socket.recv(RECV_BYTES)
         if not data:
             raise ConnectionError("the server closed the connection")
+        return self._read(data)
+
+    def census(self, expected: int) -> Census:
+        """By the publisher's numbers, and by the offsets after the sync where there was one."""
+        events = self.events
+        counted = take_census([event.data.n for event in events if event.data.n >= 0], expected)
+        if self._base is None:
+            return counted
+        first = self._base + 1
+        return counted | take_census([event.offset - first for event in events])
+
+    def _read(self, data: bytes) -> bool:
         self._buffer += data
-        before = len(self.offsets)
-        for opcode, payload in self._frames():
+        before = len(self.frames)
+        now = time.monotonic_ns()
+        for opcode, payload in self._split():
             if opcode == TEXT:
-                synced_at, offsets, numbers = _read(payload)
-                if synced_at is not None:
-                    self.synced_at = synced_at
-                if offsets:
-                    self.frames += 1
-                    self.offsets += offsets
-                    self.numbers += numbers
+                self._hear(self._reader.read(payload), now)
             elif opcode == PING:
                 self._send(PONG, payload)
             elif opcode == CLOSE:
                 raise ConnectionError(f"the server closed: {payload!r}")
-        return len(self.offsets) > before
+        return len(self.frames) > before
 
-    def census(self, expected: int) -> Census:
-        """By the publisher's numbers, and by the offsets after the sync."""
-        first = self.synced_at + 1
-        return take_census(self.numbers, expected) | take_census(
-            [offset - first for offset in self.offsets]
-        )
+    def _hear(self, heard: Heard, now: int) -> None:
+        if heard.events:
+            self.frames.append((now, heard.events))
+            self.reached = heard.events[-1].data.n + 1
+        if heard.cursor is not None:
+            self.cursor = heard.cursor
+        if heard.reply is not None:
+            self._send(TEXT, heard.reply)
+        if heard.joined:
+            self.joined = True
+            self._base = heard.offset
 
     def _send(self, opcode: int, payload: bytes) -> None:
         # A client must mask; a mask of zeros changes nothing.
-        self.socket.sendall(struct.pack("!BBL", 0x80 | opcode, 0x80 | len(payload), 0) + payload)
+        size = len(payload)
+        head = bytes((0x80 | opcode, 0x80 | size)) if size < 126 else bytes((0x80 | opcode, 0xFE))
+        length = b"" if size < 126 else struct.pack("!H", size)
+        self.socket.sendall(head + length + bytes(4) + payload)
 
-    def _frames(self) -> Iterator[tuple[int, bytes]]:
-        buffer, start = self._buffer, 0
-        while len(buffer) - start >= 2:
+    def _split(self) -> Iterator[tuple[int, bytes]]:
+        buffer, start, end = self._buffer, 0, len(self._buffer)
+        while end - start >= 2:
             size, head = buffer[start + 1], 2
             if size >= 126:
                 head = 4 if size == 126 else 10
-                if len(buffer) - start < head:
+                if end - start < head:
                     break
                 size = int.from_bytes(buffer[start + 2 : start + head], "big")
-            end = start + head + size
-            if len(buffer) < end:
+            body, start_of_next = start + head, start + head + size
+            if end < start_of_next:
                 break
-            yield buffer[start] & 0x0F, bytes(memoryview(buffer)[start + head : end])
-            start = end
+            yield buffer[start] & 0x0F, bytes(memoryview(buffer)[body:start_of_next])
+            start = start_of_next
         del buffer[:start]
 
 
-@functools.lru_cache(maxsize=1024)
-def _read(payload: bytes) -> tuple[int | None, list[int], list[int]]:
-    """The offset of a sync, and the offsets and numbers of events."""
-    frame = _decode(payload)
-    if frame.op == "sync":
-        return frame.offset, [], []
-    events = [event for batch in frame.topics.values() for event in batch.events]
-    return (
-        None,
-        [event.offset for event in events],
-        [event.data.n for event in events if event.data.n >= 0],
-    )
+class Crowd:
+    """Clients that follow one topic."""
+
+    def __init__(self, port: int, wire: Wire, topic: str, count: int) -> None:
+        self._selector = selectors.DefaultSelector()
+        self.clients: list[Client] = []
+        reader = Reader(wire, topic)
+        for _ in range(count):
+            client = connect(port, reader)
+            client.upgrade(wire, topic)
+            self.clients.append(client)
+            self._selector.register(client.socket, selectors.EVENT_READ, client)
+        deadline = time.monotonic() + JOIN_SECONDS
+        while not all(client.joined for client in self.clients):
+            if time.monotonic() > deadline:
+                raise TimeoutError("not every client joined")
+            self.take(JOIN_SECONDS)
+
+    def take(self, seconds: float) -> bool:
+        """Read what there is, and wait for it so long; whether events came.
+
+        A connection that the server ends gets nothing from then on.
+        """
+        came = False
+        for key, _ in self._selector.select(seconds):
+            try:
+                came = key.data.take() or came
+            except ConnectionError:
+                self._selector.unregister(key.fileobj)
+        return came
+
+    def close(self) -> None:
+        """End all connections."""
+        self._selector.close()
+        for client in self.clients:
+            client.socket.close()
 
 
-def run_clients(port: int, count: int, burst: Burst, pipe: Connection[Any, Any]) -> None:
-    """Follow a burst with ``count`` clients; send a `Measurement` into the pipe."""
-    clients = [Client(port) for _ in range(count)]
-    selector = selectors.DefaultSelector()
-    for client in clients:
-        client.upgrade()
-        client.subscribe(burst.topic)
-        selector.register(client.socket, selectors.EVENT_READ, client)
-    deadline = time.monotonic() + JOIN_SECONDS
-    while any(client.synced_at < 0 for client in clients):
-        if time.monotonic() > deadline:
-            raise TimeoutError("not every client was given a sync")
-        _take_all(selector)
-    cpu = time.process_time()
-    heard_at = time.monotonic()
-    burst.go.set()
-    while burst.reached.value != burst.sent.value:
-        if _take_all(selector):
-            heard_at = time.monotonic()
-            burst.reached.value = min(client.reached for client in clients)
-        elif time.monotonic() > heard_at + SILENCE_SECONDS and burst.sent.value >= 0:
-            break
-    cpu = time.process_time() - cpu
-    sent = burst.sent.value
-    seconds = heard_at - burst.started_at.value
-    frames = sum(client.frames for client in clients)
-    deliveries = sum(len(client.offsets) for client in clients)
-    pipe.send(
-        Measurement(
-            deliveries,
-            seconds,
-            sum((client.census(sent) for client in clients), Census()),
-            {
-                "sockets": count,
-                "window": burst.window,
-                "events_published": sent,
-                "events_per_frame": round(deliveries / max(1, frames), 1),
-                "client_cpu_share": round(cpu / seconds, 2),
-            },
-        )
-    )
-    for client in clients:
-        client.socket.close()
-
-
-def _take_all(selector: selectors.BaseSelector) -> bool:
-    came = False
-    for key, _ in selector.select(0.1):
-        came = key.data.take() or came
-    return came
+def connect(port: int, reader: Reader) -> Client:
+    """A client whose socket is connected, and has said nothing."""
+    return Client(socket.create_connection(("127.0.0.1", port), CONNECT_SECONDS), reader)

@@ -5,21 +5,48 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("semantik-realtime", "redis", "hiredis", "msgspec", "uvicorn", "websockets", "uvloop")
+from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
+
+PACKAGES = (
+    "semantik-realtime",
+    "semantik-realtime-nats",
+    "redis",
+    "hiredis",
+    "nats-py",
+    "msgspec",
+    "fastapi",
+    "uvicorn",
+    "uvloop",
+    "websockets",
+    "python-socketio",
+    "channels",
+    "channels-redis",
+    "broadcaster",
+)
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processors, versions, and how busy it was when the run began."""
+    """Processors, versions, what serves, and how busy it was when the run began."""
     return {
         "cpu_count": os.cpu_count(),
         "cpu": _processor(),
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "web_server": _web_server(),
         "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def _web_server() -> dict[str, str]:
+    """What uvicorn takes by itself: all web servers here are run so."""
+    return {
+        "loop": "uvloop" if find_spec("uvloop") else "asyncio",
+        "websockets": getattr(AutoWebSocketsProtocol, "__name__", "none"),
     }
 
 

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m benchmarks.publish --backend memory --backend valkey --json publish.json
+    python -m benchmarks.publish --backends memory,valkey --json publish.json
 
 The yardstick does none of what an append does: no encoding, fence, chain,
 state, trimming, expiry or publishing. A watcher in another process receives
@@ -22,12 +22,12 @@ from pathlib import Path
 import click
 import redis
 
-from benchmarks.broker import BACKENDS, server_url
+from benchmarks import options
+from benchmarks.broker import server_url, settings_for
 from benchmarks.census import Census, take_census
 from benchmarks.report import Measurement, Report, make_row
-from benchmarks.traffic import Told, begin_job, read_event, share, tell
+from benchmarks.traffic import Told, begin_job, keep, read_event, share, tell
 from benchmarks.watcher import Seen, Watcher, watching
-from semantik_realtime.config import load_settings
 from semantik_realtime.realtime import Runtime
 from semantik_realtime.worker.job import enter, job, leave
 
@@ -77,7 +77,7 @@ def measure_jobs(
         while runtime.emitter.waiting > MAX_WAITING:
             time.sleep(0.001)
         first, numbers = numbers, min(numbers + SLICE, events)
-        tell(running_jobs, first, numbers, lose=lose)
+        tell(running_jobs, keep(first, numbers, lose))
     runtime.emitter.flush(FLUSH_SECONDS)
     took = time.perf_counter() - start
     seen = watcher.collect(stats.appended - before)
@@ -150,15 +150,15 @@ def measure_backend(
     hundred: list[Measurement] = []
     progress: list[Measurement] = []
     with server_url(backend) as url, contextlib.ExitStack() as stack:
-        runtime = Runtime(load_settings(backend="redis" if url else "memory", url=url))
+        runtime = Runtime(settings_for(backend, url))
         stack.callback(runtime.close)
-        watcher = stack.enter_context(watching(url, runtime.backend))
+        watcher = stack.enter_context(watching(backend, url, runtime.backend))
         report.says(f"{backend}, warming up")
         _, seen = measure_jobs(runtime, watcher, 1, min(events, 1000), seconds, 0)
         [entries] = seen.values()
         for turn in range(1, rounds + 1):
             report.says(f"{backend}, round {turn} of {rounds}")
-            if url is not None:
+            if url is not None and backend != "nats":
                 bare.append(measure_bare(url, entries, events, seconds))
             one.append(measure_jobs(runtime, watcher, 1, events, seconds, lose)[0])
             hundred.append(measure_jobs(runtime, watcher, 100, events, seconds, lose)[0])
@@ -173,27 +173,13 @@ def measure_backend(
 
 
 @click.command()
-@click.option(
-    "--backend",
-    "backends",
-    type=click.Choice(BACKENDS),
-    multiple=True,
-    default=("memory", "valkey"),
-    show_default=True,
-)
-@click.option("--events", type=click.IntRange(100), default=20_000, show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option(
-    "--seconds", type=float, default=120.0, show_default=True, help="Of publishing, over all rows."
-)
-@click.option("--quick", is_flag=True, help="One small round: does it work, not how fast it is.")
-@click.option(
-    "--lose",
-    type=click.IntRange(0),
-    default=0,
-    help="Leave out every so-manieth event: the run must fail.",
-)
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@options.backends("memory", "valkey")
+@options.number("events", 20_000, 100, "Published in a round.")
+@options.number("rounds", 5, 1, "Of each row.")
+@options.seconds(120.0, "Of publishing, over all rows.")
+@options.quick
+@options.lose
+@options.json_file
 def main(
     backends: Sequence[str],
     events: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +145,12 @@ class Report:
                 f"{row.microseconds_per_event:.2f}",
                 "" if row.ratio is None else f"{row.ratio:.2f}",
                 _target(row),
-                *(_count(number) for number in (row.lost, row.doubled, row.disordered)),
+                *(count_text(number) for number in (row.lost, row.doubled, row.disordered)),
             )
         # Not narrower than the table where nobody looks at a terminal.
         console = Console(width=None if sys.stdout.isatty() else 110)
         console.print(table)
-        machine = self.machine
-        console.print(
-            f"{machine['cpu_count']} × {machine['cpu']}, {machine['system']}, "
-            f"{machine['python']}, load {machine['load_average']}",
-            highlight=False,
-        )
+        console.print(machine_text(self.machine), highlight=False)
 
     def finish(self, json_file: Path | None) -> int:
         """Show the table and write the JSON; the exit code of the run."""
@@ -165,7 +160,16 @@ class Report:
         return 0 if self.is_clean else 1
 
 
-def _count(number: int) -> str:
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """What it was measured on, in a line."""
+    return (
+        f"{machine['cpu_count']} × {machine['cpu']}, {machine['system']}, "
+        f"{machine['python']}, load {machine['load_average']}"
+    )
+
+
+def count_text(number: int) -> str:
+    """How many events went astray, for a table."""
     return "0" if number == 0 else f"[bold red]{number:,}[/]"
 
 

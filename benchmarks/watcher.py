@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from semantik_realtime.config import load_settings
+from benchmarks.broker import settings_for
 from semantik_realtime.core.event import Event
 from semantik_realtime.loader import load_backend
 
@@ -66,7 +66,7 @@ class _Record:
 
 
 @contextmanager
-def watching(url: str | None, backend: Any) -> Iterator[Watcher]:
+def watching(broker: str, url: str | None, backend: Any) -> Iterator[Watcher]:
     """A watcher of the server at ``url``; without one, of ``backend`` itself."""
     near, far = multiprocessing.Pipe()
     runner: Any
@@ -74,7 +74,7 @@ def watching(url: str | None, backend: Any) -> Iterator[Watcher]:
         runner = threading.Thread(target=_run, args=(backend, far), daemon=True)
     else:
         context = multiprocessing.get_context("spawn")
-        runner = context.Process(target=_run_process, args=(url, far), daemon=True)
+        runner = context.Process(target=_run_process, args=(broker, url, far), daemon=True)
     runner.start()
     if url is not None:
         # The other end is the child's alone: its death is heard here.
@@ -88,8 +88,8 @@ def watching(url: str | None, backend: Any) -> Iterator[Watcher]:
         near.close()
 
 
-def _run_process(url: str, pipe: Connection[Any, Any]) -> None:
-    _run(load_backend(load_settings(backend="redis", url=url)), pipe)
+def _run_process(broker: str, url: str, pipe: Connection[Any, Any]) -> None:
+    _run(load_backend(settings_for(broker, url)), pipe)
 
 
 def _run(backend: Any, pipe: Connection[Any, Any]) -> None:

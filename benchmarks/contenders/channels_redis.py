@@ -1,0 +1,76 @@
+"""Django Channels with channels_redis: a consumer in a group, sent to from another process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import django
+from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.layers import get_channel_layer
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.conf import settings
+from django.urls import path
+
+from benchmarks.contender import MAX_CONNECTIONS, PEER_BROKER
+from benchmarks.contenders.calls import AsyncCalls
+from benchmarks.traffic import Template
+from benchmarks.wires import BareWire
+
+
+class Watching(AsyncWebsocketConsumer):  # type: ignore[misc]
+    """Hands the group's messages to its socket."""
+
+    async def connect(self) -> None:
+        self.group = group_of(self.scope["url_route"]["kwargs"]["topic"])
+        await self.channel_layer.group_add(self.group, self.channel_name)
+        await self.accept()
+
+    async def disconnect(self, code: int) -> None:
+        await self.channel_layer.group_discard(self.group, self.channel_name)
+
+    async def job_event(self, message: dict[str, str]) -> None:
+        await self.send(text_data=message["text"])
+
+
+class Channels:
+    """The default Redis layer, which holds 100 messages a channel by default."""
+
+    name = "channels"
+    broker = PEER_BROKER
+    wire = BareWire()
+    layer = "channels_redis.core.RedisChannelLayer"
+
+    def application(self, url: str | None) -> Any:
+        self._configure(url)
+        routes = [path("watch/<str:topic>", Watching.as_asgi())]
+        return ProtocolTypeRouter({"websocket": URLRouter(routes)})
+
+    def publisher(self, url: str, job_id: str) -> AsyncCalls:
+        self._configure(url)
+        layer = get_channel_layer()
+        template, group = Template(job_id), group_of(f"job:{job_id}")
+
+        async def publish(number: int) -> None:
+            await layer.group_send(group, {"type": "job.event", "text": template.text(number)})
+
+        return AsyncCalls(publish)
+
+    def _configure(self, url: str | None) -> None:
+        # The layer waits 5 s for a message, and redis-py 8 no longer than that for any answer:
+        # without a timeout of None, a quiet group loses its sockets.
+        host = {"address": url, "socket_timeout": None, "max_connections": MAX_CONNECTIONS}
+        layer = {"BACKEND": self.layer, "CONFIG": {"hosts": [host]}}
+        settings.configure(CHANNEL_LAYERS={"default": layer})
+        django.setup()
+
+
+class ChannelsPubSub(Channels):
+    """The other layer: Redis pub/sub."""
+
+    name = "channels, pub/sub layer"
+    layer = "channels_redis.pubsub.RedisPubSubChannelLayer"
+
+
+def group_of(topic: str) -> str:
+    """A group's name for a topic: colons are not allowed in it."""
+    return topic.replace(":", ".")

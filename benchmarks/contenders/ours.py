@@ -1,0 +1,92 @@
+"""This project: `Realtime` in FastAPI, published to by a job through the emitter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+
+from benchmarks.broker import settings_for
+from benchmarks.traffic import begin_job, tell
+from benchmarks.wires import NativeWire
+from semantik_realtime.core import frames
+from semantik_realtime.core.event import Cursor
+from semantik_realtime.realtime import Runtime
+from semantik_realtime.web import native, websocket
+from semantik_realtime.web.channel import Outgoing
+from semantik_realtime.web.plugin import Realtime
+
+FLUSH_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Default settings, but that everyone may watch and have as many sockets as there are."""
+
+    broker: str
+    one_frame_an_event: bool = False
+    """The yardstick of `benchmarks.fanout`."""
+
+    name = "semantik-realtime"
+    wire = NativeWire()
+
+    def application(self, url: str | None) -> Any:
+        if self.one_frame_an_event:
+            module: Any = websocket
+            module.NativeWire = OneFrameAnEvent
+        settings = settings_for(
+            self.broker,
+            url,
+            disable_auth=True,
+            environment="development",
+            max_connections=1_000_000,
+        )
+        app = FastAPI()
+        Realtime(settings).install(app)
+        return app
+
+    def publisher(self, url: str, job_id: str) -> JobPublisher:
+        return JobPublisher(Runtime(settings_for(self.broker, url)), job_id)
+
+    def publisher_inside(self, application: Any, job_id: str) -> JobPublisher:
+        return JobPublisher(application.state.realtime, job_id)
+
+
+class JobPublisher:
+    """A job that tells its events."""
+
+    def __init__(self, runtime: Runtime, job_id: str) -> None:
+        self._runtime = runtime
+        self._job = begin_job(runtime, job_id)
+        self.flush()
+
+    def tell(self, numbers: Sequence[int]) -> None:
+        tell([self._job], numbers)
+
+    def flush(self) -> None:
+        self._runtime.emitter.flush(FLUSH_SECONDS)
+
+    def close(self) -> None:
+        self._runtime.close()
+
+
+class OneFrameAnEvent(native.NativeWire):
+    """The same wire, but each event is encoded and sent by itself."""
+
+    def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
+        return [
+            frames.events_frame(
+                [
+                    frames.topic_events(
+                        topic,
+                        event.offset - 1,
+                        Cursor(outgoing.cursor.epoch, event.offset, event.chain),
+                        [event],
+                    )
+                ]
+            )
+            for topic, outgoing in waiting
+            for event in outgoing.events
+        ]

@@ -1,0 +1,53 @@
+"""What is often written first: every socket has a pub/sub connection of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+from fastapi import FastAPI, WebSocket
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+
+from benchmarks.contender import MAX_CONNECTIONS, PEER_BROKER
+from benchmarks.contenders.calls import SyncCalls
+from benchmarks.contenders.sockets import send_until_gone
+from benchmarks.traffic import Template
+from benchmarks.wires import BareWire
+
+SUBSCRIBE_SECONDS = 10.0
+
+
+class PubSubASocket:
+    """redis-py and FastAPI, without a library between them."""
+
+    name = "pub/sub connection a socket"
+    broker = PEER_BROKER
+    wire = BareWire()
+
+    def application(self, url: str | None) -> Any:
+        app = FastAPI()
+        client = Redis.from_url(str(url), decode_responses=True, max_connections=MAX_CONNECTIONS)
+
+        async def send(websocket: WebSocket, pubsub: PubSub) -> None:
+            async for message in pubsub.listen():
+                await websocket.send_text(message["data"])
+
+        @app.websocket("/watch/{topic}")
+        async def watch(websocket: WebSocket, topic: str) -> None:
+            async with client.pubsub() as pubsub:
+                await pubsub.subscribe(topic)
+                # Its first message says that it is subscribed.
+                await pubsub.get_message(timeout=SUBSCRIBE_SECONDS)
+                await websocket.accept()
+                await send_until_gone(websocket, send(websocket, pubsub))
+
+        return app
+
+    def publisher(self, url: str, job_id: str) -> SyncCalls:
+        client = redis.Redis.from_url(url)
+        template, topic = Template(job_id), f"job:{job_id}"
+        return SyncCalls(
+            lambda number: client.publish(topic, template.text(number)),
+            client.close,
+        )

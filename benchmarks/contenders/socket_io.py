@@ -1,0 +1,39 @@
+"""python-socketio: an ASGI server with a Redis manager, emitted to from another process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import socketio
+
+from benchmarks.contender import PEER_BROKER
+from benchmarks.contenders.calls import SyncCalls
+from benchmarks.traffic import Template
+from benchmarks.wires import SocketIoWire
+
+
+class SocketIo:
+    """Rooms, and a write-only manager outside, as for a Celery task."""
+
+    name = "python-socketio"
+    broker = PEER_BROKER
+    wire = SocketIoWire()
+
+    def application(self, url: str | None) -> Any:
+        manager = socketio.AsyncRedisManager(url)
+        server = socketio.AsyncServer(async_mode="asgi", client_manager=manager)
+
+        async def watch(sid: str, topic: str) -> str:
+            await server.enter_room(sid, topic)
+            return "watching"
+
+        server.on("watch", watch)
+        return socketio.ASGIApp(server)
+
+    def publisher(self, url: str, job_id: str) -> SyncCalls:
+        manager = socketio.RedisManager(url, write_only=True)
+        template, room = Template(job_id), f"job:{job_id}"
+        return SyncCalls(
+            lambda number: manager.emit("event", template.event(number), room=room),
+            lambda: manager.redis.close(),
+        )

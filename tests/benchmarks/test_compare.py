@@ -1,0 +1,198 @@
+"""The comparison runs, says what it measured, and fails when an event of ours goes astray."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from benchmarks.comparison import Row, compare, passes
+from benchmarks.contender import PEERS
+from benchmarks.plot import draw
+from semantik_realtime.testing.servers import ServerMissing, valkey_program
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 240
+ROW = {
+    "scenario": "fanout",
+    "contender": "semantik-realtime",
+    "broker": "valkey",
+    "is_ours": True,
+    "events_per_second": 1000.0,
+    "sockets": 5,
+    "events_asked": 10,
+    "events_published": 10,
+    "deliveries": 50,
+}
+
+
+@dataclass
+class Run:
+    """What came out of a run."""
+
+    code: int
+    table: str
+    report: dict[str, Any]
+    plot: str
+
+    def row(self, scenario: str, contender: str, broker: str) -> dict[str, Any]:
+        [found] = [
+            row
+            for row in self.report["rows"]
+            if (row["scenario"], row["contender"], row["broker"]) == (scenario, contender, broker)
+        ]
+        return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """A quick run with these options."""
+    pytest.importorskip("socketio", reason="the peers are missing: pip install --group benchmarks")
+    try:
+        valkey_program()
+    except ServerMissing as error:
+        pytest.skip(str(error))
+
+    def run(*options: str) -> Run:
+        directory = tmp_path_factory.mktemp("compare")
+        report, plot = directory / "report.json", directory / "plot.svg"
+        command = [sys.executable, "-m", "benchmarks.compare", "--quick", *options]
+        done = subprocess.run(
+            [*command, "--json", str(report), "--plot", str(plot)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS - 10,
+        )
+        assert report.exists(), done.stderr
+        return Run(done.returncode, done.stdout, json.loads(report.read_text()), plot.read_text())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(run: Callable[..., Run]) -> Run:
+    """All scenarios, two backends of ours and one peer."""
+    return run("--backends", "memory,valkey", "--peers", "broadcaster")
+
+
+@pytest.mark.timeout(SECONDS)
+def test_a_quick_run_measures_every_contender_in_every_scenario(whole: Run) -> None:
+    assert whole.code == 0, whole.table
+    assert [(row["scenario"], row["contender"], row["broker"]) for row in whole.report["rows"]] == [
+        (scenario, contender, broker)
+        for scenario in ("publish", "fanout", "latency", "catchup")
+        for contender, broker in (
+            ("semantik-realtime", "memory"),
+            ("semantik-realtime", "valkey"),
+            ("broadcaster", "valkey"),
+        )
+    ]
+    for row in whole.report["rows"]:
+        assert row["failure"] is None
+        assert row["events_published"] > 0
+        assert (row["events_per_second"] is None) == (row["scenario"] in ("latency", "catchup"))
+
+
+def test_ours_loses_nothing_and_what_a_peer_loses_is_a_figure(whole: Run) -> None:
+    for row in whole.report["rows"]:
+        if row["is_ours"]:
+            assert (row["lost"], row["doubled"], row["disordered"]) == (0, 0, 0)
+            sockets = 1 if row["scenario"] == "publish" else row["sockets"]
+            assert row["deliveries"] >= row["events_published"] * sockets
+    away = whole.row("catchup", "broadcaster", "valkey")
+    assert away["deliveries"] == 0
+    assert away["lost"] == away["events_published"] * away["sockets"]
+    assert away["milliseconds"] is None
+
+
+def test_the_report_has_the_documented_members(whole: Run) -> None:
+    assert whole.report.keys() == {"machine", "settings", "rows"}
+    assert whole.report["machine"]["cpu_count"] > 0
+    assert whole.report["machine"]["versions"].keys() >= {"uvicorn", "redis", "broadcaster"}
+    assert whole.report["machine"]["web_server"].keys() == {"loop", "websockets"}
+    assert whole.report["machine"]["servers"].keys() == {"valkey"}
+    assert whole.report["settings"]["window"] == 100
+    members = {field.name for field in msgspec.structs.fields(Row)}
+    for row in whole.report["rows"]:
+        assert row.keys() == members | {"is_finished"}
+    for contender, broker in (("semantik-realtime", "valkey"), ("broadcaster", "valkey")):
+        times = whole.row("latency", contender, broker)["milliseconds"]
+        assert 0 < times["p50"] <= times["p95"] <= times["p99"]
+    ours = whole.row("fanout", "semantik-realtime", "valkey")
+    peer = whole.row("fanout", "broadcaster", "valkey")
+    assert ours["ours_is"] == 1
+    assert peer["ours_is"] == pytest.approx(
+        ours["events_per_second"] / peer["events_per_second"], abs=0.01
+    )
+
+
+def test_the_plot_shows_every_contender_on_light_and_on_dark(whole: Run) -> None:
+    root = ElementTree.fromstring(whole.plot)
+    texts = ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"semantik-realtime, memory", "semantik-realtime, valkey", "broadcaster"} <= {*texts}
+    assert "100% lost" in texts
+    assert "prefers-color-scheme: dark" in whole.plot
+
+
+def test_the_tables_name_every_scenario_and_the_machine(whole: Run) -> None:
+    for title in ("publish:", "fan-out:", "latency:", "catch-up:"):
+        assert title in whole.table
+    assert str(whole.report["machine"]["python"]) in whole.table
+
+
+@pytest.mark.timeout(SECONDS)
+def test_every_peer_is_set_up_so_that_it_delivers(run: Callable[..., Run]) -> None:
+    others = [name for name in PEERS if name != "broadcaster"]
+    report = run("--backends", "", "--peers", ",".join(others), "--scenarios", "fanout").report
+    assert len(report["rows"]) == len(others)
+    for row in report["rows"]:
+        assert row["failure"] is None
+        assert row["deliveries"] > 0
+
+
+@pytest.mark.timeout(SECONDS)
+def test_a_run_in_which_ours_loses_events_fails(run: Callable[..., Run]) -> None:
+    lossy = run(
+        "--backends", "memory", "--peers", "", "--scenarios", "fanout,publish", "--lose", "30"
+    )
+    assert lossy.code == 1
+    for row in lossy.report["rows"]:
+        sockets = row["sockets"]
+        assert row["lost"] == row["events_published"] // 30 * sockets
+        assert (row["doubled"], row["disordered"]) == (0, 0)
+
+
+def test_a_run_passes_only_if_ours_is_whole() -> None:
+    ours, peer = Row(**ROW), Row(**{**ROW, "is_ours": False, "contender": "peer", "lost": 7})
+    assert passes([ours, peer])
+    assert not passes([])
+    for flaw in ({"lost": 1}, {"doubled": 1}, {"disordered": 1}, {"failure": "it ended early"}):
+        assert not passes([Row(**{**ROW, **flaw}), peer])
+
+
+def test_the_ratio_is_to_ours_over_the_default_broker() -> None:
+    rows = [
+        Row(**{**ROW, "broker": "memory", "events_per_second": 4000.0}),
+        Row(**ROW),
+        Row(**{**ROW, "is_ours": False, "contender": "peer", "events_per_second": 50.0}),
+        Row(**{**ROW, "is_ours": False, "contender": "failed", "events_per_second": None}),
+    ]
+    compare(rows)
+    assert [row.ours_is for row in rows] == [0.25, 1.0, 20.0, None]
+
+
+def test_a_plot_is_drawn_of_whatever_there_is() -> None:
+    machine = {"cpu_count": 2, "cpu": "A & B", "python": "CPython", "versions": {}}
+    settings = {"sockets": 5, "steady_rate": 200, "missed_events": 1000}
+    failed = Row(**{**ROW, "contender": "peer", "is_ours": False, "failure": "no <port>"})
+    for rows in ([], [Row(**ROW)], [Row(**ROW), failed]):
+        ElementTree.fromstring(draw(machine, settings, rows))
