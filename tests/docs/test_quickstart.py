@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from programs import running_programs, wait_for, wait_until_healthy
 
 from semantik_realtime.testing.servers import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text()
-DEADLINE_SECONDS = 60
-PROCESS_SECONDS = 15
 
 
 def example(name: str) -> str:
@@ -26,18 +22,6 @@ def example(name: str) -> str:
     found = re.search(rf"^```\w+\n((?:# |<!-- ){re.escape(name)}.*?)^```", PAGE, re.M | re.S)
     assert found, name
     return found[1]
-
-
-def wait_for(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while True:
-        try:
-            if answer := what():
-                return answer
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -53,39 +37,19 @@ def web(tmp_path: Path, server_url: Callable[[str], str]) -> Iterator[httpx.Clie
     environment = os.environ | {"REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
     environment |= dict(pair.split("=") for pair in exports[1].split())
     port = free_port()
-    assert "\ncelery -A app:queue worker\nuvicorn app:app\n" in PAGE
+    assert "\ncelery -A app:queue worker\n" in PAGE
+    assert "\nuvicorn app:app\n" in PAGE
     commands = (
         ["celery", "-A", "app:queue", "worker"],
         ["uvicorn", "app:app", "--port", str(port)],
     )
-    processes: list[subprocess.Popen[bytes]] = []
-    with (tmp_path / "log").open("wb") as log:
-        try:
-            for command in commands:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", *command],
-                    cwd=tmp_path,
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-                processes.append(process)
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-                yield client
-        finally:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                try:
-                    process.wait(PROCESS_SECONDS)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-            sys.stdout.write((tmp_path / "log").read_text(errors="replace")[-10_000:])
+    with running_programs(tmp_path, environment, *commands):
+        wait_until_healthy(f"127.0.0.1:{port}")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            yield client
 
 
 def test_the_bar_reaches_its_end_and_every_file_is_told_once(web: httpx.Client) -> None:
-    wait_for(lambda: web.get("/realtime/health").status_code == 200)
     job = web.post("/index", json=["a.txt", "b.txt", "c.txt"]).json()["job"]
 
     def ended() -> Any:
@@ -102,7 +66,6 @@ def test_the_bar_reaches_its_end_and_every_file_is_told_once(web: httpx.Client) 
 
 
 def test_the_page_and_the_client_it_loads_are_served(web: httpx.Client) -> None:
-    wait_for(lambda: web.get("/realtime/health").status_code == 200)
     [module] = re.findall(r'from "(/[^"]+)"', web.get("/").text)
     answer = web.get(module)
     assert answer.status_code == 200

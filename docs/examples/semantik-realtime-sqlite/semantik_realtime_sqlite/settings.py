@@ -1,0 +1,60 @@
+"""Where the file is, and what else an operator may choose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from semantik_realtime.errors import ConfigError
+
+PREFIX = "SEMANTIK_REALTIME_SQLITE_"
+SCHEME = "sqlite:///"
+
+
+class SqliteSettings(BaseSettings):
+    """What only this backend needs, each read from ``SEMANTIK_REALTIME_SQLITE_<NAME>``."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    poll_seconds: float = Field(
+        0.02, ge=0.001, le=10, description="Time between two looks for news: the latency."
+    )
+    synchronous: Literal["normal", "full"] = Field(
+        "normal",
+        description="full: on the disk before it is acknowledged. normal: a power failure may "
+        "take the newest events along, the end of a process may not.",
+    )
+
+
+def load_sqlite_settings() -> SqliteSettings:
+    """Settings from the environment.
+
+    Raises:
+        ConfigError: naming every wrong variable.
+    """
+    try:
+        return SqliteSettings()
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors()
+        )
+        raise ConfigError(f"wrong settings: {faults}") from error
+
+
+def path_of(url: str | None) -> Path:
+    """The file of a URL such as ``sqlite:////var/lib/app/realtime.db``.
+
+    Raises:
+        ConfigError: it is no such URL. The message does not repeat it: where
+            only REDIS_URL is set, that is what came, password included.
+    """
+    path = Path((url or "").removeprefix(SCHEME))
+    if not (url or "").startswith(SCHEME) or not path.is_absolute():
+        raise ConfigError(
+            "the sqlite backend needs the absolute path of its file: set SEMANTIK_REALTIME_URL "
+            "to something like sqlite:////var/lib/app/realtime.db (unset, REDIS_URL is read)"
+        )
+    return path

@@ -1,0 +1,103 @@
+"""What docs/deployment.md has to copy: nginx passes both wires, the measuring script measures."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from programs import wait_until_healthy
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from semantik_realtime.core.session import SUBPROTOCOL
+from semantik_realtime.testing.servers import free_port
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "deployment.md").read_text()
+SIZING = ROOT / "docs" / "examples" / "sizing.py"
+
+WHOLE = """
+daemon off;
+pid nginx.pid;
+error_log stderr;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    {}
+}}
+"""
+"""Around what the page has, so that nginx touches nothing but its own folder."""
+
+
+def block(language: str) -> str:
+    found = re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert found, language
+    return found[1]
+
+
+@pytest.fixture
+def proxy(tmp_path: Path, server_url: Callable[[str], str]) -> Iterator[str]:
+    """The page's nginx before a web server; gives its address."""
+    program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+    if program is None:
+        pytest.skip("nginx is missing: apt-get install nginx")
+    port = free_port()
+    serve: Any = runpy.run_path(str(SIZING))["web_server"]
+    with serve(server_url("valkey")) as (web_port, _):
+        config = block("nginx").replace("listen 80;", f"listen 127.0.0.1:{port};")
+        assert f":{port};" in config
+        for example_port in (8000, 8001):
+            assert f"127.0.0.1:{example_port};" in config
+            config = config.replace(f":{example_port};", f":{web_port};")
+        # nginx forgets for 10 s who refused a connection; all of them, and it has nobody to ask.
+        wait_until_healthy(f"127.0.0.1:{web_port}")
+        (tmp_path / "nginx.conf").write_text(WHOLE.format(config))
+        process = subprocess.Popen([program, "-p", str(tmp_path), "-c", "nginx.conf"])
+        try:
+            wait_until_healthy(f"127.0.0.1:{port}")
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+async def test_the_nginx_configuration_passes_both_wires_and_the_pages_origin(proxy: str) -> None:
+    async with connect(
+        f"ws://{proxy}/realtime/ws", subprotocols=[SUBPROTOCOL], origin=f"http://{proxy}"
+    ) as native:
+        assert native.subprotocol == SUBPROTOCOL
+        assert json.loads(await native.recv())["op"] == "welcome"
+    async with connect(f"ws://{proxy}/ws/jobs/1", origin=f"http://{proxy}") as founding:
+        await founding.send("ping")
+        while json.loads(await founding.recv())["type"] != "pong":
+            pass
+    with pytest.raises(InvalidStatus, match="403"):
+        await connect(f"ws://{proxy}/realtime/ws", origin="http://elsewhere.example")
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(f"http://{proxy}/realtime/static/realtime.js")
+    assert "export function connect" in answer.text
+
+
+def test_the_script_that_measures_memory_measures(server_url: Callable[[str], str]) -> None:
+    server_url("valkey")
+    ran = subprocess.run(
+        [sys.executable, str(SIZING), "--quick"], capture_output=True, text=True, timeout=100
+    )
+    assert ran.returncode == 0, ran.stderr
+    sizes = [int(size.replace(",", "")) for size in re.findall(r"([\d,]+) bytes", ran.stdout)]
+    assert len(sizes) == 4
+    assert min(sizes) > 100
