@@ -17,6 +17,7 @@ ALIASES = {
     "environment": "ENVIRONMENT",
 }
 """Variables of common hosts that are read too."""
+SECRETS = {"jwt_secret", "metrics_token"}
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,8 @@ def other_value(name: str, field: FieldInfo) -> tuple[str, object]:
     """A text for a variable and the value it stands for, never the default."""
     if name in ("path", "founding_path"):
         return "/other", "/other"
+    if name == "worker_metrics":
+        return "other:1", "other:1"
     default = field.default
     match default:
         case bool():
@@ -67,7 +70,7 @@ def test_what_is_given_by_keyword_comes_before_every_variable(name, monkeypatch)
     if name in ALIASES:
         monkeypatch.setenv(ALIASES[name], text)
     default = FIELDS[name].default
-    given = SecretStr("mine") if name == "jwt_secret" else "mine" if default is None else default
+    given = SecretStr("mine") if name in SECRETS else "mine:1" if default is None else default
     assert getattr(load_settings(**{name: given}), name) == given != value
 
 
