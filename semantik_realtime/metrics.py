@@ -147,8 +147,7 @@ class _Buckets(Histogram):
         for bucket, count, had in zip(self._buckets, counts, before[0], strict=True):
             if count > had:
                 bucket.inc(count - had)
-        if total > before[1]:
-            self._sum.inc(total - before[1])
+        self._sum.inc(total - before[1])
         known[self._name] = counts, total
 
 

@@ -89,6 +89,7 @@ class Server:
                 await self.hub.open_at_start(self.settings.start_tries)
             except BackendError as error:
                 logger.warning("server: started without backend error=%s", error)
+            self._runtime.emitter.adopt()
             yield
         finally:
             restore()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from prometheus_client import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 from test_workers import Place, Worker, running
 from topic_log import wait_until
@@ -74,13 +77,18 @@ def emitter(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emitter]:
     emitter.close(5)
 
 
-def told() -> Numbers:
-    """What the writers of this process tell."""
+def samples(families: Iterable[Metric]) -> Numbers:
+    """Each sample by its name, without ours before it, and the values of its labels."""
     return {
         (sample.name.removeprefix("semantik_realtime_"), *sample.labels.values()): sample.value
-        for family in writing().collect()
+        for family in families
         for sample in family.samples
     }
+
+
+def told() -> Numbers:
+    """What the writers of this process tell."""
+    return samples(writing().collect())
 
 
 def moved(before: Numbers, *names: str) -> Numbers:
@@ -274,11 +282,7 @@ def broker(server_url: Callable[[str], str]) -> Iterator[str]:
 def scrape(port: int) -> Numbers:
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
         text = answer.read().decode()
-    return {
-        (sample.name.removeprefix("semantik_realtime_"), *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+    return samples(text_string_to_metric_families(text))
 
 
 def written(worker: Worker, *jobs: str) -> int:
@@ -304,15 +308,15 @@ def test_a_worker_shows_what_all_its_processes_have_written(
         wait_until(
             lambda: scrape(port)["drafts_total", "appended"] == written(worker, *jobs) > 200, 15
         )
+        wait_until(lambda: scrape(port)["spool_drafts",] == 0, 15)
         if pool == "prefork":
-            # What a child has counted is not lost with it.
-            jobs.append(worker.send("leave", "_exit"))
-            worker.wait_for(jobs[-1], "failed")
-            before = scrape(port)["drafts_total", "appended"]
+            # What the children count last of all is not lost with them.
             jobs.append(worker.send("talk_much", 50))
             worker.wait_for(jobs[-1], "completed")
-            wait_until(lambda: scrape(port)["drafts_total", "appended"] >= before + 50, 15)
-        wait_until(lambda: scrape(port)["spool_drafts",] == 0, 15)
+            worker.process.send_signal(signal.SIGTERM)
+            assert worker.process.wait(30) == 0
+            left = MultiProcessCollector(None, str(tmp_path / "shared")).collect()
+            assert samples(left)["drafts_total", "appended"] == written(worker, *jobs)
         assert "metrics: " not in worker.output
 
 
