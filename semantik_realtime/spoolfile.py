@@ -185,7 +185,7 @@ class Orphan:
         for line in self._lines:
             try:
                 batch.append(_read(line))
-            except ValueError:
+            except (msgspec.MsgspecError, ValueError):
                 self.unreadable += 1
                 continue
             size += len(line)

@@ -24,7 +24,7 @@ async def test_a_watcher_sees_each_event_once_in_order(site: Here, publisher: Pu
     assert client.resubscribed == 0
 
 
-@pytest.mark.every_row(shares_storage=True)
+@pytest.mark.every_backend(shares_storage=True)
 async def test_a_socket_cut_at_random_points_and_resumed_by_cursor_sees_each_event_once_in_order(
     settings: Settings, publisher: Publisher
 ) -> None:
@@ -93,7 +93,7 @@ async def test_a_late_joiner_gets_the_state_then_history_then_live(
     assert [bool(message.get("replayed")) for message in rest] == [True] * 100 + [False] * 3
 
 
-@pytest.mark.every_row(shares_storage=True)
+@pytest.mark.every_backend(shares_storage=True)
 async def test_two_servers_serve_watchers_of_one_job_alike(
     settings: Settings, publisher: Publisher
 ) -> None:

@@ -107,7 +107,7 @@ async def test_a_deleted_job_is_gone_at_once_and_late_drafts_are_refused(
         assert (await http.get("/realtime/jobs/1")).status_code == 404
 
 
-@pytest.mark.every_row(shares_storage=True)
+@pytest.mark.every_backend(shares_storage=True)
 async def test_a_watcher_on_another_server_hears_of_a_deletion(
     settings: Settings, site: Here, publisher: Publisher
 ) -> None:

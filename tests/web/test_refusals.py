@@ -146,7 +146,7 @@ async def test_a_page_of_another_origin_is_refused_before_accepting(
         await socket.recv()
 
 
-@pytest.mark.every_row(shares_storage=True)
+@pytest.mark.every_backend(shares_storage=True)
 async def test_an_eleventh_connection_is_refused_counted_over_two_servers(
     settings: Settings, publisher: Publisher
 ) -> None:
