@@ -226,7 +226,9 @@ async def test_a_fresh_token_keeps_the_connection(site: Here, publisher: Publish
 
 
 @pytest.mark.parametrize(
-    ("fresh", "code"), [(token("8"), 4403), ("rubbish", 4401), (token(seconds=-5), 4402)]
+    ("fresh", "code"),
+    [(token("8"), 4403), ("rubbish", 4401), (token(seconds=-5), 4402)],
+    ids=["anothers", "rubbish", "expired"],
 )
 async def test_a_wrong_fresh_token_ends_the_connection(site: Here, fresh: str, code: int) -> None:
     async with Native(site) as client:

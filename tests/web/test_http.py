@@ -87,7 +87,9 @@ async def test_a_foreign_job_and_an_unknown_one_get_the_same_404(
             assert told[0] == told[1]
 
 
-@pytest.mark.parametrize("credential", [None, "rubbish", token(seconds=-1)])
+@pytest.mark.parametrize(
+    "credential", [None, "rubbish", token(seconds=-1)], ids=["none", "rubbish", "expired"]
+)
 async def test_who_is_nobody_gets_401(site: Here, publisher: Publisher, credential: str) -> None:
     await publisher.publish("job:1", 1)
     headers = {"Authorization": f"Bearer {credential}"} if credential else {"Authorization": ""}
