@@ -63,9 +63,9 @@ class Runtime:
         self.settings = settings or load_settings()
         primary = backend if backend is not None else load_backend(self.settings)
         check_backend(primary)
-        self.backend = Fallback(
-            primary, load_backend(self.settings, "memory"), self.settings.timeout_seconds
-        )
+        # Of what waits only the states are shown, and the emitter has the events.
+        memory = load_backend(self.settings.model_copy(update={"retention_events": 1}), "memory")
+        self.backend = Fallback(primary, memory, self.settings.timeout_seconds)
         self.plugins = build_plugins(self.backend, plugins)
         self.emitter = Emitter(
             self.write_hook("publish"),
@@ -177,6 +177,8 @@ class Runtime:
         answer = self.emitter.emit_and_confirm(drafts[0])
         for draft in drafts[1:]:
             self.emitter.emit(draft)
+        if answer.done():
+            return answer.result()
         if self.emitter.is_failing or self.backend.is_away:
             return Receipt(Outcome.WAITING)
         timeout = self.settings.timeout_seconds if timeout_seconds is None else timeout_seconds

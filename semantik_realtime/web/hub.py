@@ -133,6 +133,7 @@ class Hub:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=0.1)
+        self.meanwhile.end()
         await self._backend.close()
         self._loop = None
 
@@ -458,7 +459,8 @@ class Hub:
             # Away again: they wait for the next look, so nobody may wait for them.
             if resyncs and (not self._back.is_set() or time.monotonic() > deadline):
                 return
-        if self._backend.is_away:
+        # Somebody else's call may have failed meanwhile, and have the next look wait for us.
+        if self._backend.is_away or not self._back.is_set():
             return
         seconds = self.degraded_seconds
         self.degraded_since = None
