@@ -134,9 +134,10 @@ def test_the_programs_of_the_readme_are_installed_by_the_package() -> None:
 
 def test_every_folder_of_tests_belongs_to_a_check() -> None:
     checks = (ROOT / "tox.ini").read_text()
-    folders = {path.parent.name for path in ROOT.glob("tests/*/*test*.*")}
-    assert len(folders) > 5
-    assert not [folder for folder in folders if f"tests/{folder} " not in checks]
+    tests = ("tests/*/*test*.*", "plugins/*/tests/test_*.py", "docs/examples/*/tests/test_*.py")
+    folders = {path.parent for pattern in tests for path in ROOT.glob(pattern)}
+    assert len(folders) > 7
+    assert not [folder for folder in folders if f"{folder.relative_to(ROOT)} " not in checks]
 
 
 def test_the_list_of_decisions_is_whole() -> None:
