@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import chain
 
 from semantik_realtime.core.event import Draft, StateChange
 
@@ -14,24 +15,29 @@ class Spool:
     draft whose state a later one of the same topic and key supersedes; the
     oldest draft that does not end an attempt; and only when nothing else is
     left, the oldest end. A draft over ``max_bytes`` is left out itself. What
-    was taken with `take` is out of reach: it is in flight.
+    was taken with `take` is in flight until `land`: still here, but out of
+    reach and outside the bounds.
     """
 
     def __init__(self, max_drafts: int = 10_000, max_bytes: int = 16 * 2**20) -> None:
         self._max_drafts = max_drafts
         self._max_bytes = max_bytes
         self._drafts: OrderedDict[int, Draft] = OrderedDict()
+        self._bytes = 0
+        # Older than all of the others. Replaced, never changed: it may be read meanwhile.
+        self._flight: dict[int, Draft] = {}
         self._next = 0
         # Costs nothing before there is a reason to choose: made when room first runs short,
         # and kept until all is gone.
         self._ranks: Ranks | None = None
-        self.bytes = 0
-        """Of the bodies."""
-        self.dropped = 0
-        """Drafts left out so far, superseded ones included."""
 
     def __len__(self) -> int:
-        return len(self._drafts)
+        return len(self._drafts) + len(self._flight)
+
+    @property
+    def bytes(self) -> int:
+        """Of the bodies, in flight too."""
+        return self._bytes + sum(len(draft.body) for draft in self._flight.values())
 
     @property
     def added(self) -> int:
@@ -40,49 +46,47 @@ class Spool:
 
     @property
     def oldest(self) -> int:
-        """The running number of the oldest draft still here; `added` when empty."""
-        return next(iter(self._drafts), self._next)
+        """The running number of the oldest draft still here, in flight too; `added` when empty."""
+        return next(iter(self._flight or self._drafts), self._next)
 
     def add(self, draft: Draft) -> list[Draft]:
         """Append ``draft``; returns what had to be left out for it (rarely itself)."""
         number = self._next
         self._next += 1
         if len(draft.body) > self._max_bytes:
-            self.dropped += 1
             return [draft]
         self._drafts[number] = draft
-        self.bytes += len(draft.body)
+        self._bytes += len(draft.body)
         if self._ranks is not None:
             self._ranks.add(number, draft)
         lost: list[Draft] = []
-        while len(self._drafts) > self._max_drafts or self.bytes > self._max_bytes:
+        while len(self._drafts) > self._max_drafts or self._bytes > self._max_bytes:
             lost.append(self._remove(self._least()))
-        self.dropped += len(lost)
         return lost
 
-    def take(
-        self, max_drafts: int, max_bytes: int = 2**20, before: int | None = None
-    ) -> list[Draft]:
-        """Remove and return the oldest drafts, at least one if there is any.
+    def take(self, max_drafts: int, max_bytes: int = 2**20) -> list[Draft]:
+        """Put the oldest drafts in flight, at least one if there is any; the same until `land`."""
+        if not self._flight:
+            flight: dict[int, Draft] = {}
+            size = 0
+            while self._drafts and len(flight) < max_drafts:
+                number, draft = next(iter(self._drafts.items()))
+                size += len(draft.body)
+                if flight and size > max_bytes:
+                    break
+                flight[number] = self._remove(number)
+            self._flight = flight
+        return list(self._flight.values())
 
-        ``before`` is a running number: that draft and what follows it stay.
-        """
-        batch: list[Draft] = []
-        size = 0
-        while self._drafts and len(batch) < max_drafts:
-            number, draft = next(iter(self._drafts.items()))
-            if batch and size + len(draft.body) > max_bytes:
-                break
-            if before is not None and number >= before:
-                break
-            size += len(draft.body)
-            batch.append(self._remove(number))
-        return batch
+    def land(self) -> None:
+        """Forget what is in flight: it has been answered."""
+        self._flight = {}
 
     def since(self, number: int) -> list[Draft]:
-        """What is here of the drafts from a running number on, in order."""
+        """What is here of the drafts from a running number on, in flight too, in order."""
         found: list[Draft] = []
-        for running, draft in reversed(self._drafts.items()):
+        newest_first = chain(reversed(self._drafts.items()), reversed(self._flight.items()))
+        for running, draft in newest_first:
             if running < number:
                 break
             found.append(draft)
@@ -94,11 +98,11 @@ class Spool:
             for number, draft in self._drafts.items():
                 self._ranks.add(number, draft)
         least = self._ranks.least()
-        return self.oldest if least is None else least
+        return next(iter(self._drafts)) if least is None else least
 
     def _remove(self, number: int) -> Draft:
         draft = self._drafts.pop(number)
-        self.bytes -= len(draft.body)
+        self._bytes -= len(draft.body)
         if not self._drafts:
             self._ranks = None
         elif self._ranks is not None:

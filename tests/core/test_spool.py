@@ -50,24 +50,38 @@ def is_ordered_part(part, whole):
     return all(any(one is other for other in rest) for one in part)
 
 
+def taken(spool, *limits, **more):
+    """What is taken and answered at once."""
+    flight = spool.take(*limits, **more)
+    spool.land()
+    return flight
+
+
 @given(any_drafts, limits, st.data())
 def test_bounds_hold_always_and_what_came_in_is_here_or_taken_or_lost(drafts, limits, data):
     max_drafts, max_bytes = limits
     spool = Spool(max_drafts, max_bytes)
-    taken, lost = [], []
+    sent, flight, lost = [], [], []
     for number, one in enumerate(drafts, start=1):
         lost += spool.add(one)
-        assert len(spool) <= max_drafts
-        assert spool.bytes <= max_bytes
+        assert len(spool) - len(flight) <= max_drafts
+        assert spool.bytes - sum(len(other.body) for other in flight) <= max_bytes
         assert spool.added == number
-        assert spool.dropped == len(lost)
-        if data.draw(st.integers(0, 4)) == 0:
-            taken += spool.take(data.draw(st.integers(1, 3)))
-    waiting = spool.take(10**6, 10**9)
+        what = data.draw(st.integers(0, 4))
+        if what == 0:
+            flight = spool.take(data.draw(st.integers(1, 3)))
+        elif what == 1:
+            sent += flight
+            flight = []
+            spool.land()
+        assert spool.since(0)[: len(flight)] == flight
+    for _ in range(2):
+        # The flight, if there is one, and all else.
+        sent += taken(spool, 10**6, 10**9)
     assert len(spool) == spool.bytes == 0
     assert spool.oldest == spool.added == len(drafts)
-    assert is_ordered_part([*taken, *waiting], drafts)
-    everything = [*taken, *waiting, *lost]
+    assert is_ordered_part(sent, drafts)
+    everything = [*sent, *lost]
     assert sorted(map(id, everything)) == sorted(map(id, drafts))
 
 
@@ -77,7 +91,7 @@ def test_an_end_is_dropped_only_when_nothing_else_is_left(drafts, limits):
     for one in drafts:
         lost = spool.add(one)
         if len(one.body) <= limits[1] and any(other.terminal for other in lost):
-            left = spool.take(10**6, 10**9)
+            left = taken(spool, 10**6, 10**9)
             assert all(other.terminal for other in left)
             break
 
@@ -143,7 +157,7 @@ def test_a_superseded_state_goes_before_anything_else():
         assert spool.add(one) == []
     latest = progress(3)
     assert spool.add(latest) == [first]
-    assert spool.take(9) == [line, second, latest]
+    assert taken(spool, 9) == [line, second, latest]
 
 
 def test_of_one_attempt_the_last_state_stands_for_all():
@@ -154,7 +168,7 @@ def test_of_one_attempt_the_last_state_stands_for_all():
     assert spool.add(progress(0, job="1", attempt=1)) == []
     for n in range(1, 9):
         assert numbers(spool.add(progress(n, job="1", attempt=1))) == [n - 1]
-    assert numbers(spool.take(9)) == [0, 1, 2, 3, 8]
+    assert numbers(taken(spool, 9)) == [0, 1, 2, 3, 8]
 
 
 def test_states_of_other_topics_keys_and_attempts_supersede_nothing():
@@ -211,10 +225,10 @@ def test_a_spool_that_was_emptied_begins_anew():
     spool = Spool(max_drafts=2)
     for n in range(5):
         spool.add(progress(n))
-    assert numbers(spool.take(9)) == [3, 4]
+    assert numbers(taken(spool, 9)) == [3, 4]
     for n in range(5, 8):
         spool.add(progress(n))
-    assert numbers(spool.take(9)) == [6, 7]
+    assert numbers(taken(spool, 9)) == [6, 7]
 
 
 @settings(max_examples=200)
@@ -224,7 +238,7 @@ def test_what_ranks_remember_is_no_more_than_what_waits(drafts, limits, data):
     for one in drafts:
         spool.add(one)
         if data.draw(st.integers(0, 5)) == 0:
-            spool.take(data.draw(st.integers(1, 3)))
+            taken(spool, data.draw(st.integers(1, 3)))
         if spool._ranks is None:
             continue
         runs = spool._ranks._runs.values()
@@ -242,18 +256,34 @@ def test_what_came_since_a_running_number_is_found_in_order():
     assert spool.since(0) == drafts
     assert spool.since(3) == drafts[3:]
     assert spool.since(spool.added) == []
-    spool.take(4)
+    taken(spool, 4)
     assert spool.since(2) == drafts[4:]
 
 
-def test_take_stops_before_a_running_number():
+def test_what_is_in_flight_is_here_until_it_lands():
     spool = Spool()
     drafts = [progress(n, key=str(n)) for n in range(5)]
-    for one in drafts:
+    for one in drafts[:4]:
         spool.add(one)
-    assert spool.take(9, before=3) == drafts[:3]
-    assert spool.take(9, before=3) == []
-    assert spool.take(9) == drafts[3:]
+    assert spool.take(3) == drafts[:3]
+    spool.add(drafts[4])
+    assert spool.take(9) == drafts[:3]
+    assert spool.since(1) == drafts[1:]
+    assert (spool.oldest, len(spool)) == (0, 5)
+    assert spool.bytes == sum(len(one.body) for one in drafts)
+    spool.land()
+    assert (spool.oldest, len(spool)) == (3, 2)
+    assert spool.since(1) == spool.take(9) == drafts[3:]
+
+
+def test_what_is_in_flight_is_never_dropped():
+    spool = Spool(max_drafts=1)
+    ends = [progress(n, terminal=True) for n in range(3)]
+    spool.add(ends[0])
+    assert spool.take(1) == ends[:1]
+    assert spool.add(ends[1]) == []
+    assert spool.add(ends[2]) == ends[1:2]
+    assert spool.since(0) == [ends[0], ends[2]]
 
 
 @pytest.mark.parametrize("max_drafts", [1, 2, 5])
@@ -261,7 +291,7 @@ def test_a_small_spool_keeps_the_newest(max_drafts):
     spool = Spool(max_drafts=max_drafts)
     for n in range(9):
         spool.add(draft(data={"n": n}))
-    assert numbers(spool.take(99)) == list(range(9 - max_drafts, 9))
+    assert numbers(taken(spool, 99)) == list(range(9 - max_drafts, 9))
 
 
 def test_a_draft_that_can_never_fit_harms_no_other():
@@ -271,8 +301,8 @@ def test_a_draft_that_can_never_fit_harms_no_other():
     spool.add(end)
     huge = draft(data={"text": "x" * 1000}, terminal=True)
     assert spool.add(huge) == [huge]
-    assert (spool.added, spool.dropped) == (3, 1)
-    assert spool.take(9) == [plain, end]
+    assert spool.added == 3
+    assert taken(spool, 9) == [plain, end]
 
 
 def test_take_gives_the_oldest_in_order_and_at_least_one():
@@ -280,11 +310,11 @@ def test_take_gives_the_oldest_in_order_and_at_least_one():
     drafts = [progress(n, key=str(n)) for n in range(5)]
     for one in drafts:
         spool.add(one)
-    assert spool.take(2) == drafts[:2]
+    assert taken(spool, 2) == drafts[:2]
     assert spool.oldest == 2
-    assert spool.take(9, max_bytes=1) == [drafts[2]]
-    assert spool.take(9, max_bytes=len(drafts[3].body) + len(drafts[4].body)) == drafts[3:]
-    assert spool.take(9) == []
+    assert taken(spool, 9, max_bytes=1) == [drafts[2]]
+    assert taken(spool, 9, max_bytes=len(drafts[3].body) + len(drafts[4].body)) == drafts[3:]
+    assert taken(spool, 9) == []
     assert (spool.oldest, spool.added) == (5, 5)
 
 
@@ -294,4 +324,3 @@ def test_what_was_taken_is_not_superseded():
     spool.add(first)
     assert spool.take(1) == [first]
     assert spool.add(progress(2)) == []
-    assert spool.dropped == 0

@@ -261,7 +261,7 @@ async def test_a_history_that_was_rewritten_is_told_as_a_snapshot(
     server.wipe()
     shutil.copytree(old, server.directory / "appendonlydir")
     # The same epoch and the same offsets, but other events: what a replica that lagged hands out.
-    publisher.rt.emitter.producer = "after"
+    publisher.rt.emitter._queue.producer = "after"
     publisher.count["job:1"] = 1000
     server.start()
     await publisher.publish("job:1", 7)

@@ -45,7 +45,7 @@ async def test_a_writer_is_live_again_within_two_seconds_of_the_brokers_return(
         server.kill()
         publisher.emit("job:0")
         # As slow as it becomes.
-        await until(lambda: emitter._retry_seconds >= 1.0)
+        await until(lambda: emitter._carrier._retry_seconds >= 1.0)
         server.start()
         begun = time.monotonic()
         assert await flush(publisher)
@@ -57,8 +57,8 @@ async def test_a_writer_is_live_again_within_two_seconds_of_the_brokers_return(
 async def test_a_writer_that_is_told_to_hurry_is_live_at_once(
     server: Server, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("semantik_realtime.emitter.FIRST_RETRY_SECONDS", 3600.0)
-    monkeypatch.setattr("semantik_realtime.emitter.LAST_RETRY_SECONDS", 3600.0)
+    monkeypatch.setattr("semantik_realtime.emitter.carrier.FIRST_RETRY_SECONDS", 3600.0)
+    monkeypatch.setattr("semantik_realtime.emitter.carrier.LAST_RETRY_SECONDS", 3600.0)
     server.kill()
     publisher.emit("job:0")
     await until(lambda: publisher.rt.emitter.is_failing)
@@ -116,7 +116,7 @@ async def test_a_spool_that_overflows_keeps_every_end_and_each_keys_newest_state
             for topic in TOPICS:
                 publisher.emit(topic)
             # No more at once than the inbox holds.
-            await until(lambda: len(publisher.rt.emitter._inbox) < 20)
+            await until(lambda: len(publisher.rt.emitter._queue.inbox) < 20)
             if turn < 40:
                 publisher.emit(f"job:ended{turn}", terminal=True, job=f"ended{turn}")
         server.start()

@@ -57,7 +57,7 @@ def log(runtime: Runtime, reader: Reader) -> Callable[[str], Log]:
     """The log of a topic, once all that was emitted is in it."""
 
     def look(topic: str) -> Log:
-        wait_until(lambda: not runtime.emitter._paced)
+        wait_until(lambda: not runtime.emitter._sources._due)
         assert runtime.emitter.flush(5)
         return Log(reader, topic)
 

@@ -16,7 +16,7 @@ from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Outcome, Receipt, StateChange, encode_body
 from semantik_realtime.core.spool import Spool
-from semantik_realtime.emitter import Emitter
+from semantik_realtime.emitter import Emitter, carrier, queue
 from semantik_realtime.errors import AppendUncertain, BackendUnavailable
 
 TIME = "2026-01-01T00:00:00.000Z"
@@ -86,7 +86,7 @@ def line() -> Line:
 
 @pytest.fixture
 def emitter(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emitter]:
-    monkeypatch.setattr(emitter_module, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(carrier, "FIRST_RETRY_SECONDS", 0.01)
     emitter = Emitter(line.publish)
     yield emitter
     line.is_away = False
@@ -155,7 +155,7 @@ def test_numbers_grow_by_one_in_each_topic(emitter: Emitter, line: Line) -> None
 def test_no_number_is_given_twice_when_the_topics_are_many(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(emitter_module, "MAX_NUMBERED_TOPICS", 3)
+    monkeypatch.setattr(queue, "MAX_NUMBERED_TOPICS", 3)
     for turn in range(4):
         for topic in range(5):
             emitter.emit(draft(turn, topic=f"job:{topic}"))
@@ -207,6 +207,16 @@ def test_flush_waits_for_the_answers(emitter: Emitter, line: Line) -> None:
     emitter.emit(draft(1))
     assert emitter.flush(5)
     assert emitter.stats.appended == 1
+
+
+def test_flush_does_not_wait_for_what_was_emitted_after_it(emitter: Emitter, line: Line) -> None:
+    line.is_away = True
+    barrier = threading.Event()
+    # What `flush` does, before there is a thread that sees it alone.
+    emitter._queue.inbox.append(barrier)
+    emitter.emit(draft(0))
+    wait_until(lambda: emitter.is_failing)
+    assert barrier.wait(5)
 
 
 def test_who_does_not_wait_for_a_failing_backend_is_told_at_once(
@@ -298,7 +308,7 @@ def test_what_waits_is_bounded_while_the_backend_hangs_and_every_end_is_kept(
     emitter = Emitter(line.publish, **limits)
     line.open.clear()
     emitter.emit(draft(0))
-    wait_until(lambda: emitter._has_called_for(emitter_module.SLOW_SECONDS))
+    wait_until(lambda: emitter._carrier.has_called_for(emitter_module.SLOW_SECONDS))
     ends = []
     for number in range(1, 3001):
         is_end = number % 100 == 0
@@ -322,7 +332,7 @@ def test_even_ends_are_bounded_while_the_backend_hangs(line: Line) -> None:
     emitter = Emitter(line.publish, max_drafts=100)
     line.open.clear()
     emitter.emit(draft(0))
-    wait_until(lambda: emitter._has_called_for(emitter_module.SLOW_SECONDS))
+    wait_until(lambda: emitter._carrier.has_called_for(emitter_module.SLOW_SECONDS))
     for number in range(1, 3001):
         emitter.emit(draft(number, topic=f"job:{number}", terminal=True))
     wait_until(lambda: emitter.waiting <= 1 + 2 * 100)
@@ -337,14 +347,14 @@ def test_a_full_inbox_takes_ends_and_nothing_else(line: Line) -> None:
     emitter = Emitter(line.publish, max_drafts=10)
     ends = [draft(number, topic="job:2", terminal=True) for number in range(5)]
     # Nobody can empty it.
-    with emitter._spool_lock:
+    with emitter._queue._lock:
         for number in range(20):
             emitter.emit(draft(number))
         for end in ends:
             emitter.emit(end)
         answer = emitter.emit_and_confirm(draft(20))
         assert isinstance(answer.exception(5), BackendUnavailable)
-        assert list(emitter._inbox)[10:] == ends
+        assert list(emitter._queue.inbox)[10:] == ends
     assert emitter.stats.dropped == 11
     assert emitter.flush(5)
     emitter.close(5)
@@ -353,7 +363,7 @@ def test_a_full_inbox_takes_ends_and_nothing_else(line: Line) -> None:
 def test_what_is_dropped_leaves_gaps_in_the_numbers_and_no_duplicates(
     emitter: Emitter, line: Line
 ) -> None:
-    emitter._spool = Spool(10)
+    emitter._queue._spool = Spool(10)
     line.is_away = True
     for number in range(100):
         emitter.emit(draft(number))
@@ -370,7 +380,7 @@ def test_what_is_dropped_leaves_gaps_in_the_numbers_and_no_duplicates(
 def test_a_backend_that_is_away_is_tried_at_a_bounded_rate(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(emitter_module, "LAST_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(carrier, "LAST_RETRY_SECONDS", 0.1)
     line.is_away = True
     emitter.emit(draft(0))
     while len(line.times) < 16:
@@ -378,7 +388,7 @@ def test_a_backend_that_is_away_is_tried_at_a_bounded_rate(
         emitter.emit(draft(1))
         time.sleep(0.001)
     pauses = [later - earlier for earlier, later in pairwise(line.times)]
-    assert min(pauses[4:]) >= 0.1 * (1 - emitter_module.RETRY_JITTER)
+    assert min(pauses[4:]) >= 0.1 * (1 - carrier.RETRY_JITTER)
 
 
 def test_the_waits_between_tries_grow_and_processes_do_not_keep_in_step(line: Line) -> None:
@@ -386,8 +396,8 @@ def test_the_waits_between_tries_grow_and_processes_do_not_keep_in_step(line: Li
     waits = []
     for _ in range(100):
         begun = time.monotonic()
-        emitter._back_off(BackendUnavailable("away"))
-        waits.append(emitter._retry_at - begun)
+        emitter._carrier.failed()
+        waits.append(emitter._carrier._retry_at - begun)
     assert waits[0] < 0.2
     last = waits[10:]
     assert 0.8 <= min(last) < 0.95
@@ -398,13 +408,13 @@ def test_the_waits_between_tries_grow_and_processes_do_not_keep_in_step(line: Li
 def test_an_emitter_in_a_hurry_tries_at_once(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(emitter_module, "FIRST_RETRY_SECONDS", 60.0)
-    monkeypatch.setattr(emitter_module, "LAST_RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(carrier, "FIRST_RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(carrier, "LAST_RETRY_SECONDS", 60.0)
     line.is_away = True
     emitter.emit(draft(0))
     wait_until(lambda: emitter.is_failing)
     emitter.hurry()
-    wait_until(lambda: len(line.batches) == 2 and not emitter._is_trying)
+    wait_until(lambda: len(line.batches) == 2 and emitter._carrier._try is None)
     line.is_away = False
     emitter.hurry()
     assert emitter.flush(5)
@@ -467,7 +477,7 @@ def test_each_draft_that_has_to_wait_is_sheltered_once_and_in_order(
 def test_what_waits_is_sheltered_at_once_with_the_flight_that_failed(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(emitter_module, "FIRST_RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(carrier, "FIRST_RETRY_SECONDS", 60.0)
     sheltered: list[Draft] = []
     emitter.shelter = sheltered.extend
     told = [draft(number) for number in range(3)]
@@ -562,10 +572,9 @@ def test_a_source_that_raises_does_not_hold_up_the_others(emitter: Emitter) -> N
         called.append("bad")
         raise ZeroDivisionError
 
-    with emitter._paced_lock:
-        # Due in the same step.
-        emitter._paced["bad"] = (0.0, raises)
-        emitter._paced["good"] = (0.0, lambda: called.append("good"))
+    # Due in the same step.
+    emitter._sources.add("bad", 0.0, raises)
+    emitter._sources.add("good", 0.0, lambda: called.append("good"))
     emitter._rouse()
     wait_until(lambda: "good" in called)
     assert called == ["bad", "good"]

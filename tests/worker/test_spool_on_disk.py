@@ -24,7 +24,7 @@ from semantik_realtime import spoolfile
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Receipt, StateChange, encode_body
-from semantik_realtime.emitter import Emitter
+from semantik_realtime.emitter import Emitter, adoption, carrier
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.loader import load_backend
 from semantik_realtime.spoolfile import HEADER, SpoolFile, adopt
@@ -306,7 +306,7 @@ def line() -> Line:
 def make_emitter(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Emitter]]:
-    monkeypatch.setattr(emitter_module, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(carrier, "FIRST_RETRY_SECONDS", 0.01)
     made: list[Emitter] = []
 
     def make(**limits: int) -> Emitter:
@@ -432,7 +432,7 @@ def test_a_running_emitter_looks_again_and_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(emitter_module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(adoption, "LOOK_SECONDS", 0.05)
     make_emitter().adopt()
     for number in range(1, 4):
         store(tmp_path, [draft(number)])
@@ -446,7 +446,7 @@ def test_what_cannot_be_sent_is_left_until_it_can(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(emitter_module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(adoption, "LOOK_SECONDS", 0.05)
     line.is_away = True
     store(tmp_path, [draft(1), draft(2)])
     emitter = make_emitter()
@@ -463,7 +463,7 @@ def test_ended_processes_are_looked_for_as_soon_as_the_backend_is_back(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(emitter_module, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(adoption, "LOOK_SECONDS", 3600.0)
     emitter = make_emitter()
     line.is_away = True
     emitter.emit(draft(3, topic="job:3"))

@@ -19,11 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_workers import Place, Worker, running
 from topic_log import wait_until
 
-from semantik_realtime import emitter as emitter_module
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Receipt, StateChange, encode_body
-from semantik_realtime.emitter import Emitter
+from semantik_realtime.emitter import Emitter, carrier
 from semantik_realtime.errors import AppendUncertain, BackendUnavailable
 from semantik_realtime.metrics import writing
 from semantik_realtime.testing.servers import free_port
@@ -69,7 +68,7 @@ def line() -> Line:
 
 @pytest.fixture
 def emitter(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emitter]:
-    monkeypatch.setattr(emitter_module, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(carrier, "FIRST_RETRY_SECONDS", 0.01)
     emitter = Emitter(line.publish, max_drafts=20)
     yield emitter
     line.is_cut = False
