@@ -93,6 +93,83 @@ test("many topics are subscribed in frames below 64 KiB", async () => {
   for (const frame of socket.sent) assert.ok(JSON.stringify(frame).length < 65536);
 });
 
+/** The topics of these frames with this op, in order. */
+function topicsOf(socket, op) {
+  const named = ({ topics }) => (Array.isArray(topics) ? topics : Object.keys(topics));
+  return socket.ops(op).flatMap(named);
+}
+
+const JOBS = ["job:1", "job:2", "job:3", "job:4"];
+const noPlace = (topic, limit) => {
+  return { topic, code: "too_many_topics", message: `at most ${limit} topics` };
+};
+
+test("beyond the server's limit a watcher is told so, and what was watched first is live", async () => {
+  const wire = open();
+  const logs = JOBS.map((topic) => record(wire, topic));
+  const socket = await wire.welcome(20, { topics: 2 });
+  assert.deepEqual(topicsOf(socket, "subscribe"), ["job:1", "job:2"]);
+  assert.deepEqual(logs.map(({ ends }) => ends), [
+    [], [], [noPlace("job:3", 2)], [noPlace("job:4", 2)],
+  ]);
+  const late = record(wire, "job:3");
+  assert.deepEqual(late.ends, []);
+  await settled();
+  assert.deepEqual(late.ends, [noPlace("job:3", 2)]);
+  const one = record(wire, "job:5");
+  await settled();
+  assert.deepEqual(one.ends, [noPlace("job:5", 2)]);
+  assert.equal(logs[2].ends.length, 1);
+});
+
+test("a topic that waits gets the place of one that is left, denied or gone", async () => {
+  const wire = open();
+  const logs = [...JOBS, "job:5"].map((topic) => record(wire, topic));
+  const socket = await wire.welcome(20, { topics: 2 });
+  // Who waits and leaves gives no place, and the server need not know.
+  logs[3].sub.close();
+  await settled();
+  assert.deepEqual(topicsOf(socket, "subscribe"), ["job:1", "job:2"]);
+  logs[0].sub.close();
+  await settled();
+  assert.deepEqual(socket.sent.slice(1).map(({ op, topics }) => [op, topics]), [
+    ["unsubscribe", ["job:1"]],
+    ["subscribe", { "job:3": null }],
+  ]);
+  socket.say(snapshot("job:3", 1), live("job:3", 1, event(2)));
+  await pass(1);
+  assert.deepEqual(logs[2].events, [[2, false]]);
+  assert.equal(logs[2].views.at(-1).provisional, false);
+
+  socket.say({ op: "gone", topic: "job:2" });
+  await settled();
+  assert.deepEqual(topicsOf(socket, "subscribe"), ["job:1", "job:2", "job:3", "job:5"]);
+  assert.deepEqual(logs[2].ends, [noPlace("job:3", 2)]);
+});
+
+test("after a reconnect as many are subscribed as the server then allows", async () => {
+  const wire = open();
+  const logs = JOBS.map((topic) => record(wire, topic));
+  let socket = await wire.welcome(20, { topics: 3 });
+  for (const topic of JOBS.slice(0, 3)) socket.say(snapshot(topic, 1));
+  socket = await wire.reconnect(1006, { topics: 3 });
+  assert.deepEqual(topicsOf(socket, "subscribe"), JOBS.slice(0, 3));
+  assert.deepEqual(logs.map(({ ends }) => ends.length), [0, 0, 0, 1]);
+
+  socket = await wire.reconnect(1006, { topics: 1 });
+  assert.deepEqual(topicsOf(socket, "subscribe"), ["job:1"]);
+  assert.deepEqual(logs.map(({ ends }) => ends.length), [0, 1, 1, 1]);
+  await pass(1);
+  assert.equal(logs[1].views.at(-1).provisional, true);
+  logs[1].sub.close();
+  assert.deepEqual(socket.ops("unsubscribe"), []);
+
+  socket = await wire.reconnect(1006, { topics: 4 });
+  assert.deepEqual(socket.ops("subscribe")[0].topics, {
+    "job:1": cursorAt(1), "job:3": cursorAt(1), "job:4": null,
+  });
+});
+
 test("several watchers of a topic make one subscription, and the last one ends it", async () => {
   const wire = open();
   const first = record(wire, JOB, { history: 2 });

@@ -31,9 +31,9 @@ class FakeSocket {
   }
 
   /** As the server: take the connection and greet. */
-  welcome(heartbeat_seconds = 20) {
+  welcome(heartbeat_seconds = 20, limits = {}) {
     this.onopen({});
-    this.say({ op: "welcome", session: "s", heartbeat_seconds, limits: {} });
+    this.say({ op: "welcome", session: "s", heartbeat_seconds, limits });
   }
 
   /** As the server: send these frames. */
@@ -78,23 +78,23 @@ export class Wire {
   }
 
   /** Wait for the client to open a socket, and greet it. */
-  async welcome(heartbeat_seconds) {
+  async welcome(heartbeat_seconds, limits) {
     await settled();
-    this.socket.welcome(heartbeat_seconds);
+    this.socket.welcome(heartbeat_seconds, limits);
     await settled();
     return this.socket;
   }
 
   /** Let time pass until the client has opened another socket, and greet it. */
-  async back() {
+  async back(limits) {
     while (this.socket.isClosed) await pass(0.25);
-    return this.welcome();
+    return this.welcome(undefined, limits);
   }
 
   /** Cut the connection, wait until the client has come back, and greet it. */
-  async reconnect(code) {
+  async reconnect(code, limits) {
     this.socket.end(code);
-    return this.back();
+    return this.back(limits);
   }
 }
 

@@ -237,7 +237,10 @@ class Session {
         card.log.add(event);
         this.#takeFile(card, event, replayed);
       },
-      onDenied: () => card.log.explain("This job’s events are not shown to you."),
+      onDenied: (/** @type {any} */ { code }) => card.log.explain(
+        code === "too_many_topics" ? "Too many jobs are open: close some to see this one’s events."
+          : "This job’s events are not shown to you.",
+      ),
       onGone: () => this.#drop(id),
     });
   }

@@ -62,7 +62,11 @@ export interface WatchOptions {
    * `ahead` or `epoch`) the history of the new log is given whole.
    */
   onEvent?: (event: RealtimeEvent, how: { replayed: boolean }) => void;
-  /** Not yours, or it does not exist: the subscription has ended. */
+  /**
+   * Not yours, or it does not exist: the subscription has ended. With the code `too_many_topics` it
+   * waits: the server allows no more topics, and those watched first have the places. It goes on by
+   * itself as soon as one of them is no longer watched.
+   */
   onDenied?: (info: DeniedInfo) => void;
   /** The topic was deleted: the subscription has ended. */
   onGone?: () => void;
@@ -183,6 +187,8 @@ export type ConnectionListener = (state: ConnectionState, info: ConnectionInfo) 
 
 export interface DeniedInfo {
   topic: string;
+  /** `forbidden`, `too_many_topics` or another word of the server. */
   code: string;
+  /** For logs. */
   message: string;
 }

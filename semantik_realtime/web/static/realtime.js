@@ -15,6 +15,7 @@ import { Store } from "./store.js";
  * @property {Set<WatchOptions>} watchers
  * @property {import("./reader.js").Known} view
  * @property {boolean} answered whether the server has shown something since the page watches it
+ * @property {boolean} waits for a place: the server allows no more topics, and its watchers know it
  */
 
 const TOPIC = /^[a-z][a-z0-9_]{0,31}:[A-Za-z0-9_][A-Za-z0-9_.@=+~-]{0,199}$/;
@@ -30,10 +31,13 @@ export function connect(options = {}) {
 class Realtime {
   #connection;
   #store;
-  /** @type {Map<string, Topic>} */
+  /** @type {Map<string, Topic>} in the order of watching: the first have the places */
   #topics = new Map();
-  /** @type {Set<Topic>} to be subscribed, together, when the running code is done */
+  /** Topics a connection may have; the server says it in its welcome. */
+  #limit = Infinity;
+  /** @type {Set<Topic>} to be subscribed, together, after the running code, as places allow */
   #unasked = new Set();
+  #isAskDue = false;
   /** @type {Set<Topic>} to be painted with the next frame */
   #unpainted = new Set();
   #isPaintDue = false;
@@ -90,10 +94,12 @@ class Realtime {
     const watcher = { ...options };
     topic.watchers.add(watcher);
     topic.history = Math.max(topic.history, history);
-    if (topic.answered) {
+    if (topic.answered || topic.waits) {
       // Not at this very moment: the caller does not have its subscription yet.
       queueMicrotask(() => {
-        if (topic.watchers.has(watcher)) call(watcher.onChange, this.#view(topic));
+        if (!topic.watchers.has(watcher)) return;
+        if (topic.answered) call(watcher.onChange, this.#view(topic));
+        if (topic.waits) call(watcher.onDenied, this.#noPlace(topic));
       });
     }
     return { topic: name, close: () => this.#leave(topic, watcher) };
@@ -114,7 +120,7 @@ class Realtime {
     // What was kept is shown only after the server has allowed the topic again: since it was
     // written, somebody else may have logged in.
     const view = { ...UNKNOWN, ...this.#store.load(name) };
-    const topic = { name, history: 0, watchers: new Set(), view, answered: false };
+    const topic = { name, history: 0, watchers: new Set(), view, answered: false, waits: false };
     this.#topics.set(name, topic);
     this.#ask(topic);
     return topic;
@@ -126,7 +132,7 @@ class Realtime {
    */
   #leave(topic, watcher) {
     topic.watchers.delete(watcher);
-    if (topic.watchers.size > 0 || !this.#forget(topic)) return;
+    if (topic.watchers.size > 0 || !this.#forget(topic) || topic.waits) return;
     this.#connection.send({ op: "unsubscribe", topics: [topic.name] });
   }
 
@@ -137,12 +143,17 @@ class Realtime {
   #forget(topic) {
     this.#unasked.delete(topic);
     this.#unpainted.delete(topic);
+    // Its place may be free now.
+    if (this.#unasked.size > 0) this.#askSoon();
     return this.#topics.get(topic.name) === topic && this.#topics.delete(topic.name);
   }
 
   /** @param {any} frame */
   #receive(frame) {
-    if (frame.op === "welcome") for (const topic of this.#topics.values()) this.#ask(topic);
+    if (frame.op === "welcome") {
+      this.#limit = frame.limits?.topics ?? Infinity;
+      for (const topic of this.#topics.values()) this.#ask(topic);
+    }
     if (frame.op === "error") console.warn(`realtime: ${frame.code}: ${frame.message}`);
     if (frame.op === "restored") {
       for (const topic of this.#topics.values()) this.#read(topic, frame.op, frame);
@@ -187,15 +198,22 @@ class Realtime {
 
   /** @param {Topic} topic */
   #ask(topic) {
-    if (this.#unasked.size === 0) queueMicrotask(() => this.#subscribe());
     this.#unasked.add(topic);
+    this.#askSoon();
+  }
+
+  #askSoon() {
+    if (!this.#isAskDue) queueMicrotask(() => this.#subscribe());
+    this.#isAskDue = true;
   }
 
   #subscribe() {
-    const topics = [...this.#unasked];
-    this.#unasked.clear();
-    for (const history of new Set(topics.map((topic) => topic.history))) {
-      const alike = topics.filter((topic) => topic.history === history);
+    this.#isAskDue = false;
+    const topics = [...this.#topics.values()].slice(0, this.#limit);
+    const asked = topics.filter((topic) => this.#unasked.delete(topic));
+    for (const topic of asked) topic.waits = false;
+    for (const history of new Set(asked.map((topic) => topic.history))) {
+      const alike = asked.filter((topic) => topic.history === history);
       for (let start = 0; start < alike.length; start += TOPICS_A_FRAME) {
         const cursors = alike
           .slice(start, start + TOPICS_A_FRAME)
@@ -203,6 +221,18 @@ class Realtime {
         this.#connection.send({ op: "subscribe", topics: Object.fromEntries(cursors), history });
       }
     }
+    for (const topic of [...this.#unasked].filter(({ waits }) => !waits)) {
+      topic.waits = true;
+      for (const watcher of [...topic.watchers]) {
+        if (topic.watchers.has(watcher)) call(watcher.onDenied, this.#noPlace(topic));
+      }
+    }
+  }
+
+  /** @param {Topic} topic */
+  #noPlace({ name }) {
+    const message = `at most ${this.#limit} topics`;
+    return { topic: name, code: "too_many_topics", message };
   }
 
   /** The connection's state has changed, and with it what the views are worth. */
