@@ -1,11 +1,4 @@
-"""The protocol state of one native connection.
-
-::
-
-              auth ok / credential in the handshake
-    WAITING ───────────────────────────────────────► OPEN
-       │ auth timeout: 4408, bad credential: 4401      │ rubbish ×10: 4400, too big: 1009
-       └──────────────────────► CLOSED ◄───────────────┘
+"""The protocol state of one native connection: the table `TRANSITIONS`.
 
 Frames in, actions out; the shell carries them out and tells the session what
 came of them. Nothing here waits or looks at a clock.
@@ -13,7 +6,8 @@ came of them. Nothing here waits or looks at a clock.
 
 from __future__ import annotations
 
-from enum import IntEnum, StrEnum
+from collections.abc import Callable, Mapping
+from enum import Enum, IntEnum, StrEnum, auto
 from typing import Any
 
 import msgspec
@@ -97,6 +91,23 @@ class Phase(StrEnum):
     CLOSED = "closed"
 
 
+class Happening(Enum):
+    """What a session takes in beside the ops of the client.
+
+    No text, so that no client can send one as its op.
+    """
+
+    ACCEPTED = auto()
+    """A credential is good."""
+    REFUSED = auto()
+    EXPIRED = auto()
+    NO_AUTH = auto()
+    """The time in which auth must come is over."""
+    BAD_FRAME = auto()
+    TOO_MANY_BAD_FRAMES = auto()
+    TOO_BIG_FRAME = auto()
+
+
 class Session:
     """State machine of one connection.
 
@@ -121,36 +132,57 @@ class Session:
 
     def receive(self, text: str | bytes) -> list[Action]:
         """What to do about a client's frame. Never raises."""
-        if self.phase is Phase.CLOSED:
-            return []
         data = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
         if len(data) > self._limits.frame_bytes:
-            return self._close(CloseCode.TOO_BIG, f"frame over {self._limits.frame_bytes} bytes")
+            reason = f"frame over {self._limits.frame_bytes} bytes"
+            return self._take(Happening.TOO_BIG_FRAME, reason)
         frame = frames.decode(data)
-        if frame is None:
-            self._bad_frames += 1
-            if self._bad_frames >= MAX_BAD_FRAMES:
-                return self._close(CloseCode.BAD_FRAME, "too many bad frames")
-            return [self.error("bad_frame", "expected a JSON object with an op")]
-        op = frame["op"]
-        if self.phase is Phase.WAITING and op != "auth":
-            return [self.error("unauthenticated", "send auth first")]
-        match op:
-            case "auth":
-                return self._auth(frame)
-            case "subscribe":
-                return self._subscribe(frame)
-            case "unsubscribe":
-                return self._unsubscribe(frame)
-            case "ping":
-                return [Send('{"op":"pong"}')]
-        return [self.error("unknown_op", f"unknown op {op[:40]!r}")]
+        if frame is not None:
+            return self._take(frame["op"], frame)
+        self._bad_frames += 1
+        if self._bad_frames < MAX_BAD_FRAMES:
+            return self._take(Happening.BAD_FRAME)
+        return self._take(Happening.TOO_MANY_BAD_FRAMES, "too many bad frames")
 
     def authenticated(self) -> list[Action]:
         """A credential was accepted: the first one opens the session, later ones refresh it."""
-        if self.phase is not Phase.WAITING:
+        return self._take(Happening.ACCEPTED)
+
+    def rejected(self, expired: bool, reason: str) -> list[Action]:
+        """A credential was refused."""
+        return self._take(Happening.EXPIRED if expired else Happening.REFUSED, reason)
+
+    def auth_seconds_left(self, now: float) -> float:
+        """How long the client may still take to authenticate."""
+        return max(0.0, self._auth_deadline - now)
+
+    def tick(self, now: float) -> list[Action]:
+        """What time alone brings about."""
+        if now < self._auth_deadline:
             return []
-        self.phase = Phase.OPEN
+        return self._take(Happening.NO_AUTH, "no auth frame in time")
+
+    @staticmethod
+    def error(code: str, message: str) -> Send:
+        """An ``error`` frame: the client's last frame was wrong and had no effect."""
+        return Send(frames.encode({"op": "error", "code": code, "message": message}))
+
+    def _take(self, what: str | Happening, given: Any = None) -> list[Action]:
+        """Go through `TRANSITIONS`; ``given`` is the frame of an op, the reason of an end."""
+        transition = TRANSITIONS.get((self.phase, what))
+        if transition is None:
+            return self._no_transition(what)
+        self.phase, answer = transition
+        return [Close(answer, given)] if isinstance(answer, CloseCode) else answer(self, given)
+
+    def _no_transition(self, what: str | Happening) -> list[Action]:
+        if self.phase is Phase.CLOSED or isinstance(what, Happening):
+            return []
+        if self.phase is Phase.WAITING:
+            return [self.error("unauthenticated", "send auth first")]
+        return [self.error("unknown_op", f"unknown op {what[:40]!r}")]
+
+    def _welcome(self, _: None) -> list[Action]:
         welcome = {
             "op": "welcome",
             "session": self.id,
@@ -159,27 +191,11 @@ class Session:
         }
         return [Send(frames.encode(welcome))]
 
-    def rejected(self, expired: bool, reason: str) -> list[Action]:
-        """A credential was refused."""
-        if self.phase is Phase.CLOSED:
-            return []
-        code = CloseCode.EXPIRED if expired else CloseCode.UNAUTHENTICATED
-        return self._close(code, reason)
+    def _bad_frame(self, _: None) -> list[Action]:
+        return [self.error("bad_frame", "expected a JSON object with an op")]
 
-    def auth_seconds_left(self, now: float) -> float:
-        """How long the client may still take to authenticate."""
-        return max(0.0, self._auth_deadline - now)
-
-    def tick(self, now: float) -> list[Action]:
-        """What time alone brings about."""
-        if self.phase is Phase.WAITING and now >= self._auth_deadline:
-            return self._close(CloseCode.AUTH_TIMEOUT, "no auth frame in time")
-        return []
-
-    @staticmethod
-    def error(code: str, message: str) -> Send:
-        """An ``error`` frame: the client's last frame was wrong and had no effect."""
-        return Send(frames.encode({"op": "error", "code": code, "message": message}))
+    def _pong(self, _: dict[str, Any]) -> list[Action]:
+        return [Send('{"op":"pong"}')]
 
     def _auth(self, frame: dict[str, Any]) -> list[Action]:
         token = frame.get("token")
@@ -215,6 +231,31 @@ class Session:
         self.topics.difference_update(known)
         return [Unsubscribe(known)] if known else []
 
-    def _close(self, code: CloseCode, reason: str) -> list[Action]:
-        self.phase = Phase.CLOSED
-        return [Close(code, reason)]
+
+Answer = CloseCode | Callable[[Session, Any], list[Action]]
+TRANSITIONS: Mapping[tuple[Phase, str | Happening], tuple[Phase, Answer]] = {
+    (Phase.WAITING, "auth"): (Phase.WAITING, Session._auth),
+    (Phase.WAITING, Happening.ACCEPTED): (Phase.OPEN, Session._welcome),
+    (Phase.WAITING, Happening.REFUSED): (Phase.CLOSED, CloseCode.UNAUTHENTICATED),
+    (Phase.WAITING, Happening.EXPIRED): (Phase.CLOSED, CloseCode.EXPIRED),
+    (Phase.WAITING, Happening.NO_AUTH): (Phase.CLOSED, CloseCode.AUTH_TIMEOUT),
+    (Phase.WAITING, Happening.BAD_FRAME): (Phase.WAITING, Session._bad_frame),
+    (Phase.WAITING, Happening.TOO_MANY_BAD_FRAMES): (Phase.CLOSED, CloseCode.BAD_FRAME),
+    (Phase.WAITING, Happening.TOO_BIG_FRAME): (Phase.CLOSED, CloseCode.TOO_BIG),
+    (Phase.OPEN, "auth"): (Phase.OPEN, Session._auth),
+    (Phase.OPEN, "subscribe"): (Phase.OPEN, Session._subscribe),
+    (Phase.OPEN, "unsubscribe"): (Phase.OPEN, Session._unsubscribe),
+    (Phase.OPEN, "ping"): (Phase.OPEN, Session._pong),
+    (Phase.OPEN, Happening.REFUSED): (Phase.CLOSED, CloseCode.UNAUTHENTICATED),
+    (Phase.OPEN, Happening.EXPIRED): (Phase.CLOSED, CloseCode.EXPIRED),
+    (Phase.OPEN, Happening.BAD_FRAME): (Phase.OPEN, Session._bad_frame),
+    (Phase.OPEN, Happening.TOO_MANY_BAD_FRAMES): (Phase.CLOSED, CloseCode.BAD_FRAME),
+    (Phase.OPEN, Happening.TOO_BIG_FRAME): (Phase.CLOSED, CloseCode.TOO_BIG),
+}
+"""What a session does, by its phase and by the op or the happening it takes in.
+
+What is not here leaves the phase as it is: a happening has no answer (a
+refresh was accepted, the time for auth is over but auth was there), an op has
+an ``error``: ``unauthenticated`` while waiting, ``unknown_op`` when open.
+Nothing leads out of CLOSED, and nothing is answered there.
+"""

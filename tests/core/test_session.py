@@ -11,9 +11,11 @@ from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.session import (
     MAX_BAD_FRAMES,
     MAX_HISTORY,
+    TRANSITIONS,
     Authenticate,
     Close,
     CloseCode,
+    Happening,
     Phase,
     Send,
     Session,
@@ -48,6 +50,86 @@ def code_of(actions):
     assert frame["op"] == "error"
     assert set(frame) == {"op", "code", "message"}
     return frame["code"]
+
+
+def bad_frames(session, count):
+    """The answer to the last of so many."""
+    return [session.receive("rubbish") for _ in range(count)][-1]
+
+
+def closed():
+    session = opened()
+    session.rejected(False, "no")
+    return session
+
+
+INPUTS = {
+    "auth": lambda session: say(session, op="auth", token="t"),
+    "subscribe": lambda session: say(session, op="subscribe", topics={"job:1": None}),
+    "unsubscribe": lambda session: say(session, op="unsubscribe", topics=["job:1"]),
+    "ping": lambda session: say(session, op="ping"),
+    "dance": lambda session: say(session, op="dance"),
+    "ACCEPTED": lambda session: say(session, op="ACCEPTED"),
+    Happening.ACCEPTED: lambda session: session.authenticated(),
+    Happening.REFUSED: lambda session: session.rejected(False, "no"),
+    Happening.EXPIRED: lambda session: session.rejected(True, "old"),
+    Happening.NO_AUTH: lambda session: session.tick(110.0),
+    Happening.BAD_FRAME: lambda session: bad_frames(session, 1),
+    Happening.TOO_MANY_BAD_FRAMES: lambda session: bad_frames(session, MAX_BAD_FRAMES),
+    Happening.TOO_BIG_FRAME: lambda session: session.receive("x" * 2001),
+}
+NO_TRANSITION = (None, "unauthenticated", "unknown_op")
+# The answers while waiting, and when open.
+ANSWERS = {
+    "auth": (Authenticate, Authenticate),
+    "subscribe": ("unauthenticated", Subscribe),
+    "unsubscribe": ("unauthenticated", Unsubscribe),
+    "ping": ("unauthenticated", "pong"),
+    "dance": ("unauthenticated", "unknown_op"),
+    "ACCEPTED": ("unauthenticated", "unknown_op"),
+    Happening.ACCEPTED: ("welcome", None),
+    Happening.REFUSED: (CloseCode.UNAUTHENTICATED, CloseCode.UNAUTHENTICATED),
+    Happening.EXPIRED: (CloseCode.EXPIRED, CloseCode.EXPIRED),
+    Happening.NO_AUTH: (CloseCode.AUTH_TIMEOUT, None),
+    Happening.BAD_FRAME: ("bad_frame", "bad_frame"),
+    Happening.TOO_MANY_BAD_FRAMES: (CloseCode.BAD_FRAME, CloseCode.BAD_FRAME),
+    Happening.TOO_BIG_FRAME: (CloseCode.TOO_BIG, CloseCode.TOO_BIG),
+}
+PAIRS = [
+    *((waiting, what, answers[0]) for what, answers in ANSWERS.items()),
+    *((opened, what, answers[1]) for what, answers in ANSWERS.items()),
+    *((closed, what, None) for what in ANSWERS),
+]
+
+
+def kind_of(actions):
+    """What the answer is: nothing, a close code, the op or the error of a frame, or an action."""
+    if not actions:
+        return None
+    [action] = actions
+    if isinstance(action, Close):
+        return action.code
+    if isinstance(action, Send):
+        frame = json.loads(action.frame)
+        return frame.get("code", frame["op"])
+    return type(action)
+
+
+@pytest.mark.parametrize(("make", "what", "answer"), PAIRS)
+def test_every_phase_has_its_answer_to_every_input(make, what, answer):
+    session = make()
+    session.topics.add("job:1")
+    before = session.phase
+    assert kind_of(INPUTS[what](session)) == answer
+    ends = {"welcome": Phase.OPEN} | dict.fromkeys(CloseCode, Phase.CLOSED)
+    assert session.phase is ends.get(answer, before)
+    assert ((before, what) in TRANSITIONS) == (answer not in NO_TRANSITION)
+
+
+def test_the_table_has_no_input_that_is_not_tried_here():
+    assert {what for _, what in TRANSITIONS} <= set(INPUTS)
+    assert set(Happening) <= set(INPUTS)
+    assert {phase for phase, _ in TRANSITIONS} == {Phase.WAITING, Phase.OPEN}
 
 
 near_frames = st.fixed_dictionaries(
