@@ -145,3 +145,20 @@ def test_the_list_of_decisions_is_whole() -> None:
     assert pages == {target.name for target, _ in links(ROOT / "docs" / "adr" / "README.md")} - {
         "glossary.md"
     }
+
+
+def test_vectors_run_where_the_protocol_says_they_bind() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)\.json` \|.*?\| (yes|no)\b.*?\| (yes|no)\b",
+        (ROOT / "docs/protocol.md").read_text(),
+        re.MULTILINE,
+    )
+    files = {path.stem for path in (ROOT / "tests/vectors").glob("*.json")}
+    assert {name for name, *_ in rows} == files
+
+    def run_by(*tests: Path) -> set[str]:
+        return set(re.findall(r'cases\("(\w+)"', "".join(map(Path.read_text, tests))))
+
+    assert run_by(ROOT / "tests/core/test_vectors.py") == files
+    in_node = run_by(*(ROOT / "tests/js").glob("*.test.js"))
+    assert in_node == {name for name, client, _ in rows if client == "yes"}

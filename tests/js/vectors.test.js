@@ -17,13 +17,34 @@ class Nowhere {
   close() {}
 }
 
+/** A client that has these states reads this batch: what it knows then, and has shown. */
+function readBatch(states, events, offset) {
+  const synced = { ...UNKNOWN, states: new Map(Object.entries(states)), synced: true };
+  const part = { prev: 0, offset, cursor: `e.${offset}.00000000`, events };
+  const step = read(synced, "events", part);
+  const { view } = step;
+  return {
+    known: [Object.fromEntries(view.states), view.offset, view.cursor, step.resubscribe],
+    told: step.events.map(({ event }) => event.offset),
+  };
+}
+
 for (const { name, events, states } of cases("fold")) {
   test(`fold: ${name}`, () => {
-    const synced = { ...UNKNOWN, synced: true };
+    const { known } = readBatch({}, events, events.at(-1)?.offset ?? 0);
+    assert.deepEqual(known[0], states);
+  });
+}
+
+for (const { name, events, kept } of cases("conflate")) {
+  test(`conflate: ${name}`, () => {
+    const before = Object.fromEntries(events.map(({ key }) => [key, { status: "queued" }]));
     const offset = events.at(-1)?.offset ?? 0;
-    const part = { prev: 0, offset, cursor: `e.${offset}.00000000`, events };
-    const { view } = read(synced, "events", part);
-    assert.deepEqual(Object.fromEntries(view.states), states);
+    const whole = readBatch(before, events, offset);
+    const stay = new Set(kept);
+    const conflated = readBatch(before, events.filter(({ offset }) => stay.has(offset)), offset);
+    assert.deepEqual(conflated.known, whole.known);
+    assert.deepEqual(conflated.told, kept);
   });
 }
 
