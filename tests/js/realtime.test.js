@@ -104,7 +104,7 @@ const noPlace = (topic, limit) => {
   return { topic, code: "too_many_topics", message: `at most ${limit} topics` };
 };
 
-test("beyond the server's limit a watcher is told so, and what was watched first is live", async () => {
+test("beyond the server's limit a watcher is told, and what was watched first is live", async () => {
   const wire = open();
   const logs = JOBS.map((topic) => record(wire, topic));
   const socket = await wire.welcome(20, { topics: 2 });

@@ -1,0 +1,152 @@
+/**
+ * An application in strict TypeScript that uses every name and member of realtime.d.ts.
+ *
+ * It is compiled, not run. `@ts-expect-error` marks what the compiler must refuse.
+ */
+
+import { connect } from "../../semantik_realtime/web/static/realtime.js";
+import type {
+  ConnectionInfo,
+  ConnectionListener,
+  ConnectionState,
+  ConnectOptions,
+  DeniedInfo,
+  JobStatus,
+  Realtime,
+  RealtimeEvent,
+  SnapshotReason,
+  State,
+  Subscription,
+  Token,
+  View,
+  WatchOptions,
+} from "../../semantik_realtime/web/static/realtime.js";
+
+/** Compiles if the two types are the same. */
+type Same<A, B> =
+  (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : never;
+
+/** The members of an object that may have more of them. */
+type Named<T> = keyof {
+  [K in keyof T as string extends K ? never : number extends K ? never : K]: true;
+};
+
+export const members: [
+  Same<keyof ConnectOptions, "url" | "token" | "storage" | "WebSocket">,
+  Same<keyof Realtime, "watch" | "onConnection" | "connection" | "close">,
+  Same<keyof WatchOptions, "history" | "onChange" | "onEvent" | "onDenied" | "onGone">,
+  Same<keyof Subscription, "topic" | "close">,
+  Same<keyof ConnectionInfo, "code" | "reason" | "since">,
+  Same<keyof DeniedInfo, "topic" | "code" | "message">,
+  Same<
+    keyof View,
+    "topic" | "states" | "overlay" | "offset" | "cursor" | "reason" | "provisional"
+  >,
+  Same<
+    Named<State>,
+    | ("status" | "attempt" | "progress" | "message" | "fields" | "error" | "name")
+    | ("queued_at" | "started_at" | "ended_at")
+  >,
+  Same<
+    Named<RealtimeEvent>,
+    "offset" | "type" | "time" | "key" | "state" | "data" | "terminal"
+  >,
+] = [true, true, true, true, true, true, true, true, true];
+
+const tokens: Token[] = ["jwt", "", null, undefined];
+
+const options: ConnectOptions = {
+  url: "/realtime/ws",
+  token: async ({ expired }: { expired: boolean }) => tokens[Number(expired)],
+  storage: null,
+  WebSocket,
+};
+connect();
+connect({ token: () => "jwt", storage: sessionStorage });
+const live: Realtime = connect(options);
+
+const colours: Record<ConnectionState, string> = {
+  connecting: "grey",
+  live: "green",
+  reconnecting: "orange",
+  degraded: "orange",
+  denied: "red",
+  closed: "grey",
+};
+const listener: ConnectionListener = (state: ConnectionState, info: ConnectionInfo) => {
+  const code: number | undefined = info.code;
+  const texts: (string | undefined)[] = [colours[state], info.reason, info.since];
+  console.log(code, ...texts);
+};
+const stopListening: () => void = live.onConnection(listener);
+const now: ConnectionState = live.connection;
+
+const icons: Record<JobStatus, string> = {
+  queued: "…",
+  running: "▶",
+  retrying: "↻",
+  completed: "✓",
+  failed: "✗",
+  cancelled: "–",
+  lost: "?",
+};
+function paint(state: State | undefined): string[] {
+  if (!state) return [];
+  const { status, attempt = 0, progress, error, fields = {} } = state;
+  const percent = progress?.total ? (100 * progress.current) / progress.total : null;
+  const application: unknown = [state.colour, fields.failed_files];
+  return [
+    status ? icons[status] : "",
+    state.name ?? "",
+    state.message ?? "",
+    error ? `${error.type}: ${error.message}` : "",
+    `${attempt} ${percent} ${progress?.unit} ${application}`,
+    ...[state.queued_at, state.started_at, state.ended_at].map((at) => at ?? ""),
+  ];
+}
+
+const reasons: Record<SnapshotReason, string> = {
+  new: "",
+  trimmed: "away for long",
+  epoch: "another log",
+  diverged: "rewritten",
+  ahead: "rewritten",
+  too_far: "away for long",
+  recalled: "the host's record",
+};
+function show(view: View): void {
+  const told: ReadonlyMap<string, State> = view.overlay;
+  for (const [key, state] of view.states) console.log(key, paint(state), told.has(key));
+  const cursor: string | null = view.cursor;
+  const why: string = view.reason === null ? "" : reasons[view.reason];
+  console.log(view.topic, view.offset.toFixed(), cursor, why, view.provisional === true);
+  // @ts-expect-error a view is never changed
+  view.offset = 0;
+  // @ts-expect-error nor are its states
+  view.states.clear();
+}
+
+function note(event: RealtimeEvent, how: { replayed: boolean }): void {
+  const when = new Date(event.time);
+  const unknown: unknown = [event.data?.file, event.producer];
+  console.log(event.offset.toFixed(), event.type.length, event.key.length, when, unknown);
+  if (event.state === null) console.log("gone", how.replayed, event.terminal ?? false);
+  else paint(event.state);
+}
+
+function deny({ topic, code, message }: DeniedInfo): string {
+  return [topic, code, message].join();
+}
+
+const all: WatchOptions = { history: 100, onChange: show, onEvent: note, onDenied: deny };
+const subscription: Subscription = live.watch("job:42", { ...all, onGone: () => {} });
+live.watch(subscription.topic);
+// @ts-expect-error a topic is a text
+live.watch(42);
+// @ts-expect-error there is no such option
+live.watch("job:42", { onError: () => {} });
+// @ts-expect-error the state of the link is told, not set
+live.connection = now;
+subscription.close();
+stopListening();
+live.close();
