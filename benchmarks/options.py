@@ -31,16 +31,18 @@ class Names(click.ParamType[tuple[str, ...]]):
 
 
 def backends(*default: str) -> Callable[[Command], Command]:
-    """Which backends are measured."""
-    return names("backends", BACKENDS, default)
+    """Which backends are measured; ``--backend`` is an alias."""
+    return names("backends", BACKENDS, default, "--backend")
 
 
 def names(
-    option: str, known: Sequence[str], default: Sequence[str]
+    option: str, known: Sequence[str], default: Sequence[str], *aliases: str
 ) -> Callable[[Command], Command]:
     """Which of ``known`` are measured."""
     return click.option(
+        option,
         f"--{option}",
+        *aliases,
         type=Names(known),
         default=",".join(default),
         show_default=True,

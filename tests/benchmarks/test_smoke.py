@@ -31,7 +31,7 @@ def run(scenario: str, backend: str, directory: Path, *options: str) -> tuple[in
         except ServerMissing as error:
             pytest.skip(str(error))
     file = directory / "report.json"
-    command = [sys.executable, "-m", f"benchmarks.{scenario}", "--quick", "--backends", backend]
+    command = [sys.executable, "-m", f"benchmarks.{scenario}", "--quick", "--backend", backend]
     done = subprocess.run(
         [*command, "--json", str(file), *options],
         cwd=ROOT,
