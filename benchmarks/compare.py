@@ -5,7 +5,8 @@
     python -m benchmarks.compare --json compare.json --plot compare.svg
 
 Every row counts what was lost, doubled and disordered on the way to the
-clients. Any of it in a row of ours fails the run; a peer's is reported.
+clients. Any of it in a row of ours fails the run; a peer's is reported. A
+missed target is named on the standard error, and fails the run with --check.
 `benchmarks/README.md` says what is measured, and how it is fair.
 """
 
@@ -22,7 +23,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import options
 from benchmarks.broker import BACKENDS, server_versions
-from benchmarks.comparison import Row, compare, encode, make_failure, make_row, passes, show
+from benchmarks.comparison import (
+    Row,
+    compare,
+    encode,
+    make_failure,
+    make_row,
+    missed_texts,
+    passes,
+    set_targets,
+    show,
+)
 from benchmarks.contender import PEERS, Contender, load_peer
 from benchmarks.contenders.ours import Ours
 from benchmarks.machine import describe_machine
@@ -74,6 +85,7 @@ def load_peers(names: Sequence[str]) -> list[Contender]:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where to draw the figures, as SVG.",
 )
+@click.option("--check", is_flag=True, help="Fail also if a target beside a peer is missed.")
 def main(
     backends: Sequence[str],
     peers: Sequence[str],
@@ -86,6 +98,7 @@ def main(
     lose: int,
     json_file: Path | None,
     plot_file: Path | None,
+    check: bool,
 ) -> None:
     """Measure ours over every backend, and the peers beside it. Fails if ours loses an event."""
     sizes = Sizes(sockets=sockets, events=events, seconds=seconds, window=window, lose=lose)
@@ -113,13 +126,18 @@ def main(
                 rows.append(measure(scenario, contender, sizes))
                 progress.advance(task)
     compare(rows)
+    if window >= options.TARGET_WINDOW:
+        set_targets(rows)
     # Not narrower than the tables where nobody looks at a terminal.
     show(Console(width=None if sys.stdout.isatty() else TABLE_COLUMNS), machine, settings, rows)
     if json_file is not None:
         json_file.write_bytes(encode(machine, settings, rows))
     if plot_file is not None:
         plot_file.write_text(draw(machine, settings, rows))
-    sys.exit(0 if passes(rows) else 1)
+    if check or not quick:
+        for text in missed_texts(rows):
+            print(text, file=sys.stderr)
+    sys.exit(0 if passes(rows, check) else 1)
 
 
 if __name__ == "__main__":

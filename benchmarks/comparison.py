@@ -21,6 +21,14 @@ TITLES = {
     "catchup": "catch-up: a client was away for {missed_events:,} events",
 }
 RATES = ("publish", "fanout")
+TARGETS = {
+    "python-socketio": 10.0,
+    "channels": 10.0,
+    "channels, pub/sub layer": 10.0,
+    "broadcaster": 5.0,
+    "pub/sub connection a socket": 5.0,
+}
+"""So many times a peer's rate is that of ours over the default broker to be, in a fan-out."""
 PERCENTILES = ("p50", "p95", "p99")
 
 
@@ -37,6 +45,8 @@ class Row(msgspec.Struct, omit_defaults=False):
     """Published or delivered, where the scenario asks for a rate."""
     ours_is: float | None = None
     """So many times this rate is that of ours over the default broker."""
+    target_ours_is: float | None = None
+    """So many times it is to be."""
     milliseconds: dict[str, float] | None = None
     """Percentiles, where the scenario asks for a time and nothing was lost on the way."""
     sockets: int = 0
@@ -51,6 +61,13 @@ class Row(msgspec.Struct, omit_defaults=False):
     server_cpu_share: float | None = None
     """Of one core, while it was measured."""
     client_cpu_share: float | None = None
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether ours reaches its target beside this peer; None without one."""
+        if self.ours_is is None or self.target_ours_is is None:
+            return None
+        return self.ours_is >= self.target_ours_is
 
     @property
     def is_finished(self) -> bool:
@@ -109,17 +126,41 @@ def compare(rows: Sequence[Row]) -> None:
                 row.ours_is = round(ours[0].events_per_second / row.events_per_second, 2)
 
 
-def passes(rows: Sequence[Row]) -> bool:
+def set_targets(rows: Sequence[Row]) -> None:
+    """Hold ours over the default broker, if it was measured, to its targets in a fan-out."""
+    there = [row for row in rows if row.scenario == "fanout"]
+    if any(row.is_ours and row.broker == DEFAULT_BROKER and row.ours_is for row in there):
+        for row in there:
+            row.target_ours_is = TARGETS.get(row.contender)
+
+
+def missed_texts(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each target that is missed."""
+    return [
+        f"{row.scenario}: ours over {DEFAULT_BROKER} is {row.ours_is:g} times {row.contender}, "
+        f"the target is {row.target_ours_is:g} times."
+        for row in rows
+        if row.is_met is False
+    ]
+
+
+def passes(rows: Sequence[Row], check: bool = False) -> bool:
     """Whether something was measured and ours lost, doubled and disordered nothing.
 
-    What becomes of a peer's events is a figure, not an error.
+    What becomes of a peer's events is a figure, not an error. So is a target
+    that is missed, for peers vary: unless ``check`` is set.
     """
+    if check and any(row.is_met is False for row in rows):
+        return False
     return bool(rows) and all(row.is_clean for row in rows if row.is_ours)
 
 
 def encode(machine: Mapping[str, Any], settings: Mapping[str, Any], rows: Sequence[Row]) -> bytes:
     """All of it as JSON: ``machine``, ``settings`` and ``rows``; a row's members are `Row`'s."""
-    members = [{**msgspec.to_builtins(row), "is_finished": row.is_finished} for row in rows]
+    members = [
+        {**msgspec.to_builtins(row), "is_finished": row.is_finished, "is_met": row.is_met}
+        for row in rows
+    ]
     return msgspec.json.format(
         msgspec.json.encode({"machine": machine, "settings": settings, "rows": members})
     )
@@ -156,7 +197,7 @@ def _table(title: str, is_rate: bool, rows: Sequence[Row]) -> Table:
             name,
             row.broker,
             *(
-                (f"{row.events_per_second:,.0f}", f"{row.ours_is or 0:,.1f} ×")
+                (f"{row.events_per_second:,.0f}", _ours_is(row))
                 if is_rate
                 else (f"{times[place]:,.1f}" if times else "–" for place in PERCENTILES)
             ),
@@ -165,3 +206,10 @@ def _table(title: str, is_rate: bool, rows: Sequence[Row]) -> Table:
             *(count_text(number) for number in (row.lost, row.doubled, row.disordered)),
         )
     return table
+
+
+def _ours_is(row: Row) -> str:
+    text = f"{row.ours_is or 0:,.1f} ×"
+    if row.is_met is False:
+        return f"[bold red]{text}, below target {row.target_ours_is:g}[/]"
+    return text

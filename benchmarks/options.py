@@ -11,6 +11,9 @@ import click
 from benchmarks.broker import BACKENDS
 
 Command = Callable[..., Any]
+TARGET_WINDOW = 100
+"""The targets of a fan-out are for so many events on the way: with fewer there is less to put
+into one frame."""
 
 
 class Names(click.ParamType[tuple[str, ...]]):
@@ -67,7 +70,7 @@ def seconds(default: float, help: str) -> Callable[[Command], Command]:
 window = click.option(
     "--window",
     type=click.IntRange(1, 200),
-    default=100,
+    default=TARGET_WINDOW,
     show_default=True,
     help="Events that may be on the way to the slowest client.",
 )

@@ -189,14 +189,17 @@ def main(
     lose: int,
     json_file: Path | None,
 ) -> None:
-    """Publish through the emitter, beside a bare pipelined XADD. Fails if an event goes astray."""
+    """Publish through the emitter, beside a bare pipelined XADD.
+
+    Fails if an event goes astray or a target is missed.
+    """
     if quick:
         events, rounds, seconds = min(events, 1000), 1, min(seconds, 10.0)
     each = seconds / (len(backends) * rounds * ROWS)
     with Report("publish") as report:
         for backend in backends:
             measure_backend(report, backend, events, rounds, each, lose)
-    sys.exit(report.finish(json_file))
+    sys.exit(report.finish(json_file, quick))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,15 @@ class Row(msgspec.Struct):
     """Of all rounds."""
     facts: dict[str, Any]
 
+    @property
+    def is_met(self) -> bool | None:
+        """Whether it reaches its target; None without one."""
+        if self.target_ratio is not None and self.ratio is not None:
+            return self.ratio >= self.target_ratio
+        if self.target_microseconds is not None:
+            return self.microseconds_per_event < self.target_microseconds
+        return None
+
 
 def make_row(
     backend: str,
@@ -119,13 +128,18 @@ class Report:
             row.lost or row.doubled or row.disordered for row in self.rows
         )
 
+    @property
+    def missed(self) -> list[Row]:
+        """The rows that do not reach their target."""
+        return [row for row in self.rows if row.is_met is False]
+
     def encode(self) -> bytes:
         """The report as JSON; the facts of a row are members of it."""
         rows = []
         for row in self.rows:
             members = msgspec.to_builtins(row)
             facts = members.pop("facts")
-            rows.append({**members, **facts})
+            rows.append({**members, "is_met": row.is_met, **facts})
         return msgspec.json.format(
             msgspec.json.encode({"scenario": self.scenario, "machine": self.machine, "rows": rows})
         )
@@ -152,12 +166,19 @@ class Report:
         console.print(table)
         console.print(machine_text(self.machine), highlight=False)
 
-    def finish(self, json_file: Path | None) -> int:
-        """Show the table and write the JSON; the exit code of the run."""
+    def finish(self, json_file: Path | None, quick: bool) -> int:
+        """Show the table and write the JSON; the exit code of the run.
+
+        A quick run measures too little to be held to the targets.
+        """
         self.show()
         if json_file is not None:
             json_file.write_bytes(self.encode())
-        return 0 if self.is_clean else 1
+        if quick:
+            return 0 if self.is_clean else 1
+        for row in self.missed:
+            print(f"{self.scenario}: {_missed_text(row)}", file=sys.stderr)
+        return 0 if self.is_clean and not self.missed else 1
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:
@@ -175,5 +196,18 @@ def count_text(number: int) -> str:
 
 def _target(row: Row) -> str:
     if row.target_ratio is not None:
-        return f"≥ {row.target_ratio:g}"
-    return "" if row.target_microseconds is None else f"< {row.target_microseconds:g} µs"
+        wanted, missed = f"≥ {row.target_ratio:g}", f"below target {row.target_ratio:g}"
+    elif row.target_microseconds is not None:
+        wanted = f"< {row.target_microseconds:g} µs"
+        missed = f"above target {row.target_microseconds:g} µs"
+    else:
+        return ""
+    return f"[bold red]{missed}[/]" if row.is_met is False else wanted
+
+
+def _missed_text(row: Row) -> str:
+    where = f"{row.name} with {row.backend}"
+    if row.target_ratio is not None:
+        return f"{where} is at {row.ratio:g} of its yardstick, the target is {row.target_ratio:g}."
+    took, target = row.microseconds_per_event, row.target_microseconds
+    return f"{where} takes {took:g} µs an event, the target is less than {target:g} µs."

@@ -8,14 +8,25 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
-from benchmarks.comparison import Row, compare, passes
-from benchmarks.contender import PEERS
+from benchmarks.comparison import (
+    TARGETS,
+    Row,
+    compare,
+    encode,
+    missed_texts,
+    passes,
+    set_targets,
+    show,
+)
+from benchmarks.contender import PEERS, load_peer
 from benchmarks.plot import draw
 from semantik_realtime.testing.servers import ServerMissing, valkey_program
 
@@ -123,7 +134,7 @@ def test_the_report_has_the_documented_members(whole: Run) -> None:
     assert whole.report["settings"]["window"] == 100
     members = {field.name for field in msgspec.structs.fields(Row)}
     for row in whole.report["rows"]:
-        assert row.keys() == members | {"is_finished"}
+        assert row.keys() == members | {"is_finished", "is_met"}
     for contender, broker in (("semantik-realtime", "valkey"), ("broadcaster", "valkey")):
         times = whole.row("latency", contender, broker)["milliseconds"]
         assert 0 < times["p50"] <= times["p95"] <= times["p99"]
@@ -188,6 +199,60 @@ def test_the_ratio_is_to_ours_over_the_default_broker() -> None:
     ]
     compare(rows)
     assert [row.ours_is for row in rows] == [0.25, 1.0, 20.0, None]
+
+
+def beside(contender: str, ours_is: float, scenario: str = "fanout") -> Row:
+    """A peer that ours is so many times as fast as."""
+    rate = {"scenario": scenario, "events_per_second": ROW["events_per_second"] / ours_is}
+    return Row(**{**ROW, "is_ours": False, "contender": contender, **rate})
+
+
+def judged(*rows: Row) -> list[Row]:
+    compare(rows)
+    set_targets(rows)
+    return list(rows)
+
+
+def test_a_target_that_is_missed_is_marked_and_named_and_fails_only_a_check() -> None:
+    rows = judged(
+        Row(**ROW),
+        beside("python-socketio", 9.5),
+        beside("channels", 10.5),
+        beside("broadcaster", 6),
+        beside("pub/sub connection a socket", 4),
+        Row(**{**ROW, "scenario": "publish"}),
+        beside("broadcaster", 2, "publish"),
+    )
+    assert missed_texts(rows) == [
+        "fanout: ours over valkey is 9.5 times python-socketio, the target is 10 times.",
+        "fanout: ours over valkey is 4 times pub/sub connection a socket, the target is 5 times.",
+    ]
+    assert passes(rows)
+    assert not passes(rows, check=True)
+    settings = {"sockets": 5}
+    met = [row["is_met"] for row in json.loads(encode({}, settings, rows))["rows"]]
+    assert met == [None, False, True, True, False, None, None]
+    console = Console(width=200, file=StringIO())
+    machine = dict.fromkeys(("cpu_count", "cpu", "system", "python", "load_average"))
+    show(console, machine, settings, rows)
+    table = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "9.5 ×, below target 10" in table
+    assert "4.0 ×, below target 5" in table
+    assert table.count("below target") == 2
+
+
+def test_a_check_passes_where_targets_are_met_or_nothing_can_tell() -> None:
+    assert passes(judged(Row(**ROW), beside("broadcaster", 5)), check=True)
+    # The targets are those of ours over the default broker.
+    assert passes(judged(Row(**{**ROW, "broker": "memory"}), beside("broadcaster", 1)), check=True)
+    failed = Row(**{**ROW, "is_ours": False, "contender": "broadcaster", "failure": "no port"})
+    failed.events_per_second = None
+    assert passes(judged(Row(**ROW), failed), check=True)
+
+
+def test_the_targets_are_beside_every_peer_by_the_name_it_has() -> None:
+    pytest.importorskip("socketio", reason="the peers are missing: pip install --group benchmarks")
+    assert set(TARGETS) == {load_peer(name).name for name in PEERS}
 
 
 def test_a_plot_is_drawn_of_whatever_there_is() -> None:
