@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from webui import DOCUMENTS, MANY_DOCUMENTS, Install, Webui
+from webui import DOCUMENTS, FEW_DOCUMENTS, MANY_DOCUMENTS, Install, Webui
 
 FLAGS = [
     "--no-sandbox",
@@ -46,6 +46,12 @@ WORDS = [
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real text files, the same in every run."""
     return write_documents(tmp_path_factory.mktemp("documents"), DOCUMENTS)
+
+
+@pytest.fixture(scope="session")
+def few_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A handful, for a job of a few seconds."""
+    return write_documents(tmp_path_factory.mktemp("few"), FEW_DOCUMENTS)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from semantik_realtime.cli.demo import Program
 from semantik_realtime.testing.servers import free_port
 
 DOCUMENTS = 220
+FEW_DOCUMENTS = 9
 MANY_DOCUMENTS = 500
 PASSWORD = "a password for the test"
 

@@ -17,7 +17,7 @@ const CONNECTION_TEXT = {
   degraded: "delayed",
   denied: "refused",
   closed: "offline",
-  polling: "polling",
+  polling: "not live",
 };
 
 /** @typedef {import("./jobs.js").HostJob} HostJob */
