@@ -6,9 +6,9 @@ import asyncio
 import itertools
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
-from semantik_realtime.errors import BackendError, BackendUnavailable
+from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.hookspecs import Sink
 
 from semantik_realtime_nats.ledger import Message
@@ -80,6 +80,7 @@ class Feed:
 
         Raises:
             BackendUnavailable: not in time. The topic is not subscribed.
+            BackendRefused: the user may not. The topic is not subscribed.
         """
         self._sinks[topic] = sink
         try:
@@ -91,10 +92,13 @@ class Feed:
                         continue
                     try:
                         await self._follow(link, topic)
-                        await link.flush()
+                        await self._confirm(link, [topic])
                         return
                     except BackendUnavailable:
                         await link.closed.wait()
+        except BackendRefused:
+            await self.unsubscribe(topic)
+            raise
         except TimeoutError:
             self._sinks.pop(topic, None)
             raise BackendUnavailable(f"subscription not confirmed (topic {topic})") from None
@@ -117,17 +121,12 @@ class Feed:
                 for failed in itertools.count():
                     await asyncio.sleep(pause_seconds(failed, random.random()))  # noqa: S311
                     try:
-                        link = await self._connect()
+                        link = await self._renew()
+                        break
                     except Exception as error:
                         # Whatever it was, a feed that does not come back would be worse.
                         self._error = explain(error)
                         logger.info("feed: still broken error=%s", self._error)
-                    else:
-                        if await self._follow_all(link):
-                            break
-                        # What was subscribed on it is not subscribed on the next one.
-                        self._stops.clear()
-                        await link.close()
                     self._end_try()
                 self._begin(link)
                 logger.info("feed: subscribed again topics=%d", len(self._sinks))
@@ -151,15 +150,25 @@ class Feed:
         self._tried.set()
         self._tried = asyncio.Event()
 
-    async def _follow_all(self, link: Link) -> bool:
+    async def _renew(self) -> Link:
+        """A new connection on which everything is subscribed."""
+        link = await self._connect()
         try:
             async with asyncio.timeout(self._timeout):
-                for topic in list(self._sinks):
+                topics = list(self._sinks)
+                for topic in topics:
                     await self._follow(link, topic)
-                await link.flush()
-        except (BackendUnavailable, TimeoutError):
-            return False
-        return True
+                await self._confirm(link, topics)
+        except BaseException:
+            # What was subscribed on it is not subscribed on the next one.
+            self._stops.clear()
+            await link.close()
+            raise
+        return link
+
+    async def _confirm(self, link: Link, topics: Sequence[str]) -> None:
+        subjects = [self._names.live(topic) for topic in topics]
+        await link.confirm(subjects, self._names.live_of(">"))
 
     async def _follow(self, link: Link, topic: str) -> None:
         if topic in self._stops or topic not in self._sinks:

@@ -7,8 +7,9 @@ import contextlib
 import json
 import logging
 import random
+import re
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,6 +41,7 @@ STREAM_MISSING = 10059
 STREAM_EXISTS = 10058
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 NO_JETSTREAM = frozenset({10039, 10076})
+_REFUSED_SUBJECT = re.compile(r'violation for subscription to "([^"]+)"')
 
 _encode = msgspec.json.Encoder().encode
 
@@ -92,6 +94,9 @@ class Link:
         self._inbox = ""
         self._asked = 0
         self._questions: dict[str, _Question] = {}
+        self._confirmed: set[str] = set()
+        self._refused: set[str] = set()
+        """Subjects that we may not subscribe, in lower case."""
         self._watching: asyncio.Task[None] | None = None
 
     @classmethod
@@ -253,6 +258,9 @@ class Link:
         async def call(message: Msg) -> None:
             take(message.data)
 
+        # What was so before may have changed.
+        for known in (self._refused, self._confirmed):
+            known.discard(subject.lower())
         with self._errors():
             subscription = await self._client.subscribe(subject, cb=call)
 
@@ -262,6 +270,24 @@ class Link:
                 await subscription.unsubscribe()
 
         return stop
+
+    async def confirm(self, subjects: Sequence[str], right: str) -> None:
+        """Wait until the server has taken the subscriptions to these subjects.
+
+        The connection breaks if it takes the right back later.
+
+        Raises:
+            BackendRefused: one of them needs the right to subscribe to ``right``.
+            NoAnswer: the connection broke.
+        """
+        await self.flush()
+        for subject in subjects:
+            if subject.lower() in self._refused:
+                raise BackendRefused(
+                    f"the server refuses our rights: the user may not subscribe to {subject}; "
+                    f"give the right to subscribe to {right}"
+                )
+        self._confirmed.update(subject.lower() for subject in subjects)
 
     async def flush(self) -> None:
         """Wait until the server has gone through all that was sent."""
@@ -423,6 +449,11 @@ class Link:
                 about = question.subject.lower() in text or (inbox and inbox in text)
                 if about and not question.future.done():
                     question.future.set_exception(refusal)
+            refused = _REFUSED_SUBJECT.search(text)
+            if refused is not None:
+                self._refused.add(refused[1])
+                if refused[1] in self._confirmed:
+                    self._break()
 
     async def _on_closed(self) -> None:
         # What the server said before it closed is told to nobody by nats-py.

@@ -136,7 +136,7 @@ class Names:
             "max_msgs_per_subject": -1,
             "republish": {
                 "src": self.log_of("*"),
-                "dest": f"{self._prefix}.live.{{{{wildcard(1)}}}}",
+                "dest": self.live_of("{{wildcard(1)}}"),
             },
         }
 
@@ -158,7 +158,11 @@ class Names:
         return f"{self._prefix}.topic.{_token(topic)}.>"
 
     def live(self, topic: str) -> str:
-        return f"{self._prefix}.live.{_token(topic)}"
+        return self.live_of(_token(topic))
+
+    def live_of(self, token: str) -> str:
+        """Where the log of a topic's token is republished, ``>``: of all."""
+        return f"{self._prefix}.live.{token}"
 
     def lease(self, name: str) -> str:
         return f"{self._prefix}.lease.{_digest(name)}"

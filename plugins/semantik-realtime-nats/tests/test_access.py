@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime
 import ipaddress
 import json
 import secrets
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.errors import BackendError, BackendRefused
-from semantik_realtime.testing.contract import Author, Recorder
+from semantik_realtime.testing.contract import Author, Recorder, until
 from semantik_realtime.testing.servers import NatsServer
 
 from semantik_realtime_nats.backend import NatsBackend
@@ -164,15 +166,65 @@ async def test_credentials_of_a_user_of_an_account_open_the_door(
         make_backend(server.url).publish([Author().draft("job:1")])
 
 
+def allow(publish: list[str], subscribe: list[str]) -> str:
+    """The configuration of a server with a user who may do this."""
+    return f"""authorization {{ users: [ {{ user: u, password: p, permissions: {{
+      publish: {json.dumps(publish)}
+      subscribe: {json.dumps(subscribe)}
+    }} }} ] }}"""
+
+
 async def test_the_rights_that_the_readme_lists_are_enough(
     start_server: Start, make_backend: Make
 ) -> None:
     block = README.read_text().partition("publish:")[2].partition("```")[0]
     publish, subscribe = (part.split() for part in block.split("subscribe:"))
     assert len(publish) == 6
-    config = f"""authorization {{ users: [ {{ user: u, password: p, permissions: {{
-      publish: [{", ".join(f'"{one}"' for one in publish)}]
-      subscribe: [{", ".join(f'"{one}"' for one in subscribe)}]
-    }} }} ] }}"""
-    server = start_server(config=config)
+    server = start_server(config=allow(publish, subscribe))
     assert await works(make_backend(server.url.replace("://", "://u:p@")))
+
+
+async def test_who_may_not_subscribe_is_told_the_right_to_give(
+    start_server: Start, make_backend: Make
+) -> None:
+    server = start_server(config=allow([">"], ["_INBOX.>", "semantik.live.user:7"]))
+    backend, sink = make_backend(server.url.replace("://", "://u:p@")), Recorder()
+    await backend.open()
+    for _ in range(2):
+        with pytest.raises(BackendRefused, match=r"right to subscribe to semantik\.live\.>"):
+            await backend.subscribe("job:1", Recorder())
+    await backend.subscribe("user:7", sink)
+    backend.publish([Author().draft("user:7")])
+    await sink.heard(1)
+
+
+async def test_a_right_to_subscribe_that_is_taken_back_is_an_outage_until_it_is_given(
+    start_server: Start, make_backend: Make
+) -> None:
+    right = allow([">"], ["_INBOX.>", "semantik.live.>"])
+    server = start_server(config=right)
+    backend, sink = make_backend(server.url.replace("://", "://u:p@")), Recorder()
+    await backend.open()
+    await backend.subscribe("job:1", sink)
+
+    def configure(old: str, new: str) -> None:
+        path = server.directory / "conf"
+        path.write_text(path.read_text().replace(old, new))
+        assert server.process is not None
+        server.process.send_signal(signal.SIGHUP)
+
+    async def refusal() -> str:
+        try:
+            await backend.tops(["job:1"])
+        except BackendError as error:
+            return str(error)
+        return ""
+
+    configure('"semantik.live.>"', '"other.>"')
+    async with asyncio.timeout(10):
+        while "give the right to subscribe" not in await refusal():
+            await asyncio.sleep(0.02)
+    configure('"other.>"', '"semantik.live.>"')
+    await until(lambda: sink.interruptions)
+    backend.publish([Author().draft("job:1")])
+    await sink.heard(1)
