@@ -22,6 +22,8 @@ from semantik_realtime.core.event import (
 MAX_PRODUCERS = 256
 PAGE_EVENTS = 64
 """Events between two entries of the index from offsets to the stream's sequences."""
+FORGOTTEN_BYTES = 5000
+"""Most bytes of a message that tell which jobs are forgotten: about a hundred."""
 
 
 class Gap(Exception):
@@ -154,7 +156,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to append, None: nothing, and what to answer if that succeeds."""
+    """What to append, None: nothing, and what to answer if that succeeds.
+
+    Drafts without a receipt did not fit: append them after this.
+    """
 
     payload: bytes | None
     head: Head
@@ -291,16 +296,22 @@ class Ledger:
         receipts: list[Receipt] = []
         bodies: list[bytes] = []
         run: Run | None = None
+        made_room = False
         for draft in drafts:
             job = _NEW_JOB if draft.job is None else self.jobs.get(draft.job, _NEW_JOB)
             refusal = self._refusal(draft, job, limits)
-            if refusal is None and draft.change is StateChange.SET and draft.key not in self.keys:
+            is_new = draft.change is StateChange.SET and draft.key not in self.keys
+            if refusal is None and is_new and len(self.keys) >= limits.max_keys:
+                if made_room:
+                    break
                 forgotten = self._make_room(limits.max_keys)
-                if forgotten is None:
+                if forgotten:
+                    head.facts.extend(forgotten)
+                    run, made_room = None, True
+                    if len(self.keys) >= limits.max_keys:
+                        break
+                else:
                     refusal = Outcome.TOO_MANY_KEYS
-                elif forgotten:
-                    head.facts.extend(Forgotten(name) for name in forgotten)
-                    run = None
             if refusal is not None:
                 receipts.append(_REFUSALS[refusal])
                 continue
@@ -398,18 +409,22 @@ class Ledger:
                 return Outcome(verdict.value)
         return None
 
-    def _make_room(self, max_keys: int) -> list[str] | None:
-        """Forget ended jobs if there are too many keys; None: that did not help."""
-        if len(self.keys) < max_keys:
+    def _make_room(self, max_keys: int) -> list[Forgotten]:
+        """Forget ended jobs; none if even all of them give no room."""
+        ended = sorted((job.ended_at, name) for name, job in self.jobs.items() if job.ended_at)
+        if len(self.keys) - sum(name in self.keys for _, name in ended) >= max_keys:
             return []
         # A quarter at once, longest ended first: making room for one costs a walk over all.
-        ended = sorted((job.ended_at, name) for name, job in self.jobs.items() if job.ended_at)
-        names = [name for _, name in ended[: max(1, max_keys // 4)]]
-        if len(self.keys) - sum(name in self.keys for name in names) >= max_keys:
-            return None
-        for name in names:
+        facts: list[Forgotten] = []
+        size = 0
+        for _, name in ended[: max(1, max_keys // 4)]:
+            fact = Forgotten(name)
+            size += len(_encode(fact)) + 1
+            if size > FORGOTTEN_BYTES:
+                break
+            facts.append(fact)
             self._forget(name)
-        return names
+        return facts
 
     def _add(self, run: Run, number: int, body: bytes) -> None:
         self.offset += 1

@@ -219,18 +219,23 @@ class Writer:
         receipts: list[Receipt] = []
         async with self._places, self._known(topic) as known:
             for part in _parts(drafts, link.max_payload - HEAD_BYTES):
-                try:
-                    receipts += await self._append_part(link, topic, known, part)
-                except Exception as error:
-                    if not receipts:
-                        raise
-                    raise AppendUncertain(f"only in part: {explain(error)}") from error
-                await self._settle(link, topic, known)
+                rest = part
+                while rest:
+                    try:
+                        answers = await self._append_part(link, topic, known, rest)
+                    except Exception as error:
+                        if not receipts:
+                            raise
+                        raise AppendUncertain(f"only in part: {explain(error)}") from error
+                    receipts += answers
+                    rest = rest[len(answers) :]
+                    await self._settle(link, topic, known)
         return receipts
 
     async def _append_part(
         self, link: Link, topic: str, known: _Known, drafts: list[Draft]
     ) -> list[Receipt]:
+        """Append what fits in one message; gives the receipts of that."""
         receipts: list[Receipt] = []
 
         def plan(ledger: Ledger) -> Plan:
@@ -314,7 +319,7 @@ class Writer:
             Receipt(Outcome.DUPLICATE, positions.get((draft.producer, draft.number)))
             if receipt.outcome is Outcome.DUPLICATE
             else receipt
-            for draft, receipt in zip(drafts, receipts, strict=True)
+            for draft, receipt in zip(drafts, receipts, strict=False)
         ]
 
     async def _settle(self, link: Link, topic: str, known: _Known) -> None:

@@ -8,9 +8,17 @@ import pytest
 from semantik_realtime.core.event import Draft, Outcome
 from semantik_realtime.testing.contract import Author
 
-from semantik_realtime_nats.ledger import MAX_PRODUCERS, Gap, Ledger, Limits, Message, Run
+from semantik_realtime_nats.ledger import (
+    MAX_PRODUCERS,
+    Gap,
+    Ledger,
+    Limits,
+    Message,
+    Run,
+)
 from semantik_realtime_nats.log import encode_base
 from semantik_realtime_nats.settings import NatsSettings, plan_access
+from semantik_realtime_nats.writer import HEAD_BYTES
 
 LIMITS = Limits(1000, 86_400.0, 3600.0, max_keys=5, max_event_bytes=65_536)
 TOPIC = "user:7"
@@ -125,6 +133,50 @@ def test_producers_that_are_silent_longest_are_forgotten_first() -> None:
     assert receipt.outcome is Outcome.DUPLICATE
     [receipt] = ledger.append([second], LIMITS).receipts
     assert receipt.outcome is Outcome.APPENDED
+
+
+def make_ended(count: int, limits: Limits, name: str = "{:036d}") -> Ledger:
+    """The ledger of a feed with so many jobs that ended."""
+    author, ledger = Author(), Ledger.begin(0)
+    for n in range(count):
+        job = name.format(n)
+        draft = author.draft(TOPIC, key=job, job=job, attempt=1, state={}, terminal=True)
+        ledger.commit(ledger.append([draft], limits).head, n + 1, 1.0)
+    return ledger
+
+
+@pytest.mark.parametrize("name", ["{:036d}", "{:0200d}", "𝄞" * 190 + "{:010d}"])
+def test_what_is_forgotten_for_a_new_key_fits_in_the_head(name: str) -> None:
+    limits = Limits(1000, 86_400.0, 3600.0, max_keys=1000, max_event_bytes=65_536)
+    ledger = make_ended(1000, limits, name)
+    plan = ledger.append([Author().draft(TOPIC, key="new", state={})], limits)
+    assert [receipt.outcome for receipt in plan.receipts] == [Outcome.APPENDED]
+    assert plan.payload is not None
+    assert 4 * len(name.format(0)) < len(plan.payload) < HEAD_BYTES
+
+
+def test_drafts_that_need_more_room_than_a_message_can_make_wait_for_the_next() -> None:
+    limits = Limits(1000, 86_400.0, 3600.0, max_keys=1000, max_event_bytes=65_536)
+    ledger = make_ended(1000, limits)
+    reader = Ledger.restore(ledger.copy().settled(1000))
+    author = Author()
+    rest = [author.draft(TOPIC, key=f"new{n}", state={}) for n in range(300)]
+    # And an operator wants fewer from now on.
+    limits = Limits(1000, 86_400.0, 3600.0, max_keys=800, max_event_bytes=65_536)
+    seq = 1000
+    while rest:
+        plan = ledger.append(rest, limits)
+        rest = rest[len(plan.receipts) :]
+        assert {receipt.outcome for receipt in plan.receipts} <= {Outcome.APPENDED}
+        assert plan.payload is not None
+        assert len(plan.payload) < HEAD_BYTES + 100 * 100
+        seq += 1
+        ledger.commit(plan.head, seq, 1.0)
+        reader.take(Message.decode(seq, 1.0, plan.payload))
+    assert 1003 < seq < 1010
+    assert ledger.keys == reader.keys
+    assert len(ledger.keys) <= 800
+    assert {f"new{n}" for n in range(300)} <= ledger.keys.keys()
 
 
 def test_the_index_finds_a_message_at_or_before_every_offset() -> None:
