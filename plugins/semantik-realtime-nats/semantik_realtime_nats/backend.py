@@ -16,7 +16,7 @@ from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
 from semantik_realtime_nats.feed import Feed
 from semantik_realtime_nats.link import Link, explain
 from semantik_realtime_nats.reader import read_snapshot, read_tops
-from semantik_realtime_nats.settings import Names, load_nats_settings, plan_access
+from semantik_realtime_nats.settings import Names, check_keys, load_nats_settings, plan_access
 from semantik_realtime_nats.sweep import sweep_for_ever
 from semantik_realtime_nats.thread import LoopThread
 from semantik_realtime_nats.writer import Writer
@@ -27,6 +27,7 @@ class NatsBackend:
 
     def __init__(self, settings: Settings) -> None:
         own = load_nats_settings()
+        check_keys(settings.max_keys)
         self._settings = settings
         self._access = plan_access(settings.url, own)
         self._names = Names(settings, own)

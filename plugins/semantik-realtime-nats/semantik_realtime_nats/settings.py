@@ -14,6 +14,9 @@ from semantik_realtime.errors import ConfigError
 
 DEFAULT_URL = "nats://localhost:4222"
 SCHEMES = ("nats", "tls", "ws", "wss")
+MOST_KEYS = 10_000
+"""What the fence knows of a topic must fit in one message: 60 bytes a job of a feed, 600 kB of
+the 1 MB that a server takes by default."""
 
 
 class NatsSettings(BaseSettings):
@@ -94,6 +97,18 @@ def plan_access(url: str | None, own: NatsSettings) -> Access:
             ) from error
         options["tls"] = context
     return Access(urls, options)
+
+
+def check_keys(max_keys: int) -> None:
+    """
+    Raises:
+        ConfigError: a topic could not hold so many.
+    """
+    if max_keys > MOST_KEYS:
+        raise ConfigError(
+            f"SEMANTIK_REALTIME_MAX_KEYS: the nats backend keeps at most {MOST_KEYS} states a "
+            f"topic, got {max_keys}"
+        )
 
 
 def _check_readable(path: str) -> None:

@@ -33,6 +33,8 @@ KNOWN_TOPICS = 2000
 TOPICS_AT_ONCE = 64
 HEAD_BYTES = 8192
 """Room in a message for what is beside the events."""
+CROWDED = 0.75
+"""Part of a message that a base may fill before new keys have to take the place of old ones."""
 CLOCK_SECONDS = 0.1
 """How far two processes' ideas of the server's clock may be apart. What a reader takes for over
 must be over for a writer, or it would append where nobody looks."""
@@ -45,11 +47,15 @@ LONGEST_CONFLICT_SECONDS = 0.1
 class _Known:
     """What the writer remembers of a topic. Used by one call at a time."""
 
-    __slots__ = ("ledger", "lock")
+    __slots__ = ("is_crowded", "ledger", "lock", "max_keys")
 
-    def __init__(self) -> None:
+    def __init__(self, max_keys: int) -> None:
         self.lock = asyncio.Lock()
         self.ledger: Ledger | None = None
+        self.max_keys = max_keys
+        """Fewer than configured while the base is nearly as large as a message can be."""
+        self.is_crowded = False
+        """Whether that was logged."""
 
     async def __aenter__(self) -> _Known:
         await self.lock.acquire()
@@ -118,7 +124,7 @@ class Writer:
 
         def plan(ledger: Ledger) -> Plan | None:
             nonlocal attempt
-            attempt, made = ledger.claim(job, token, self._limits(link))
+            attempt, made = ledger.claim(job, token, self._limits(link, known))
             return made
 
         async with self._using() as link, self._known(topic) as known:
@@ -132,7 +138,7 @@ class Writer:
         def plan(ledger: Ledger) -> Plan:
             nonlocal existed
             existed = not ledger.deleted and ledger.offset > 0
-            return ledger.delete(self._limits(link))
+            return ledger.delete(self._limits(link, known))
 
         async with self._using() as link, self._known(topic) as known:
             await self._write(link, topic, known, plan, replaces=True)
@@ -207,7 +213,7 @@ class Writer:
     def _known(self, topic: str) -> _Known:
         known = self._topics.get(topic)
         if known is None:
-            known = self._topics[topic] = _Known()
+            known = self._topics[topic] = _Known(self._settings.max_keys)
             if len(self._topics) > KNOWN_TOPICS:
                 oldest = next(iter(self._topics))
                 if not self._topics[oldest].lock.locked():
@@ -240,7 +246,7 @@ class Writer:
 
         def plan(ledger: Ledger) -> Plan:
             nonlocal receipts
-            planned = ledger.append(drafts, self._limits(link))
+            planned = ledger.append(drafts, self._limits(link, known))
             receipts = planned.receipts
             return planned
 
@@ -328,6 +334,10 @@ class Writer:
         if ledger is None or ledger.offset - ledger.base_offset < SETTLE_EVENTS:
             return
         log, names = self._names.log(topic), self._names
+        oldest = ledger.pages[0]
+        base = encode_base(ledger, self._settings.retention_events)
+        if not self._fits(link, topic, known, ledger, len(base)):
+            return
         try:
             answers = await asyncio.gather(
                 *(
@@ -345,8 +355,6 @@ class Writer:
             for answer in answers:
                 if isinstance(answer, BaseException):
                     raise answer
-            oldest = ledger.pages[0]
-            base = encode_base(ledger, self._settings.retention_events)
             await link.publish(names.base(topic), base, ledger.seq, on=log, rollup=True)
             ledger.base_offset = ledger.offset
             ledger.changed.clear()
@@ -358,13 +366,32 @@ class Writer:
         except BackendError as error:
             logger.info("writer: not settled topic=%s error=%s", topic, error)
 
-    def _limits(self, link: Link) -> Limits:
+    def _fits(self, link: Link, topic: str, known: _Known, ledger: Ledger, base_bytes: int) -> bool:
+        """Whether a base fits in a message. Before it does not, the topic gets no more keys."""
+        room = link.max_payload - HEAD_BYTES
+        known.max_keys = self._settings.max_keys
+        if base_bytes > CROWDED * room:
+            known.max_keys = max(1, min(known.max_keys, len(ledger.keys)))
+            if not known.is_crowded:
+                known.is_crowded = True
+                logger.warning(
+                    "writer: no more keys topic=%s keys=%d: what is known of it has %d bytes and "
+                    "the server's max_payload is %d; raise that, or lower "
+                    "SEMANTIK_REALTIME_MAX_KEYS",
+                    topic,
+                    len(ledger.keys),
+                    base_bytes,
+                    link.max_payload,
+                )
+        return base_bytes <= room
+
+    def _limits(self, link: Link, known: _Known) -> Limits:
         settings = self._settings
         return Limits(
             settings.retention_events,
             settings.retention_seconds,
             settings.grace_seconds,
-            settings.max_keys,
+            known.max_keys,
             min(settings.max_event_bytes, link.max_payload - 2 * HEAD_BYTES),
         )
 

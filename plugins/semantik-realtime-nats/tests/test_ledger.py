@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import secrets
+import uuid
 
 import pytest
 from semantik_realtime.core.event import Draft, Outcome
@@ -10,15 +12,17 @@ from semantik_realtime.testing.contract import Author
 
 from semantik_realtime_nats.ledger import (
     MAX_PRODUCERS,
+    PAGE_EVENTS,
     Gap,
+    Job,
     Ledger,
     Limits,
     Message,
     Run,
 )
 from semantik_realtime_nats.log import encode_base
-from semantik_realtime_nats.settings import NatsSettings, plan_access
-from semantik_realtime_nats.writer import HEAD_BYTES
+from semantik_realtime_nats.settings import MOST_KEYS, NatsSettings, plan_access
+from semantik_realtime_nats.writer import CROWDED, HEAD_BYTES
 
 LIMITS = Limits(1000, 86_400.0, 3600.0, max_keys=5, max_event_bytes=65_536)
 TOPIC = "user:7"
@@ -177,6 +181,17 @@ def test_drafts_that_need_more_room_than_a_message_can_make_wait_for_the_next() 
     assert ledger.keys == reader.keys
     assert len(ledger.keys) <= 800
     assert {f"new{n}" for n in range(300)} <= ledger.keys.keys()
+
+
+def test_the_most_keys_that_may_be_configured_fit_in_a_message() -> None:
+    ledger = Ledger.begin(0)
+    for n in range(MOST_KEYS):
+        name = str(uuid.uuid4())
+        ledger.jobs[name], ledger.keys[name] = Job(1, n + 1, secrets.token_hex(6)), n + 1
+    ledger.offset = 1_000_000
+    ledger.numbers = {secrets.token_hex(6): n for n in range(MAX_PRODUCERS)}
+    ledger.pages = [(n, 10 * n) for n in range(0, ledger.offset, PAGE_EVENTS)]
+    assert len(encode_base(ledger, ledger.offset)) < CROWDED * 2**20
 
 
 def test_the_index_finds_a_message_at_or_before_every_offset() -> None:

@@ -38,6 +38,12 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
         NatsBackend(load_settings(backend="nats"))
 
 
+def test_more_keys_than_fit_in_a_message_are_refused() -> None:
+    NatsBackend(load_settings(backend="nats", max_keys=10_000))
+    with pytest.raises(ConfigError, match=r"SEMANTIK_REALTIME_MAX_KEYS.* at most 10000"):
+        NatsBackend(load_settings(backend="nats", max_keys=10_001))
+
+
 def test_every_name_becomes_one_token() -> None:
     names = Names(load_settings(prefix="my.app"), NatsSettings())
     assert names.stream == "my_app"

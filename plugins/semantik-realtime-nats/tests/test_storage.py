@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -160,6 +162,69 @@ async def test_an_event_larger_than_the_server_takes_is_too_big(
         Outcome.TOO_BIG,
         Outcome.APPENDED,
     ]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_topic_that_outgrows_a_message_gets_no_more_keys_and_goes_on(
+    start_server: Callable[..., NatsServer],
+    make_backend: Make,
+    topic: str,
+    caplog: pytest.LogCaptureFixture,
+    ends: bool,
+) -> None:
+    server = start_server(config="max_payload: 65536")
+    backend, author = make_backend(server.url, max_keys=5000), Author()
+    outcomes: Counter[Outcome] = Counter()
+    for _ in range(15):
+        jobs = [str(uuid.uuid4()) for _ in range(100)]
+        drafts = [
+            author.draft(topic, key=job, job=job, attempt=1, state={}, terminal=ends)
+            for job in jobs
+        ]
+        outcomes.update(receipt.outcome for receipt in backend.publish(drafts))
+    told = [message for message in caplog.messages if "no more keys" in message]
+    assert len(told) == 1
+    assert "max_payload is 65536" in told[0]
+    assert not [message for message in caplog.messages if "not settled" in message]
+    if ends:
+        assert outcomes == {Outcome.APPENDED: 1500}
+    else:
+        assert outcomes.keys() == {Outcome.APPENDED, Outcome.TOO_MANY_KEYS}
+    for _ in range(3):
+        backend.publish([author.draft(topic) for _ in range(500)])
+    async with linked(server.url) as link:
+        reading = await read_topic(link, NAMES, topic)
+        left = await stored(link, topic)
+    assert reading is not None
+    assert 500 < len(reading.ledger.keys) < 1000
+    assert reading.messages[0].seq == reading.ledger.seq
+    assert left[NAMES.log(topic)] < 50
+
+
+async def test_a_topic_that_is_too_large_for_the_server_is_still_written(
+    start_server: Callable[..., NatsServer],
+    make_backend: Make,
+    topic: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = start_server()
+    backend, author = make_backend(server.url), Author()
+    jobs = [str(uuid.uuid4()) for _ in range(1000)]
+    backend.publish([author.draft(topic, key=job, job=job, state={}) for job in jobs])
+    async with linked(server.url) as link:
+        before = (await link.info())["state"]["last_seq"]
+    backend.close_writer()
+    server.stop()
+    conf = server.directory / "conf"
+    conf.write_text(f"max_payload: 32768\n{conf.read_text()}")
+    server.start()
+    for _ in range(2):
+        drafts = [author.draft(topic, key=job, state={"n": 1}) for job in jobs[:100]]
+        receipts = backend.publish(drafts)
+        assert {receipt.outcome for receipt in receipts} == {Outcome.APPENDED}
+    assert len([message for message in caplog.messages if "no more keys" in message]) == 1
+    async with linked(server.url) as link:
+        assert (await link.info())["state"]["last_seq"] - before < 20
 
 
 async def test_a_full_stream_takes_no_more_and_forgets_nothing(
