@@ -8,6 +8,7 @@ import json
 import logging
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import datetime
@@ -41,6 +42,12 @@ STREAM_MISSING = 10059
 STREAM_EXISTS = 10058
 WRONG_LAST_SEQUENCE = frozenset({10071, 10164})
 NO_JETSTREAM = frozenset({10039, 10076})
+NO_CLUSTER = 10074
+NO_CERTIFICATE = (
+    "the server wants a certificate that it trusts; set SEMANTIK_REALTIME_NATS_TLS_CERT and "
+    "SEMANTIK_REALTIME_NATS_TLS_KEY"
+)
+_CERTIFICATE_ALERT = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA)")
 _REFUSED_SUBJECT = re.compile(r'violation for subscription to "([^"]+)"')
 
 _encode = msgspec.json.Encoder().encode
@@ -130,7 +137,9 @@ class Link:
                             cause = error if is_ours else link.error or error
                         if not isinstance(cause, ConnectionResetError | BrokenPipeError):
                             break
-                        if link._client._server_info.get("auth_required"):
+                        if link._client._server_info.get("tls_verify"):
+                            cause = BackendRefused(NO_CERTIFICATE)
+                        elif link._client._server_info.get("auth_required"):
                             cause = BackendRefused(
                                 "the server refuses our credentials: it closes the connection"
                             )
@@ -482,7 +491,8 @@ class ApiError(BackendError):
     def __init__(self, number: int, code: int, text: str) -> None:
         super().__init__(text)
         self.number = number
-        self.is_temporary = code >= 500
+        # A single server will never have replicas, and calls that its own fault.
+        self.is_temporary = code >= 500 and number != NO_CLUSTER
 
 
 def judge_version(text: str) -> str | None:
@@ -522,6 +532,8 @@ def explain(error: BaseException) -> BackendError:
         return BackendUnavailable("nobody answers for the stream")
     if isinstance(error, TimeoutError):
         return BackendUnavailable("no answer in time")
+    if isinstance(error, ssl.SSLError) and _CERTIFICATE_ALERT.search(error.reason or ""):
+        return BackendRefused(f"{NO_CERTIFICATE} ({error.reason})")
     text = str(error) or type(error).__name__
     if "authoriz" in text.lower() or "authent" in text.lower():
         return BackendRefused(f"the server refuses our credentials: {text}")

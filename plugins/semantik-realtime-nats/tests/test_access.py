@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from semantik_realtime.core.event import Outcome
-from semantik_realtime.errors import BackendError, BackendRefused
+from semantik_realtime.errors import BackendError, BackendRefused, ConfigError
 from semantik_realtime.testing.contract import Author, Recorder, until
 from semantik_realtime.testing.servers import NatsServer
 
@@ -79,6 +79,23 @@ async def test_tls_works_with_the_authority_and_fails_without_it(
     with pytest.raises(BackendError, match="certificate"):
         make_backend(url).publish([Author().draft("job:1")])
     monkeypatch.setenv("SEMANTIK_REALTIME_NATS_TLS_CA", str(certificate))
+    assert await works(make_backend(url))
+
+
+async def test_a_server_that_wants_a_certificate_gets_ours(
+    start_server: Start, make_backend: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = write_certificate(tmp_path)
+    files = f'cert_file: "{certificate}", key_file: "{key}", ca_file: "{certificate}"'
+    url = start_server(config=f"tls {{ {files}, verify: true }}").url.replace("nats://", "tls://")
+    monkeypatch.setenv("SEMANTIK_REALTIME_NATS_TLS_CA", str(certificate))
+    for _ in range(3):
+        with pytest.raises(BackendRefused, match=r"wants a certificate .* set SEMANTIK"):
+            make_backend(url).publish([Author().draft("job:1")])
+    monkeypatch.setenv("SEMANTIK_REALTIME_NATS_TLS_CERT", str(certificate))
+    with pytest.raises(ConfigError, match="SEMANTIK_REALTIME_NATS_TLS"):
+        make_backend(url)
+    monkeypatch.setenv("SEMANTIK_REALTIME_NATS_TLS_KEY", str(key))
     assert await works(make_backend(url))
 
 
