@@ -32,6 +32,9 @@ HEAD = """\
 Every setting is an environment variable, and may be given in code too:
 `Settings(backend="memory", retention_events=200)`. A wrong value is refused at start with a
 message that names it. [`.env.example`](../.env.example) has all of them with their defaults.
+
+What only the NATS backend reads, `SEMANTIK_REALTIME_NATS_*`, is in
+[its README](../plugins/semantik-realtime-nats/README.md#settings).
 """
 
 

@@ -104,6 +104,12 @@ def test_what_is_written_from_the_settings_is_up_to_date(path: Path) -> None:
     assert path.read_text() == GENERATED["PAGES"][path](), "run: python docs/generate.py"
 
 
+def test_the_table_of_settings_leads_to_those_of_the_plugins() -> None:
+    found = set(links(ROOT / "docs" / "configuration.md"))
+    for readme in ROOT.glob("plugins/*/README.md"):
+        assert (ROOT / "docs" / ".." / readme.relative_to(ROOT), "settings") in found
+
+
 def test_the_example_environment_gives_the_default_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
