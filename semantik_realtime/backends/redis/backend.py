@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ from semantik_realtime.backends.redis.script import (
     READ,
     Script,
     Writer,
+    check_url,
     explain,
 )
 from semantik_realtime.config import Settings
@@ -62,6 +64,7 @@ class RedisBackend:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._url = _canonical(settings.url or DEFAULT_URL)
+        check_url(self._url)
         self._writer = Writer(self._url, settings.timeout_seconds)
         self._client: redis.asyncio.Redis | None = None
         self._feed: Feed | None = None
@@ -330,6 +333,10 @@ def _receipts(answer: str, digests: Sequence[int]) -> Iterator[Receipt]:
 
 
 def _canonical(url: str) -> str:
+    # Celery's users write it as kombu wants it, with the names of Python's ssl module.
+    url = re.sub(
+        r"(?<=[?&]ssl_cert_reqs=)CERT_(REQUIRED|OPTIONAL|NONE)\b", lambda it: it[1].lower(), url
+    )
     # redis-py knows Redis' names for the schemes only.
     for ours, theirs in (("valkey://", "redis://"), ("valkeys://", "rediss://")):
         if url.startswith(ours):

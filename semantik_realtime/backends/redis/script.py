@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 import redis
+import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -75,6 +76,24 @@ def explain(error: Exception) -> BackendError:
     return BackendUnavailable(f"{type(error).__name__}: {error}")
 
 
+def check_url(url: str) -> None:
+    """Have redis-py refuse now what it would refuse at the first connection.
+
+    Raises:
+        ConfigError: it makes no connection of this URL, or none of one of its two kinds.
+    """
+    try:
+        for kind in (redis.ConnectionPool, redis.asyncio.ConnectionPool):
+            pool: Any = kind.from_url(url)
+            pool.connection_class(**pool.connection_kwargs)
+    except (RedisError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error)
+        if isinstance(error, TypeError):
+            # Every option is passed on as an argument, and this one is none.
+            reason = f"redis-py knows no option {reason.rpartition(' ')[2]} for it"
+        raise ConfigError(f"wrong URL of the redis backend: {reason}") from error
+
+
 class Writer:
     """Runs scripts from any thread, each call on a connection of its own while it lasts.
 
@@ -84,16 +103,13 @@ class Writer:
     """
 
     def __init__(self, url: str, timeout_seconds: float) -> None:
-        try:
-            self._pool = redis.ConnectionPool.from_url(
-                url,
-                protocol=2,
-                socket_timeout=timeout_seconds,
-                socket_connect_timeout=timeout_seconds,
-                retry=Retry(NoBackoff(), 0),
-            )
-        except ValueError as error:
-            raise ConfigError(f"wrong URL of the redis backend: {error}") from error
+        self._pool = redis.ConnectionPool.from_url(
+            url,
+            protocol=2,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
+            retry=Retry(NoBackoff(), 0),
+        )
         self._idle: list[Any] = []
         self._lock = threading.Lock()
 
