@@ -9,6 +9,8 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from semantik_realtime.config import Settings
 from semantik_realtime.core import fence
 from semantik_realtime.core.event import (
@@ -29,6 +31,14 @@ MAX_TOPICS = 10_000
 MAX_PRODUCERS = 256
 
 
+class _Job(msgspec.Struct, frozen=True):
+    """Where a job stands; ``ended_at`` is the offset of its end, 0 while it runs."""
+
+    standing: fence.Standing = fence.Standing()
+    ended_at: int = 0
+    token: str = ""
+
+
 class _Log:
     """One topic."""
 
@@ -39,9 +49,9 @@ class _Log:
         self.owner: str | None = None
         self.entries: deque[tuple[Event, str, int]] = deque(maxlen=retention_events)
         self.states: dict[str, bytes] = {}
-        self.standings: dict[str, tuple[fence.Standing, int]] = {}
+        self.jobs: dict[str, _Job] = {}
+        """Those that changed longest ago come first."""
         self.numbers: OrderedDict[str, int] = OrderedDict()
-        self.claims: dict[str, tuple[str, int]] = {}
         self.expires_at = 0.0
         self.deleted = False
 
@@ -52,6 +62,9 @@ class _Log:
     @property
     def first(self) -> int:
         return self.entries[0][0].offset if self.entries else self.offset + 1
+
+
+_NEW_JOB = _Job()
 
 
 class MemoryBackend:
@@ -88,13 +101,11 @@ class MemoryBackend:
             log = self._log(topic)
             if log.deleted:
                 return 0
-            known = log.claims.get(job)
-            if known and known[0] == token:
-                return known[1]
-            standing, ended_at = log.standings.get(job, (fence.Standing(), 0))
-            attempt = standing.attempt + 1
-            log.standings[job] = (fence.Standing(attempt), ended_at)
-            log.claims[job] = (token, attempt)
+            known = log.jobs.get(job, _NEW_JOB)
+            if known.token == token and known.standing.attempt:
+                return known.standing.attempt
+            attempt = known.standing.attempt + 1
+            self._stand(log, job, _Job(fence.Standing(attempt), 0, token))
             log.expires_at = self._clock() + self._settings.retention_seconds
             return attempt
 
@@ -198,10 +209,11 @@ class MemoryBackend:
             return Receipt(Outcome.DUPLICATE, self._position(log, draft)), None
         if len(draft.body) > self._settings.max_event_bytes:
             return Receipt(Outcome.TOO_BIG), None
-        standing: fence.Standing | None = None
+        job = _NEW_JOB
+        standing = job.standing
         if draft.job is not None:
-            known, _ = log.standings.get(draft.job, (fence.Standing(), 0))
-            verdict = fence.judge(known, draft.attempt, draft.terminal)
+            job = log.jobs.get(draft.job, _NEW_JOB)
+            verdict = fence.judge(job.standing, draft.attempt, draft.terminal)
             if isinstance(verdict, fence.Refusal):
                 return Receipt(Outcome(verdict.value)), None
             standing = verdict
@@ -216,8 +228,9 @@ class MemoryBackend:
             log.states[draft.key] = event.json
         elif draft.change is StateChange.DROP:
             log.states.pop(draft.key, None)
-        if draft.job is not None and standing is not None:
-            log.standings[draft.job] = (standing, log.offset if draft.terminal else 0)
+        if draft.job is not None and (standing != job.standing or draft.job not in log.jobs):
+            ended_at = log.offset if draft.terminal else 0
+            self._stand(log, draft.job, _Job(standing, ended_at, job.token))
         log.numbers[draft.producer] = draft.number
         log.numbers.move_to_end(draft.producer)
         if len(log.numbers) > MAX_PRODUCERS:
@@ -240,11 +253,27 @@ class MemoryBackend:
 
     def _forget_ended(self, log: _Log) -> bool:
         # A quarter at once, longest ended first: making room for one costs a walk over all.
-        ended = sorted((at, job) for job, (standing, at) in log.standings.items() if standing.ended)
-        for _, job in ended[: max(1, self._settings.max_keys // 4)]:
-            del log.standings[job]
-            log.states.pop(job, None)
+        ended = sorted(
+            (job.ended_at, name)
+            for name, job in log.jobs.items()
+            if job.ended_at and name in log.states
+        )
+        for _, name in ended[: max(1, self._settings.max_keys // 4)]:
+            del log.jobs[name]
+            log.states.pop(name)
         return len(log.states) < self._settings.max_keys
+
+    def _stand(self, log: _Log, name: str, job: _Job) -> None:
+        log.jobs.pop(name, None)
+        log.jobs[name] = job
+        limit = self._settings.max_keys
+        excess = len(log.jobs) - len(log.states) - limit
+        if excess > 0:
+            # Jobs without a state (deleted, or only claimed) take no key, so no key ever makes
+            # room for them: the oldest go.
+            stateless = [name for name in log.jobs if name not in log.states]
+            for old in stateless[: excess + limit // 4]:
+                del log.jobs[old]
 
     def _known(self, topic: str) -> _Log | None:
         log = self._logs.get(topic)

@@ -44,7 +44,7 @@ class Run(msgspec.Struct, array_like=True, tag="run"):
 
 
 class Forgotten(msgspec.Struct, array_like=True, tag="forgotten"):
-    """An ended job made room for a new key."""
+    """A job made room: one that ended for a new key, one without a state for another."""
 
     job: str
 
@@ -207,6 +207,7 @@ class Ledger:
         self.numbers: dict[str, int] = {}
         """The last number of each producer, the one that was silent longest first."""
         self.jobs: dict[str, Job] = {}
+        """Where each job stands, the one that changed longest ago first."""
         self.keys: dict[str, int] = {}
         """The offset of the last event with a state, for each key."""
         self.changed: dict[str, bytes] = {}
@@ -277,7 +278,7 @@ class Ledger:
                 for place in range(fact.count):
                     self._add(fact, fact.number + place, next(bodies))
             elif isinstance(fact, Claimed):
-                self.jobs[fact.job] = Job(fact.attempt, 0, fact.token)
+                self._stand(fact.job, Job(fact.attempt, 0, fact.token))
             else:
                 self._forget(fact.job)
         self.owner, self.deleted = head.owner, head.deleted
@@ -340,6 +341,9 @@ class Ledger:
                 )
                 head.facts.append(run)
             self._add(run, draft.number, draft.body)
+            if not made_room and (forgotten := self._forget_stateless(limits.max_keys)):
+                head.facts.extend(forgotten)
+                run, made_room = None, True
             bodies.append(draft.body)
             receipts.append(Receipt(Outcome.APPENDED, self.cursor))
             if draft.owner is not None:
@@ -356,9 +360,10 @@ class Ledger:
         if known.token == token and known.attempt:
             return known.attempt, None
         claimed = Claimed(job, known.attempt + 1, token)
-        self.jobs[job] = Job(claimed.attempt, 0, token)
+        self._stand(job, Job(claimed.attempt, 0, token))
         head = self._head(limits.retention_seconds)
         head.facts.append(claimed)
+        head.facts.extend(self._forget_stateless(limits.max_keys))
         return claimed.attempt, self._plan(head, (), [])
 
     def delete(self, limits: Limits) -> Plan:
@@ -411,19 +416,36 @@ class Ledger:
 
     def _make_room(self, max_keys: int) -> list[Forgotten]:
         """Forget ended jobs; none if even all of them give no room."""
-        ended = sorted((job.ended_at, name) for name, job in self.jobs.items() if job.ended_at)
-        if len(self.keys) - sum(name in self.keys for _, name in ended) >= max_keys:
+        ended = sorted(
+            (job.ended_at, name)
+            for name, job in self.jobs.items()
+            if job.ended_at and name in self.keys
+        )
+        if len(self.keys) - len(ended) >= max_keys:
             return []
         # A quarter at once, longest ended first: making room for one costs a walk over all.
+        return self._forget_first([name for _, name in ended[: max(1, max_keys // 4)]])
+
+    def _forget_stateless(self, max_jobs: int) -> list[Forgotten]:
+        """Forget the oldest jobs without a state if there are too many; they take no key, so no
+        key ever makes room for them."""
+        excess = len(self.jobs) - len(self.keys) - max_jobs
+        if excess <= 0:
+            return []
+        stateless = [name for name in self.jobs if name not in self.keys]
+        return self._forget_first(stateless[: excess + max_jobs // 4])
+
+    def _forget_first(self, names: Sequence[str]) -> list[Forgotten]:
+        """Forget as many of ``names`` as the head of a message has room for."""
         facts: list[Forgotten] = []
         size = 0
-        for _, name in ended[: max(1, max_keys // 4)]:
+        for name in names:
             fact = Forgotten(name)
             size += len(_encode(fact)) + 1
             if size > FORGOTTEN_BYTES:
                 break
-            facts.append(fact)
             self._forget(name)
+            facts.append(fact)
         return facts
 
     def _add(self, run: Run, number: int, body: bytes) -> None:
@@ -439,11 +461,15 @@ class Ledger:
             known = self.jobs.get(run.job, _NEW_JOB)
             ended_at = self.offset if run.terminal else 0
             if (known.attempt, known.ended_at) != (run.attempt, ended_at):
-                self.jobs[run.job] = Job(run.attempt, ended_at, known.token)
+                self._stand(run.job, Job(run.attempt, ended_at, known.token))
         self.numbers.pop(run.producer, None)
         self.numbers[run.producer] = number
         if len(self.numbers) > MAX_PRODUCERS:
             del self.numbers[next(iter(self.numbers))]
+
+    def _stand(self, name: str, job: Job) -> None:
+        self.jobs.pop(name, None)
+        self.jobs[name] = job
 
     def _forget(self, job: str) -> None:
         self.jobs.pop(job, None)

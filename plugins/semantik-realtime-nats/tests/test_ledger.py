@@ -51,7 +51,7 @@ def knowledge(ledger: Ledger) -> dict[str, object]:
         name: getattr(ledger, name)
         for name in Ledger.__slots__
         if name not in ("alive_until", "changed", "base_offset")
-    } | {"numbers": list(ledger.numbers.items())}
+    } | {"numbers": list(ledger.numbers.items()), "jobs": list(ledger.jobs.items())}
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -41,9 +41,7 @@ local key_count = nil
 local function standing_of(job)
   local standing = standings[job]
   if not standing then
-    local text = redis.call('HGET', fence, job)
-    local attempt, ended_at, token = string.match(text or '0 0 ', '^(%d+) (%d+) (.*)$')
-    standing = {tonumber(attempt), tonumber(ended_at), token}
+    standing = read_standing(fence, job)
     standings[job] = standing
   end
   return standing
@@ -70,14 +68,17 @@ local function forget_ended()
   local ended = {}
   local all = redis.call('HGETALL', fence)
   for i = 1, #all, 2 do
-    local ended_at = tonumber(string.match(all[i + 1], '^%d+ (%d+) '))
-    if ended_at > 0 and not standings[all[i]] then ended[#ended + 1] = {ended_at, all[i]} end
+    local ended_at = tonumber(string.match(all[i + 1], '^%d+ (-?%d+) '))
+    if ended_at > 0 and not standings[all[i]] and is_known_key(all[i]) then
+      ended[#ended + 1] = {ended_at, all[i]}
+    end
   end
   table.sort(ended, function(a, b) return a[1] < b[1] end)
   for i = 1, math.min(#ended, math.max(1, math.floor(head.keys / 4))) do
     local job = ended[i][2]
     redis.call('HDEL', fence, job)
-    key_count = key_count - redis.call('HDEL', state, job)
+    states[job] = false
+    key_count = key_count - 1
   end
   return key_count < head.keys
 end
@@ -132,10 +133,10 @@ local function append(run, number, digest)
       if key_count and is_known_key(key) then key_count = key_count - 1 end
       states[key] = false
     end
-    local ended_at = run[6] == 1 and offset or 0
-    if standing and (standing[1] ~= attempt or standing[2] ~= ended_at) then
+    local ends = run[6] == 1
+    if standing and (standing[1] ~= attempt or ends or standing[2] >= 0) then
       standing[1] = attempt
-      standing[2] = ended_at
+      standing[2] = ends and offset or -offset
       standing.changed = true
     end
     numbers[producer] = number
@@ -161,12 +162,14 @@ if #events > 0 then
       redis.call('HDEL', state, key)
     end
   end
+  local has_news = false
   for job, standing in pairs(standings) do
     if standing.changed then
-      redis.call('HSET', fence, job,
-        string.format('%d %d %s', standing[1], standing[2], standing[3]))
+      write_standing(fence, job, standing)
+      has_news = true
     end
   end
+  if has_news then forget_stateless(fence, state, head.keys) end
   for producer, number in pairs(numbers) do
     local added = redis.call('HSET', seen, producer, string.format('%d %d', number, offset))
     if added == 1 and redis.call('HLEN', seen) > 256 then

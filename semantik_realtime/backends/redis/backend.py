@@ -100,6 +100,7 @@ class RedisBackend:
             job,
             token,
             _milliseconds(self._settings.retention_seconds),
+            self._settings.max_keys,
         )
         return attempt
 

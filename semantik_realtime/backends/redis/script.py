@@ -45,16 +45,16 @@ _TEMPORARY = (
 
 
 class Script:
-    """A Lua script and the name the server knows it by."""
+    """A Lua script, of one or more files, and the name the server knows it by."""
 
-    def __init__(self, name: str) -> None:
-        self.source = (files(__package__) / f"{name}.lua").read_bytes()
+    def __init__(self, *names: str) -> None:
+        self.source = b"".join((files(__package__) / f"{name}.lua").read_bytes() for name in names)
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
 
-APPEND = Script("append")
+APPEND = Script("fence", "append")
 READ = Script("read")
-CLAIM = Script("claim")
+CLAIM = Script("fence", "claim")
 DELETE = Script("delete")
 LEASE = Script("lease")
 WRITES = (APPEND, CLAIM, DELETE, LEASE)

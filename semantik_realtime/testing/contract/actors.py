@@ -85,3 +85,15 @@ class Author:
             attempt=attempt,
             owner=owner,
         )
+
+
+def delete_job(backend: Any, author: Author, topic: str, job: str) -> Draft:
+    """Let ``job`` run and be deleted, as a feed sees it; gives a draft of it that comes late."""
+    running, late = (
+        author.draft(topic, key=job, job=job, attempt=1, state={"job": job}) for _ in range(2)
+    )
+    backend.publish([running])
+    attempt = backend.claim(topic, job, "deletion")
+    deletion = Author().draft(topic, key=job, job=job, attempt=attempt, state=None, terminal=True)
+    backend.publish([deletion])
+    return late

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from semantik_realtime.core.event import Outcome, Receipt
-from semantik_realtime.testing.contract.actors import Author
+from semantik_realtime.testing.contract.actors import Author, delete_job
 from semantik_realtime.testing.contract.fixtures import Fixtures
 
 
@@ -107,6 +108,27 @@ class Fence(Fixtures):
         assert backend.claim(topic, "j", "third") == 3
         [more] = backend.publish([author.draft(topic, job="j", attempt=3)])
         assert more.outcome is Outcome.APPENDED
+
+    async def test_of_the_jobs_without_a_state_the_latest_are_remembered(
+        self, open_backend: Callable[..., Any], topic: str
+    ) -> None:
+        backend = await open_backend(max_keys=8)
+        # An author each: what is late is no duplicate.
+        late = [delete_job(backend, Author(), topic, f"deleted{n}") for n in range(40)]
+        outcomes = [backend.publish([draft])[0].outcome for draft in late[-4:]]
+        assert outcomes == [Outcome.STALE] * 4
+        assert backend.publish(late[:1])[0].outcome is Outcome.APPENDED
+
+    async def test_of_the_claims_that_were_never_used_the_latest_are_remembered(
+        self, open_backend: Callable[..., Any], topic: str
+    ) -> None:
+        backend = await open_backend(max_keys=8)
+        author = Author()
+        for n in range(40):
+            assert backend.claim(topic, f"j{n}", "first") == 1
+            backend.publish([author.draft(topic)])
+        assert [backend.claim(topic, f"j{n}", "second") for n in (39, 38, 37, 36)] == [2] * 4
+        assert backend.claim(topic, "j0", "second") == 1
 
     async def test_a_deleted_topic_gives_no_attempts(self, backend: Any, topic: str) -> None:
         backend.publish([Author().draft(topic)])

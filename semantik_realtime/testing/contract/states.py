@@ -9,7 +9,7 @@ from typing import Any
 
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.core.resume import Reason
-from semantik_realtime.testing.contract.actors import Author
+from semantik_realtime.testing.contract.actors import Author, delete_job
 from semantik_realtime.testing.contract.fixtures import Fixtures, meanwhile
 from semantik_realtime.testing.contract.waiting import until_known
 
@@ -105,6 +105,26 @@ class States(Fixtures):
         assert set((await backend.snapshot(topic, None, 0)).states) == {*"bcde"}
         assert add("f") is Outcome.TOO_MANY_KEYS
         assert add("b") is Outcome.APPENDED
+
+    async def test_jobs_without_a_state_do_not_keep_the_ended_from_making_room(
+        self, open_backend: Callable[..., Any], topic: str
+    ) -> None:
+        backend = await open_backend(max_keys=8)
+        author = Author()
+        for n in range(6):
+            delete_job(backend, author, topic, f"deleted{n}")
+
+        def add(job: str, *, ends: bool) -> Outcome:
+            draft = author.draft(topic, key=job, job=job, attempt=1, state={}, terminal=ends)
+            outcome = backend.publish([draft])[0].outcome
+            assert isinstance(outcome, Outcome)
+            return outcome
+
+        assert {add(f"ended{n}", ends=True) for n in range(8)} == {Outcome.APPENDED}
+        assert [add(f"new{n}", ends=False) for n in range(8)] == [Outcome.APPENDED] * 8
+        assert add("more", ends=False) is Outcome.TOO_MANY_KEYS
+        states = (await backend.snapshot(topic, None, 0)).states
+        assert set(states) == {f"new{n}" for n in range(8)}
 
     async def test_an_event_that_is_too_big_is_refused_and_the_rest_of_its_batch_is_not(
         self, open_backend: Callable[..., Any], topic: str

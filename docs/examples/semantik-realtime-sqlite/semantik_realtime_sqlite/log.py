@@ -49,6 +49,8 @@ class Log:
             row = (secrets.token_hex(5), 0, 0, None, 0.0, 0)
         self.epoch, self.offset, self.chain, self.owner, self._expires_at, deleted = row
         self.is_deleted = bool(deleted)
+        self._stood: str | None = None
+        """The job whose standing changed last."""
 
     @property
     def cursor(self) -> Cursor:
@@ -65,10 +67,11 @@ class Log:
             return Receipt(Outcome.TOO_BIG)
         standing: fence.Standing | None = None
         if draft.job is not None:
-            verdict = fence.judge(self._standing(draft.job), draft.attempt, draft.terminal)
+            known = self._standing(draft.job)
+            verdict = fence.judge(known or fence.Standing(), draft.attempt, draft.terminal)
             if isinstance(verdict, fence.Refusal):
                 return Receipt(Outcome(verdict.value))
-            standing = verdict
+            standing = verdict if verdict != known else None
         if draft.change is StateChange.SET and not self._has_room_for(draft.key):
             return Receipt(Outcome.TOO_MANY_KEYS)
         self.offset += 1
@@ -88,7 +91,7 @@ class Log:
                 "DELETE FROM states WHERE topic = ? AND key = ?", [self._topic, draft.key]
             )
         if draft.job is not None and standing is not None:
-            self._stand(draft.job, standing.attempt, self.offset if draft.terminal else 0)
+            self._stand(draft.job, standing.attempt, draft.terminal)
         self._db.execute(
             "INSERT OR REPLACE INTO producers VALUES (?, ?, ?, ?)",
             [self._topic, draft.producer, draft.number, self.offset],
@@ -110,7 +113,7 @@ class Log:
         attempt, known_token = row or (0, "")
         if known_token == token:
             return int(attempt)
-        self._stand(job, attempt + 1, 0, token)
+        self._stand(job, attempt + 1, False, token)
         self._expires_at = self._now + self._settings.retention_seconds
         return int(attempt) + 1
 
@@ -150,6 +153,17 @@ class Log:
             [self._topic, MAX_PRODUCERS],
         )
 
+        if self._stood is not None:
+            # Jobs without a state (deleted, or only claimed) take no key, so no key ever makes
+            # room for them: the oldest go.
+            self._db.execute(
+                "DELETE FROM standings WHERE topic = ?1 AND job IN (SELECT job "
+                "FROM standings LEFT JOIN states ON states.topic = ?1 AND key = job "
+                "WHERE standings.topic = ?1 AND key IS NULL "
+                "ORDER BY job = ?2 DESC, abs(ended_at) DESC LIMIT -1 OFFSET ?3)",
+                [self._topic, self._stood, self._settings.max_keys],
+            )
+
     def _last_number(self, producer: str) -> int:
         row = self._db.execute(
             "SELECT number FROM producers WHERE topic = ? AND producer = ?",
@@ -164,19 +178,21 @@ class Log:
         ).fetchone()
         return Cursor(self.epoch, *row) if row else None
 
-    def _standing(self, job: str) -> fence.Standing:
+    def _standing(self, job: str) -> fence.Standing | None:
         row = self._db.execute(
             "SELECT attempt, ended_at FROM standings WHERE topic = ? AND job = ?",
             [self._topic, job],
         ).fetchone()
-        return fence.Standing(row[0], row[1] > 0) if row else fence.Standing()
+        return fence.Standing(row[0], row[1] > 0) if row else None
 
-    def _stand(self, job: str, attempt: int, ended_at: int, token: str | None = None) -> None:
+    def _stand(self, job: str, attempt: int, ended: bool, token: str | None = None) -> None:
+        place = self.offset if ended else -self.offset
         self._db.execute(
             "INSERT INTO standings VALUES (?1, ?2, ?3, ?4, coalesce(?5, '')) ON CONFLICT DO "
             "UPDATE SET attempt = ?3, ended_at = ?4, token = coalesce(?5, token)",
-            [self._topic, job, attempt, ended_at, token],
+            [self._topic, job, attempt, place, token],
         )
+        self._stood = job
 
     def _has_room_for(self, key: str) -> bool:
         """Whether ``key`` may have a state; if need be, jobs that ended lose theirs."""
@@ -187,7 +203,8 @@ class Log:
             return True
         # A quarter at once, longest ended first: a full topic must not pay this for every key.
         ended = self._db.execute(
-            "SELECT job FROM standings WHERE topic = ? AND ended_at > 0 ORDER BY ended_at LIMIT ?",
+            "SELECT job FROM standings JOIN states ON states.topic = ?1 AND key = job "
+            "WHERE standings.topic = ?1 AND ended_at > 0 ORDER BY ended_at LIMIT ?2",
             [self._topic, max(1, self._settings.max_keys // 4)],
         ).fetchall()
         for (job,) in ended:

@@ -29,7 +29,8 @@ CREATE TABLE states (
     PRIMARY KEY (topic, key)
 );
 
--- ended_at: the offset of the attempt's last event, 0 while it goes on.
+-- ended_at: the offset of the attempt's last event; while it goes on, minus that at which it
+-- began.
 CREATE TABLE standings (
     topic TEXT NOT NULL,
     job TEXT NOT NULL,
