@@ -47,7 +47,9 @@ class Sink(Protocol):
 class Snapshot(msgspec.Struct, frozen=True):
     """One atomic look at a topic.
 
-    ``cursor`` is None when the backend does not know the topic. With
+    ``cursor`` is None when the backend does not know the topic; ``deleted``
+    then says whether that is because it was deleted, for as long as its late
+    drafts are refused. With
     ``reason`` None, ``events`` are all events after the asked cursor and
     ``states`` is empty; with a reason, ``states`` has for each key its last
     event with a state (as JSON, offset included), and ``events`` the newest
@@ -59,6 +61,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     reason: Reason | None = Reason.NEW
     states: dict[str, bytes] = {}
     events: Sequence[Event] = ()
+    deleted: bool = False
 
 
 class Top(msgspec.Struct, frozen=True):

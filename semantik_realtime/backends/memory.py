@@ -122,7 +122,7 @@ class MemoryBackend:
         with self._lock:
             log = self._known(topic)
             if log is None:
-                return Snapshot(None)
+                return Snapshot(None, deleted=topic in self._logs and self._logs[topic].deleted)
             info = LogInfo(log.epoch, log.offset, log.chain, log.first)
             there = None
             if after is not None and log.first <= after.offset <= log.offset:

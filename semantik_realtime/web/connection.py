@@ -351,6 +351,11 @@ class Connection:
             return
         # No await from joining to posting: nothing may come between the sync and what follows.
         self._subscriptions[topic] = subscription
+        if snapshot.deleted:
+            # It is this very task: leaving the topic is not to cancel it.
+            del self._joining[topic]
+            self.gone(subscription)
+            return
         if snapshot.cursor is None:
             subscription.pending = snapshot
             subscription.cursor = asked or NOWHERE

@@ -396,6 +396,9 @@ class Hub:
                     await self.wait_for_backend(retry_seconds)
                     retry_seconds = min(retry_seconds * 2, LAST_RETRY_SECONDS)
                     continue
+                if snapshot.deleted:
+                    # The feed lost the word of it.
+                    self.gone(channel.topic)
                 held, channel.held = channel.held or (), None
                 if snapshot.cursor is not None and snapshot.reason is None and asked is not None:
                     if snapshot.events:

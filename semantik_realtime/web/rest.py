@@ -39,7 +39,7 @@ async def get_job(request: Request, server: Server, job_id: str) -> Response:
         topic = await _authorized(request, server, job_id)
         snapshot = await server.hub.look(topic, None, 0)
         if snapshot.cursor is None:
-            recalled = await server.hub.recall(topic)
+            recalled = None if snapshot.deleted else await server.hub.recall(topic)
             if recalled is None:
                 raise Refused(404, "not_found", "no such job")
             return _json({"topic": topic, "cursor": None, "offset": 0, "states": _raw(recalled)})

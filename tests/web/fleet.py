@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +254,7 @@ class Way:
         self._target = port
         self._writers: set[asyncio.StreamWriter] = set()
         self._carrying: set[asyncio.Task[None]] = set()
+        self._is_closed = False
         self.port = 0
 
     async def __aenter__(self) -> Way:
@@ -273,7 +274,18 @@ class Way:
             writer.transport.abort()
         return len(self._writers) // 2
 
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Every connection is cut, and none is made meanwhile."""
+        self._is_closed = True
+        self.cut()
+        yield
+        self._is_closed = False
+
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_closed:
+            writer.transport.abort()
+            return
         try:
             other_reader, other = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from urllib.parse import urlsplit
 
 import pytest
-from fleet import Founding, Here, Native, Publisher, fleet_of, refused, site_of, token, until
+from fleet import Founding, Here, Native, Publisher, Way, fleet_of, refused, site_of, token, until
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Outcome
@@ -118,6 +119,34 @@ async def test_a_watcher_on_another_server_hears_of_a_deletion(
         await client.wait_for("gone")
 
 
+@pytest.mark.every_backend(shares_storage=True)
+async def test_a_deletion_while_the_feed_was_down_is_told_when_it_is_back(
+    settings: Settings, publisher: Publisher
+) -> None:
+    await publisher.publish("job:1", 3)
+    port = urlsplit(settings.url).port
+    async with Way(port) as way:
+        url = settings.url.replace(f":{port}", f":{way.port}")
+        # Nothing but the feed's coming back makes it look.
+        through = settings.model_copy(update={"url": url, "tops_seconds": 3600.0})
+        async with (
+            site_of(through) as site,
+            Native(site, "job:1") as native,
+            Founding(site.founding("1")) as founding,
+        ):
+            await native.synced()
+            await founding.wait_for("current_state")
+            with way.closed():
+                await publisher.rt.delete("1", owner="7")
+            assert (await native.wait_for("gone"))["topic"] == "job:1"
+            deleted = await founding.wait_for("job_deleted")
+            assert deleted["data"]["status"] == "deleted"
+            assert len(native.syncs) == len(founding.of("current_state")) == 1
+            await until(lambda: site.rt.server.hub.topics == 0)
+            assert native.closed is None
+            assert founding.closed is None
+
+
 class Archive:
     """A host that keeps what its jobs ended with."""
 
@@ -128,6 +157,28 @@ class Archive:
     @hookimpl
     def authorize(self, user: str, owner: str | None) -> bool | None:
         return True if owner is None else None
+
+
+@pytest.mark.every_row
+async def test_who_comes_to_a_deleted_job_is_told_so_if_the_host_lets_them_watch(
+    settings: Settings,
+) -> None:
+    async with site_of(settings, plugins=[Archive()]) as site, site.client() as http:
+        await site.rt.publish("job:1", "step", state={"status": "running"}, owner="7")
+        async with Native(site, "job:1") as native:
+            await native.synced()
+            await site.rt.delete("1")
+            await native.wait_for("gone")
+            # Back, with a cursor.
+            await native.subscribe("job:1")
+            await native.wait_for("gone", 2)
+            assert len(native.syncs) == 1
+        async with Founding(site.founding("1")) as founding:
+            deleted = await founding.wait_for("job_deleted")
+            assert deleted["data"] == {"status": "deleted"}
+            assert len(founding.messages) == 1
+        assert (await http.get("/realtime/jobs/1")).status_code == 404
+        await until(lambda: site.rt.server.hub.topics == 0)
 
 
 @pytest.mark.every_backend(shares_storage=True)

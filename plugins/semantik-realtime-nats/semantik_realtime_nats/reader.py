@@ -30,8 +30,10 @@ async def read_snapshot(
     """See `semantik_realtime.hookspecs.BackendSpec.snapshot`."""
     while True:
         reading = await read_topic(link, names, topic)
-        if reading is None or not _is_alive(reading.ledger, link.now()):
+        if reading is None or link.now() >= reading.ledger.alive_until:
             return Snapshot(None)
+        if reading.ledger.deleted or reading.ledger.offset == 0:
+            return Snapshot(None, deleted=reading.ledger.deleted)
         with contextlib.suppress(Gap):
             return await _look(link, names, topic, reading, after, history, retention_events)
 
@@ -134,7 +136,3 @@ def _chain_at(messages: list[Message], offset: int) -> int | None:
             if event.offset == offset:
                 return event.chain
     return None
-
-
-def _is_alive(ledger: Ledger, now: float) -> bool:
-    return not ledger.deleted and ledger.offset > 0 and now < ledger.alive_until

@@ -182,8 +182,8 @@ class RedisBackend:
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
         asked = ("-", 0, "") if after is None else (after.epoch, after.offset, f"{after.chain:08x}")
         answer = await self._run(READ, self._keys(topic)[:3], *asked, history, REPLAY_LIMIT)
-        if not answer:
-            return Snapshot(None)
+        if len(answer) < 2:
+            return Snapshot(None, deleted=bool(answer))
         epoch, offset, chain, owner, reason, flat_events, flat_states = answer
         events = []
         for body, mark in zip(flat_events[::2], flat_events[1::2], strict=True):

@@ -2,11 +2,12 @@
 --
 -- KEYS  meta log state
 -- ARGV  epoch offset chain of the cursor (epoch "-": none), history, limit
--- Gives {} for an unknown topic, else
+-- Gives {} for an unknown topic, {'deleted'} while a deleted one refuses late drafts, else
 --       {epoch, offset, chain, owner, reason, {event, mark, …}, {key, event, …}}
 -- The choice is that of plan_sync() in core/resume.py; the contract suite holds both to it.
 local meta, log, state = KEYS[1], KEYS[2], KEYS[3]
-local position = redis.call('HMGET', meta, 'epoch', 'offset', 'chain', 'owner')
+local position = redis.call('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted')
+if position[5] then return {'deleted'} end
 if not position[1] or not position[2] or position[2] == '0' then return {} end
 local epoch, offset, chain = position[1], tonumber(position[2]), tonumber(position[3])
 local asked_epoch, asked = ARGV[1], tonumber(ARGV[2])

@@ -75,6 +75,23 @@ class Lifetime(Fixtures):
         assert backend.delete(topic) is False
         [late] = backend.publish([Author().draft(topic)])
         assert late.outcome is Outcome.CLOSED
+        assert (await backend.snapshot(topic, None, 0)).deleted
+
+    async def test_a_snapshot_tells_a_deleted_topic_from_one_that_never_was(
+        self, backend: Any, topic: str
+    ) -> None:
+        author = Author()
+        assert not (await backend.snapshot(topic, None, 10)).deleted
+        backend.claim(topic, "j", "first")
+        assert not (await backend.snapshot(topic, None, 10)).deleted
+        [receipt] = backend.publish([author.draft(topic, state={"n": 1})])
+        assert not (await backend.snapshot(topic, None, 10)).deleted
+        backend.delete(topic)
+        for asked in (None, receipt.cursor):
+            snapshot = await backend.snapshot(topic, asked, 10)
+            assert (snapshot.cursor, snapshot.deleted) == (None, True)
+            assert not snapshot.states
+            assert not snapshot.events
 
     async def test_after_the_grace_a_deleted_topic_may_begin_anew(
         self, open_backend: Callable[..., Any], topic: str
@@ -87,4 +104,19 @@ class Lifetime(Fixtures):
             lambda: backend.publish([author.draft(topic)])[0].outcome is Outcome.APPENDED,
             "the grace to be over",
         )
-        assert (await backend.snapshot(topic, None, 10)).cursor is not None
+        snapshot = await backend.snapshot(topic, None, 10)
+        assert snapshot.cursor is not None
+        assert not snapshot.deleted
+
+    async def test_after_the_grace_nothing_is_known_of_a_deletion(
+        self, open_backend: Callable[..., Any], topic: str
+    ) -> None:
+        backend = await open_backend(grace_seconds=0.2)
+        backend.publish([Author().draft(topic)])
+        backend.delete(topic)
+
+        async def is_over() -> bool:
+            return not (await backend.snapshot(topic, None, 0)).deleted
+
+        await until(is_over, "the grace to be over")
+        assert (await backend.snapshot(topic, None, 0)).cursor is None

@@ -16,7 +16,11 @@ def read_snapshot(
     """The events after a cursor, or the states with the reason."""
     top = _top(db, topic, now_seconds)
     if top is None:
-        return Snapshot(None)
+        deletion = db.execute(
+            "SELECT 1 FROM topics WHERE topic = ? AND expires_at > ? AND deleted",
+            [topic, now_seconds],
+        ).fetchone()
+        return Snapshot(None, deleted=deletion is not None)
     [first] = db.execute("SELECT min(offset) FROM events WHERE topic = ?", [topic]).fetchone()
     there = None
     if after is not None:
