@@ -27,7 +27,10 @@ from semantik_realtime.core.resume import LogInfo, plan_sync
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
 
 MAX_TOPICS = 10_000
-"""Topics kept; the one that was not appended to for longest goes first."""
+"""Topics kept, deleted ones too; the one that was quiet for longest goes first."""
+MAX_BYTES = 256 * 2**20
+"""Bytes of the events in logs and states. The topic written to last stays whatever it has: the
+settings bound the size of one."""
 MAX_PRODUCERS = 256
 
 
@@ -47,8 +50,11 @@ class _Log:
         self.offset = 0
         self.chain = 0
         self.owner: str | None = None
-        self.entries: deque[tuple[Event, str, int]] = deque(maxlen=retention_events)
+        self.retention_events = retention_events
+        self.entries: deque[tuple[Event, str, int]] = deque()
         self.states: dict[str, bytes] = {}
+        self.bytes = 0
+        """Of the events in entries and states."""
         self.jobs: dict[str, _Job] = {}
         """Those that changed longest ago come first."""
         self.numbers: OrderedDict[str, int] = OrderedDict()
@@ -63,6 +69,23 @@ class _Log:
     def first(self) -> int:
         return self.entries[0][0].offset if self.entries else self.offset + 1
 
+    def add(self, event: Event, producer: str, number: int) -> None:
+        """Keep an event; the oldest makes room."""
+        self.entries.append((event, producer, number))
+        self.bytes += len(event.json)
+        if len(self.entries) > self.retention_events:
+            self.bytes -= len(self.entries.popleft()[0].json)
+
+    def set_state(self, key: str, json: bytes) -> None:
+        """Keep the last event with a state of a key."""
+        self.drop_state(key)
+        self.states[key] = json
+        self.bytes += len(json)
+
+    def drop_state(self, key: str) -> None:
+        """Forget a key."""
+        self.bytes -= len(self.states.pop(key, b""))
+
 
 _NEW_JOB = _Job()
 
@@ -75,6 +98,8 @@ class MemoryBackend:
         self._clock = clock
         self._lock = threading.Lock()
         self._logs: OrderedDict[str, _Log] = OrderedDict()
+        """The one that was quiet for longest comes first."""
+        self._bytes = 0
         self._sinks: dict[str, Sink] = {}
         self._leases: dict[str, dict[str, float]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -86,13 +111,15 @@ class MemoryBackend:
             batches: dict[str, tuple[str, int, list[Event]]] = {}
             for draft in drafts:
                 log = self._log(draft.topic)
-                before = log.offset
+                before, size = log.offset, log.bytes
                 receipt, event = self._append(log, draft)
+                self._bytes += log.bytes - size
                 receipts.append(receipt)
                 if event is not None:
                     batches.setdefault(draft.topic, (log.epoch, before, []))[2].append(event)
             for topic, (epoch, prev, events) in batches.items():
                 self._tell(topic, "events", epoch, prev, events)
+            self._make_room()
         return receipts
 
     @hookimpl
@@ -107,6 +134,8 @@ class MemoryBackend:
             attempt = known.standing.attempt + 1
             self._stand(log, job, _Job(fence.Standing(attempt), 0, token))
             log.expires_at = self._clock() + self._settings.retention_seconds
+            self._logs.move_to_end(topic)
+            self._make_room()
             return attempt
 
     @hookimpl
@@ -146,9 +175,11 @@ class MemoryBackend:
     def delete(self, topic: str) -> bool:
         with self._lock:
             known = self._known(topic) is not None
+            self._remove(topic)
             log = self._logs[topic] = _Log(self._settings.retention_events)
             log.deleted = True
             log.expires_at = self._clock() + self._settings.grace_seconds
+            self._make_room()
             self._tell(topic, "gone")
             return known
 
@@ -201,6 +232,7 @@ class MemoryBackend:
         """Forget every topic, without a word to the sinks."""
         with self._lock:
             self._logs.clear()
+            self._bytes = 0
 
     def _append(self, log: _Log, draft: Draft) -> tuple[Receipt, Event | None]:
         if log.deleted:
@@ -223,11 +255,11 @@ class MemoryBackend:
         log.offset += 1
         log.chain = link(log.chain, draft.digest)
         event = Event(log.offset, log.chain, with_offset(draft.body, log.offset))
-        log.entries.append((event, draft.producer, draft.number))
+        log.add(event, draft.producer, draft.number)
         if draft.change is StateChange.SET:
-            log.states[draft.key] = event.json
+            log.set_state(draft.key, event.json)
         elif draft.change is StateChange.DROP:
-            log.states.pop(draft.key, None)
+            log.drop_state(draft.key)
         if draft.job is not None and (standing != job.standing or draft.job not in log.jobs):
             ended_at = log.offset if draft.terminal else 0
             self._stand(log, draft.job, _Job(standing, ended_at, job.token))
@@ -260,7 +292,7 @@ class MemoryBackend:
         )
         for _, name in ended[: max(1, self._settings.max_keys // 4)]:
             del log.jobs[name]
-            log.states.pop(name)
+            log.drop_state(name)
         return len(log.states) < self._settings.max_keys
 
     def _stand(self, log: _Log, name: str, job: _Job) -> None:
@@ -278,18 +310,35 @@ class MemoryBackend:
     def _known(self, topic: str) -> _Log | None:
         log = self._logs.get(topic)
         if log is not None and log.expires_at <= self._clock():
-            del self._logs[topic]
+            self._remove(topic)
             return None
         return None if log is None or log.deleted or log.offset == 0 else log
 
     def _log(self, topic: str) -> _Log:
         log = self._logs.get(topic)
         if log is None or log.expires_at <= self._clock():
+            self._remove(topic)
             log = self._logs[topic] = _Log(self._settings.retention_events)
             log.expires_at = self._clock() + self._settings.retention_seconds
-            if len(self._logs) > MAX_TOPICS:
-                self._logs.popitem(last=False)
         return log
+
+    def _remove(self, topic: str) -> None:
+        log = self._logs.pop(topic, None)
+        if log is not None:
+            self._bytes -= log.bytes
+
+    def _make_room(self) -> None:
+        """Let go of what is too much, and of what has expired, but only where it is oldest."""
+        now = self._clock()
+        while len(self._logs) > 1:
+            topic, oldest = next(iter(self._logs.items()))
+            if (
+                len(self._logs) <= MAX_TOPICS
+                and self._bytes <= MAX_BYTES
+                and oldest.expires_at > now
+            ):
+                break
+            self._remove(topic)
 
     def _tell(self, topic: str, what: str, *args: object) -> None:
         sink, loop = self._sinks.get(topic), self._loop
