@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import redis
+from fleet import Way
 
 from semantik_realtime.backends.redis.backend import RedisBackend
 from semantik_realtime.config import load_settings
-from semantik_realtime.core.event import Outcome
-from semantik_realtime.errors import BackendRefused, BackendUnavailable
+from semantik_realtime.core.event import Cursor, Outcome, Receipt
+from semantik_realtime.errors import AppendUncertain, BackendRefused, BackendUnavailable
 from semantik_realtime.testing.contract import Author
 from semantik_realtime.testing.servers import RedisServer, free_port
 
@@ -40,6 +43,38 @@ def test_forgotten_scripts_are_loaded_again(backend: RedisBackend, admin: redis.
     assert receipt.outcome is Outcome.APPENDED
     assert receipt.cursor is not None
     assert receipt.cursor.offset == 2
+
+
+async def test_a_write_whose_answer_is_lost_is_uncertain_and_sending_it_again_is_safe(
+    server: RedisServer, backend: RedisBackend
+) -> None:
+    author = Author()
+    async with Way(server.port) as way:
+        url = server.url.replace(str(server.port), str(way.port))
+        remote = RedisBackend(load_settings(url=url, timeout_seconds=1.0))
+        # Connected, with the scripts loaded: what is lost now is the answer to the drafts.
+        await asyncio.to_thread(remote.publish, [author.draft(TOPIC)])
+        drafts = [author.draft(TOPIC, data={"n": n}) for n in range(3)]
+        way.loses_answers = True
+        with pytest.raises(AppendUncertain):
+            await asyncio.to_thread(remote.publish, drafts)
+        way.loses_answers = False
+        # Others go on meanwhile.
+        backend.publish([Author().draft(TOPIC)])
+        again = await asyncio.to_thread(remote.publish, drafts)
+        remote.close_writer()
+    await backend.open()
+    log = await backend.snapshot(TOPIC, None, 100)
+    await backend.close()
+    assert log.cursor is not None
+    assert [event.offset for event in log.events] == [1, 2, 3, 4, 5]
+    assert [event.head().data for event in log.events[1:4]] == [
+        msgspec.Raw(b'{"n":%d}' % n) for n in range(3)
+    ]
+    assert again == [
+        Receipt(Outcome.DUPLICATE, Cursor(log.cursor.epoch, event.offset, event.chain))
+        for event in log.events[1:4]
+    ]
 
 
 def test_a_full_server_is_unavailable_until_there_is_room(

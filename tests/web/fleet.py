@@ -255,6 +255,8 @@ class Way:
         self._writers: set[asyncio.StreamWriter] = set()
         self._carrying: set[asyncio.Task[None]] = set()
         self._is_closed = False
+        self.loses_answers = False
+        """Whether what the server says next is lost, and its connection with it."""
         self.port = 0
 
     async def __aenter__(self) -> Way:
@@ -292,14 +294,23 @@ class Way:
             writer.transport.abort()
             return
         self._writers |= {writer, other}
-        for pair in ((reader, other), (other_reader, writer)):
-            task = asyncio.create_task(self._carry(*pair))
+        there = self._carry(reader, other)
+        back = self._carry(other_reader, writer, are_answers=True)
+        for task in map(asyncio.create_task, (there, back)):
             self._carrying.add(task)
             task.add_done_callback(self._carrying.discard)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        are_answers: bool = False,
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(2**16):
+                if are_answers and self.loses_answers:
+                    break
                 writer.write(data)
                 await writer.drain()
         self._writers.discard(writer)
