@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import datetime
-import ipaddress
 import json
 import secrets
 import signal
@@ -16,12 +14,9 @@ from typing import Any
 
 import nkeys
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.errors import BackendError, BackendRefused, ConfigError
+from semantik_realtime.testing.certificate import write_certificate
 from semantik_realtime.testing.contract import Author, Recorder, until
 from semantik_realtime.testing.servers import NatsServer
 
@@ -43,31 +38,6 @@ async def works(backend: NatsBackend) -> bool:
     assert backend.lease(topic, "holder", 1, 60.0)
     assert backend.delete(topic)
     return {receipt.outcome for receipt in receipts} == {Outcome.APPENDED}
-
-
-def write_certificate(directory: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    certificate_path, key_path = directory / "cert.pem", directory / "key.pem"
-    certificate_path.write_bytes(certificate.public_bytes(pem))
-    key_path.write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return certificate_path, key_path
 
 
 async def test_tls_works_with_the_authority_and_fails_without_it(
