@@ -47,6 +47,8 @@ class Fallback:
         self._timeout_seconds = timeout_seconds
         self._holder = secrets.token_hex(6)
         self._shelters = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Where the reader is open."""
         self._begin()
 
     def _begin(self) -> None:
@@ -58,6 +60,11 @@ class Fallback:
     def is_away(self) -> bool:
         """Whether the last read or the last write failed."""
         return self._reading.is_away or self._writing.is_away
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the running loop may read."""
+        return self._loop is asyncio.get_running_loop()
 
     async def probe(self, *, thorough: bool) -> None:
         """Find out whether the backend answers, whatever is known of it. It must be open.
@@ -146,14 +153,16 @@ class Fallback:
     async def open(self) -> None:
         # Not gated: who opens is who probes.
         await self._note(self.primary.open())
+        self._loop = asyncio.get_running_loop()
 
     @hookimpl
     async def close(self) -> None:
+        self._loop = None
         await self.primary.close()
 
     @hookimpl
     async def subscribe(self, topic: str, sink: Sink) -> None:
-        self._admit(self._reading)
+        self._admit_reading()
         await self._note(self.primary.subscribe(topic, sink))
 
     @hookimpl
@@ -162,12 +171,12 @@ class Fallback:
 
     @hookimpl
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
-        self._admit(self._reading)
+        self._admit_reading()
         return await self._note(self._in_time(self.primary.snapshot(topic, after, history)))
 
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:
-        self._admit(self._reading)
+        self._admit_reading()
         return await self._note(self._in_time(self.primary.tops(topics)))
 
     @hookimpl
@@ -189,6 +198,12 @@ class Fallback:
             raise
         self._writing.answered()
         return answer
+
+    def _admit_reading(self) -> None:
+        # That nobody has opened it says nothing of the backend.
+        if not self.is_open:
+            raise BackendUnavailable("the backend is not open")
+        self._admit(self._reading)
 
     def _admit(self, way: Outage) -> None:
         if way.is_away and (self._is_probed or not way.admits(time.monotonic())):

@@ -23,6 +23,7 @@ from semantik_realtime.core.event import (
 from semantik_realtime.core.topic import check_topic, job_topic, split_topic, user_topic
 from semantik_realtime.emitter import Emitter
 from semantik_realtime.fallback import Fallback
+from semantik_realtime.hookspecs import Top
 from semantik_realtime.loader import build_plugins, check_backend, load_backend, wrapped
 
 
@@ -74,6 +75,8 @@ class Runtime:
             directory=self.settings.spool_path,
             after_fork=self.write_hook("close_writer"),
         )
+        self._looking = 0
+        """How many look into the backend that was opened for nothing else."""
 
     def write_hook(self, name: str) -> Callable[..., Any]:
         """The backend's ``name``, called directly unless another plugin takes part in it.
@@ -198,7 +201,7 @@ class Runtime:
         """
         topic = job_topic(job_id)
         if owner is None:
-            top = (await self.backend.tops([topic])).get(topic)
+            top = await self._top(topic)
             owner = top.owner if top else None
         # What this process still has on the way would be refused after the deletion.
         await asyncio.to_thread(self.emitter.flush, self.settings.flush_seconds)
@@ -222,6 +225,23 @@ class Runtime:
             ):
                 self.emitter.emit(draft)
         return known
+
+    async def _top(self, topic: str) -> Top | None:
+        """Where a topic ends, from any loop. What had to be opened for it is closed again.
+
+        Raises:
+            BackendError: it cannot be asked now.
+        """
+        if self.backend.is_open and not self._looking:
+            return (await self.backend.tops([topic])).get(topic)
+        self._looking += 1
+        try:
+            await self.backend.open()
+            return (await self.backend.tops([topic])).get(topic)
+        finally:
+            self._looking -= 1
+            if not self._looking:
+                await self.backend.close()
 
     def close(self, timeout_seconds: float | None = None) -> bool:
         """Flush and end the writer; False: something still waits."""

@@ -99,6 +99,13 @@ class Hub:
             seconds += time.monotonic() - self._degraded_at
         return seconds
 
+    def loop_elsewhere(self) -> asyncio.AbstractEventLoop | None:
+        """The running loop that it lives on, unless that is the caller's: then ask it there."""
+        loop = self._loop
+        if loop is None or loop is asyncio.get_running_loop() or not loop.is_running():
+            return None
+        return loop
+
     async def open(self) -> None:
         """Connect the reader.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from starlette.websockets import WebSocket
 
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import ConfigError
-from semantik_realtime.hookspecs import Credentials, hookimpl
+from semantik_realtime.hookspecs import Credentials, Top, hookimpl
 from semantik_realtime.realtime import Runtime
 from semantik_realtime.web import rest
 from semantik_realtime.web.server import Server
@@ -135,6 +136,17 @@ class Realtime(Runtime):
         app.include_router(self.router())
         app.state.realtime = self
         return self
+
+    async def _top(self, topic: str) -> Top | None:
+        # Through the hub: it owns the reader, on one loop, and keeps it.
+        if self._server is None:
+            return await super()._top(topic)
+        hub = self._server.hub
+        elsewhere = hub.loop_elsewhere()
+        if elsewhere is not None:
+            asked = asyncio.run_coroutine_threadsafe(hub.top(topic), elsewhere)
+            return await asyncio.wrap_future(asked)
+        return await hub.top(topic)
 
 
 def setup(app: FastAPI) -> None:

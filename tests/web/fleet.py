@@ -90,17 +90,19 @@ class Site:
 
     def __init__(self, port: int) -> None:
         self.port = port
+        self.root = ""
+        """Where the application is mounted."""
 
     @property
     def http(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}{self.root}"
 
     @property
     def native(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/realtime/ws"
+        return f"ws://127.0.0.1:{self.port}{self.root}/realtime/ws"
 
     def founding(self, job: str, path: str = "/ws/jobs/{}") -> str:
-        return f"ws://127.0.0.1:{self.port}{path.format(job)}"
+        return f"ws://127.0.0.1:{self.port}{self.root}{path.format(job)}"
 
     def client(self, user: object = "7", **options: Any) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {token(user)}"}

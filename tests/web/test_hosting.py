@@ -25,8 +25,10 @@ from starlette.testclient import TestClient
 
 from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
-from semantik_realtime.errors import ConfigError
+from semantik_realtime.core.event import Outcome
+from semantik_realtime.errors import BackendUnavailable, ConfigError
 from semantik_realtime.hookspecs import Credentials, hookimpl
+from semantik_realtime.realtime import Runtime
 from semantik_realtime.testing.servers import free_port
 
 
@@ -128,6 +130,53 @@ async def test_a_mounted_application_works_though_its_lifespan_never_runs(
             assert not rt.server.seats._renewing.done()
         await rt.server.hub.close()
         await rt.server.seats.close()
+
+
+@pytest.mark.every_backend
+async def test_a_deletion_may_be_the_first_call_in_a_mounted_application(
+    settings: Settings,
+) -> None:
+    inner, outer = FastAPI(), FastAPI()
+    rt = Realtime(settings).install(inner)
+    outer.mount("/inside", inner)
+    async with serve(outer) as site:
+        await rt.publish("job:1", "step", state={"status": "running"}, owner="7")
+        assert await rt.delete("1") is True
+        receipt = await rt.publish("job:2", "step", state={"status": "running"}, owner="7")
+        assert receipt.outcome is Outcome.APPENDED
+        # The reader that it opened is the one that serves.
+        site.root = "/inside"
+        async with Native(site, "user:7", "job:2") as client:
+            await client.synced()
+            assert client.views["user:7"].offset == 1
+            # From a thread with a loop of its own too, and nobody notices.
+            assert await asyncio.to_thread(asyncio.run, rt.delete("2")) is True
+            await client.has("user:7", 2)
+            await client.wait_for("gone")
+            assert client.connections == 1
+        await rt.server.hub.close()
+        await rt.server.seats.close()
+        rt.close()
+
+
+@pytest.mark.every_backend
+def test_a_script_may_delete_and_leaves_nothing_open(settings: Settings) -> None:
+    rt = Runtime(settings)
+
+    async def work(rt: Runtime) -> list[bool]:
+        for job in "123":
+            await rt.publish(f"job:{job}", "step", state={"status": "running"}, owner="7")
+        return await asyncio.gather(*(rt.delete(job) for job in "1234"))
+
+    assert asyncio.run(work(rt)) == [True, True, True, False]
+    # Nobody has opened it again, which says nothing of the backend.
+    with pytest.raises(BackendUnavailable, match="not open"):
+        asyncio.run(rt.backend.tops(["job:1"]))
+    receipt = asyncio.run(rt.publish("job:5", "step", state={"status": "running"}, owner="7"))
+    assert receipt.outcome is Outcome.APPENDED
+    assert rt.close()
+    del rt
+    gc.collect()
 
 
 def test_one_application_under_several_event_loops_one_after_the_other(
