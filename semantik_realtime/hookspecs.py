@@ -208,4 +208,8 @@ class HostSpec:
     def recall(
         self, topic: str
     ) -> Mapping[str, Mapping[str, Any]] | Awaitable[Mapping[str, Mapping[str, Any]] | None] | None:
-        """The host's own record of a topic, {key: state}, when the backend knows nothing of it."""
+        """The host's own record of a topic, {key: state}, when the backend knows nothing of it.
+
+        Raises:
+            Exception: any; nobody can tell now, and it is asked again.
+        """

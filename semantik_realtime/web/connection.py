@@ -278,8 +278,7 @@ class Connection:
                     recalled = None
                     if snapshot.cursor is None:
                         recalled = await self._hub.recall(channel.topic)
-                except BackendUnavailable as error:
-                    logger.warning("connection: no recall topic=%s error=%s", channel.topic, error)
+                except BackendUnavailable:
                     subscription.pending = subscription.pending or snapshot
                     loop = asyncio.get_running_loop()
                     loop.call_later(RECALL_RETRY_SECONDS, self.wake, subscription)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
@@ -15,8 +14,6 @@ from semantik_realtime.core.fold import is_ahead
 from semantik_realtime.errors import BackendError
 from semantik_realtime.fallback import Fallback
 from semantik_realtime.web.channel import Watcher, states_of
-
-logger = logging.getLogger(__name__)
 
 MAX_RECALLS = 8
 """Topics that the host is asked for at the same time."""
@@ -102,8 +99,7 @@ class Meanwhile:
         epoch = self._epoch
         try:
             recalled = await self._recall(topic)
-        except BackendError as error:
-            logger.debug("meanwhile: no recall topic=%s error=%s", topic, error)
+        except BackendError:
             recalled = None
         if recalled and epoch == self._epoch:
             self._tell(topic, "recall", recalled, watchers)

@@ -54,6 +54,7 @@ class Server:
         self.metrics: WebMetrics | None = None
         self.metrics_fault = ""
         """Why there are none."""
+        self._recall_fails = False
         self._runtime = runtime
         self._open_metrics(registry)
 
@@ -120,13 +121,23 @@ class Server:
         return done or not emitter.is_failing
 
     async def _recall(self, topic: str) -> Mapping[str, bytes] | None:
-        states = await ask(self.plugins.hook.recall, topic=topic)
-        if states is None:
-            return None
         try:
-            return {str(key): _encode(dict(state)) for key, state in states.items()}
-        except (TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-            raise BackendUnavailable(f"recall cannot be encoded: {error}") from error
+            states = await ask(self.plugins.hook.recall, topic=topic)
+            recalled = None
+            if states is not None:
+                recalled = {str(key): _encode(dict(state)) for key, state in states.items()}
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                raise
+            # Whatever it raises: who watches is not to pay for it. (A pool of connections that
+            # is being closed cancels those who wait for one, though nobody has cancelled us.)
+            if not self._recall_fails:
+                logger.warning("server: no recall topic=%s error=%r", topic, error)
+            self._recall_fails = True
+            raise BackendUnavailable("the host's record cannot be read now") from error
+        self._recall_fails = False
+        return recalled
 
     def _drain_before_stop(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """Drain when the process is told to stop, before the server closes the sockets itself.

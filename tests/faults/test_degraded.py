@@ -25,6 +25,8 @@ from record import Record
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Outcome
+from semantik_realtime.errors import AccessError
+from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.testing.servers import ROWS, Server
 
 FLAPS = int(os.environ.get("FLAPS", "3"))
@@ -93,6 +95,32 @@ async def test_the_record_is_asked_again_and_again_and_once_for_all_watchers(
         await browser.wait_for("step", 40)
         assert one.views["job:1"].states["1"]["progress"]["current"] == 40
         assert browser.messages[-1]["data"]["current"] == 40
+
+
+@pytest.mark.parametrize("error", [AccessError("no session"), asyncio.CancelledError()], ids=type)
+async def test_a_record_that_fails_meanwhile_is_asked_on(
+    server: Server, settings: Settings, publisher: Publisher, error: BaseException
+) -> None:
+    class Troubled:
+        @hookimpl
+        def recall(self, topic: str) -> dict[str, dict[str, str]]:
+            nonlocal asked
+            asked += 1
+            if asked <= 3:
+                raise error
+            return {"1": {"status": "running", "message": "by the record"}}
+
+    asked = 0
+    await publisher.publish("job:1", 1)
+    async with (
+        site_of(settings, plugins=[Troubled()]) as site,
+        Native(site, "job:1") as client,
+    ):
+        await client.synced()
+        server.kill()
+        await client.wait_for("provisional", 1, SHOWN_SECONDS)
+        assert client.views["job:1"].states["1"]["message"] == "by the record"
+        assert client.connections == 1
 
 
 @pytest.mark.parametrize("ready", [True, False])

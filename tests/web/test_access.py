@@ -405,7 +405,7 @@ def record(how: str, states: object) -> object:
         def recall(self, topic: str) -> Any:
             if topic != "job:1":
                 return None
-            if isinstance(states, Exception):
+            if isinstance(states, BaseException):
                 raise states
             return states
 
@@ -466,11 +466,33 @@ async def test_http_answers_from_the_hosts_record_too(settings: Settings) -> Non
     assert "etag" not in answer.headers
 
 
-@pytest.mark.parametrize("states", [RuntimeError("away"), {"1": object()}, {"1": "text"}, [1]])
+class Unreadable(dict[str, object]):
+    """A row whose members are fetched when they are wanted."""
+
+    def items(self) -> Any:
+        raise OSError("the database is away")
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        RuntimeError("away"),
+        AccessError("not for you"),
+        asyncio.CancelledError(),
+        {"1": object()},
+        {"1": "text"},
+        Unreadable({"1": {}}),
+        [1],
+    ],
+    ids=lambda states: type(states).__name__,
+)
 async def test_a_record_that_fails_is_asked_again_and_never_shown_as_empty(
-    settings: Settings, states: object, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    states: object,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("semantik_realtime.web.connection.LAST_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr("semantik_realtime.web.connection.RECALL_RETRY_SECONDS", 0.2)
     plugin = record("sync", states)
     async with site_of(settings, plugins=[plugin, AllowAll()]) as site, site.client() as http:
         assert (await http.get("/realtime/jobs/1")).status_code == 503
@@ -485,6 +507,9 @@ async def test_a_record_that_fails_is_asked_again_and_never_shown_as_empty(
                 stack.callback(manager.unregister, good)
                 await client.synced("job:1")
             assert client.views["job:1"].states == {"1": {"status": "completed"}}
+            assert client.connections == 1
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len([line for line in said if line.startswith("server: no recall topic=job:1")]) == 1
 
 
 def test_rules_are_given_to_the_first_router_only() -> None:
