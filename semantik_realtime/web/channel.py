@@ -68,7 +68,7 @@ class Watcher(Protocol):
 class Subscription:
     """One connection's place in one channel."""
 
-    __slots__ = ("channel", "cursor", "pending", "watcher")
+    __slots__ = ("channel", "cursor", "pending", "recalling", "watcher")
 
     def __init__(self, watcher: Watcher, channel: Channel, cursor: Cursor) -> None:
         self.watcher = watcher
@@ -77,6 +77,8 @@ class Subscription:
         """What was last handed to the connection."""
         self.pending: Snapshot | None = None
         """A snapshot that must be handed over before anything else."""
+        self.recalling: asyncio.Task[None] | None = None
+        """Asks the host for what goes with a snapshot of a topic that nobody knows."""
 
 
 class Outgoing(msgspec.Struct, frozen=True):

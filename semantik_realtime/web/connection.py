@@ -238,7 +238,7 @@ class Connection:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            self._sending, batches = await self._collect()
+            self._sending, batches = self._collect()
             for frame in self._sending:
                 self._sending_since = time.monotonic()
                 await self._send(frame)
@@ -259,7 +259,7 @@ class Connection:
         for topic in [*self._joining, *self._subscriptions]:
             self.unsubscribe(topic)
 
-    async def _collect(self) -> tuple[list[str], list[Outgoing]]:
+    def _collect(self) -> tuple[list[str], list[Outgoing]]:
         """Everything that waits, as frames, and the batches in them; the subscriptions move on."""
         out = list(self._posted)
         self._posted.clear()
@@ -270,25 +270,16 @@ class Connection:
             channel = subscription.channel
             if self._subscriptions.get(channel.topic) is not subscription:
                 continue
-            if subscription.pending is not None:
-                snapshot, subscription.pending = subscription.pending, None
+            if (snapshot := subscription.pending) is not None:
                 before = subscription.cursor if subscription.cursor.epoch else None
                 subscription.cursor = snapshot.cursor or NOWHERE
-                try:
-                    recalled = None
-                    if snapshot.cursor is None:
-                        recalled = await self._hub.recall(channel.topic)
-                except BackendUnavailable:
-                    subscription.pending = subscription.pending or snapshot
-                    loop = asyncio.get_running_loop()
-                    loop.call_later(RECALL_RETRY_SECONDS, self.wake, subscription)
+                if snapshot.cursor is None:
+                    if subscription.recalling is None or subscription.recalling.done():
+                        recall = self._recall(subscription, before)
+                        subscription.recalling = self._hub.spawn(recall, "answer")
                     continue
-                if self._subscriptions.get(channel.topic) is not subscription:
-                    continue
-                out += self._answer(channel.topic, before, snapshot, recalled)
-                if subscription.pending is not None:
-                    self.wake(subscription)
-                    continue
+                subscription.pending = None
+                out += self._answer(channel.topic, before, snapshot, None)
             outgoing = channel.outgoing(subscription.cursor)
             if outgoing is None:
                 self.end(CloseCode.EVICTED, "too slow")
@@ -299,6 +290,24 @@ class Connection:
         if waiting:
             out += self._wire.events(waiting)
         return out, [outgoing for _, outgoing in waiting]
+
+    async def _recall(self, subscription: Subscription, before: Cursor | None) -> None:
+        """Ask the host for what the backend does not know, beside the writer.
+
+        Until it has answered the client is told nothing of the topic, unless
+        the backend comes to know it and a snapshot takes this one's place.
+        """
+        topic = subscription.channel.topic
+        while (snapshot := subscription.pending) is not None and snapshot.cursor is None:
+            try:
+                recalled = await self._hub.recall(topic)
+            except BackendUnavailable:
+                await asyncio.sleep(RECALL_RETRY_SECONDS)
+                continue
+            if subscription.pending is snapshot:
+                subscription.pending = None
+                self.post(*self._answer(topic, before, snapshot, recalled))
+                self.wake(subscription)
 
     async def _join(self, topic: str, asked: Cursor | None, history: int) -> None:
         retry_seconds = FIRST_RETRY_SECONDS
@@ -377,6 +386,8 @@ class Connection:
             self.end(CloseCode.POLICY, "not yours, or not there")
 
     def _leave(self, subscription: Subscription) -> None:
+        if subscription.recalling is not None:
+            subscription.recalling.cancel()
         subscription.channel.watchers.discard(subscription)
         self._dirty.pop(subscription, None)
         self._hub.release(subscription.channel)

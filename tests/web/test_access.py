@@ -33,7 +33,7 @@ from semantik_realtime.config import Settings
 from semantik_realtime.errors import AccessError, ConfigError
 from semantik_realtime.hookspecs import Credentials, hookimpl
 from semantik_realtime.testing.servers import free_port
-from semantik_realtime.web.access import Access
+from semantik_realtime.web.access import HOST_SECONDS, Access
 
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 PUBLIC = KEY.public_key().public_bytes(
@@ -508,8 +508,62 @@ async def test_a_record_that_fails_is_asked_again_and_never_shown_as_empty(
                 await client.synced("job:1")
             assert client.views["job:1"].states == {"1": {"status": "completed"}}
             assert client.connections == 1
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len([line for line in said if line.startswith("server: no recall topic=job:1")]) == 1
+    assert "server: no recall topic=job:1" in caplog.text
+    assert "ERROR" not in {record.levelname for record in caplog.records}
+
+
+async def test_a_record_that_hangs_holds_up_only_what_it_was_asked_for(
+    settings: Settings, publisher: Publisher
+) -> None:
+    class Hanging:
+        @hookimpl
+        async def recall(self, topic: str) -> dict[str, dict[str, str]]:
+            asked.add(topic)
+            await answers.wait()
+            return {topic.partition(":")[2]: {"status": "completed"}}
+
+    asked: set[str] = set()
+    answers = asyncio.Event()
+    old = [f"job:old-{number}" for number in range(12)]
+    settings = settings.model_copy(update={"heartbeat_seconds": 0.1})
+    await publisher.publish("job:live", 1)
+    async with (
+        site_of(settings, plugins=[Hanging(), AllowAll()]) as site,
+        Native(site, *old, "job:live") as client,
+        Founding(site.founding("old-1")) as browser,
+    ):
+        # Longer than the host may take for one answer.
+        deadline = time.monotonic() + HOST_SECONDS + 1
+        while time.monotonic() < deadline:
+            began = time.monotonic()
+            heartbeats = len(client.ops("tops"))
+            await publisher.publish("job:live", 1)
+            await client.has("job:live", publisher.count["job:live"], 2)
+            await client.wait_for("tops", heartbeats + 1, 3)
+            await browser.send("ping")
+            await browser.wait_for("pong", len(browser.of("pong")) + 1, 2)
+            assert time.monotonic() - began < 3
+        assert asked == set(old)
+        assert not any(client.views[topic].synced for topic in old)
+        answers.set()
+        await client.synced()
+        assert {sync["reason"] for sync in client.syncs[1:]} == {"recalled"}
+        # Their logs begin, and go on after what the record said.
+        await publisher.publish(old[0], 3)
+        await client.has(old[0], 3)
+        assert client.numbers(old[0]) == [0, 1, 2]
+        assert (await browser.wait_for("current_state"))["data"]["status"] == "completed"
+        assert client.connections == 1
+        # Who leaves meanwhile leaves nothing behind.
+        answers.clear()
+        await client.subscribe("job:old-late")
+        await until(lambda: "job:old-late" in asked)
+        await client.send({"op": "unsubscribe", "topics": ["job:old-late"]})
+        await until(lambda: "job:old-late" not in site.rt.server.hub._channels)
+        answers.set()
+        await publisher.publish("job:live", 1)
+        await client.has("job:live", publisher.count["job:live"])
+        assert not client.views["job:old-late"].synced
 
 
 def test_rules_are_given_to_the_first_router_only() -> None:
