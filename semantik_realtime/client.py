@@ -10,12 +10,18 @@ from typing import Any
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, WebSocketException
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidStatus,
+    InvalidURI,
+    WebSocketException,
+)
+from websockets.uri import parse_uri
 
 from semantik_realtime.core.fold import View
 from semantik_realtime.core.session import SUBPROTOCOL, CloseCode
 from semantik_realtime.core.topic import check_topic
-from semantik_realtime.errors import AccessError
+from semantik_realtime.errors import AccessError, InvalidInput
 
 OPEN_SECONDS = 10.0
 WELCOME_SECONDS = 15.0
@@ -32,6 +38,8 @@ _FINAL = {
     CloseCode.FORBIDDEN,
     CloseCode.AUTH_TIMEOUT,
 }
+_PASSING = {408, 425, 429}
+"""HTTP statuses below 500 that are over soon."""
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -41,7 +49,7 @@ class Update(msgspec.Struct, frozen=True):
     ``since`` (RFC 3339): then ``view.states`` has the host's record over what
     the log has told. ``events`` are what is new, or with ``replayed`` the
     history that came with a snapshot; ``view`` is always current, the same
-    object every time.
+    object every time. ``reason`` says why it is reconnecting, for people.
     """
 
     connection: str
@@ -49,6 +57,7 @@ class Update(msgspec.Struct, frozen=True):
     events: list[dict[str, Any]] = []
     replayed: bool = False
     since: str | None = None
+    reason: str = ""
 
 
 async def watch(
@@ -63,9 +72,15 @@ async def watch(
 
     Raises:
         TopicError: ``topic`` is outside the grammar.
+        InvalidInput: ``url`` is no WebSocket's, or its server has no such one.
         AccessError: the server refuses the credential or the topic, for good.
     """
     view = View(check_topic(topic))
+    try:
+        parse_uri(url)
+    except (InvalidURI, ValueError) as error:
+        raise _wrong(url, getattr(error, "msg", str(error))) from None
+    was_there = False
     tries = 0
     while True:
         try:
@@ -78,23 +93,39 @@ async def watch(
                 max_size=None,
             ) as socket:
                 async for update in _follow(socket, view, history):
-                    tries = 0
+                    was_there, tries = True, 0
                     yield update
                 return
         except ConnectionClosed as closed:
-            code = closed.rcvd.code if closed.rcvd else None
-            if code in _FINAL:
-                reason = closed.rcvd.reason if closed.rcvd else ""
-                raise AccessError(f"{reason} ({code})") from None
-        except (OSError, TimeoutError, InvalidHandshake, WebSocketException) as error:
-            response = getattr(error, "response", None)
-            if response is not None and response.status_code == 403:
-                raise AccessError("the server refuses the connection (403)") from None
+            reason = "the connection broke"
+            if closed.rcvd is not None:
+                reason = f"{closed.rcvd.reason} ({closed.rcvd.code})"
+                if closed.rcvd.code in _FINAL:
+                    raise AccessError(reason) from None
+        except InvalidStatus as refused:
+            status = refused.response.status_code
+            reason = f"the server answered {status} {refused.response.reason_phrase}".rstrip()
+            if status in (401, 403):
+                # What servers say of a page that may not connect, and some of a path they lack.
+                raise AccessError(str(_wrong(url, reason))) from None
+            # Where it was served once, a proxy says so while the servers are changed.
+            if status < 500 and status not in _PASSING and not was_there:
+                raise _wrong(url, reason) from None
+        except InvalidURI as error:
+            raise _wrong(url, f"the server leads elsewhere, and there {error.msg}") from None
+        except (OSError, WebSocketException) as error:
+            reason = str(error) or "no answer in time"
         view.synced = False
-        yield Update("reconnecting", view)
+        yield Update("reconnecting", view, reason=reason)
         tries += 1
         longest = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(tries, 10))
         await asyncio.sleep(random.uniform(0, longest))  # noqa: S311
+
+
+def _wrong(url: str, reason: str) -> InvalidInput:
+    # Without the query, where a credential may be.
+    shown = url.partition("?")[0]
+    return InvalidInput(f"{shown}: {reason}; expected is ws://host:port/realtime/ws or wss://…")
 
 
 async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIterator[Update]:

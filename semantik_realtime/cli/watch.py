@@ -75,7 +75,7 @@ async def _watch(topic: str, url: str, token: str | None, *, as_json: bool) -> i
     bar = progress.add_task("waiting", total=None, link="")
     # Where events are read by a program, what is said beside them goes elsewhere.
     aside = Console(stderr=True) if as_json else progress.console
-    since = None
+    since, reason = None, ""
     with nullcontext() if as_json else progress:
         async with aclosing(updates):
             async for update in updates:
@@ -83,6 +83,9 @@ async def _watch(topic: str, url: str, token: str | None, *, as_json: bool) -> i
                     since = update.since
                     said = f"{_link(update)}: showing the host's record" if since else "live again"
                     aside.print(said, highlight=False)
+                if update.reason not in ("", reason):
+                    aside.print(f"{_link(update)}: {update.reason}", highlight=False, markup=False)
+                reason = update.reason
                 for event in update.events:
                     if as_json:
                         print(json.dumps(event), flush=True)

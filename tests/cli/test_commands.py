@@ -21,6 +21,7 @@ from semantik_realtime.testing.servers import (
     ROWS,
     NatsServer,
     RedisServer,
+    free_port,
     nats_program,
     running,
     valkey_program,
@@ -294,6 +295,28 @@ def test_watch_follows_a_job_to_its_end(tmp_path: Path, folder: Path) -> None:
         demo.send_signal(signal.SIGTERM)
         demo.wait(30)
         demo.stdout.close()  # type: ignore[union-attr]
+
+
+def test_watch_says_what_is_wrong_with_the_address() -> None:
+    done = run("watch", "1", "--url", "http://127.0.0.1:8000/realtime/ws")
+    assert done.returncode == 1
+    assert "expected is ws://host:port/realtime/ws" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_watch_says_why_it_has_to_wait(options: tuple[str, ...]) -> None:
+    url = f"ws://127.0.0.1:{free_port()}/realtime/ws"
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([*COMMAND, "watch", "1", "--url", url, *options], **output) as watching:
+        try:
+            assert watching.stdout is not None
+            line = watching.stdout.readline()
+        finally:
+            watching.send_signal(signal.SIGINT)
+            watching.communicate(timeout=30)
+    assert re.match(r"reconnecting: .*Connect call failed", line)
+    assert watching.returncode == 130
 
 
 def _post(url: str, body: dict[str, object], token: str | None = None) -> dict[str, str]:
