@@ -9,6 +9,7 @@ once, but for the one who finds out whether it is open again: on the web side
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +21,8 @@ from semantik_realtime.core.event import Cursor, Draft, Event, Receipt
 from semantik_realtime.core.outage import Outage
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
+
+logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
 """How often others may try a closed way where nobody probes."""
@@ -43,6 +46,8 @@ class Fallback:
         self.primary = primary
         self.sheltered: Callable[[set[str]], object] | None = None
         """Called in the emitter's thread with the topics of drafts that have to wait."""
+        self.has_warned = False
+        """Whether `warn` has found out what there is to say."""
         self._memory = memory
         self._timeout_seconds = timeout_seconds
         self._holder = secrets.token_hex(6)
@@ -90,6 +95,14 @@ class Fallback:
         )
         await self._note(self.primary.subscribe(PROBE_TOPIC, _Nobody()))
         await self.primary.unsubscribe(PROBE_TOPIC)
+
+    async def warn(self) -> None:
+        """Log what the backend warns of, once for each process; away: nothing happens."""
+        status = await self.status()
+        if status.reachable and not self.has_warned:
+            self.has_warned = True
+            for warning in status.warnings:
+                logger.warning("backend: %s", warning)
 
     def shelter(self, drafts: Sequence[Draft]) -> None:
         """Show ``drafts``, which wait for the backend, to this process's own watchers."""

@@ -449,6 +449,8 @@ class Hub:
                     await self.check_tops()
                 if self.degraded_since is not None:
                     await self._come_back()
+                if not self._backend.has_warned:
+                    await self._backend.warn()
             except BackendError as error:
                 self.degrade(error)
             except Exception as error:

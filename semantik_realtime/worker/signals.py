@@ -47,6 +47,7 @@ QUEUED_AT, ATTEMPT = "realtime_queued_at", "realtime_attempt"
 """Headers of a task's message. The first two are the application's, the others ours."""
 MAX_TOPICS = 20
 CLAIM_PAUSE_SECONDS = 5.0
+WARN_PAUSE_SECONDS = 5.0
 INSTALLING_MODULE = "semantik_realtime.worker.command"
 OWN_TASKS = "celery."
 """Celery's own tasks (unlocking chords, cleaning results) are nobody's jobs."""
@@ -150,6 +151,7 @@ class Mirror:
         runtime = self.runtime()
         if runtime is not None:
             runtime.emitter.adopt()
+            threading.Thread(target=_warn, args=(runtime,), daemon=True).start()
 
     # Publishing
 
@@ -473,6 +475,18 @@ def _is_being_ended(raised: BaseException | None) -> bool:
     if not isinstance(raised, SystemExit):
         return True
     return isinstance(raised.code, int) and -256 < raised.code < -128
+
+
+def _warn(runtime: Runtime) -> None:
+    """Log what the backend warns of, as soon as it answers; in a thread that nobody waits for."""
+    backend = runtime.backend
+    try:
+        while not backend.has_warned:
+            asyncio.run(backend.warn())
+            if not backend.has_warned:
+                time.sleep(WARN_PAUSE_SECONDS)
+    except Exception:
+        logger.exception("mirror: backend not asked for warnings")
 
 
 def _flush(runtime: Runtime) -> bool:

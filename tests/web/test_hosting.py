@@ -29,7 +29,7 @@ from semantik_realtime.core.event import Outcome
 from semantik_realtime.errors import BackendUnavailable, ConfigError
 from semantik_realtime.hookspecs import Credentials, hookimpl
 from semantik_realtime.realtime import Runtime
-from semantik_realtime.testing.servers import free_port
+from semantik_realtime.testing.servers import RedisServer, free_port, running, valkey_program
 
 
 async def test_the_hosts_lifespan_and_ours_both_run(
@@ -235,8 +235,6 @@ def test_without_the_lifespan_every_request_may_have_an_event_loop_of_its_own(
 async def test_the_server_starts_without_a_backend_and_serves_when_it_comes(
     server_url: object,
 ) -> None:
-    from semantik_realtime.testing.servers import RedisServer, running, valkey_program
-
     server = RedisServer(valkey_program(), port=free_port())
     settings = make_settings(server.url, timeout_seconds=2)
     async with site_of(settings) as site, Native(site, "user:7") as client:
@@ -256,6 +254,39 @@ async def test_the_server_starts_without_a_backend_and_serves_when_it_comes(
             publisher.close()
             await client.close()
             await until(lambda: not site.rt.server.hub.connections)
+
+
+@pytest.mark.parametrize("comes_late", [False, True])
+async def test_what_the_backend_may_lose_is_said_once_when_it_is_there(
+    comes_late: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ("--appendonly", "no", "--maxmemory-policy", "allkeys-lru")
+    server = RedisServer(valkey_program(), options=options)
+    settings = make_settings(server.url, start_tries=1)
+
+    def said() -> list[str]:
+        lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+        return [line for level, line in lines if level == "WARNING" and line.startswith("backend:")]
+
+    with running(server):
+        if comes_late:
+            server.stop()
+        async with site_of(settings) as site, site.client() as http:
+            if comes_late:
+                await until(lambda: site.rt.server.hub.degraded_since)
+                assert said() == []
+                await asyncio.to_thread(server.start)
+            await until(lambda: len(said()) >= 2)
+            warnings = (await http.get("/realtime/health")).json()["backend"]["warnings"]
+            assert said() == [f"backend: {warning}" for warning in warnings]
+            assert "allkeys-lru" in said()[0]
+            assert "appendonly yes" in said()[1]
+            # It goes and comes again, and that is no news.
+            await asyncio.to_thread(server.stop)
+            await until(lambda: site.rt.server.hub.degraded_since)
+            await asyncio.to_thread(server.start)
+            await until(lambda: not site.rt.server.hub.degraded_since)
+            assert len(said()) == 2
 
 
 def test_a_founding_path_without_a_job_is_refused() -> None:

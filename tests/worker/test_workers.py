@@ -22,7 +22,8 @@ from topic_log import Log, Reader, wait_until
 
 from semantik_realtime.config import Settings
 from semantik_realtime.loader import load_backend
-from semantik_realtime.testing.servers import ROWS, Server
+from semantik_realtime.testing.servers import ROWS, RedisServer, Server, valkey_program
+from semantik_realtime.testing.servers import running as serving
 
 HERE = Path(__file__).parent
 
@@ -438,6 +439,23 @@ def test_tasks_run_on_while_the_backend_is_away(broker: str, tmp_path: Path) -> 
             worker.app.AsyncResult(job_id).get(timeout=20)
         assert time.monotonic() - begun < 10
         assert "backend fails" in worker.output
+
+
+def test_what_the_backend_may_lose_is_said_once_as_soon_as_it_answers(
+    broker: str, tmp_path: Path
+) -> None:
+    options = ("--appendonly", "no", "--maxmemory-policy", "allkeys-lru")
+    server = RedisServer(valkey_program(), options=options)
+    with running(broker, Place("redis", server.url), "prefork", tmp_path) as worker:
+        job_id = worker.send("add", 1, 2)
+        assert worker.app.AsyncResult(job_id).get(timeout=20) == 3
+        assert "backend: " not in worker.output
+        with serving(server):
+            wait_until(lambda: "set appendonly yes" in worker.output, 20)
+            worker.wait_for(job_id, "completed")
+        assert worker.output.count("backend: maxmemory-policy is allkeys-lru") == 1
+        assert worker.output.count("set appendonly yes") == 1
+        assert "not asked for warnings" not in worker.output
 
 
 @pytest.mark.every_backend
