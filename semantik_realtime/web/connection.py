@@ -24,7 +24,7 @@ RECALL_RETRY_SECONDS = 5.0
 MAX_POSTED = 1000
 """Frames that may wait beside events: answers, syncs, heartbeats."""
 MAX_POSTED_BYTES = 16 * 2**20
-"""The same in bytes; the last frame may go beyond, for a snapshot has no limit."""
+"""The same in bytes. What is posted last may go beyond both, for a snapshot has no limit."""
 
 
 class Wire(Protocol):
@@ -168,7 +168,7 @@ class Connection:
 
     def post(self, *frames: str) -> None:
         """Send ``frames`` soon, in order, before events that come later."""
-        if len(self._posted) + len(frames) > MAX_POSTED or self._posted_bytes > MAX_POSTED_BYTES:
+        if len(self._posted) >= MAX_POSTED or self._posted_bytes > MAX_POSTED_BYTES:
             self.end(CloseCode.EVICTED, "too slow")
             return
         self._posted.extend(frames)

@@ -12,13 +12,15 @@ from typing import Any
 
 import msgspec
 
-from semantik_realtime.core.event import ENDS, Cursor, Event
+from semantik_realtime.core.event import ENDS, Cursor, Event, StateChange
 from semantik_realtime.core.fold import ENDED, is_ahead
-from semantik_realtime.core.topic import job_topic
+from semantik_realtime.core.topic import split_topic
 from semantik_realtime.hookspecs import Snapshot
 from semantik_realtime.web.channel import Outgoing, states_of
 
 HISTORY = 100
+_SHOWN = ("status", "progress", "current", "total", "job_id")
+"""What of the state goes into the messages of history."""
 MAX_FRAME_BYTES = 65_536
 
 _encode = msgspec.json.Encoder().encode
@@ -59,24 +61,37 @@ def _percent(current: Any, total: Any) -> float | None:
     return None
 
 
+class _Told(msgspec.Struct):
+    """What the client was told of a job last."""
+
+    state: dict[str, Any]
+    flat: dict[str, Any]
+    provisional: bool
+    """Whether it is not of the log."""
+
+
 class FoundingWire:
-    """Messages of one connection that watches one job.
+    """Messages of one connection that watches one topic.
+
+    On a job's topic every message is about that job. On any other, a feed,
+    each is about the job that is its event's key, and says so in
+    ``data.job_id``; what an application says there without a state is told
+    as it is.
 
     Args:
         now: gives the time, as events have it.
-        after: what the client has seen of the job before; its history goes on there.
+        after: what the client has seen of the topic before; its history goes on there.
     """
 
     name = "founding"
 
-    def __init__(self, job: str, now: Callable[[], str], after: Cursor | None = None) -> None:
-        self._job = job
+    def __init__(self, topic: str, now: Callable[[], str], after: Cursor | None = None) -> None:
+        kind, ident = split_topic(topic)
+        self._topic = topic
+        self._job = ident if kind == "job" else None
         self._now = now
         self._after = after
-        self._state: dict[str, Any] = {}
-        self._flat: dict[str, Any] = {}
-        self._provisional = False
-        """Whether what was told last is not of the log."""
+        self._told: dict[str, _Told] = {}
 
     def sync(
         self,
@@ -85,48 +100,45 @@ class FoundingWire:
         snapshot: Snapshot,
         recalled: Mapping[str, bytes] | None,
     ) -> list[str]:
-        if self._flat and snapshot.cursor is None and recalled is None:
-            # The log has expired under a page that still shows the job: nothing to add.
+        if self._told and snapshot.cursor is None and recalled is None:
+            # The log has expired under a page that still shows it: nothing to add.
             return []
         states = states_of(snapshot) if recalled is None else recalled
-        self._take(_decode(states[self._job]) if self._job in states else {})
         place = str(snapshot.cursor) if snapshot.cursor else None
-        out = [self._message("current_state", self._now(), self._flat, topic, place)]
-        shown = {
-            name: self._flat[name]
-            for name in ("status", "progress", "current", "total")
-            if name in self._flat
-        }
+        self._told.clear()
+        out = []
+        for job in states if self._job is None else (self._job,):
+            told = self._take(job, _decode(states[job]) if job in states else {})
+            out.append(self._message("current_state", self._now(), told.flat, place))
         for event in self._unseen(snapshot):
-            head = event.head()
-            # An end that is over: `current_state` has told it, or a newer attempt has begun.
-            if not head.terminal:
-                data = {**_decode(head.data), **shown}
-                cursor = _place(snapshot.cursor, event)
-                out.append(self._message(head.type, head.time, data, topic, cursor, replayed=True))
+            out += self._replayed(event, _place(snapshot.cursor, event))
         return out
 
     def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
         out = []
-        for topic, outgoing in waiting:
+        for _, outgoing in waiting:
             for event in outgoing.events:
                 head = event.head()
-                type = head.type
-                if isinstance(head.state, msgspec.Raw) and head.key == self._job:
-                    type = self._follow(head.type, _decode(head.state) or {})
-                # The state wins: a total must not jump to what one event says of itself.
-                data = {**_decode(head.data), **self._flat}
                 cursor = _place(outgoing.cursor, event)
-                out.append(self._message(type, head.time, data, topic, cursor))
+                job = self._job or head.key
+                if head.change is StateChange.DROP and self._job is None:
+                    out.append(self._deleted(job, head.time, cursor))
+                    continue
+                type = head.type
+                if isinstance(head.state, msgspec.Raw) and head.key == job:
+                    type = self._follow(job, head.type, _decode(head.state) or {})
+                told = self._told.get(job)
+                # The state wins: a total must not jump to what one event says of itself.
+                data = _decode(head.data) | (told.flat if told else {})
+                out.append(self._message(type, head.time, data, cursor))
         return out
 
     def denied(self, topic: str) -> list[str]:
         return []
 
     def gone(self, topic: str) -> list[str]:
-        return [
-            self._message("job_deleted", self._now(), {**self._flat, "status": "deleted"}, topic)
-        ]
+        jobs = list(self._told) if self._job is None else [self._job]
+        return [self._deleted(job, self._now()) for job in jobs]
 
     # The old browsers know neither of the two types, and ignore them.
 
@@ -139,16 +151,17 @@ class FoundingWire:
     def provisional(
         self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]
     ) -> list[str]:
-        if self._job not in states:
-            return []
-        state = _decode(states[self._job])
-        if self._flat and not is_ahead(state, self._state):
-            # An end stands; and what says nothing new is not worth a message.
-            has_ended = self._flat["status"] in ENDED
-            if has_ended or state == self._state or is_ahead(self._state, state):
-                return []
-        self._take(state, provisional=True)
-        return [self._message("current_state", self._now(), self._flat, topic, provisional=True)]
+        out = []
+        for job in states if self._job is None else states.keys() & {self._job}:
+            state, told = _decode(states[job]), self._told.get(job)
+            if told is not None and not is_ahead(state, told.state):
+                # An end stands; and what says nothing new is not worth a message.
+                has_ended = told.flat["status"] in ENDED
+                if has_ended or state == told.state or is_ahead(told.state, state):
+                    continue
+            flat = self._take(job, state, provisional=True).flat
+            out.append(self._message("current_state", self._now(), flat, provisional=True))
+        return out
 
     def heartbeat(self, places: Mapping[str, Cursor]) -> list[str]:
         return ['{"type":"ping"}']
@@ -173,27 +186,52 @@ class FoundingWire:
                 return []
         return [self._error("only ping is understood")]
 
-    def _follow(self, type: str, state: dict[str, Any]) -> str:
+    def _replayed(self, event: Event, cursor: str) -> list[str]:
+        head = event.head()
+        told = self._told.get(self._job or head.key)
+        if told is None and head.change is StateChange.DROP and self._after is not None:
+            # Who was here before may still show it.
+            return [self._deleted(head.key, head.time, cursor, replayed=True)]
+        # An end that is over: `current_state` has told it, or a newer attempt has begun.
+        if head.terminal or (told is None and head.change is not StateChange.KEEP):
+            return []
+        data = _decode(head.data)
+        if told is not None:
+            data |= {name: told.flat[name] for name in _SHOWN if name in told.flat}
+        return [self._message(head.type, head.time, data, cursor, replayed=True)]
+
+    def _deleted(
+        self, job: str, time: str, cursor: str | None = None, *, replayed: bool = False
+    ) -> str:
+        told = self._told.pop(job, None) or _Told({}, self._named(job, {}), False)
+        data = {**told.flat, "status": "deleted"}
+        return self._message("job_deleted", time, data, cursor, replayed=replayed)
+
+    def _follow(self, job: str, type: str, state: dict[str, Any]) -> str:
         """Take the state of a live event; returns the type to tell it by."""
-        if not self._provisional:
-            self._take(state)
-        elif not is_ahead(self._state, state):
-            was = self._flat["status"]
-            self._take(state)
-            if type in ENDS and self._flat["status"] == was:
+        was = self._told.get(job)
+        if was is None or not was.provisional:
+            self._take(job, state)
+        elif not is_ahead(was.state, state):
+            told = self._take(job, state)
+            if type in ENDS and told.flat["status"] == was.flat["status"]:
                 # The end was told while it was provisional, and is told once.
                 return "current_state"
         return type
 
-    def _take(self, state: dict[str, Any], *, provisional: bool = False) -> None:
-        self._state, self._flat, self._provisional = state, flatten(state), provisional
+    def _take(self, job: str, state: dict[str, Any], *, provisional: bool = False) -> _Told:
+        told = _Told(state, self._named(job, flatten(state)), provisional)
+        self._told[job] = told
+        return told
+
+    def _named(self, job: str, flat: dict[str, Any]) -> dict[str, Any]:
+        return flat if self._job is not None else {**flat, "job_id": job}
 
     def _about_backend(self, type: str, data: Mapping[str, Any]) -> list[str]:
         # Nothing before the first status: these clients take it from any message.
-        if not self._flat:
-            return []
-        topic = job_topic(self._job)
-        return [self._message(type, self._now(), {**self._flat, **data}, topic)]
+        return [
+            self._message(type, self._now(), {**told.flat, **data}) for told in self._told.values()
+        ]
 
     def _unseen(self, snapshot: Snapshot) -> Sequence[Event]:
         events, after = snapshot.events, self._after
@@ -213,12 +251,11 @@ class FoundingWire:
         error = {"type": "error", "timestamp": self._now(), "data": {"message": message}}
         return _encode(error).decode()
 
-    @staticmethod
     def _message(
+        self,
         type: str,
         time: str,
         data: Mapping[str, Any],
-        topic: str,
         cursor: str | None = None,
         *,
         replayed: bool = False,
@@ -229,7 +266,7 @@ class FoundingWire:
             "type": type,
             "data": data,
             "id": cursor,
-            "topic": topic,
+            "topic": self._topic,
         }
         if replayed:
             message["replayed"] = True

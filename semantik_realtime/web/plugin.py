@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -94,13 +95,18 @@ class Realtime(Runtime):
         async def native(websocket: WebSocket) -> None:
             await serve_native(websocket, server)
 
+        if self.settings.founding_feed_path:
+
+            @router.websocket(self.settings.founding_feed_path)
+            async def founding_feed(websocket: WebSocket) -> None:
+                await serve_founding(websocket, server)
+
         if self.settings.founding_path:
-            if "{job_id}" not in self.settings.founding_path:
-                raise ConfigError("SEMANTIK_REALTIME_FOUNDING_PATH needs {job_id}")
+            job_parameter = _job_parameter(self.settings.founding_path)
 
             @router.websocket(self.settings.founding_path)
-            async def founding(websocket: WebSocket, job_id: str) -> None:
-                await serve_founding(websocket, server, job_id)
+            async def founding(websocket: WebSocket) -> None:
+                await serve_founding(websocket, server, websocket.path_params[job_parameter])
 
         @router.get(f"{base}/jobs/{{job_id}}")
         async def job(request: Request, job_id: str) -> Response:
@@ -155,6 +161,16 @@ def setup(app: FastAPI) -> None:
     Plugins of the host are taken from ``app.state.realtime_plugins``.
     """
     Realtime(plugins=getattr(app.state, "realtime_plugins", ())).install(app)
+
+
+def _job_parameter(template: str) -> str:
+    """The parameter of a path that is the job's id: ``job_id``, or else the only one."""
+    names = re.findall(r"\{(\w+)\}", template)
+    if "job_id" in names:
+        return "job_id"
+    if len(names) != 1:
+        raise ConfigError("SEMANTIK_REALTIME_FOUNDING_PATH needs {job_id}, or another parameter")
+    return str(names[0])
 
 
 def _host_rules(authenticate: Authenticate | None, authorize: Authorize | None) -> object:

@@ -28,7 +28,7 @@ from semantik_realtime.core.session import (
     Subscribe,
     Unsubscribe,
 )
-from semantik_realtime.core.topic import job_topic
+from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.hookspecs import Credentials
 from semantik_realtime.realtime import now_text
@@ -81,8 +81,8 @@ async def serve_native(websocket: WebSocket, server: Server) -> None:
         pass
 
 
-async def serve_founding(websocket: WebSocket, server: Server, job_id: str) -> None:
-    """One connection of the founding wire.
+async def serve_founding(websocket: WebSocket, server: Server, job_id: str | None = None) -> None:
+    """One connection of the founding wire, for a job or else for the user's own feed.
 
     Ending without a close frame is how these clients are told to come back.
     """
@@ -93,18 +93,18 @@ async def serve_founding(websocket: WebSocket, server: Server, job_id: str) -> N
     await websocket.accept(subprotocol=accepted_subprotocol(websocket))
     last_id = websocket.query_params.get("last_id")
     after = Cursor.parse(last_id) if last_id else None
-    wire = FoundingWire(job_id, now_text, after)
-
-    async def read(connection: Connection) -> None:
-        while connection.ended is None:
-            connection.post(*wire.answer(await _receive(websocket)))
-
     try:
         with _counting_refusals(server):
             identity = await server.access.authenticate(credentials_of(websocket))
-            topic = job_topic(job_id)
+            topic = user_topic(identity.user) if job_id is None else job_topic(job_id)
             if not await server.may_watch(identity.user, topic):
                 raise Ended(CloseCode.POLICY, "not yours, or not there")
+        wire = FoundingWire(topic, now_text, after)
+
+        async def read(connection: Connection) -> None:
+            while connection.ended is None:
+                connection.post(*wire.answer(await _receive(websocket)))
+
         connection = _connect(websocket, server, wire, identity, FOUNDING_PING_SECONDS)
         # Always from the state: these clients need a status before anything else.
         connection.subscribe(topic, None, MAX_HISTORY if after else HISTORY)

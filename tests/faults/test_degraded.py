@@ -97,6 +97,54 @@ async def test_the_record_is_asked_again_and_again_and_once_for_all_watchers(
         assert browser.messages[-1]["data"]["current"] == 40
 
 
+async def test_a_feed_on_the_founding_wire_is_told_of_the_outage_job_by_job(
+    server: Server, settings: Settings, record: Record, publisher: Publisher
+) -> None:
+    def say(job: str, current: int, type: str = "job_progress") -> None:
+        state = {"status": "running", "attempt": 1, "progress": {"current": current, "total": 4}}
+        ends = type == "job_completed"
+        if ends:
+            state["status"] = "completed"
+        publisher.emit("user:7", key=job, type=type, state=state, job=job, terminal=ends)
+
+    def provisional(job: str) -> list[dict[str, object]]:
+        states = [m["data"] for m in browser.messages if m.get("provisional")]
+        return [data for data in states if data["job_id"] == job]
+
+    for job in "12":
+        record.write(job, {"status": "running", "attempt": 1, "progress": {"current": 0}})
+    settings = settings.model_copy(update={"founding_feed_path": "/ws/operations"})
+    say("1", 1)
+    say("2", 1)
+    await publisher.flush()
+    async with (
+        site_of(settings, plugins=[record]) as site,
+        Founding(site.founding("", "/ws/operations")) as browser,
+    ):
+        await browser.wait_for("job_progress", 2)
+        server.kill()
+        await browser.wait_for("degraded", 2)
+        assert {message["data"]["job_id"] for message in browser.of("degraded")} == {"1", "2"}
+        assert {message["data"]["status"] for message in browser.of("degraded")} == {"running"}
+        record.write("2", {"status": "running", "attempt": 1, "progress": {"current": 3}})
+        await until(lambda: provisional("2"), SHOWN_SECONDS)
+        record.write("2", {"status": "completed", "attempt": 1})
+        await until(lambda: provisional("2")[-1]["status"] == "completed", SHOWN_SECONDS)
+        # The record is behind what was shown of the other, so nothing is said of it.
+        assert not provisional("1")
+        say("1", 2)
+        say("2", 2)
+        say("2", 4, "job_completed")
+        server.start()
+        await browser.wait_for("restored", 2, BACK_SECONDS)
+        await until(lambda: browser.messages[-1]["data"].get("progress") == 100.0, BACK_SECONDS)
+        # Its end was told while it was provisional, and is told once.
+        assert not browser.of("job_completed")
+        of_two = [m["data"]["status"] for m in browser.messages if m["data"]["job_id"] == "2"]
+        assert of_two == sorted(of_two, reverse=True), "running, then completed"
+        assert browser.closed is None
+
+
 @pytest.mark.parametrize("error", [AccessError("no session"), asyncio.CancelledError()], ids=type)
 async def test_a_record_that_fails_meanwhile_is_asked_on(
     server: Server, settings: Settings, publisher: Publisher, error: BaseException

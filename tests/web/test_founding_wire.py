@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
 import pytest
 from fleet import Founding, Here, Native, Publisher, fleet_of, site_of, until
 
-from semantik_realtime.config import Settings
+from semantik_realtime.config import Settings, load_settings
+from semantik_realtime.core.event import Outcome
+from semantik_realtime.errors import ConfigError
 from semantik_realtime.web.founding import flatten
 
 
@@ -189,11 +195,12 @@ async def test_a_denial_is_accepted_and_closed_with_1008(site: Here, publisher: 
             assert browser.messages == []
 
 
+@pytest.mark.parametrize("path", ["/ws/operations/{job_id}", "/ws/operations/{id}"])
 async def test_the_path_is_a_setting_and_empty_switches_the_wire_off(
-    settings: Settings, publisher: Publisher
+    settings: Settings, publisher: Publisher, path: str
 ) -> None:
     await publisher.publish("job:1", 1)
-    moved = settings.model_copy(update={"founding_path": "/ws/operations/{job_id}"})
+    moved = settings.model_copy(update={"founding_path": path})
     async with (
         site_of(moved) as site,
         Founding(site.founding("1", "/ws/operations/{}")) as browser,
@@ -223,3 +230,159 @@ async def test_a_burst_is_conflated_to_the_state_and_the_end(
     offsets = [int(message["id"].split(".")[1]) for message in browser.messages]
     assert offsets[2:] == sorted(set(offsets[2:]))
     assert offsets[-1] == 302
+
+
+# The user's own feed.
+
+FEED = "/ws/operations"
+
+
+@pytest.fixture
+async def feed_site(settings: Settings) -> AsyncIterator[Here]:
+    paths = {"founding_path": "/ws/operations/{id}", "founding_feed_path": FEED}
+    async with site_of(settings.model_copy(update=paths)) as here:
+        yield here
+
+
+def say(publisher: Publisher, job: str, current: int, type: str = "job_progress") -> None:
+    """A job's word in the feed of user 7."""
+    ends = type in ("job_completed", "job_failed")
+    state = {
+        "status": type.removeprefix("job_") if ends else "running",
+        "progress": {"current": current, "total": 4},
+        "fields": {"name": f"operation {job}"},
+    }
+    publisher.emit("user:7", key=job, type=type, state=state, job=job, terminal=ends)
+
+
+@pytest.mark.every_backend(shares_storage=True)
+async def test_a_feed_tells_each_job_then_its_history_then_what_happens(
+    feed_site: Here, publisher: Publisher
+) -> None:
+    for current in (1, 2):
+        say(publisher, "a", current)
+        say(publisher, "b", current)
+    say(publisher, "b", 4, "job_completed")
+    await publisher.flush()
+    async with (
+        Founding(feed_site.founding("", FEED)) as browser,
+        Founding(feed_site.founding("", FEED), user="8") as other,
+    ):
+        await browser.wait_for("job_progress", 4)
+        say(publisher, "a", 4, "job_failed")
+        say(publisher, "c", 1)
+        publisher.emit("user:8", key="d", data={"i": 0})
+        await publisher.flush()
+        await browser.wait_for("job_progress", 5)
+        await other.wait_for("step")
+    assert {message["topic"] for message in browser.messages} == {"user:7"}
+    first = {message["data"]["job_id"]: message["data"] for message in browser.messages[:2]}
+    assert first["a"] == {
+        "name": "operation a",
+        "status": "running",
+        "progress": 50.0,
+        "current": 2,
+        "total": 4,
+        "job_id": "a",
+    }
+    assert (first["b"]["status"], first["b"]["progress"]) == ("completed", 100.0)
+    assert {message["type"] for message in browser.messages[:2]} == {"current_state"}
+    replayed, live = browser.messages[2:6], browser.messages[6:]
+    for message in replayed:
+        # What a page shows of a job does not move back, and an end is told once.
+        assert message["replayed"]
+        job = message["data"]["job_id"]
+        for name in ("status", "progress", "current", "total"):
+            assert message["data"][name] == first[job][name]
+    assert [message["data"]["job_id"] for message in replayed] == ["a", "b"] * 2
+    said = [(message["type"], message["data"]["job_id"]) for message in live]
+    assert said == [("job_failed", "a"), ("job_progress", "c")]
+    assert [message["data"]["status"] for message in live] == ["failed", "running"]
+    assert not any("replayed" in message for message in live)
+    assert [message["id"].split(".")[1] for message in live] == ["6", "7"]
+    assert [(m["type"], m["topic"], m["data"]["job_id"]) for m in other.messages] == [
+        ("step", "user:8", "d")
+    ]
+
+
+async def test_a_feed_resumes_after_what_was_seen_and_tells_who_was_deleted_meanwhile(
+    feed_site: Here, publisher: Publisher
+) -> None:
+    await publisher.publish("job:gone", 1)
+    for job in ("gone", "a"):
+        say(publisher, job, 1)
+    await publisher.flush()
+    async with Founding(feed_site.founding("", FEED)) as browser:
+        last = (await browser.wait_for("job_progress", 2))["id"]
+    assert await feed_site.rt.delete("gone")
+    assert await asyncio.to_thread(feed_site.rt.emitter.flush, 10)
+    say(publisher, "a", 2)
+    publisher.emit("user:7", type="note", data={"text": "hello"}, state=msgspec.UNSET)
+    await publisher.flush()
+    async with Founding(feed_site.founding("", FEED), query={"last_id": last}) as browser:
+        await browser.wait_for("note")
+        await publisher.publish("job:a", 1)
+        assert await feed_site.rt.delete("a")
+        await browser.wait_for("job_deleted", 2)
+        await browser.send("ping")
+        await browser.wait_for("pong")
+    [current, *told] = browser.messages[:-1]
+    assert (current["type"], current["data"]["job_id"]) == ("current_state", "a")
+    assert [(m["type"], m.get("replayed", False), m["data"].get("job_id")) for m in told] == [
+        ("job_deleted", True, "gone"),
+        ("job_progress", True, "a"),
+        # Of the application, about no job.
+        ("note", True, None),
+        ("job_deleted", False, "a"),
+    ]
+    assert [m["data"].get("status") for m in told] == ["deleted", "running", None, "deleted"]
+    async with Founding(feed_site.founding("", FEED)) as browser:
+        # Who comes anew has nothing of them.
+        await browser.wait_for("note")
+        assert [message["type"] for message in browser.messages] == ["note"]
+
+
+async def test_a_feed_of_many_jobs_is_told_whole(feed_site: Here, publisher: Publisher) -> None:
+    for number in range(1000):
+        say(publisher, str(number), 1)
+    await publisher.flush()
+    async with Founding(feed_site.founding("", FEED)) as browser:
+        await browser.wait_for("job_progress", 100)
+        assert {m["data"]["job_id"] for m in browser.of("current_state")} == set(
+            map(str, range(1000))
+        )
+        receipt = await feed_site.rt.publish(
+            "user:7", "job_progress", key="7", state={"status": "running"}
+        )
+        assert receipt.outcome is Outcome.APPENDED
+        await browser.wait_for("job_progress", 101)
+        assert browser.closed is None
+
+
+async def test_a_feed_is_for_who_asks_and_takes_a_seat(settings: Settings) -> None:
+    one = settings.model_copy(update={"founding_feed_path": FEED, "max_connections": 1})
+    async with site_of(one) as site:
+        url = site.founding("", FEED)
+        async with Founding(url, user=None) as nobody:
+            assert await nobody.end() == 1008
+        async with Founding(url) as browser, Founding(url) as second:
+            assert await second.end() == 1008
+            for number, text in enumerate(("ping", '{"type":"ping"}'), start=1):
+                await browser.send(text)
+                await browser.wait_for("pong", number)
+            # A user without jobs hears nothing, until there is one.
+            assert {message["type"] for message in browser.messages} == {"pong"}
+            await site.rt.publish("user:7", "job_started", key="1", state={"status": "running"})
+            assert (await browser.wait_for("job_started"))["data"]["job_id"] == "1"
+            # It is the server that stops, so the page comes back.
+            await site.rt.server.hub.drain()
+            assert await browser.end() == 1006
+    async with site_of(settings) as site:
+        with pytest.raises(Exception, match="403"):
+            async with Founding(site.founding("", FEED)):
+                pass
+
+
+def test_a_path_of_the_feed_begins_with_a_slash() -> None:
+    with pytest.raises(ConfigError, match="FOUNDING_FEED_PATH"):
+        load_settings(founding_feed_path="ws/operations")

@@ -289,7 +289,8 @@ async def test_what_the_backend_may_lose_is_said_once_when_it_is_there(
             assert len(said()) == 2
 
 
-def test_a_founding_path_without_a_job_is_refused() -> None:
-    rt = Realtime(make_settings("redis://127.0.0.1:1/0", founding_path="/ws/jobs"))
+@pytest.mark.parametrize("path", ["/ws/jobs", "/ws/{user}/{id}"])
+def test_a_founding_path_without_a_job_is_refused(path: str) -> None:
+    rt = Realtime(make_settings("redis://127.0.0.1:1/0", founding_path=path))
     with pytest.raises(ConfigError, match=r"needs \{job_id\}"):
         rt.router()
