@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from programs import wait_until_healthy
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -90,6 +91,15 @@ async def test_the_nginx_configuration_passes_both_wires_and_the_pages_origin(pr
     async with httpx.AsyncClient() as client:
         answer = await client.get(f"http://{proxy}/realtime/static/realtime.js")
     assert "export function connect" in answer.text
+
+
+def test_the_commands_have_the_pings_that_uvicorn_sends_by_default() -> None:
+    commands = re.findall(r"^uvicorn .*$", PAGE, re.MULTILINE)
+    assert len(commands) == 3
+    config = uvicorn.Config("app:app")
+    pings = f"--ws-ping-interval {config.ws_ping_interval:g} --ws-ping-timeout "
+    for command in commands:
+        assert f"{pings}{config.ws_ping_timeout:g}" in command
 
 
 def test_the_script_that_measures_memory_measures(server_url: Callable[[str], str]) -> None:

@@ -256,6 +256,29 @@ async def test_the_server_starts_without_a_backend_and_serves_when_it_comes(
             await until(lambda: not site.rt.server.hub.connections)
 
 
+async def test_a_dead_peer_is_found_by_the_servers_ping(
+    settings: Settings, publisher: Publisher
+) -> None:
+    app = FastAPI()
+    rt = Realtime(settings).install(app)
+    await publisher.publish("job:1", 1)
+    async with (
+        serve(app, ws_ping_interval=0.3, ws_ping_timeout=0.3) as site,
+        Native(site, "job:1") as alive,
+    ):
+        dead = Native(site, "job:1")
+        await dead.open()
+        await dead.synced()
+        await alive.synced()
+        assert dead.socket is not None
+        dead.socket.transport.pause_reading()
+        hub = rt.server.hub
+        await until(lambda: len(hub.connections) == 1, 5)
+        assert alive.closed is None
+        dead.socket.transport.abort()
+        await dead.close()
+
+
 @pytest.mark.parametrize("comes_late", [False, True])
 async def test_what_the_backend_may_lose_is_said_once_when_it_is_there(
     comes_late: bool, caplog: pytest.LogCaptureFixture
