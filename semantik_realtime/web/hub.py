@@ -41,6 +41,8 @@ LAST_RETRY_SECONDS = 1.0
 PROBE_SECONDS = 0.5
 """Between two looks while the backend is away."""
 RESYNC_SECONDS = 5.0
+MAX_RECALLS = 8
+"""Topics that the host is asked for at the same time."""
 
 Answer = TypeVar("Answer")
 
@@ -81,6 +83,7 @@ class Hub:
         self._degraded_at = 0.0
         self._back = asyncio.Event()
         """Not set from the beginning of an outage until the backend answers again."""
+        self._slots = asyncio.Semaphore(MAX_RECALLS)
         self._channels: dict[str, Channel] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._opened: asyncio.Task[None] | None = None
@@ -191,12 +194,14 @@ class Hub:
         Raises:
             BackendUnavailable: the host cannot be asked now.
         """
-        # Many who come at once (a page just went live) share one look.
+        # Many who come at once (a page just went live) share one look, and a broker that forgot
+        # everything must not bring them all upon the host's database.
         recalling = self._recalling.get(topic)
         if recalling is None:
 
             async def look() -> Mapping[str, bytes] | None:
-                return await self._recall(topic)
+                async with self._slots:
+                    return await self._recall(topic)
 
             recalling = self._recalling[topic] = self.spawn(look(), "recall")
             recalling.add_done_callback(lambda _: self._recalling.pop(topic, None))
@@ -344,6 +349,7 @@ class Hub:
         self._loop, self._opened, self.draining, self.degraded_since = loop, None, False, None
         self._back = asyncio.Event()
         self._back.set()
+        self._slots = asyncio.Semaphore(MAX_RECALLS)
         self._channels.clear()
         self._recalling.clear()
         self._tasks.clear()

@@ -15,9 +15,6 @@ from semantik_realtime.errors import BackendError
 from semantik_realtime.fallback import Fallback
 from semantik_realtime.web.channel import Watcher, states_of
 
-MAX_RECALLS = 8
-"""Topics that the host is asked for at the same time."""
-
 _decode = msgspec.json.Decoder().decode
 
 Recall = Callable[[str], Awaitable[Mapping[str, bytes] | None]]
@@ -86,13 +83,7 @@ class Meanwhile:
     async def _poll(self) -> None:
         while True:
             topics = {topic for watcher in list(self._watchers) for topic in watcher.shown}
-            slots = asyncio.Semaphore(MAX_RECALLS)
-
-            async def look(topic: str, slots: asyncio.Semaphore = slots) -> None:
-                async with slots:
-                    await self._show(topic, self._watchers)
-
-            await asyncio.gather(*map(look, topics))
+            await asyncio.gather(*(self._show(topic, self._watchers) for topic in topics))
             await asyncio.sleep(self._recall_seconds * random.uniform(0.85, 1.15))  # noqa: S311
 
     async def _show(self, topic: str, watchers: Collection[Watcher]) -> None:

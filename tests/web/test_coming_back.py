@@ -17,7 +17,7 @@ from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.fallback import Fallback
 from semantik_realtime.hookspecs import Snapshot, Top, hookimpl
 from semantik_realtime.realtime import Runtime
-from semantik_realtime.web.hub import Hub
+from semantik_realtime.web.hub import MAX_RECALLS, Hub
 
 SETTINGS = Settings(backend="memory", url=None)
 
@@ -132,6 +132,25 @@ async def test_a_hub_that_was_closed_during_an_outage_shows_nothing_of_it_afterw
 
 async def _states() -> dict[str, bytes]:
     return {"a": b'{"status":"running"}'}
+
+
+async def test_the_hosts_record_is_asked_for_a_few_topics_at_a_time(hub: Hub) -> None:
+    asking: set[str] = set()
+    most = 0
+
+    async def recall(topic: str) -> dict[str, bytes]:
+        nonlocal most
+        asking.add(topic)
+        most = max(most, len(asking))
+        await asyncio.sleep(0)
+        asking.remove(topic)
+        return {"a": b"{}"}
+
+    await hub.open()
+    hub._recall = recall  # type: ignore[assignment]
+    told = await asyncio.gather(*(hub.recall(f"job:{number}") for number in range(50)))
+    assert told == [{"a": b"{}"}] * 50
+    assert most == MAX_RECALLS
 
 
 async def test_what_waits_is_shown_from_its_states_alone_however_much_it_is() -> None:

@@ -357,13 +357,16 @@ def _warnings(info: dict[str, Any]) -> list[str]:
             f"maxmemory-policy is {policy}: under memory pressure the server may drop our keys; "
             "set maxmemory-policy noeviction"
         )
-    if not info.get("aof_enabled") and not info.get("rdb_saves", 1):
-        warnings.append(
-            "the server has never saved: a restart forgets all events; set appendonly yes"
-        )
-    elif not info.get("aof_enabled"):
+    # A server that does not let us see its INFO has said nothing.
+    if info.get("aof_enabled", True):
+        return warnings
+    if info.get("rdb_saves", True):
         warnings.append(
             "no append-only file: a crash forgets the events since the last save; "
             "set appendonly yes"
+        )
+    else:
+        warnings.append(
+            "the server has never saved: a restart forgets all events; set appendonly yes"
         )
     return warnings

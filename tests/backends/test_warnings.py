@@ -1,0 +1,28 @@
+"""What the Redis backend warns of, by what the server says of itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from semantik_realtime.backends.redis.backend import _warnings
+
+
+@pytest.mark.parametrize(
+    ("info", "warned_of"),
+    [
+        ({}, []),
+        ({"maxmemory_policy": "noeviction", "aof_enabled": 1, "rdb_saves": 0}, []),
+        ({"maxmemory_policy": "allkeys-lru", "aof_enabled": 1}, ["maxmemory-policy"]),
+        ({"aof_enabled": 0, "rdb_saves": 3}, ["no append-only file"]),
+        ({"aof_enabled": 0, "rdb_saves": 0}, ["never saved"]),
+        ({"maxmemory_policy": "volatile-ttl", "aof_enabled": 0}, ["maxmemory-policy", "no append"]),
+    ],
+    ids=str,
+)
+def test_it_warns_of_what_the_server_says_and_of_nothing_else(
+    info: dict[str, object], warned_of: list[str]
+) -> None:
+    warnings = _warnings(info)
+    assert len(warnings) == len(warned_of)
+    for warning, words in zip(warnings, warned_of, strict=True):
+        assert words in warning
