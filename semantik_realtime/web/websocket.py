@@ -9,8 +9,6 @@ import math
 import secrets
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
 
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -37,10 +35,10 @@ from semantik_realtime.web.connection import Connection, Ended, Wire
 from semantik_realtime.web.founding import HISTORY, FoundingWire
 from semantik_realtime.web.native import NativeWire
 from semantik_realtime.web.server import Server
+from semantik_realtime.web.transport import CLOSE_SECONDS, counting_refusals, run
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 2.0
 FOUNDING_PING_SECONDS = 30.0
 
 
@@ -67,11 +65,11 @@ async def serve_native(websocket: WebSocket, server: Server) -> None:
                 await _carry_out(action, session, connection, server, credentials)
 
     try:
-        with _counting_refusals(server):
+        with counting_refusals(server):
             identity = await _open_session(websocket, server, session, credentials)
         connection = _connect(websocket, server, NativeWire(), identity)
         connection.post(*_frames(session.authenticated()))
-        await _run(server, connection, read, session.id)
+        await run(server, connection, read, session.id)
     except Ended as ended:
         await _close(websocket, ended.code, ended.reason)
     except BackendError as error:
@@ -94,7 +92,7 @@ async def serve_founding(websocket: WebSocket, server: Server, job_id: str | Non
     last_id = websocket.query_params.get("last_id")
     after = Cursor.parse(last_id) if last_id else None
     try:
-        with _counting_refusals(server):
+        with counting_refusals(server):
             identity = await server.access.authenticate(credentials_of(websocket))
             topic = user_topic(identity.user) if job_id is None else job_topic(job_id)
             if not await server.may_watch(identity.user, topic):
@@ -108,7 +106,7 @@ async def serve_founding(websocket: WebSocket, server: Server, job_id: str | Non
         connection = _connect(websocket, server, wire, identity, FOUNDING_PING_SECONDS)
         # Always from the state: these clients need a status before anything else.
         connection.subscribe(topic, None, MAX_HISTORY if after else HISTORY)
-        await _run(server, connection, read, secrets.token_hex(8))
+        await run(server, connection, read, secrets.token_hex(8))
     except (AccessError, TopicError) as error:
         await _close(websocket, CloseCode.POLICY, str(error))
     except Ended as ended:
@@ -122,22 +120,6 @@ async def serve_founding(websocket: WebSocket, server: Server, job_id: str | Non
         _drop()
     except WebSocketDisconnect:
         pass
-
-
-@contextlib.contextmanager
-def _counting_refusals(server: Server) -> Iterator[None]:
-    refused = server.hub.stats.refused
-    try:
-        yield
-    except Ended as ended:
-        refused[ended.code.name.lower()] += 1
-        raise
-    except (AccessError, TopicError):
-        refused["policy"] += 1
-        raise
-    except BackendError:
-        refused["server_error"] += 1
-        raise
 
 
 def _drop() -> None:
@@ -245,52 +227,6 @@ def _connect(
         send,
         heartbeat_seconds=heartbeat_seconds or server.settings.heartbeat_seconds,
     )
-
-
-async def _run(
-    server: Server,
-    connection: Connection,
-    read: Callable[[Connection], Coroutine[Any, Any, None]],
-    seat: str,
-) -> None:
-    """Read and write until one of them ends, with a seat of the user's.
-
-    Raises:
-        Ended: by the server, for whatever reason; no free seat is one.
-        WebSocketDisconnect: by the client or the network.
-    """
-    user, hub = connection.identity.user, server.hub
-    with _counting_refusals(server):
-        if not await server.seats.take(user, seat):
-            connection.close()
-            raise Ended(CloseCode.TOO_MANY_CONNECTIONS, "too many connections of this user")
-    loop = asyncio.get_running_loop()
-    writer = loop.create_task(connection.write(), name="semantik-realtime-writer")
-    reader = loop.create_task(read(connection), name="semantik-realtime-reader")
-    hub.enter(connection)
-    try:
-        await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
-        if connection.ended is not None and not writer.done():
-            # What was answered to the last frame is still to be sent.
-            await asyncio.wait((writer,), timeout=CLOSE_SECONDS)
-    finally:
-        hub.leave(connection)
-        connection.close()
-        server.seats.give_back(user, seat)
-        writer.cancel()
-        reader.cancel()
-        await asyncio.wait((writer, reader))
-    if connection.ended is None:
-        faults = [task.exception() for task in (writer, reader) if not task.cancelled()]
-        if not any(isinstance(fault, WebSocketDisconnect | OSError) for fault in faults):
-            logger.error("websocket: connection failed", exc_info=faults[0])
-            connection.end(CloseCode.SERVER_ERROR, "server error")
-    closed = hub.stats.closed
-    if connection.ended is not None:
-        closed[connection.ended.code.name.lower()] += 1
-        raise connection.ended
-    closed["client"] += 1
-    raise WebSocketDisconnect(1006)
 
 
 def _refusal(session: Session, error: AccessError) -> Ended:
