@@ -68,6 +68,9 @@ class NativeWire:
         return [frames.tops_frame(places)]
 
     def bye(self) -> list[str]:
-        # Jitter: a fleet's clients must not all come back in the same moment.
-        seconds = round(random.uniform(0.1, RECONNECT_SECONDS), 2)  # noqa: S311
-        return [frames.encode({"op": "bye", "reconnect_seconds": seconds})]
+        return [frames.encode({"op": "bye", "reconnect_seconds": reconnect_seconds()})]
+
+
+def reconnect_seconds() -> float:
+    """When to come back. Jitter: a fleet's clients must not all do so in the same moment."""
+    return round(random.uniform(0.1, RECONNECT_SECONDS), 2)  # noqa: S311

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from semantik_realtime.core.event import Event
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
-from semantik_realtime.web.access import credentials_of
+from semantik_realtime.web.access import Identity, credentials_of
 from semantik_realtime.web.channel import states_of
 from semantik_realtime.web.server import Server
 
@@ -27,6 +27,7 @@ class Refused(Exception):
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
+        self.code = code
         self.response = JSONResponse({"code": code, "message": message}, status)
         if status == 401:
             self.response.headers["WWW-Authenticate"] = "Bearer"
@@ -80,8 +81,8 @@ async def _meanwhile(server: Server, topic: str | None, error: BackendError) -> 
 async def get_history(request: Request, server: Server, job_id: str) -> Response:
     """The retained events after ``after``, oldest first, at most ``limit``."""
     try:
-        after = _integer(request, "after", 0, 2**53)
-        limit = _integer(request, "limit", 100, MAX_HISTORY)
+        after = integer(request, "after", 0, 2**53)
+        limit = integer(request, "limit", 100, MAX_HISTORY)
         topic = await _authorized(request, server, job_id)
         # The newest 1000 are all that is kept by default; more are not read at once.
         snapshot = await server.hub.look(topic, None, MAX_HISTORY)
@@ -143,15 +144,25 @@ def _bears(request: Request, token: str) -> bool:
     return secrets.compare_digest(given.encode(), f"Bearer {token}".encode())
 
 
+async def identify(request: Request, server: Server) -> Identity:
+    """Who asks.
+
+    Raises:
+        Refused: nobody we know.
+        BackendUnavailable: nobody can tell now.
+    """
+    try:
+        return await server.access.authenticate(credentials_of(request))
+    except AccessError as error:
+        raise Refused(401, error.reason, str(error)) from None
+
+
 async def _authorized(request: Request, server: Server, job_id: str) -> str:
     """The job's topic, if the user may watch it.
 
     A job of somebody else's and one that does not exist get the same answer.
     """
-    try:
-        identity = await server.access.authenticate(credentials_of(request))
-    except AccessError as error:
-        raise Refused(401, error.reason, str(error)) from None
+    identity = await identify(request, server)
     try:
         topic = job_topic(job_id)
     except TopicError:
@@ -161,7 +172,12 @@ async def _authorized(request: Request, server: Server, job_id: str) -> str:
     return topic
 
 
-def _integer(request: Request, name: str, default: int, most: int) -> int:
+def integer(request: Request, name: str, default: int, most: int) -> int:
+    """A parameter of the query, from 0 to ``most``.
+
+    Raises:
+        Refused: it is something else.
+    """
     text = request.query_params.get(name)
     if text is None:
         return default
