@@ -13,7 +13,7 @@ from semantik_realtime.metrics import Measure, Metrics, is_shared, register, wri
 from semantik_realtime.web.hub import Hub
 from semantik_realtime.web.stats import LAG_BOUNDS
 
-WIRES = ("native", "founding")
+WIRES = ("native", "founding", "sse")
 
 
 def _connections(hub: Hub) -> dict[str, int]:

@@ -17,7 +17,7 @@ from semantik_realtime.config import Settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.hookspecs import Credentials, Top, hookimpl
 from semantik_realtime.realtime import Runtime
-from semantik_realtime.web import rest
+from semantik_realtime.web import rest, sse
 from semantik_realtime.web.server import Server
 from semantik_realtime.web.websocket import serve_founding, serve_native
 
@@ -117,6 +117,16 @@ class Realtime(Runtime):
         async def history(request: Request, job_id: str) -> Response:
             """The retained events of a job, oldest first."""
             return await rest.get_history(request, server, job_id)
+
+        @router.get(f"{base}/jobs/{{job_id}}/events")
+        async def job_events(request: Request, job_id: str) -> Response:
+            """The events of a job as they happen, as server-sent events."""
+            return await sse.get_events(request, server, job_id)
+
+        @router.get(f"{base}/events")
+        async def events(request: Request) -> Response:
+            """The events of each ``topic`` of the query, as server-sent events."""
+            return await sse.get_events(request, server)
 
         @router.get(f"{base}/health")
         async def health() -> Response:

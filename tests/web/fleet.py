@@ -494,6 +494,100 @@ class Native:
         return f"Native({places}, {dict(ops)}, closed={self.closed}, last={self.frames[-2:]})"
 
 
+class Stream(Native):
+    """The same over server-sent events, read as a browser's EventSource does.
+
+    ``headers`` and ``query`` are sent beside what it sends by itself; with
+    ``headers`` given there is no token in the query.
+    """
+
+    def __init__(self, site: Site, *topics: str, path: str | None = None, **options: Any):
+        super().__init__(site, *topics, **options)
+        self.path = path
+        self.status = 0
+        self.answer: httpx.Response | None = None
+        self.comments = 0
+        self.retries: list[int] = []
+        self.last_id = ""
+        self.ended_well = False
+        """Whether the answer was whole: the server has ended it."""
+        self.reading = asyncio.Event()
+        self.reading.set()
+
+    async def open(self) -> None:
+        """Ask for the stream, after what was seen last; ``status`` says what came of it."""
+        self._http = httpx.AsyncClient(timeout=30)
+        path, query = self.path, dict(self._options.get("query", {}))
+        if path is None:
+            path, query["topic"] = "/realtime/events", list(self.want)
+        headers = self._options.get("headers")
+        if headers is None:
+            query["token"] = token(self.user)
+        if history := max(self.want.values(), default=0):
+            query["history"] = history
+        again = {"Last-Event-ID": self.last_id} if self.last_id else {}
+        url = httpx.URL(self.site.http + path).copy_merge_params(query)
+        request = self._http.build_request("GET", url, headers={**(headers or {}), **again})
+        self.answer = await self._http.send(request, stream=True)
+        self.status = self.answer.status_code
+        self.connections += 1
+        self.ended_well = False
+        self._reading = asyncio.create_task(self._read_blocks(self.answer))
+
+    async def cut(self) -> None:
+        """Leave from one moment to the next."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+            self._reading = None
+        await self._http.aclose()
+        for view in self.views.values():
+            view.synced = False
+
+    close = cut
+
+    async def ended(self, seconds: float = 10.0) -> dict[str, Any]:
+        """The server has ended the stream; its last frame."""
+        assert self._reading is not None
+        await until(self._reading.done, seconds, lambda: self)
+        return self.frames[-1]
+
+    async def subscribe(self, *topics: str) -> None:
+        # Nobody can ask again on a stream.
+        self.holes.append(("gap", topics))
+
+    async def _read_blocks(self, answer: httpx.Response) -> None:
+        if answer.status_code != 200:
+            await answer.aread()
+            return
+        data, id, rest = "", self.last_id, b""
+        try:
+            async for chunk in answer.aiter_bytes():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    name, _, value = line.decode().partition(": ")
+                    match name:
+                        case "":
+                            if data:
+                                self.last_id = id
+                                await self._take(json.loads(data))
+                            data = ""
+                        case "data":
+                            data += value
+                        case "id":
+                            id = value
+                        case "retry":
+                            self.retries.append(int(value))
+                        case ":":
+                            self.comments += 1
+                        case _:
+                            raise AssertionError(f"not a field: {line!r}")
+                await self.reading.wait()
+            self.ended_well = True
+        except httpx.TransportError:
+            pass
+
+
 class Founding:
     """A browser of the founding wire: it takes whatever comes."""
 

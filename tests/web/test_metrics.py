@@ -14,6 +14,7 @@ from fleet import (
     Native,
     Publisher,
     Site,
+    Stream,
     deaf,
     fleet_of,
     make_settings,
@@ -103,25 +104,29 @@ async def test_connections_subscriptions_and_topics_are_told_while_they_last(
         Native(site, "job:1", "job:2") as native,
         Native(site, "job:1") as other,
         Founding(site.founding("1")) as founding,
+        Stream(site, "job:1") as stream,
     ):
         await native.synced()
         await other.synced()
+        await stream.synced()
         await founding.wait_for("current_state")
         page = await scrape(site)
         assert page["connections", "native"] == 2
         assert page["connections", "founding"] == 1
-        assert page["subscriptions",] == 4
+        assert page["connections", "sse"] == 1
+        assert page["subscriptions",] == 5
         assert page["topics",] == 2
         assert not moved(before, page, "connections_closed_total")
     nobody = {
         ("connections", "native"): 0.0,
         ("connections", "founding"): 0.0,
+        ("connections", "sse"): 0.0,
         ("subscriptions",): 0.0,
         ("topics",): 0.0,
     }
     page = await becomes(site, nobody)
     assert moved(before, page, "connections_closed_total") == {
-        ("connections_closed_total", "client"): 3
+        ("connections_closed_total", "client"): 4
     }
 
 

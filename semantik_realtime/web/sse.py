@@ -1,0 +1,222 @@
+"""Server-sent events: the native wire's frames over plain HTTP, for who only reads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Iterable, Mapping
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from semantik_realtime.core import frames
+from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.session import MAX_HISTORY, CloseCode
+from semantik_realtime.core.topic import check_topic
+from semantik_realtime.errors import BackendError, TopicError
+from semantik_realtime.hookspecs import Snapshot
+from semantik_realtime.web.access import Identity
+from semantik_realtime.web.channel import Outgoing
+from semantik_realtime.web.connection import Connection, Ended
+from semantik_realtime.web.native import NativeWire, reconnect_seconds
+from semantik_realtime.web.rest import Refused, identify, integer
+from semantik_realtime.web.server import Server
+from semantik_realtime.web.transport import CLOSE_SECONDS, run
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 15.0
+"""At most; what proxies and the HTML standard expect of an idle stream."""
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+MEDIA_TYPE = "text/event-stream"
+COMMENT = ""
+"""The frame that says nothing."""
+_COUNTED_AS = {"not_found": "forbidden", "bad_input": "bad_frame", "bad_topic": "bad_frame"}
+
+
+async def get_events(request: Request, server: Server, job_id: str | None = None) -> Response:
+    """The events of a job, or of the topics of the query, for as long as the client stays.
+
+    Who is refused is told before the stream begins. While nobody can tell, it
+    is the stream that says so: a browser never comes back from an error.
+    """
+    refused = server.hub.stats.refused
+    try:
+        if not server.access.allows_origin(request):
+            raise Refused(403, "origin", "not for pages of this origin")
+        identity = await identify(request, server)
+        asked = _asked(request, server, job_id)
+        history = integer(request, "history", 0, MAX_HISTORY)
+        if not await _may_begin(server, identity.user, asked):
+            raise Refused(404, "not_found", "no such job" if job_id else "no such topic")
+    except Refused as error:
+        refused[_COUNTED_AS.get(error.code, error.code)] += 1
+        return error.response
+    except BackendError as error:
+        logger.warning("sse: not opened error=%s", error)
+        refused["server_error"] += 1
+        return Response(_farewell(CloseCode.SERVER_ERROR), headers=HEADERS, media_type=MEDIA_TYPE)
+    return EventStream(server, identity, asked, history)
+
+
+class Placed(str):
+    """A frame, and where its topics stand after it; None: nowhere.
+
+    The places travel with the frame, for only what was sent before may be in
+    the id of what is sent next.
+    """
+
+    places: Mapping[str, Cursor | None]
+
+    def __new__(cls, frame: str, places: Mapping[str, Cursor | None]) -> Placed:
+        made = super().__new__(cls, frame)
+        made.places = places
+        return made
+
+
+class SseWire(NativeWire):
+    """The native wire without what answers a client or stands in a close frame."""
+
+    name = "sse"
+
+    def __init__(self, topics: Iterable[str]) -> None:
+        self.open = set(topics)
+        """Those that were neither denied nor deleted."""
+
+    def sync(
+        self,
+        topic: str,
+        asked: Cursor | None,
+        snapshot: Snapshot,
+        recalled: Mapping[str, bytes] | None,
+    ) -> list[str]:
+        told = super().sync(topic, asked, snapshot, recalled)
+        return [Placed(frame, {topic: snapshot.cursor}) for frame in told]
+
+    def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
+        places = {topic: outgoing.cursor for topic, outgoing in waiting}
+        return [Placed(frame, places) for frame in super().events(waiting)]
+
+    def denied(self, topic: str) -> list[str]:
+        self.open.discard(topic)
+        return [Placed(frame, {topic: None}) for frame in super().denied(topic)]
+
+    def gone(self, topic: str) -> list[str]:
+        self.open.discard(topic)
+        return [Placed(frame, {topic: None}) for frame in super().gone(topic)]
+
+    def heartbeat(self, places: Mapping[str, Cursor]) -> list[str]:
+        return [COMMENT]
+
+    def bye(self) -> list[str]:
+        # It says why, and so comes last, whatever the reason.
+        return []
+
+
+class EventStream(Response):
+    """The answer that goes on; made once, for one request."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self, server: Server, identity: Identity, asked: Mapping[str, Cursor | None], history: int
+    ) -> None:
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._server = server
+        self._identity = identity
+        self._asked = asked
+        self._history = history
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        server, wire, places = self._server, SseWire(self._asked), dict(self._asked)
+        has_begun = False
+
+        async def write(frame: str) -> None:
+            nonlocal has_begun
+            # In JSON that somebody else has encoded, line ends are white space.
+            line = frame.replace("\n", " ").replace("\r", " ")
+            text = f"data: {line}\n\n" if line else ":\n\n"
+            if isinstance(frame, Placed):
+                places.update(frame.places)
+                id = ",".join("" if place is None else str(place) for place in places.values())
+                text = f"id: {id}\n{text}"
+            if not has_begun:
+                has_begun = True
+                start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                await send(start)
+                text = f"{_retry(reconnect_seconds())}\n{text}"
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+            if not wire.open:
+                connection.end(CloseCode.FORBIDDEN, "no topic is left")
+
+        async def read(_: Connection) -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            raise ClientDisconnect
+
+        connection = Connection(
+            wire,
+            server.hub,
+            server.may_watch,
+            self._identity,
+            write,
+            heartbeat_seconds=min(HEARTBEAT_SECONDS, server.settings.heartbeat_seconds),
+        )
+        # So that the stream begins at once.
+        connection.post(COMMENT)
+        for topic, cursor in self._asked.items():
+            connection.subscribe(topic, cursor, self._history)
+        try:
+            await run(server, connection, read, secrets.token_hex(8))
+        except Ended as ended:
+            if not has_begun:
+                refused = Refused(429, "too_many_connections", ended.reason)
+                await refused.response(scope, receive, send)
+                return
+            last = {"type": "http.response.body", "body": _farewell(ended.code).encode()}
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await send(last)
+
+
+async def _may_begin(server: Server, user: str, topics: Iterable[str]) -> bool:
+    """Whether one of ``topics`` may be watched, or nobody can tell now."""
+    try:
+        for topic in topics:
+            if await server.may_watch(user, topic):
+                return True
+    except BackendError:
+        return True
+    return False
+
+
+def _asked(request: Request, server: Server, job_id: str | None) -> dict[str, Cursor | None]:
+    """The topics that are asked for, in their order, and the cursors that came with them."""
+    names = request.query_params.getlist("topic") if job_id is None else [f"job:{job_id}"]
+    try:
+        topics = [check_topic(name) for name in dict.fromkeys(names)]
+    except TopicError as error:
+        if job_id is None:
+            raise Refused(422, error.code, str(error)) from None
+        raise Refused(404, "not_found", "no such job") from None
+    limit = server.settings.max_topics
+    if not 1 <= len(topics) <= limit:
+        raise Refused(422, "bad_input", f"give 1 to {limit} topics")
+    # A browser comes back to the same URL: what it remembers is newer than what stands there.
+    last = request.headers.get("last-event-id") or request.query_params.get("cursor", "")
+    cursors = [Cursor.parse(text) if text else None for text in last.split(",")]
+    return dict(zip(topics, cursors + [None] * len(topics), strict=False))
+
+
+def _retry(seconds: float) -> str:
+    return f"retry: {round(seconds * 1000)}"
+
+
+def _farewell(code: CloseCode) -> str:
+    seconds = reconnect_seconds()
+    bye = frames.encode({"op": "bye", "reconnect_seconds": seconds, "code": code})
+    return f"{_retry(seconds)}\ndata: {bye}\n\n"
