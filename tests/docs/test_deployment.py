@@ -1,7 +1,8 @@
-"""What docs/deployment.md has to copy: nginx passes both wires, the measuring script measures."""
+"""What docs/deployment.md has to copy: nginx passes every wire, the measuring script measures."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import runpy
@@ -19,7 +20,9 @@ from programs import wait_until_healthy
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from semantik_realtime.config import load_settings
 from semantik_realtime.core.session import SUBPROTOCOL
+from semantik_realtime.realtime import Runtime
 from semantik_realtime.testing.servers import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +103,27 @@ def test_the_commands_have_the_pings_that_uvicorn_sends_by_default() -> None:
     pings = f"--ws-ping-interval {config.ws_ping_interval:g} --ws-ping-timeout "
     for command in commands:
         assert f"{pings}{config.ws_ping_timeout:g}" in command
+
+
+async def test_nginx_passes_a_stream_as_it_comes(
+    proxy: str, server_url: Callable[[str], str]
+) -> None:
+    with contextlib.closing(Runtime(load_settings(url=server_url("valkey")))) as runtime:
+        async with (
+            httpx.AsyncClient(timeout=10) as client,
+            client.stream("GET", f"http://{proxy}/realtime/jobs/1/events") as answer,
+        ):
+            frames = (
+                json.loads(line.removeprefix("data: "))
+                async for line in answer.aiter_lines()
+                if line.startswith("data: ")
+            )
+            assert (await anext(frames))["op"] == "sync"
+            for number in range(3):
+                # Each has arrived before the next is sent.
+                await runtime.publish("job:1", "step", data={"n": number})
+                told = (await anext(frames))["topics"]["job:1"]["events"]
+                assert [event["data"] for event in told] == [{"n": number}]
 
 
 def test_the_script_that_measures_memory_measures(server_url: Callable[[str], str]) -> None:
