@@ -337,7 +337,9 @@ from semantik_realtime.realtime import Runtime
 async def use():
     runtime = Runtime()
     receipt = await runtime.publish("job:42", "job_progress", state={"status": "running"})
+    await runtime.plugins.hook.open()
     seen = await runtime.plugins.hook.snapshot(topic="job:42", after=None, history=10)
+    await runtime.plugins.hook.close()
     runtime.close()
     return {
         "names": backend_names(),
