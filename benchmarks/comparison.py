@@ -178,6 +178,8 @@ def show(
         if there:
             console.print(_table(title.format(**settings), scenario in RATES, there))
     console.print(machine_text(machine), highlight=False)
+    said = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in settings.items())
+    console.print(said, highlight=False)
 
 
 def _table(title: str, is_rate: bool, rows: Sequence[Row]) -> Table:

@@ -173,9 +173,11 @@ def _text(x: float, y: float, text: str, style: str = "", anchor: str = "start")
 
 
 def _note(machine: Mapping[str, Any]) -> str:
-    versions = machine["versions"]
+    versions = {**machine["versions"], **machine.get("servers", {})}
+    told = [
+        f"{name} {versions[name]}" for name in ("valkey", "nats", "uvicorn") if name in versions
+    ]
     return (
         "Logarithmic scales. The peers use Valkey; “less” is than semantik-realtime with Valkey. "
-        f"{machine['cpu_count']} × {machine['cpu']}, {machine['python']}, "
-        f"uvicorn {versions.get('uvicorn', '?')}."
+        f"{machine['cpu_count']} × {machine['cpu']}, {', '.join([machine['python'], *told])}."
     )

@@ -182,10 +182,14 @@ class Report:
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:
-    """What it was measured on, in a line."""
+    """What it was measured on: a line on the machine, and one on what ran there."""
+    versions = {**machine["versions"], **machine.get("servers", {})}
+    web = machine["web_server"]
     return (
         f"{machine['cpu_count']} × {machine['cpu']}, {machine['system']}, "
-        f"{machine['python']}, load {machine['load_average']}"
+        f"{machine['python']}, load {machine['load_average']}\n"
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f"; web servers: {web['loop']}, {web['websockets']}"
     )
 
 

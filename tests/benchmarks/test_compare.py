@@ -28,6 +28,7 @@ from benchmarks.comparison import (
 )
 from benchmarks.contender import PEERS, load_peer
 from benchmarks.plot import draw
+from semantik_realtime.loader import backend_names
 from semantik_realtime.testing.servers import ServerMissing, valkey_program
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +158,29 @@ def test_the_plot_shows_every_contender_on_light_and_on_dark(whole: Run) -> None
 def test_the_tables_name_every_scenario_and_the_machine(whole: Run) -> None:
     for title in ("publish:", "fan-out:", "latency:", "catch-up:"):
         assert title in whole.table
-    assert str(whole.report["machine"]["python"]) in whole.table
+    machine, settings = whole.report["machine"], whole.report["settings"]
+    shown = " ".join(whole.table.split())
+    assert machine["python"] in shown
+    for name, version in {**machine["versions"], **machine["servers"]}.items():
+        assert f"{name} {version}" in shown
+    assert f"sockets {settings['sockets']}, events {settings['events']}" in shown
+
+
+@pytest.mark.timeout(SECONDS)
+@pytest.mark.parametrize("backend", ["fakeredis", "redis", "nats"])
+def test_ours_loses_nothing_over_the_other_backends(
+    run: Callable[..., Run], backend: str, server_url: Callable[[str], str]
+) -> None:
+    if backend == "nats" and backend not in backend_names():
+        pytest.skip("the nats backend is missing: pip install ./plugins/semantik-realtime-nats")
+    server_url(backend)
+    done = run("--backends", backend, "--peers", "", "--scenarios", "publish,fanout")
+    assert done.code == 0
+    assert [row["scenario"] for row in done.report["rows"]] == ["publish", "fanout"]
+    for row in done.report["rows"]:
+        assert row["broker"] == backend
+        assert row["failure"] is None
+        assert row["deliveries"] == row["events_published"] * row["sockets"] > 0
 
 
 @pytest.mark.timeout(SECONDS)
