@@ -27,6 +27,7 @@ from benchmarks.comparison import (
     show,
 )
 from benchmarks.contender import PEERS, load_peer
+from benchmarks.machine import describe_machine
 from benchmarks.plot import draw
 from semantik_realtime.loader import backend_names
 from semantik_realtime.testing.servers import ServerMissing, valkey_program
@@ -256,8 +257,7 @@ def test_a_target_that_is_missed_is_marked_and_named_and_fails_only_a_check() ->
     met = [row["is_met"] for row in json.loads(encode({}, settings, rows))["rows"]]
     assert met == [None, False, True, True, False, None, None]
     console = Console(width=200, file=StringIO())
-    machine = dict.fromkeys(("cpu_count", "cpu", "system", "python", "load_average"))
-    show(console, machine, settings, rows)
+    show(console, describe_machine(), settings, rows)
     table = console.file.getvalue()  # type: ignore[attr-defined]
     assert "9.5 ×, below target 10" in table
     assert "4.0 ×, below target 5" in table
