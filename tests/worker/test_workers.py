@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import pytest
@@ -505,14 +506,15 @@ def test_a_hanging_backend_costs_a_task_no_more_than_the_deadlines(
 # Outages, beside the row's server: Celery's own broker is another.
 
 
-def run_short_tasks(worker: Worker, count: int) -> tuple[list[str], float]:
-    """Run tasks one after another; their ids, and how long all of them took."""
-    begun = time.monotonic()
-    job_ids = []
+def run_short_tasks(worker: Worker, count: int) -> tuple[list[str], list[float]]:
+    """Run tasks one after another; their ids, and how many seconds each took."""
+    job_ids, seconds = [], []
     for _ in range(count):
+        begun = time.monotonic()
         job_ids.append(worker.send("talk_much", 3))
         worker.app.AsyncResult(job_ids[-1]).get(timeout=60)
-    return job_ids, time.monotonic() - begun
+        seconds.append(time.monotonic() - begun)
+    return job_ids, seconds
 
 
 def check_told_once(worker: Worker, job_ids: list[str]) -> None:
@@ -545,9 +547,12 @@ def test_tasks_run_as_fast_without_the_backend_and_every_end_arrives_once(
         hanging, hanging_seconds = run_short_tasks(worker, 20)
         server.resume()
         check_told_once(worker, [*there, *hanging])
-        # A task that waited for its end would take `flush_seconds`, 2 s, each time.
-        assert away_seconds < 3 * there_seconds + 5
-        assert hanging_seconds < 3 * there_seconds + 5
+        for seconds in (away_seconds, hanging_seconds):
+            # One takes about 0.01 s. If each made its process wait for 0.2 s, every other one
+            # would find both processes waiting. A few may be slow for other reasons.
+            assert sorted(seconds)[13] < median(there_seconds) + 0.1
+            # To find out how things are, one in each of the two processes may wait.
+            assert sum(one > 1 for one in seconds) <= 2
 
 
 def test_a_process_that_is_killed_in_an_outage_has_failed_its_job_and_nothing_revives_it(
