@@ -190,7 +190,8 @@ def _outcomes(emitter: Emitter) -> dict[str, int]:
     return {
         "appended": stats.appended,
         "duplicate": stats.duplicate,
-        "refused": stats.refused,
+        "stale": stats.stale,
+        "closed": stats.closed,
         "rejected": stats.rejected,
         "dropped": stats.dropped,
     }

@@ -19,8 +19,10 @@ class EmitterStats(msgspec.Struct):
 
     appended: int = 0
     duplicate: int = 0
-    refused: int = 0
-    """Stale or closed: an outdated attempt, or a job that has ended."""
+    stale: int = 0
+    """Refused: of an outdated attempt."""
+    closed: int = 0
+    """Refused: of a job that has ended or was deleted."""
     rejected: int = 0
     """Too big, or too many keys."""
     dropped: int = 0
@@ -61,8 +63,10 @@ class Outcomes:
                 self._stats.appended += 1
             case Outcome.DUPLICATE:
                 self._stats.duplicate += 1
-            case Outcome.STALE | Outcome.CLOSED:
-                self._stats.refused += 1
+            case Outcome.STALE:
+                self._stats.stale += 1
+            case Outcome.CLOSED:
+                self._stats.closed += 1
             case _:
                 self._stats.rejected += 1
                 logger.warning(

@@ -112,7 +112,7 @@ def main(folder: str, seed: str) -> None:
         "steps": {job_topic(id): list(runs.values()) for id, runs in worker.steps.items()},
         "appended": stats.appended,
         "dropped": stats.dropped,
-        "refused": stats.refused + stats.rejected,
+        "refused": stats.stale + stats.closed + stats.rejected,
         "failures": stats.failures,
     }
     print(json.dumps(told), flush=True)

@@ -109,7 +109,8 @@ def test_after_the_end_nothing_is_sent(running: Job, log: Look, runtime: Runtime
     running.push()
     running.end("job_completed")
     assert [log(topic).types for topic in ("job:1", "user:7")] == before
-    assert runtime.emitter.stats.refused == 0
+    stats = runtime.emitter.stats
+    assert (stats.stale, stats.closed) == (0, 0)
 
 
 def test_feeds_have_the_life_and_the_progress_but_not_the_applications_events(
@@ -349,8 +350,8 @@ def test_statuses_never_go_back_whatever_the_threads_do(
     second = Job(runtime, Origin("1", None, "7"), backend.claim("job:1", "1", "t"))
     second.begin()
     first.ended = False  # an outdated attempt that does not know it
-    seen = runtime.emitter.stats.refused
-    wait_until(lambda: runtime.emitter.stats.refused > seen + 10)
+    seen = runtime.emitter.stats.stale
+    wait_until(lambda: runtime.emitter.stats.stale > seen + 10)
     second.end("job_completed")
     stop.set()
     for thread in threads:

@@ -254,7 +254,7 @@ def test_a_queued_event_that_comes_after_the_start_is_dropped(
     add.apply((1, 2), task_id=job_id)
     add.apply_async((1, 2), task_id=job_id)
     assert log(f"job:{job_id}").types == ["job_started", "job_completed"]
-    assert runtime.emitter.stats.refused == 1
+    assert runtime.emitter.stats.stale == 1
 
 
 def test_whoever_submits_may_be_watched_at_once(settings: Settings, mirror: Mirror) -> None:

@@ -126,7 +126,8 @@ def test_each_draft_is_told_once_by_what_became_of_it(emitter: Emitter, line: Li
         ("drafts_total", "appended"): 5,
         ("drafts_total", "duplicate"): 1,
         ("drafts_total", "rejected"): 1,
-        ("drafts_total", "refused"): 2,
+        ("drafts_total", "closed"): 1,
+        ("drafts_total", "stale"): 1,
     }
     # Asking again changes nothing.
     assert moved(told(), "drafts_total") == {}
