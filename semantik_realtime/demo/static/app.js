@@ -8,6 +8,8 @@ import { hasEnded } from "./state.js";
 const REALTIME = "/realtime/static/realtime.js";
 const POLL_MILLISECONDS = 2000;
 const TICK_MILLISECONDS = 500;
+const HEALTH = "/realtime/health";
+const HEALTH_MILLISECONDS = 3000;
 const HISTORY = 200;
 
 const CONNECTION_TEXT = {
@@ -50,6 +52,7 @@ class Session {
     this.#timers = [
       setInterval(() => this.#poll(), POLL_MILLISECONDS),
       setInterval(() => this.#paint(), TICK_MILLISECONDS),
+      setInterval(() => this.#showWaiting(), HEALTH_MILLISECONDS),
     ];
     this.#begin();
   }
@@ -169,6 +172,7 @@ class Session {
       return;
     }
     this.#paint();
+    this.#showWaiting();
   }
 
   /** @param {string} id */
@@ -304,6 +308,18 @@ class Session {
     this.#loadFailures(card);
   }
 
+  /** While live updates are away: how much of what this web server has to tell waits with it. */
+  async #showWaiting() {
+    if (this.#connection !== "degraded" || document.hidden) return;
+    // It may call itself not ready, with a status that says so; its numbers are there all the same.
+    const answer = await fetch(HEALTH).catch(() => null);
+    const health = await answer?.json().catch(() => null);
+    const count = health?.spool?.drafts ?? 0;
+    if (session !== this || this.#connection !== "degraded") return;
+    const waiting = plural(count, "event waits", "events wait");
+    setText(byId("away-waiting"), count ? `${waiting} here.` : "");
+  }
+
   /** @param {string} state @param {string} [since] when live updates went away */
   #showConnection(state, since) {
     const wasAway = this.#connection === "degraded";
@@ -312,6 +328,7 @@ class Session {
     badge.dataset.state = state;
     setText(badge.lastElementChild, CONNECTION_TEXT[/** @type {"live"} */ (state)] ?? state);
     byId("away").hidden = state !== "degraded";
+    if (!wasAway) setText(byId("away-waiting"), "");
     if (since) {
       const at = new Date(since).toLocaleTimeString("en-GB");
       setText(byId("away-title"), `No live updates since ${at}.`);
@@ -319,6 +336,7 @@ class Session {
     } else if (wasAway && state === "live") {
       setText(byId("announcer"), "Live updates are back.");
     }
+    this.#showWaiting();
     this.#soon();
   }
 }
