@@ -1,32 +1,52 @@
-"""The broker is away while a task runs: it is also Celery's, and what carries the events."""
+"""What carries the events is away: amid a task, and from the start.
+
+The server on the row valkey is also Celery's broker; NATS has beside it one that stays.
+"""
 
 import asyncio
 import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, aclosing
 from pathlib import Path
 
 import pytest
 from installation import DEADLINE_SECONDS, Whole, running, wait_for
 
 from semantik_realtime.client import Update, watch
-from semantik_realtime.testing.servers import Server
+from semantik_realtime.testing.servers import ROWS, Server
 
 FILES = 150
+NAMES = [f"note{number:03}.txt" for number in range(FILES)]
+
+pytestmark = pytest.mark.every_backend
+
+Install = Callable[[], AbstractContextManager[Whole]]
 
 
 @pytest.fixture
-def whole(server: Server, tmp_path: Path) -> Iterator[Whole]:
+def install(row: str, server: Server, server_url: Callable[[str], str], tmp_path: Path) -> Install:
+    """Start the demo over the server, which may be away."""
     documents = tmp_path / "documents"
     documents.mkdir()
-    for number in range(FILES):
-        (documents / f"note{number:03}.txt").write_text(f"Note {number} about pelicans.")
-    with running(
-        tmp_path, server.url, workers=2, SEMANTIK_REALTIME_RECALL_SECONDS="1"
-    ) as installation:
+    for name in NAMES:
+        (documents / name).write_text(f"{name} is about pelicans.")
+    backend = ROWS[row].backend
+    environment = {
+        "SEMANTIK_REALTIME_BACKEND": backend,
+        "SEMANTIK_REALTIME_URL": server.url,
+        "SEMANTIK_REALTIME_RECALL_SECONDS": "1",
+        "SEMANTIK_REALTIME_START_TRIES": "2",
+    }
+    broker = server.url if backend == "redis" else server_url("valkey")
+    return lambda: running(tmp_path, broker, workers=2, **environment)
+
+
+@pytest.fixture
+def whole(install: Install) -> Iterator[Whole]:
+    with install() as installation:
         yield installation
 
 
@@ -50,14 +70,14 @@ def status(whole: Whole, job: str) -> str:
 
 
 async def follow(whole: Whole, job: str, updates: list[Update], shown: list[int]) -> None:
-    """Watch a job to its end, and note how much was shown at each update."""
+    """Watch a job until the log tells its end, and note how much was shown at each update."""
     topic = f"job:{job}"
     async with aclosing(watch(whole.realtime, topic, token=whole.token, history=1000)) as watching:
         async for update in watching:
             updates.append(update)
             state = update.view.states.get(job, {})
             shown.append(state.get("progress", {}).get("current", 0))
-            if update.view.folded.get(job, {}).get("status") == "completed":
+            if any(event["type"] == "job_completed" for event in update.events):
                 return
 
 
@@ -111,10 +131,7 @@ async def test_tasks_go_on_and_watchers_get_everything_in_the_end(
         assert shown == sorted(shown)
         told = [event for update in updates for event in update.events]
         assert [event["type"] for event in told].count("job_completed") == 1
-        path = f"/realtime/jobs/{job}/history"
-        log = whole.client.get(path, params={"limit": 1000}).json()["events"]
-        files = [event["data"]["file"] for event in log if event["type"] == "file_completed"]
-        assert files == [f"note{number:03}.txt" for number in range(FILES)]
+        check_log(whole, job)
 
         _, said = await asyncio.to_thread(terminal.communicate, timeout=DEADLINE_SECONDS)
         assert terminal.returncode == 0, said
@@ -124,6 +141,47 @@ async def test_tasks_go_on_and_watchers_get_everything_in_the_end(
     # The worker has found its broker again.
     after = await asyncio.to_thread(start, whole, 0)
     await until(lambda: status(whole, after) == "completed")
+
+
+async def test_without_a_server_from_the_start_a_job_is_told_whole_when_it_comes(
+    install: Install, row: str, server: Server
+) -> None:
+    has_queue = ROWS[row].backend != "redis"
+    server.kill()
+    with install() as whole:
+        assert whole.client.get("/realtime/health").json()["degraded_since"]
+        if not has_queue:
+            answer = whole.client.post("/api/jobs", json={"all": True})
+            assert answer.status_code == 503
+            server.start()
+        job = await asyncio.to_thread(start, whole, 0)
+        updates: list[Update] = []
+        shown: list[int] = []
+        following = asyncio.create_task(follow(whole, job, updates, shown))
+        await until(lambda: status(whole, job) == "completed")
+        if has_queue:
+            # It has ended before anybody could be told.
+            await until(lambda: shown and shown[-1] == FILES)
+            assert updates[-1].connection == "degraded"
+            assert updates[-1].view.folded == {}
+            server.start()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await following
+        assert updates[-1].view.folded[job]["status"] == "completed"
+        assert updates[-1].view.overlay == {}
+        check_log(whole, job)
+        await until(lambda: not whole.client.get("/realtime/health").json()["degraded_since"])
+
+
+def check_log(whole: Whole, job: str) -> None:
+    """Each file once and in order, between one start and one end."""
+    path = f"/realtime/jobs/{job}/history"
+    log = whole.client.get(path, params={"limit": 1000}).json()["events"]
+    files = [event["data"]["file"] for event in log if event["type"] == "file_completed"]
+    assert files == NAMES
+    types = [event["type"] for event in log]
+    assert types.count("job_started") == types.count("job_completed") == 1
+    assert types[-1] == "job_completed"
 
 
 async def until(condition: object) -> None:
