@@ -174,6 +174,7 @@ def _installed(
         "SEMANTIK_REALTIME_BACKEND": backend,
         "SEMANTIK_REALTIME_URL": nats_url if nats_server else redis_url,
         "SEMANTIK_REALTIME_JWT_SECRET": secrets.token_urlsafe(32),
+        "SEMANTIK_REALTIME_SPOOL_DIRECTORY": str(directory / "spool"),
         "DEMO_DATA_DIR": str(directory),
         "DEMO_DOCUMENTS_DIR": str(folder.absolute()),
         "DEMO_USER": USER,

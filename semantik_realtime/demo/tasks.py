@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 def configuration() -> dict[str, Any]:
     """Celery's settings. Asked for at first use, so that importing this module needs nothing."""
     # The broker may be away while tasks run, and they are not to notice: no result is stored, as
-    # storing one waits for a server, and a lost connection neither ends a task nor the worker,
-    # which looks for the broker for ever, also when it was never there.
+    # storing one waits for a server, and a lost connection ends no task. The worker looks for the
+    # broker for ever, also when it was never there. (Celery 5.7 itself may end a worker that had
+    # reserved further messages when Redis died.)
     return {
         "broker_url": DemoSettings().redis_url,
         "broker_connection_retry_on_startup": True,
