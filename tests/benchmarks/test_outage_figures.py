@@ -66,15 +66,22 @@ def test_the_slowdown_is_of_the_job_with_the_outage() -> None:
     assert slowdown([*runs, Run("valkey", 3.0, 12.0)]) == 1.1
 
 
-def test_what_neither_an_event_nor_a_snapshot_brought_is_lost() -> None:
+def test_what_a_later_event_stands_for_is_merged_and_what_comes_again_is_seen() -> None:
     watching, view = Watching(), View("job:1")
 
-    def told(*offsets: int, replayed: bool = False) -> None:
-        events = [{"offset": offset} for offset in offsets]
-        watching._note(Update("live", view, events, replayed), "1")
+    def told(offset: int, *offsets: int) -> None:
+        view.offset = offset
+        watching._note(Update("live", view, [{"offset": each} for each in offsets]), "1")
 
-    told(1, 2)
-    told(5, 6, replayed=True)
-    told(7, 7, 9)
-    census = watching.census(9)
-    assert (census.lost, census.doubled, census.disordered) == (1, 1, 0)
+    told(2, 1, 2)
+    assert watching.merged == 0
+    told(7, 5, 7)
+    assert watching.merged == 3
+    told(7)
+    assert (watching.merged, watching.place, watching.offsets) == (3, 7, [1, 2, 5, 7])
+
+
+def test_only_after_an_outage_events_may_be_merged() -> None:
+    merged = msgspec.structs.replace(GOOD, merged=9)
+    assert merged.is_clean
+    assert not msgspec.structs.replace(merged, outage_seconds=0.0).is_clean
