@@ -4,10 +4,10 @@
 
     python -m benchmarks.outage --backend valkey --seconds 30 --json outage.json
 
-The same job runs without an outage, with one, and without once more, each
-followed over a WebSocket; before them once more, unmeasured, for a document
-is slower to index again than for the first time. On Redis and Valkey the server is also Celery's
-broker; with NATS Celery has a Valkey of its own, which stays.
+The same job runs without an outage, with one, and without once more, each in
+an installation of its own and followed over a WebSocket. On Redis and Valkey
+the server is also Celery's broker; with NATS Celery has a Valkey of its own,
+which stays.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from datetime import datetime
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ from semantik_realtime.testing.servers import (
 START_SECONDS = 30.0
 END_SECONDS = 60.0
 """Until a job that is done is known to be done."""
+PREFIX = "semantik-realtime-outage-"
 PASSWORD = "only for this benchmark"
 
 
@@ -94,7 +96,9 @@ class Run(msgspec.Struct):
 class Webui:
     """The demo's worker and web server, over ``store`` and a broker for Celery."""
 
-    def __init__(self, folder: Path, backend: str, store: str, broker: str) -> None:
+    def __init__(
+        self, folder: Path, documents: Path, backend: str, store: str, broker: str
+    ) -> None:
         port = free_port()
         environment = {
             "REDIS_URL": broker,
@@ -102,7 +106,7 @@ class Webui:
             "SEMANTIK_REALTIME_URL": store,
             "SEMANTIK_REALTIME_JWT_SECRET": "only for this benchmark " * 2,
             "DEMO_DATA_DIR": str(folder / "data"),
-            "DEMO_DOCUMENTS_DIR": str(folder / "documents"),
+            "DEMO_DOCUMENTS_DIR": str(documents),
             "DEMO_PASSWORD": PASSWORD,
         }
         worker = ("celery", "-A", "semantik_realtime.demo.tasks", "worker", "-c", "1")
@@ -224,10 +228,7 @@ async def run_job(
         told_after_seconds=round(degraded_at - killed_at, 2) if degraded_at else None,
         live_after_seconds=round(restored_at - back_at, 2) if restored_at else None,
         shown_meanwhile=len(watching.meanwhile),
-        went_back=sum(
-            later < before
-            for before, later in zip(watching.shown, watching.shown[1:], strict=False)
-        ),
+        went_back=sum(later < before for before, later in pairwise(watching.shown)),
         ends=sum(bool(event.get("terminal")) for event in log),
         events=events,
         merged=watching.merged,
@@ -238,7 +239,7 @@ async def run_job(
 
 
 @contextlib.contextmanager
-def installed(backend: str, folder: Path) -> Iterator[tuple[Webui, Server]]:
+def installed(backend: str, documents: Path) -> Iterator[tuple[Webui, Server]]:
     """The demo over a server of its own, and that server."""
     make_server = ROWS[backend].make_server
     assert make_server is not None
@@ -247,7 +248,8 @@ def installed(backend: str, folder: Path) -> Iterator[tuple[Webui, Server]]:
         broker = server.url
         if ROWS[backend].backend != "redis":
             broker = stack.enter_context(running(RedisServer(valkey_program()))).url
-        webui = Webui(folder, backend, server.url, broker)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX))
+        webui = Webui(Path(folder), documents, backend, server.url, broker)
         stack.callback(webui.stop)
         webui.log_in()
         yield webui, server
@@ -316,7 +318,7 @@ def show(runs: Sequence[Run], machine: dict[str, Any]) -> None:
             f"{run.merged:,}",
             *(count_text(number) for number in (run.lost, run.doubled, run.disordered)),
         )
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(width=None if sys.stdout.isatty() else 130)
     console.print(table)
     for backend in dict.fromkeys(run.backend for run in runs):
         ratio = slowdown([run for run in runs if run.backend == backend])
@@ -336,7 +338,7 @@ def show(runs: Sequence[Run], machine: dict[str, Any]) -> None:
 )
 @click.option("--seconds", type=float, default=30.0, show_default=True, help="It is away.")
 @options.number("documents", 500, 4, "Of a job.")
-@options.number("kilobytes", 300, 1, "Of a document.")
+@options.number("kilobytes", 500, 1, "Of a document.")
 @options.json_file
 def main(
     backends: Sequence[str], seconds: float, documents: int, kilobytes: int, json_file: Path | None
@@ -351,19 +353,17 @@ def main(
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("documents", total=4 * len(backends))
-        for backend in backends:
-            with tempfile.TemporaryDirectory(prefix="semantik-realtime-outage-") as directory:
-                folder = Path(directory)
-                write_documents(folder / "documents", documents, kilobytes)
-                with installed(backend, folder) as (webui, server):
-                    for victim in (None, server, None):
-                        what = f"{seconds:g} s away" if victim else "undisturbed"
-                        progress.update(task, description=f"{backend}: {what}")
-                        runs.append(
-                            asyncio.run(run_job(webui, backend, documents, victim, seconds))
-                        )
-                        progress.advance(task)
+        task = progress.add_task("documents", total=3 * len(backends))
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as directory:
+            texts = Path(directory) / "documents"
+            write_documents(texts, documents, kilobytes)
+            for backend, is_disturbed in product(backends, (False, True, False)):
+                what = f"{seconds:g} s away" if is_disturbed else "undisturbed"
+                progress.update(task, description=f"{backend}: {what}")
+                with installed(backend, texts) as (webui, server):
+                    victim = server if is_disturbed else None
+                    runs.append(asyncio.run(run_job(webui, backend, documents, victim, seconds)))
+                progress.advance(task)
     show(runs, machine)
     if json_file is not None:
         rows = [msgspec.to_builtins(run) for run in runs]
