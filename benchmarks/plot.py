@@ -19,6 +19,8 @@ WIDTHS = {"fanout": 232, "publish": 232, "latency": 218, "catchup": 200}
 """Of the columns, in pixels; the first are for the axis."""
 NAMES_WIDTH, AXIS_WIDTH = 236, 104
 HEAD, LINE, BREAK, FOOT = 66, 25, 18, 50
+MOST_NUMBERS = 4
+"""On an axis."""
 STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif }
 text { fill: #656d76 }
@@ -112,10 +114,13 @@ def _column(
 ) -> Iterator[str]:
     values = [value for row in rows for value in _values(row)]
     scale = Scale(values, left, AXIS_WIDTH)
-    for decade in scale.decades:
+    # Where there are many, every second has its number: they would run into each other.
+    step = 1 if len(scale.decades) <= MOST_NUMBERS else 2
+    for place, decade in enumerate(scale.decades):
         x = scale.place(decade)
         yield f'<path class="grid" d="M{x:g} {HEAD - LINE / 2}V{bottom:g}"/>'
-        yield _text(x, bottom + 14, _short(decade), "small", "middle")
+        if place % step == 0:
+            yield _text(x, bottom + 14, _short(decade), "small", "middle")
     for row in rows:
         y = lines[row.contender, row.broker]
         style = "ours" if row.is_ours else "peer"
@@ -147,7 +152,8 @@ def _figure(row: Row) -> tuple[str, str]:
         share = row.lost / max(1, row.sockets * row.events_published)
         return (f"{share:.0%} lost" if share else "–"), "lost"
     if row.scenario not in RATES:
-        return " – ".join(dict.fromkeys(f"{value:.1f}" for value in values)), ""
+        texts = (f"{value:.1f}" if value < 100 else _short(value) for value in values)
+        return " – ".join(dict.fromkeys(texts)), ""
     if row.is_ours or row.ours_is is None:
         return _short(values[0]), ""
     return f"{_short(values[0])} · {row.ours_is:.0f}× less", ""

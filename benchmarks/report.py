@@ -183,7 +183,8 @@ class Report:
 
 def machine_text(machine: Mapping[str, Any]) -> str:
     """What it was measured on: a line on the machine, and one on what ran there."""
-    versions = {**machine["versions"], **machine.get("servers", {})}
+    servers = {f"{name}-server": version for name, version in machine.get("servers", {}).items()}
+    versions = {**machine["versions"], **servers}
     web = machine["web_server"]
     return (
         f"{machine['cpu_count']} × {machine['cpu']}, {machine['system']}, "

@@ -162,7 +162,8 @@ def test_the_tables_name_every_scenario_and_the_machine(whole: Run) -> None:
     machine, settings = whole.report["machine"], whole.report["settings"]
     shown = " ".join(whole.table.split())
     assert machine["python"] in shown
-    for name, version in {**machine["versions"], **machine["servers"]}.items():
+    servers = {f"{name}-server": version for name, version in machine["servers"].items()}
+    for name, version in {**machine["versions"], **servers}.items():
         assert f"{name} {version}" in shown
     assert f"sockets {settings['sockets']}, events {settings['events']}" in shown
 
