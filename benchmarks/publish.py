@@ -28,7 +28,7 @@ from benchmarks.census import Census, take_census
 from benchmarks.report import Measurement, Report, make_row
 from benchmarks.traffic import Told, begin_job, keep, read_event, share, tell
 from benchmarks.watcher import Seen, Watcher, watching
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.job import enter, job, leave
 
 ROWS = 4
@@ -81,7 +81,7 @@ def measure_jobs(
     runtime.emitter.flush(FLUSH_SECONDS)
     took = time.perf_counter() - start
     seen = watcher.collect(stats.appended - before)
-    census = judge(
+    census = check_fence(
         seen,
         {one.topic: share(numbers, jobs, place) for place, one in enumerate(running_jobs)},
         stats.appended - before,
@@ -125,7 +125,7 @@ def measure_progress(runtime: Runtime, watcher: Watcher, calls: int, seconds: fl
     return Measurement(made, took, census, {"events_sent": appended})
 
 
-def judge(seen: Seen, numbers: dict[str, int], appended: int) -> Census:
+def check_fence(seen: Seen, numbers: dict[str, int], appended: int) -> Census:
     """Count by the numbers the jobs gave, by the offsets of the log, and by the answers."""
     by_number, by_offset = Census(), Census()
     for topic, bodies in seen.items():

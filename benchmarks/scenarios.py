@@ -14,7 +14,7 @@ from benchmarks.publish import measure_jobs
 from benchmarks.report import Measurement
 from benchmarks.stage import play
 from benchmarks.watcher import watching
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 
 WARM_UP_EVENTS = 100
 

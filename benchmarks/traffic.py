@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from semantik_realtime.realtime import Runtime, now_text
-from semantik_realtime.worker.job import Job, Origin
+from semantik_realtime.runtime import Runtime, now_text
+from semantik_realtime.worker.job import Job, JobMeta
 
 FIRST_OFFSET = 3
 """Of the event with number 0: before it, the job has begun."""
@@ -45,7 +45,7 @@ read_event = msgspec.json.Decoder(Told).decode
 
 def begin_job(runtime: Runtime, job_id: str) -> Job:
     """A running job with a state as applications have it."""
-    job = Job(runtime, Origin(job_id), attempt=1)
+    job = Job(runtime, JobMeta(job_id), attempt=1)
     job.progress(17, 40)
     job.set(failed=0)
     job.begin()

@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.broker import settings_for
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.core.event import Event
-from semantik_realtime.loader import load_backend
 
 SILENCE_SECONDS = 5.0
 """After so long without an event, what has not come is lost."""

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from semantik_realtime.config import Settings as Settings
     from semantik_realtime.hookspecs import hookimpl as hookimpl
-    from semantik_realtime.web.plugin import Realtime as Realtime
+    from semantik_realtime.web.realtime import Realtime as Realtime
     from semantik_realtime.worker.job import job as job
     from semantik_realtime.worker.progress import track as track
-    from semantik_realtime.worker.signals import install as install
+    from semantik_realtime.worker.tracker import install as install
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Realtime": "semantik_realtime.web.plugin",
+    "Realtime": "semantik_realtime.web.realtime",
     "Settings": "semantik_realtime.config",
     "hookimpl": "semantik_realtime.hookspecs",
-    "install": "semantik_realtime.worker.signals",
+    "install": "semantik_realtime.worker.tracker",
     "job": "semantik_realtime.worker.job",
     "track": "semantik_realtime.worker.progress",
 }

@@ -84,16 +84,16 @@ class Settings(BaseSettings):
     )
 
     path: str = Field("/realtime", pattern=r"^/", description="Where the routes are.")
-    founding_path: str = Field(
+    compat_path: str = Field(
         "/ws/jobs/{job_id}",
         pattern=r"^(/.*)?$",
-        description="Path template of the founding wire for a job; its parameter may have any "
+        description="Path template of the compatibility wire for a job; its parameter may have any "
         "name. Empty: not served.",
     )
-    founding_feed_path: str = Field(
+    compat_feed_path: str = Field(
         "",
         pattern=r"^(/.*)?$",
-        description="Where the founding wire gives users their own feed; empty: nowhere.",
+        description="Where the compatibility wire gives users their own feed; empty: nowhere.",
     )
     jwt_secret: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
         None,

@@ -28,7 +28,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from semantik_realtime.emitter import Emitter, emitters
+from semantik_realtime.emitter.emitter import Emitter, emitters
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +274,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-class Carrier:
+class MetricsFlusher:
     """Carries once a second, in a thread that ends with the process."""
 
     def __init__(self, metrics: Metrics) -> None:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pytest
 
-from semantik_realtime.loader import backend_names
+from semantik_realtime.backends.loader import backend_names
 from semantik_realtime.testing.servers import ROWS, Server, ServerMissing, backend_url, running
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"

@@ -31,7 +31,7 @@ def empty_environment(monkeypatch):
 
 def other_value(name: str, field: FieldInfo) -> tuple[str, object]:
     """A text for a variable and the value it stands for, never the default."""
-    if name in ("path", "founding_path", "founding_feed_path"):
+    if name in ("path", "compat_path", "compat_feed_path"):
         return "/other", "/other"
     if name == "worker_metrics":
         return "other:1", "other:1"

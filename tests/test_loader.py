@@ -11,11 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from semantik_realtime.backends.memory import MemoryBackend
-from semantik_realtime.config import Settings
-from semantik_realtime.errors import ConfigError
-from semantik_realtime.hookspecs import BackendSpec, hookimpl
-from semantik_realtime.loader import (
+from semantik_realtime.backends.loader import (
     BACKENDS,
     PLUGINS,
     backend_names,
@@ -24,6 +20,10 @@ from semantik_realtime.loader import (
     load_backend,
     wrapped,
 )
+from semantik_realtime.backends.memory import MemoryBackend
+from semantik_realtime.config import Settings
+from semantik_realtime.errors import ConfigError
+from semantik_realtime.hookspecs import BackendSpec, hookimpl
 
 
 def install(
@@ -189,7 +189,7 @@ def test_plugins_are_asked_the_last_given_first():
 
 
 def test_a_plugin_that_does_not_fit_is_reported_and_left_out_whole(caplog):
-    with caplog.at_level(logging.ERROR, "semantik_realtime.loader"):
+    with caplog.at_level(logging.ERROR, "semantik_realtime.backends.loader"):
         manager = build_plugins(memory(), [Host("one"), Misfit(), Host("two")])
     assert "plugin left out" in caplog.text
     assert "shoe_size" in caplog.text
@@ -208,7 +208,7 @@ def test_a_broken_plugin_of_the_group_is_reported_and_left_out(site, caplog):
     install(site, "good-host", {PLUGINS: {"good": "good_host"}}, {"good_host": good})
     install(site, "bad-host", {PLUGINS: {"bad": "bad_host"}}, {"bad_host": "1 / 0"})
     install(site, "gone-host", {PLUGINS: {"gone": "gone_host"}}, {})
-    with caplog.at_level(logging.ERROR, "semantik_realtime.loader"):
+    with caplog.at_level(logging.ERROR, "semantik_realtime.backends.loader"):
         manager = build_plugins(memory())
     assert "plugin left out name=bad from=bad-host 1.0" in caplog.text
     assert "plugin left out name=gone from=gone-host 1.0" in caplog.text
@@ -228,7 +228,7 @@ def test_a_plugin_of_the_group_cannot_take_the_place_of_the_backend(site, caplog
         return ["stolen"]
     """
     install(site, "thief", {PLUGINS: {"backend": "thief"}}, {"thief": text})
-    with caplog.at_level(logging.ERROR, "semantik_realtime.loader"):
+    with caplog.at_level(logging.ERROR, "semantik_realtime.backends.loader"):
         manager = build_plugins(memory())
     assert "plugin left out name=backend from=thief 1.0" in caplog.text
     assert manager.hook.publish(drafts=[]) == []
@@ -331,8 +331,8 @@ class StrangersBackend:
 
 USE = """
 import asyncio, json
-from semantik_realtime.loader import backend_names
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.backends.loader import backend_names
+from semantik_realtime.runtime import Runtime
 
 async def use():
     runtime = Runtime()

@@ -13,10 +13,11 @@ from benchmarks.traffic import begin_job, tell
 from benchmarks.wires import NativeWire
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.realtime import Runtime
-from semantik_realtime.web import native, websocket
-from semantik_realtime.web.channel import Outgoing
-from semantik_realtime.web.plugin import Realtime
+from semantik_realtime.runtime import Runtime
+from semantik_realtime.web.endpoints import websocket
+from semantik_realtime.web.hub.channel import Outgoing
+from semantik_realtime.web.realtime import Realtime
+from semantik_realtime.web.wires import native
 
 FLUSH_SECONDS = 30.0
 

@@ -28,7 +28,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from semantik_realtime import Realtime
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.session import SUBPROTOCOL
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import RedisServer, free_port, running, valkey_program
 from semantik_realtime.worker.job import Job, Origin
 

@@ -37,7 +37,7 @@ MAX_PRODUCERS = 256
 class _Job(msgspec.Struct, frozen=True):
     """Where a job stands; ``ended_at`` is the offset of its end, 0 while it runs."""
 
-    standing: fence.Standing = fence.Standing()
+    standing: fence.AttemptState = fence.AttemptState()
     ended_at: int = 0
     token: str = ""
 
@@ -132,7 +132,7 @@ class MemoryBackend:
             if known.token == token and known.standing.attempt:
                 return known.standing.attempt
             attempt = known.standing.attempt + 1
-            self._stand(log, job, _Job(fence.Standing(attempt), 0, token))
+            self._stand(log, job, _Job(fence.AttemptState(attempt), 0, token))
             log.expires_at = self._clock() + self._settings.retention_seconds
             self._logs.move_to_end(topic)
             self._make_room()
@@ -245,7 +245,7 @@ class MemoryBackend:
         standing = job.standing
         if draft.job is not None:
             job = log.jobs.get(draft.job, _NEW_JOB)
-            verdict = fence.judge(job.standing, draft.attempt, draft.terminal)
+            verdict = fence.check_fence(job.standing, draft.attempt, draft.terminal)
             if isinstance(verdict, fence.Refusal):
                 return Receipt(Outcome(verdict.value)), None
             standing = verdict

@@ -28,10 +28,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
+from semantik_realtime.backends.loader import backend_names
 from semantik_realtime.cli.watch import job_progress, show
 from semantik_realtime.client import Update, watch
 from semantik_realtime.core.fold import ENDED
-from semantik_realtime.loader import backend_names
 
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0

@@ -11,11 +11,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from semantik_realtime.backends.loader import BACKENDS, PLUGINS, backend_names
 from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.errors import BackendError, RealtimeError
 from semantik_realtime.hookspecs import Status
-from semantik_realtime.loader import BACKENDS, PLUGINS, backend_names
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 
 CLOCK_SECONDS = 2.0
 """A worker's and a server's clocks may differ by so much before times look wrong."""

@@ -7,7 +7,7 @@ import json
 
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.errors import BackendUnavailable, EventError
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 
 
 def run_publish(topic: str, type: str, data: str, owner: str | None) -> str:

@@ -11,7 +11,7 @@ from enum import StrEnum
 import msgspec
 
 
-class Standing(msgspec.Struct, frozen=True):
+class AttemptState(msgspec.Struct, frozen=True):
     """Where a job stands: its newest attempt (0: queued), and whether that has ended."""
 
     attempt: int = 0
@@ -25,24 +25,24 @@ class Refusal(StrEnum):
     CLOSED = "closed"
 
 
-def judge(standing: Standing, attempt: int | None, terminal: bool) -> Standing | Refusal:
-    """The job's standing after a draft, or why the draft is refused.
+def check_fence(state: AttemptState, attempt: int | None, terminal: bool) -> AttemptState | Refusal:
+    """The job's state after a draft, or why the draft is refused.
 
-    >>> judge(Standing(), 0, False)
-    Standing(attempt=0, ended=False)
-    >>> judge(Standing(2), 1, True)
+    >>> check_fence(AttemptState(), 0, False)
+    AttemptState(attempt=0, ended=False)
+    >>> check_fence(AttemptState(2), 1, True)
     <Refusal.STALE: 'stale'>
-    >>> judge(Standing(1, ended=True), 1, False)
+    >>> check_fence(AttemptState(1, ended=True), 1, False)
     <Refusal.CLOSED: 'closed'>
-    >>> judge(Standing(1, ended=True), 2, False)
-    Standing(attempt=2, ended=False)
+    >>> check_fence(AttemptState(1, ended=True), 2, False)
+    AttemptState(attempt=2, ended=False)
 
     An attempt of None means the newest one, whichever that is.
     """
     if attempt is None:
-        attempt = standing.attempt
-    if attempt < standing.attempt:
+        attempt = state.attempt
+    if attempt < state.attempt:
         return Refusal.STALE
-    if attempt == standing.attempt and standing.ended:
+    if attempt == state.attempt and state.ended:
         return Refusal.CLOSED
-    return Standing(attempt, terminal)
+    return AttemptState(attempt, terminal)

@@ -21,13 +21,13 @@ class Admission(StrEnum):
     OTHER_EPOCH = "other_epoch"
 
 
-class Recent:
+class EventBuffer:
     """The newest events of one topic, contiguous, and the position they lead to.
 
     All watchers of a topic in a process read from one of these, so a slow one
     costs a position, not a copy.
 
-    >>> recent = Recent()
+    >>> recent = EventBuffer()
     >>> recent.restart(Cursor("e", 4, 0))
     >>> recent.admit("e", 4, [Event(5, 1, b"a"), Event(6, 2, b"b")])
     <Admission.FRESH: 'fresh'>

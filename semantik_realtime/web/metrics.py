@@ -10,10 +10,10 @@ from prometheus_client.exposition import choose_encoder
 
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.metrics import Measure, Metrics, is_shared, register, writing
-from semantik_realtime.web.hub import Hub
-from semantik_realtime.web.stats import LAG_BOUNDS
+from semantik_realtime.web.hub.hub import Hub
+from semantik_realtime.web.hub.stats import LAG_BOUNDS
 
-WIRES = ("native", "founding", "sse")
+WIRES = ("native", "compat", "sse")
 
 
 def _connections(hub: Hub) -> dict[str, int]:

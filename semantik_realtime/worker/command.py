@@ -12,7 +12,7 @@ import click
 
 from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
-from semantik_realtime.worker.signals import install
+from semantik_realtime.worker.tracker import install
 
 install()
 

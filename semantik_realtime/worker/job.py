@@ -30,7 +30,7 @@ import msgspec
 from semantik_realtime.core.event import ENDS
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import InvalidInput
-from semantik_realtime.realtime import Runtime, now_text
+from semantik_realtime.runtime import Runtime, now_text
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ _serial = itertools.count()
 _BAD_VALUE = (InvalidInput, TypeError, ValueError, OverflowError, RecursionError)
 
 
-class Origin(msgspec.Struct, frozen=True):
+class JobMeta(msgspec.Struct, frozen=True):
     """What a task's message says about the job.
 
     ``topics`` are further feeds, beside the owner's.
@@ -90,7 +90,7 @@ class Job:
     def __init__(
         self,
         runtime: Runtime,
-        origin: Origin,
+        origin: JobMeta,
         attempt: int | None,
         known: Mapping[str, Any] | None = None,
     ) -> None:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 
 if TYPE_CHECKING:
-    from semantik_realtime.metrics import Carrier
+    from semantik_realtime.metrics import MetricsFlusher
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class WorkerMetrics:
 
     def __init__(self, runtime: Callable[[], Runtime | None]) -> None:
         self._runtime = runtime
-        self._carrier: Carrier | None = None
+        self._carrier: MetricsFlusher | None = None
         self._pid = 0
 
     def connect(self) -> None:
@@ -69,9 +69,9 @@ class WorkerMetrics:
         # The solo pool initialises the main process too.
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ or self._pid == os.getpid():
             return
-        from semantik_realtime.metrics import Carrier, writing
+        from semantik_realtime.metrics import MetricsFlusher, writing
 
-        self._carrier, self._pid = Carrier(writing()), os.getpid()
+        self._carrier, self._pid = MetricsFlusher(writing()), os.getpid()
 
 
 def _guarded(receiver: Callable[..., None]) -> Callable[..., None]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from semantik_realtime.core.topic import job_topic, user_topic
-from semantik_realtime.worker.signals import OWNER, TOPICS, install
+from semantik_realtime.worker.tracker import OWNER, TOPICS, install
 
 
 class Submitted(msgspec.Struct, frozen=True):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import redis.asyncio
 
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
-from semantik_realtime.loader import load_backend
 
 pytestmark = pytest.mark.valkey
 

@@ -29,7 +29,7 @@ from benchmarks.comparison import (
 from benchmarks.contender import PEERS, load_peer
 from benchmarks.machine import describe_machine
 from benchmarks.plot import draw
-from semantik_realtime.loader import backend_names
+from semantik_realtime.backends.loader import backend_names
 from semantik_realtime.testing.servers import ServerMissing, valkey_program
 
 ROOT = Path(__file__).parents[2]

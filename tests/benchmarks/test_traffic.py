@@ -6,7 +6,7 @@ import msgspec
 
 from benchmarks.traffic import FIRST_OFFSET, Template, begin_job, keep, tell
 from semantik_realtime.config import load_settings
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 
 
 async def test_a_peer_carries_the_same_bytes_as_a_job_of_ours() -> None:

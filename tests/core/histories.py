@@ -103,12 +103,14 @@ def states_after(events: Iterable[Event]) -> dict[str, Any]:
 
 def append_all(drafts: Iterable[Draft]) -> list[Draft]:
     """What an empty backend appends of ``drafts``: the fence refuses the rest."""
-    standings: dict[tuple[str, str], fence.Standing] = {}
+    standings: dict[tuple[str, str], fence.AttemptState] = {}
     appended = []
     for one in drafts:
         if one.job is not None:
             place = (one.topic, one.job)
-            verdict = fence.judge(standings.get(place, fence.Standing()), one.attempt, one.terminal)
+            verdict = fence.check_fence(
+                standings.get(place, fence.AttemptState()), one.attempt, one.terminal
+            )
             if isinstance(verdict, fence.Refusal):
                 continue
             standings[place] = verdict

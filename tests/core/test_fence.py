@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semantik_realtime.core.fence import Refusal, Standing, judge
+from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
 
 attempts = st.none() | st.integers(-1, 4)
 arrivals = st.lists(st.tuples(attempts, st.booleans()), max_size=20)
@@ -11,9 +11,9 @@ arrivals = st.lists(st.tuples(attempts, st.booleans()), max_size=20)
 
 @given(arrivals)
 def test_a_job_never_moves_back_whatever_comes_in_whichever_order(arrivals):
-    standing = Standing()
+    standing = AttemptState()
     for attempt, terminal in arrivals:
-        verdict = judge(standing, attempt, terminal)
+        verdict = check_fence(standing, attempt, terminal)
         if isinstance(verdict, Refusal):
             continue
         assert (verdict.attempt, verdict.ended) >= (standing.attempt, standing.ended)
@@ -23,10 +23,10 @@ def test_a_job_never_moves_back_whatever_comes_in_whichever_order(arrivals):
 
 @given(arrivals)
 def test_verdicts_follow_from_the_newest_attempt_and_the_ends_so_far(arrivals):
-    standing = Standing()
+    standing = AttemptState()
     newest, ended = 0, set()
     for attempt, terminal in arrivals:
-        verdict = judge(standing, attempt, terminal)
+        verdict = check_fence(standing, attempt, terminal)
         meant = newest if attempt is None else attempt
         if meant < newest:
             assert verdict is Refusal.STALE
@@ -35,24 +35,24 @@ def test_verdicts_follow_from_the_newest_attempt_and_the_ends_so_far(arrivals):
         else:
             newest = meant
             ended |= {meant} if terminal else set()
-            assert verdict == Standing(newest, ended=newest in ended)
+            assert verdict == AttemptState(newest, ended=newest in ended)
             standing = verdict
 
 
-@given(st.builds(Standing, st.integers(0, 5), st.booleans()), st.booleans())
+@given(st.builds(AttemptState, st.integers(0, 5), st.booleans()), st.booleans())
 def test_a_newer_attempt_always_opens_the_job_again(standing, terminal):
     attempt = standing.attempt + 1
-    assert judge(standing, attempt, terminal) == Standing(attempt, ended=terminal)
+    assert check_fence(standing, attempt, terminal) == AttemptState(attempt, ended=terminal)
 
 
 @given(st.integers(0, 5), attempts, st.booleans())
 def test_after_the_end_of_the_newest_attempt_nothing_of_it_passes(newest, attempt, terminal):
-    verdict = judge(Standing(newest, ended=True), attempt, terminal)
+    verdict = check_fence(AttemptState(newest, ended=True), attempt, terminal)
     assert isinstance(verdict, Refusal) == (attempt is None or attempt <= newest)
 
 
 def test_a_job_that_is_cancelled_while_queued_is_closed_until_it_starts():
-    cancelled = judge(Standing(), None, True)
-    assert cancelled == Standing(0, ended=True)
-    assert judge(cancelled, 0, False) is Refusal.CLOSED
-    assert judge(cancelled, 1, False) == Standing(1)
+    cancelled = check_fence(AttemptState(), None, True)
+    assert cancelled == AttemptState(0, ended=True)
+    assert check_fence(cancelled, 0, False) is Refusal.CLOSED
+    assert check_fence(cancelled, 1, False) == AttemptState(1)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semantik_realtime.core import frames
+from semantik_realtime.core.backpressure import conflate
 from semantik_realtime.core.event import Cursor, Event, link, with_offset
 from semantik_realtime.core.fold import View
-from semantik_realtime.core.outbox import conflate
 from semantik_realtime.core.resume import LogInfo, plan_sync
 
 TOPIC = "job:1"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.splice import Admission, Recent
+from semantik_realtime.core.splice import Admission, EventBuffer
 
 
 def cursor_at(log, index):
@@ -17,7 +17,7 @@ def cursor_at(log, index):
 
 
 def recent_from(log, index):
-    recent = Recent()
+    recent = EventBuffer()
     recent.restart(cursor_at(log, index))
     return recent
 
@@ -146,7 +146,7 @@ def test_a_batch_of_another_epoch_changes_nothing(log):
 
 
 def test_before_it_is_told_where_to_begin_it_takes_nothing_and_knows_nothing():
-    recent = Recent()
+    recent = EventBuffer()
     assert recent.admit("", 0, log_of([draft()])) is Admission.OTHER_EPOCH
     assert not recent.knows(Cursor.parse("rubbish"))
 

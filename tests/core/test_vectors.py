@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from semantik_realtime.core.backpressure import conflate
 from semantik_realtime.core.event import Cursor, Event, link
-from semantik_realtime.core.fence import Refusal, Standing, judge
+from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
 from semantik_realtime.core.fold import View, fold
-from semantik_realtime.core.outbox import conflate
 from semantik_realtime.core.resume import LogInfo, plan_sync
 from semantik_realtime.core.topic import check_topic
 from semantik_realtime.errors import TopicError
@@ -82,9 +82,9 @@ def test_resume(case):
 
 @cases("fence")
 def test_fence(case):
-    standing, verdicts = Standing(), []
+    standing, verdicts = AttemptState(), []
     for attempt, terminal in case["drafts"]:
-        verdict = judge(standing, attempt, terminal)
+        verdict = check_fence(standing, attempt, terminal)
         if isinstance(verdict, Refusal):
             verdicts.append(verdict.value)
         else:

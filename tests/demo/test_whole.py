@@ -12,7 +12,7 @@ from installation import DEADLINE_SECONDS, Whole, running, wait_for
 
 from semantik_realtime.config import Settings
 from semantik_realtime.hookspecs import Snapshot
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 
 FILES = 12
 

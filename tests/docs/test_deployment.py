@@ -22,7 +22,7 @@ from websockets.exceptions import InvalidStatus
 
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.session import SUBPROTOCOL
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -85,9 +85,9 @@ async def test_the_nginx_configuration_passes_both_wires_and_the_pages_origin(pr
     ) as native:
         assert native.subprotocol == SUBPROTOCOL
         assert json.loads(await native.recv())["op"] == "welcome"
-    async with connect(f"ws://{proxy}/ws/jobs/1", origin=f"http://{proxy}") as founding:
-        await founding.send("ping")
-        while json.loads(await founding.recv())["type"] != "pong":
+    async with connect(f"ws://{proxy}/ws/jobs/1", origin=f"http://{proxy}") as compat:
+        await compat.send("ping")
+        while json.loads(await compat.recv())["type"] != "pong":
             pass
     with pytest.raises(InvalidStatus, match="403"):
         await connect(f"ws://{proxy}/realtime/ws", origin="http://elsewhere.example")

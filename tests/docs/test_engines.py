@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import redis
 
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.resume import Reason
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Snapshot, Status
-from semantik_realtime.loader import load_backend
 from semantik_realtime.testing.contract import Author
 from semantik_realtime.testing.servers import (
     RedisServer,

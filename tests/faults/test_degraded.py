@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 from fleet import (
-    Founding,
+    Compat,
     Here,
     Native,
     Publisher,
@@ -64,7 +64,7 @@ async def test_the_record_is_asked_again_and_again_and_once_for_all_watchers(
     async with (
         Native(site, "job:1") as one,
         Native(site, "job:1") as other,
-        Founding(site.founding("1")) as browser,
+        Compat(site.compat("1")) as browser,
     ):
         await one.synced()
         await other.synced()
@@ -99,7 +99,7 @@ async def test_the_record_is_asked_again_and_again_and_once_for_all_watchers(
         assert browser.messages[-1]["data"]["current"] == 40
 
 
-async def test_a_feed_on_the_founding_wire_is_told_of_the_outage_job_by_job(
+async def test_a_feed_on_the_compat_wire_is_told_of_the_outage_job_by_job(
     server: Server, settings: Settings, record: Record, publisher: Publisher
 ) -> None:
     def say(job: str, current: int, type: str = "job_progress") -> None:
@@ -115,13 +115,13 @@ async def test_a_feed_on_the_founding_wire_is_told_of_the_outage_job_by_job(
 
     for job in "12":
         record.write(job, {"status": "running", "attempt": 1, "progress": {"current": 0}})
-    settings = settings.model_copy(update={"founding_feed_path": "/ws/operations"})
+    settings = settings.model_copy(update={"compat_feed_path": "/ws/operations"})
     say("1", 1)
     say("2", 1)
     await publisher.flush()
     async with (
         site_of(settings, plugins=[record]) as site,
-        Founding(site.founding("", "/ws/operations")) as browser,
+        Compat(site.compat("", "/ws/operations")) as browser,
     ):
         await browser.wait_for("job_progress", 2)
         server.kill()
@@ -219,7 +219,7 @@ async def test_nobody_pays_for_a_broker_that_hangs(
             await client.wait_for("provisional")
 
     async def browse() -> None:
-        async with Founding(site.founding("1")) as browser:
+        async with Compat(site.compat("1")) as browser:
             await browser.wait_for("current_state")
 
     async with (
@@ -274,7 +274,7 @@ async def follow_through(
             publisher.emit("job:1")
             await asyncio.sleep(0.02)
 
-    async with Native(site, "job:1") as client, Founding(site.founding("1")) as browser:
+    async with Native(site, "job:1") as client, Compat(site.compat("1")) as browser:
 
         async def wait(seconds: float | None, op: str) -> None:
             if seconds is not None:
@@ -357,7 +357,7 @@ async def test_a_broker_that_was_never_there_is_waited_for(
         site_of(settings, plugins=[record]) as site,
         site.client() as http,
         Native(site, "job:1") as client,
-        Founding(site.founding("1")) as browser,
+        Compat(site.compat("1")) as browser,
     ):
         await client.wait_for("degraded")
         await client.wait_for("provisional")

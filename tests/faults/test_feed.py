@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import redis
-from fleet import Founding, Here, Native, Publisher, site_of, until
+from fleet import Compat, Here, Native, Publisher, site_of, until
 
 from semantik_realtime.backends.redis import feed as feed_module
 from semantik_realtime.config import Settings
@@ -183,7 +183,7 @@ async def test_subscriptions_that_cross_on_the_way_end_as_the_last_one_says(
 async def test_a_server_that_hangs_for_a_while_costs_nothing_but_time(
     server: RedisServer, site: Here, client: Native, publisher: Publisher, seconds: float
 ) -> None:
-    async with Founding(site.founding("1")) as browser:
+    async with Compat(site.compat("1")) as browser:
         await browser.wait_for("step")
         await publisher.publish("job:1", 5)
         server.pause()
@@ -229,7 +229,7 @@ async def test_a_server_killed_and_started_again_is_followed_again(
 async def test_a_server_that_forgot_everything_begins_anew_with_a_reason(
     server: RedisServer, site: Here, client: Native, publisher: Publisher
 ) -> None:
-    async with Founding(site.founding("1")) as browser:
+    async with Compat(site.compat("1")) as browser:
         await browser.wait_for("step")
         await publisher.publish("job:1", 5)
         await client.has("job:1", 6)
@@ -290,7 +290,7 @@ async def test_who_comes_while_the_backend_is_away_is_served_when_it_is_back(
     late = Native(site, "job:1")
     await late.open()
     await late.wait_for("degraded")
-    browser = Founding(site.founding("1"))
+    browser = Compat(site.compat("1"))
     async with browser:
         # The old browsers come back by themselves, but only without a close frame.
         assert await browser.end() == 1006

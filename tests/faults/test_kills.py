@@ -28,7 +28,7 @@ from record import CLOCK, OWNER, Record
 
 from semantik_realtime.config import Settings
 from semantik_realtime.hookspecs import Snapshot
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import ROWS, Server
 
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from fleet import Founding, Native, Publisher, make_settings, site_of, until
+from fleet import Compat, Native, Publisher, make_settings, site_of, until
 from record import Record
 from troubles import (
     Emptied,
@@ -75,7 +75,7 @@ async def test_it_is_told_and_bridged_and_made_up_for(
         site_of(settings, plugins=[record]) as site,
         site.client() as http,
         Native(site, "job:1", "job:2", "job:3") as client,
-        Founding(site.founding("3")) as browser,
+        Compat(site.compat("3")) as browser,
     ):
         await client.synced()
         await browser.wait_for("step", 3)

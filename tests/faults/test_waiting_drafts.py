@@ -45,7 +45,7 @@ async def test_a_writer_is_live_again_within_two_seconds_of_the_brokers_return(
         server.kill()
         publisher.emit("job:0")
         # As slow as it becomes.
-        await until(lambda: emitter._carrier._retry_seconds >= 1.0)
+        await until(lambda: emitter._sender._retry_seconds >= 1.0)
         server.start()
         begun = time.monotonic()
         assert await flush(publisher)
@@ -57,13 +57,13 @@ async def test_a_writer_is_live_again_within_two_seconds_of_the_brokers_return(
 async def test_a_writer_that_is_told_to_hurry_is_live_at_once(
     server: Server, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("semantik_realtime.emitter.carrier.FIRST_RETRY_SECONDS", 3600.0)
-    monkeypatch.setattr("semantik_realtime.emitter.carrier.LAST_RETRY_SECONDS", 3600.0)
+    monkeypatch.setattr("semantik_realtime.emitter.sender.FIRST_RETRY_SECONDS", 3600.0)
+    monkeypatch.setattr("semantik_realtime.emitter.sender.LAST_RETRY_SECONDS", 3600.0)
     server.kill()
     publisher.emit("job:0")
     await until(lambda: publisher.rt.emitter.is_failing)
     server.start()
-    publisher.rt.emitter.hurry()
+    publisher.rt.emitter.retry_now()
     assert await flush(publisher)
 
 

@@ -21,7 +21,7 @@ from record import CLOCK, OWNER, Record
 
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.errors import BackendError
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.job import Job, Origin
 
 AT_ONCE = 4

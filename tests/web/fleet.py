@@ -28,7 +28,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
 from semantik_realtime.core.fold import View
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 
 SECRET = "a secret of at least thirty-two bytes"
 SUBPROTOCOL = "semantik.realtime.v1"
@@ -101,7 +101,7 @@ class Site:
     def native(self) -> str:
         return f"ws://127.0.0.1:{self.port}{self.root}/realtime/ws"
 
-    def founding(self, job: str, path: str = "/ws/jobs/{}") -> str:
+    def compat(self, job: str, path: str = "/ws/jobs/{}") -> str:
         return f"ws://127.0.0.1:{self.port}{self.root}{path.format(job)}"
 
     def client(self, user: object = "7", **options: Any) -> httpx.AsyncClient:
@@ -588,8 +588,8 @@ class Stream(Native):
             pass
 
 
-class Founding:
-    """A browser of the founding wire: it takes whatever comes."""
+class Compat:
+    """A browser of the compatibility wire: it takes whatever comes."""
 
     def __init__(
         self, url: str, *, user: str | None = "7", query: Mapping[str, str] = {}, **options: Any
@@ -602,7 +602,7 @@ class Founding:
         self.reason = ""
         self.socket: ClientConnection | None = None
 
-    async def __aenter__(self) -> Founding:
+    async def __aenter__(self) -> Compat:
         self.socket = await connect(str(self._url), max_size=None, **self._options)
         self._reading = asyncio.create_task(self._read(self.socket))
         return self

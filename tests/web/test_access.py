@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from fleet import (
     SECRET,
-    Founding,
+    Compat,
     Here,
     Native,
     Publisher,
@@ -187,7 +187,7 @@ async def test_while_the_keys_cannot_be_had_nobody_is_refused_for_good(
     away = {"jwt_jwks_url": f"http://127.0.0.1:{free_port()}/", "jwt_algorithms": ["RS256"]}
     async with site_of(settings.model_copy(update=away)) as site:
         assert (await refused(site.native + f"?token={signed()}"))[0] == 1011
-        assert (await refused(site.founding("1") + f"?token={signed()}"))[0] == 1006
+        assert (await refused(site.compat("1") + f"?token={signed()}"))[0] == 1006
         async with site.client() as http:
             headers = {"Authorization": f"Bearer {signed()}"}
             assert (await http.get("/realtime/jobs/1", headers=headers)).status_code == 503
@@ -201,12 +201,12 @@ async def test_a_token_that_expires_ends_the_connection(site: Here, publisher: P
     short = f"?token={token(seconds=1.5)}"
     async with (
         Native(site, "job:1", query=short) as native,
-        Founding(site.founding("1") + short, user=None) as founding,
+        Compat(site.compat("1") + short, user=None) as compat,
     ):
         await native.synced()
         await until(lambda: native.closed)
         assert native.closed == 4402
-        assert await founding.end() == 1008
+        assert await compat.end() == 1008
 
 
 async def test_a_fresh_token_keeps_the_connection(site: Here, publisher: Publisher) -> None:
@@ -329,8 +329,8 @@ async def test_a_hook_that_refuses_is_believed(settings: Settings, publisher: Pu
         banned = {"additional_headers": {"X-Banned": "1"}}
         query = f"?token={token()}"
         assert await refused(site.native + query, **banned) == (4401, "banned")
-        assert await refused(site.founding("1") + query, **banned) == (1008, "banned")
-        assert (await refused(site.founding("2") + query))[0] == 1008
+        assert await refused(site.compat("1") + query, **banned) == (1008, "banned")
+        assert (await refused(site.compat("2") + query))[0] == 1008
         async with Native(site, "job:1", "job:2") as client:
             await client.synced("job:1")
             assert (await client.wait_for("denied"))["topic"] == "job:2"
@@ -360,10 +360,10 @@ async def test_a_hook_that_fails_refuses_nobody_for_good(
     async with site_of(settings, plugins=[Failing()]) as site, site.client() as http:
         query = f"?token={token()}"
         assert (await refused(site.native + query))[0] == 1011
-        assert (await refused(site.founding("1") + query))[0] in dropped
+        assert (await refused(site.compat("1") + query))[0] in dropped
         assert (await http.get("/realtime/jobs/1")).status_code == 503
         broken.remove("authenticate")
-        assert (await refused(site.founding("1") + query))[0] in dropped
+        assert (await refused(site.compat("1") + query))[0] in dropped
         assert (await http.get("/realtime/jobs/1")).status_code == 503
         async with Native(site, "job:1") as client:
             await client.wait_for("welcome")
@@ -432,7 +432,7 @@ async def test_what_the_backend_does_not_know_the_hosts_record_answers(
     async with site_of(settings, plugins=plugins) as site, site.client() as http:
         async with (
             Native(site, "job:1", "job:2") as native,
-            Founding(site.founding("1")) as browser,
+            Compat(site.compat("1")) as browser,
         ):
             await native.synced()
             told = {sync["topic"]: sync for sync in native.syncs}
@@ -530,7 +530,7 @@ async def test_a_record_that_hangs_holds_up_only_what_it_was_asked_for(
     async with (
         site_of(settings, plugins=[Hanging(), AllowAll()]) as site,
         Native(site, *old, "job:live") as client,
-        Founding(site.founding("old-1")) as browser,
+        Compat(site.compat("old-1")) as browser,
     ):
         # Longer than the host may take for one answer.
         deadline = time.monotonic() + HOST_SECONDS + 1

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from fleet import until
 
+from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.errors import BackendUnavailable
-from semantik_realtime.fallback import Fallback
 from semantik_realtime.hookspecs import Snapshot, Top, hookimpl
-from semantik_realtime.realtime import Runtime
-from semantik_realtime.web.hub import MAX_RECALLS, Hub
+from semantik_realtime.runtime import Runtime
+from semantik_realtime.web.hub.hub import MAX_RECALLS, Hub
 
 SETTINGS = Settings(backend="memory", url=None)
 
@@ -79,7 +79,7 @@ async def hub(backend: Fickle) -> AsyncIterator[Hub]:
         return None
 
     made = Hub(
-        Fallback(backend, MemoryBackend(SETTINGS), 5),
+        GuardedBackend(backend, MemoryBackend(SETTINGS), 5),
         flush=flush,
         recall=recall,
         tops_seconds=3600,

@@ -6,7 +6,7 @@ import asyncio
 import random
 
 import pytest
-from fleet import Founding, Here, Native, Publisher, fleet_of, site_of, until
+from fleet import Compat, Here, Native, Publisher, fleet_of, site_of, until
 
 from semantik_realtime.config import Settings
 
@@ -72,13 +72,13 @@ async def test_a_late_joiner_gets_the_state_then_history_then_live(
     await publisher.publish("job:1", 150)
     async with (
         Native(site, "job:1", history=20) as native,
-        Founding(site.founding("1")) as founding,
+        Compat(site.compat("1")) as compat,
     ):
         await native.synced()
-        await founding.wait_for("step", 100)
+        await compat.wait_for("step", 100)
         await publisher.publish("job:1", 3)
         await native.has("job:1", 153)
-        await founding.wait_for("step", 103)
+        await compat.wait_for("step", 103)
 
     [sync] = native.syncs
     assert sync["reason"] == "new"
@@ -86,7 +86,7 @@ async def test_a_late_joiner_gets_the_state_then_history_then_live(
     assert [event["data"]["i"] for event in sync["events"]] == list(range(130, 150))
     assert native.numbers("job:1") == [150, 151, 152]
 
-    first, *rest = founding.messages
+    first, *rest = compat.messages
     assert first["type"] == "current_state"
     assert first["data"]["current"] == 150
     assert [message["data"]["i"] for message in rest] == list(range(50, 153))

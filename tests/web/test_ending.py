@@ -8,7 +8,7 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from fleet import Founding, Here, Native, Publisher, Way, fleet_of, refused, site_of, token, until
+from fleet import Compat, Here, Native, Publisher, Way, fleet_of, refused, site_of, token, until
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Outcome
@@ -23,12 +23,12 @@ async def test_a_server_that_is_told_to_stop_sends_everyone_away_and_ends_prompt
     async with (
         fleet_of(2, settings) as (one, other),
         Native(one, "job:1") as native,
-        Founding(one.founding("1")) as founding,
+        Compat(one.compat("1")) as compat,
         Native(other, "job:1") as elsewhere,
     ):
         await native.synced()
         await elsewhere.synced()
-        await founding.wait_for("current_state")
+        await compat.wait_for("current_state")
         began = time.monotonic()
         one.stop()
         bye = await native.wait_for("bye")
@@ -36,7 +36,7 @@ async def test_a_server_that_is_told_to_stop_sends_everyone_away_and_ends_prompt
         await until(lambda: native.closed)
         assert native.closed == 1012
         # No close frame: only after that do these browsers come back.
-        assert await founding.end() == 1006
+        assert await compat.end() == 1006
         await one.ended(5)
         assert time.monotonic() - began < 4
 
@@ -83,14 +83,14 @@ async def test_a_deleted_job_is_gone_at_once_and_late_drafts_are_refused(
     async with (
         Native(site, "job:1") as native,
         Native(site, "user:7") as feed,
-        Founding(site.founding("1")) as founding,
+        Compat(site.compat("1")) as compat,
     ):
         await native.synced()
         await feed.synced()
-        await founding.wait_for("current_state")
+        await compat.wait_for("current_state")
         assert await site.rt.delete("1") is True
         assert (await native.wait_for("gone"))["topic"] == "job:1"
-        deleted = await founding.wait_for("job_deleted")
+        deleted = await compat.wait_for("job_deleted")
         assert deleted["data"]["status"] == "deleted"
         await feed.has("user:7", 1)
         [told] = feed.seen["user:7"]
@@ -103,7 +103,7 @@ async def test_a_deleted_job_is_gone_at_once_and_late_drafts_are_refused(
         assert native.closed is None
         assert native.numbers("job:1") == []
         assert await site.rt.delete("1") is False
-    assert (await refused(site.founding("1") + f"?token={token()}"))[0] == 1008
+    assert (await refused(site.compat("1") + f"?token={token()}"))[0] == 1008
     async with site.client() as http:
         assert (await http.get("/realtime/jobs/1")).status_code == 404
 
@@ -132,19 +132,19 @@ async def test_a_deletion_while_the_feed_was_down_is_told_when_it_is_back(
         async with (
             site_of(through) as site,
             Native(site, "job:1") as native,
-            Founding(site.founding("1")) as founding,
+            Compat(site.compat("1")) as compat,
         ):
             await native.synced()
-            await founding.wait_for("current_state")
+            await compat.wait_for("current_state")
             with way.closed():
                 await publisher.rt.delete("1", owner="7")
             assert (await native.wait_for("gone"))["topic"] == "job:1"
-            deleted = await founding.wait_for("job_deleted")
+            deleted = await compat.wait_for("job_deleted")
             assert deleted["data"]["status"] == "deleted"
-            assert len(native.syncs) == len(founding.of("current_state")) == 1
+            assert len(native.syncs) == len(compat.of("current_state")) == 1
             await until(lambda: site.rt.server.hub.topics == 0)
             assert native.closed is None
-            assert founding.closed is None
+            assert compat.closed is None
 
 
 class Archive:
@@ -173,10 +173,10 @@ async def test_who_comes_to_a_deleted_job_is_told_so_if_the_host_lets_them_watch
             await native.subscribe("job:1")
             await native.wait_for("gone", 2)
             assert len(native.syncs) == 1
-        async with Founding(site.founding("1")) as founding:
-            deleted = await founding.wait_for("job_deleted")
+        async with Compat(site.compat("1")) as compat:
+            deleted = await compat.wait_for("job_deleted")
             assert deleted["data"] == {"status": "deleted"}
-            assert len(founding.messages) == 1
+            assert len(compat.messages) == 1
         assert (await http.get("/realtime/jobs/1")).status_code == 404
         await until(lambda: site.rt.server.hub.topics == 0)
 
@@ -192,12 +192,12 @@ async def test_after_the_grace_the_hosts_record_answers(
     async with site_of(settings, plugins=[Archive()]) as site, site.client() as http:
         async with (
             Native(site, "job:1") as native,
-            Founding(site.founding("1")) as founding,
+            Compat(site.compat("1")) as compat,
         ):
             await native.synced()
-            await founding.wait_for("current_state")
+            await compat.wait_for("current_state")
             await publisher.end("job:1")
-            await founding.wait_for("job_completed")
+            await compat.wait_for("job_completed")
             await native.has("job:1", 3)
             late = await http.get("/realtime/jobs/1")
             assert late.json()["states"]["1"]["status"] == "completed"
@@ -207,7 +207,7 @@ async def test_after_the_grace_the_hosts_record_answers(
             await native.wait_for("sync", 2)
             assert native.syncs[1]["reason"] == "recalled"
             assert native.views["job:1"].states["1"]["message"] == "from the archive"
-            recalled = await founding.wait_for("current_state", 2)
+            recalled = await compat.wait_for("current_state", 2)
             assert recalled["data"]["status"] == "completed"
         async with Native(site, "job:1") as later:
             await later.synced()
@@ -217,7 +217,7 @@ async def test_after_the_grace_the_hosts_record_answers(
     publisher.close()
 
 
-async def test_without_a_record_an_expired_log_leaves_a_founding_page_as_it_is(
+async def test_without_a_record_an_expired_log_leaves_a_compat_page_as_it_is(
     settings: Settings,
 ) -> None:
     settings = settings.model_copy(update={"grace_seconds": 1.0, "tops_seconds": 0.3})
@@ -226,16 +226,16 @@ async def test_without_a_record_an_expired_log_leaves_a_founding_page_as_it_is(
     async with (
         site_of(settings) as site,
         Native(site, "job:1") as native,
-        Founding(site.founding("1")) as founding,
+        Compat(site.compat("1")) as compat,
     ):
         await native.synced()
-        await founding.wait_for("current_state")
+        await compat.wait_for("current_state")
         await publisher.end("job:1")
         await native.wait_for("sync", 2)
-        await founding.send("ping")
-        await founding.wait_for("pong")
+        await compat.send("ping")
+        await compat.wait_for("pong")
     assert (native.syncs[1]["reason"], native.syncs[1]["cursor"]) == ("epoch", None)
-    told = [message for message in founding.messages if "id" in message]
+    told = [message for message in compat.messages if "id" in message]
     assert told[-1]["type"] == "job_completed"
     publisher.close()
 

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 import pytest
 from fastapi import APIRouter, FastAPI
 from fleet import (
-    Founding,
+    Compat,
     Native,
     Publisher,
     environment,
@@ -28,7 +28,7 @@ from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.errors import BackendUnavailable, ConfigError
 from semantik_realtime.hookspecs import Credentials, hookimpl
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import RedisServer, free_port, running, valkey_program
 
 
@@ -86,9 +86,9 @@ async def test_a_router_with_the_hosts_rules_and_prefix(
             path = f"/api/realtime/jobs/{job}"
             assert (await http.get(path, headers={"X-User": "guest"})).status_code == status
             assert (await http.get(path)).status_code == 401
-        url = site.founding("1", "/api/ws/jobs/{}")
+        url = site.compat("1", "/api/ws/jobs/{}")
         headers = {"additional_headers": {"X-User": "guest"}}
-        async with Founding(url, user=None, **headers) as browser:
+        async with Compat(url, user=None, **headers) as browser:
             await browser.wait_for("current_state")
 
 
@@ -120,7 +120,7 @@ async def test_a_mounted_application_works_though_its_lifespan_never_runs(
     outer.mount("/inside", inner)
     await publisher.publish("job:1", 1)
     async with serve(outer) as site:
-        browser = Founding(site.founding("1", "/inside/ws/jobs/{}"))
+        browser = Compat(site.compat("1", "/inside/ws/jobs/{}"))
         async with browser, site.client() as http:
             await browser.wait_for("current_state")
             assert (await http.get("/inside/realtime/jobs/1")).status_code == 200
@@ -314,7 +314,7 @@ async def test_what_the_backend_may_lose_is_said_once_when_it_is_there(
 
 
 @pytest.mark.parametrize("path", ["/ws/jobs", "/ws/{user}/{id}"])
-def test_a_founding_path_without_a_job_is_refused(path: str) -> None:
-    rt = Realtime(make_settings("redis://127.0.0.1:1/0", founding_path=path))
+def test_a_compat_path_without_a_job_is_refused(path: str) -> None:
+    rt = Realtime(make_settings("redis://127.0.0.1:1/0", compat_path=path))
     with pytest.raises(ConfigError, match=r"needs \{job_id\}"):
         rt.router()

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import redis
 from fleet import (
-    Founding,
+    Compat,
     Here,
     Native,
     Publisher,
@@ -31,8 +31,8 @@ from pydantic import SecretStr
 
 from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
+from semantik_realtime.core.backpressure import Limits
 from semantik_realtime.core.event import Outcome
-from semantik_realtime.core.outbox import Limits
 from semantik_realtime.core.resume import REPLAY_LIMIT
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.hookspecs import hookimpl
@@ -107,23 +107,23 @@ async def test_connections_subscriptions_and_topics_are_told_while_they_last(
     async with (
         Native(site, "job:1", "job:2") as native,
         Native(site, "job:1") as other,
-        Founding(site.founding("1")) as founding,
+        Compat(site.compat("1")) as compat,
         Stream(site, "job:1") as stream,
     ):
         await native.synced()
         await other.synced()
         await stream.synced()
-        await founding.wait_for("current_state")
+        await compat.wait_for("current_state")
         page = await scrape(site)
         assert page["connections", "native"] == 2
-        assert page["connections", "founding"] == 1
+        assert page["connections", "compat"] == 1
         assert page["connections", "sse"] == 1
         assert page["subscriptions",] == 5
         assert page["topics",] == 2
         assert not moved(before, page, "connections_closed_total")
     nobody = {
         ("connections", "native"): 0.0,
-        ("connections", "founding"): 0.0,
+        ("connections", "compat"): 0.0,
         ("connections", "sse"): 0.0,
         ("subscriptions",): 0.0,
         ("topics",): 0.0,
@@ -360,12 +360,12 @@ async def test_whoever_is_not_let_in_is_told_by_reason(
         await client.synced()
         before = await scrape(site)
         await refused(site.native, origin="https://elsewhere.example")
-        await refused(site.founding("1"), origin="https://elsewhere.example")
+        await refused(site.compat("1"), origin="https://elsewhere.example")
         await refused(site.native + "?token=rubbish")
         await refused(site.native + f"?token={token(seconds=-1)}")
         await refused(site.native + f"?token={token()}")
-        await refused(site.founding("1") + "?token=rubbish")
-        await refused(site.founding("1") + f"?token={token('8')}")
+        await refused(site.compat("1") + "?token=rubbish")
+        await refused(site.compat("1") + f"?token={token('8')}")
         after = await scrape(site)
         assert moved(before, after, "connections_refused_total", "connections_closed_total") == {
             ("connections_refused_total", "origin"): 2,
@@ -557,17 +557,17 @@ async def test_processes_that_share_a_directory_are_told_as_one(
         fleet_of(2, settings, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as (one, other),
         Native(one, "job:1") as here,
         Native(other, "job:1") as there,
-        Founding(other.founding("1")) as founding,
+        Compat(other.compat("1")) as compat,
     ):
         await here.synced()
         await there.synced()
-        await founding.wait_for("current_state")
+        await compat.wait_for("current_state")
         await publisher.publish("job:1", 10, batch=10)
         await here.has("job:1", 11)
         await there.has("job:1", 11)
         told = {
             ("connections", "native"): 2.0,
-            ("connections", "founding"): 1.0,
+            ("connections", "compat"): 1.0,
             ("subscriptions",): 3.0,
             ("events_received_total",): 20.0,
             ("events_delivered_total",): 30.0,
@@ -582,7 +582,7 @@ async def test_processes_that_share_a_directory_are_told_as_one(
 
         # Who is killed cannot say that it is gone. What it has counted stays counted.
         other.remove()
-        left = {**told, ("connections", "native"): 1.0, ("connections", "founding"): 0.0}
+        left = {**told, ("connections", "native"): 1.0, ("connections", "compat"): 0.0}
         left["subscriptions",] = 1.0
         page = await becomes(one, left)
         one.stop()

@@ -11,12 +11,12 @@ import pytest
 from fastapi import FastAPI
 
 from semantik_realtime import Realtime
+from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import BackendUnavailable
-from semantik_realtime.fallback import Fallback
 from semantik_realtime.hookspecs import hookimpl
-from semantik_realtime.web.meanwhile import Meanwhile
+from semantik_realtime.web.outage import DegradedMode
 
 GIVEN: dict[str, Any] = {"backend": "memory", "jwt_secret": "a secret of at least thirty-two bytes"}
 
@@ -157,8 +157,8 @@ async def test_between_two_looks_at_the_record_are_20_s_15_percent_more_or_less(
 
     monkeypatch.setattr(asyncio, "sleep", note)
     seconds = Settings(**GIVEN).recall_seconds
-    backend = Fallback(Away(), MemoryBackend(Settings(**GIVEN)), 1.0)
-    meanwhile = Meanwhile(backend, recall, seconds, [Watching()], spawn)  # type: ignore[list-item]
+    backend = GuardedBackend(Away(), MemoryBackend(Settings(**GIVEN)), 1.0)
+    meanwhile = DegradedMode(backend, recall, seconds, [Watching()], spawn)  # type: ignore[list-item]
     meanwhile.begin()
     async with asyncio.timeout(20):
         await enough.wait()

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 from fleet import (
     SUBPROTOCOL,
-    Founding,
+    Compat,
     Here,
     Native,
     Publisher,
@@ -97,18 +97,18 @@ async def test_a_bad_credential_is_refused(
 ) -> None:
     await publisher.publish("job:1", 1)
     assert (await refused(site.native + f"?token={credential}"))[0] == code
-    assert (await refused(site.founding("1") + f"?token={credential}"))[0] == 1008
+    assert (await refused(site.compat("1") + f"?token={credential}"))[0] == 1008
     async with Native(site, query="") as client:
         await client.send({"op": "auth", "token": credential})
         await until(lambda: client.closed)
         assert client.closed == code
 
 
-async def test_without_a_credential_the_founding_wire_is_refused_and_the_native_one_waits(
+async def test_without_a_credential_the_compat_wire_is_refused_and_the_native_one_waits(
     site: Here, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    assert (await refused(site.founding("1")))[0] == 1008
+    assert (await refused(site.compat("1")))[0] == 1008
     async with Native(site, "job:1", query="") as client:
         await client.send({"op": "ping"})
         assert (await client.wait_for("error"))["code"] == "unauthenticated"
@@ -120,7 +120,7 @@ async def test_who_does_not_authenticate_in_time_is_sent_away(
     site: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hasty = functools.partial(SessionLimits, auth_seconds=0.3)
-    monkeypatch.setattr("semantik_realtime.web.websocket.SessionLimits", hasty)
+    monkeypatch.setattr("semantik_realtime.web.endpoints.websocket.SessionLimits", hasty)
     assert (await refused(site.native))[0] == 4408
     # Saying something else does not help.
     async with Native(site, query="") as client:
@@ -129,12 +129,12 @@ async def test_who_does_not_authenticate_in_time_is_sent_away(
         assert client.closed == 4408
 
 
-@pytest.mark.parametrize("wire", ["native", "founding"])
+@pytest.mark.parametrize("wire", ["native", "compat"])
 async def test_a_page_of_another_origin_is_refused_before_accepting(
     site: Here, publisher: Publisher, wire: str
 ) -> None:
     await publisher.publish("job:1", 1)
-    url = (site.native if wire == "native" else site.founding("1")) + f"?token={token()}"
+    url = (site.native if wire == "native" else site.compat("1")) + f"?token={token()}"
     for origin in (
         "https://evil.example",
         "null",
@@ -158,7 +158,7 @@ async def test_an_eleventh_connection_is_refused_counted_over_two_servers(
             await client.synced()
         for server in servers:
             assert (await refused(server.native + f"?token={token()}"))[0] == 4429
-            assert (await refused(server.founding("1") + f"?token={token()}"))[0] == 1008
+            assert (await refused(server.compat("1") + f"?token={token()}"))[0] == 1008
         async with Native(servers[0], user="8") as other:
             await other.wait_for("welcome")
 
@@ -240,11 +240,11 @@ async def test_a_frame_of_two_megabytes_is_refused(site: Here, publisher: Publis
         await client.send(json.dumps({"op": "ping", "filling": "x" * 2_000_000}))
         await until(lambda: client.closed)
         assert client.closed == 1009
-    async with Founding(site.founding("1")) as founding:
-        await founding.send("x" * 2_000_000)
-        assert "status" not in (await founding.wait_for("error"))["data"]
-        await founding.send("ping")
-        await founding.wait_for("pong")
+    async with Compat(site.compat("1")) as compat:
+        await compat.send("x" * 2_000_000)
+        assert "status" not in (await compat.wait_for("error"))["data"]
+        await compat.send("ping")
+        await compat.wait_for("pong")
 
 
 async def test_an_event_of_a_megabyte_is_not_sent(site: Here, publisher: Publisher) -> None:
@@ -264,7 +264,7 @@ async def test_a_topic_outside_the_grammar_is_refused_everywhere(
     with pytest.raises(TopicError):
         await site.rt.publish("../x", "step")
     for name in ("..", "%2e%2e", "a%20b", "%00", "x" * 300, "%C3%A4"):
-        assert (await refused(site.founding(name) + f"?token={token()}"))[0] == 1008, name
+        assert (await refused(site.compat(name) + f"?token={token()}"))[0] == 1008, name
     async with site.client() as http:
         for name in ("%2e%2e", "a%20b", "%00", "x" * 300):
             assert (await http.get(f"/realtime/jobs/{name}")).status_code == 404, name
@@ -300,11 +300,11 @@ async def test_the_token_travels_in_any_of_its_places(site: Here, publisher: Pub
         {"additional_headers": {"Cookie": f"access_token={token()}"}},
     ]
     for options in places:
-        async with Founding(site.founding("1"), user=None, **options) as founding:
-            await founding.wait_for("current_state")
+        async with Compat(site.compat("1"), user=None, **options) as compat:
+            await compat.wait_for("current_state")
             echoed = offered if "subprotocols" in options else None
-            assert founding.socket is not None
-            assert founding.socket.subprotocol == echoed
+            assert compat.socket is not None
+            assert compat.socket.subprotocol == echoed
         async with connect(site.native, **options) as socket:
             assert json.loads(await socket.recv())["op"] == "welcome"
     both = [SUBPROTOCOL, offered]

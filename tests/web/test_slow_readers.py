@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fleet import Founding, Here, Native, Publisher, bystander, site_of, until
+from fleet import Compat, Here, Native, Publisher, bystander, site_of, until
 
 from semantik_realtime.config import Settings
-from semantik_realtime.core.outbox import Limits
-from semantik_realtime.web.channel import Channel
+from semantik_realtime.core.backpressure import Limits
+from semantik_realtime.web.hub.channel import Channel
 
 FILLING = "x" * 50_000
 
@@ -18,12 +18,12 @@ def channel_of(site: Here, topic: str) -> Channel:
     return site.rt.server.hub._channels[topic]
 
 
-def pause(client: Native | Founding) -> None:
+def pause(client: Native | Compat) -> None:
     assert client.socket is not None
     client.socket.transport.pause_reading()
 
 
-def resume(client: Native | Founding) -> None:
+def resume(client: Native | Compat) -> None:
     assert client.socket is not None
     client.socket.transport.resume_reading()
 
@@ -102,7 +102,7 @@ async def test_a_slow_one_gets_a_conflated_batch_and_the_right_state(
     await slow.close()
 
 
-@pytest.mark.parametrize("wire", ["native", "founding"])
+@pytest.mark.parametrize("wire", ["native", "compat"])
 async def test_who_takes_nothing_for_too_long_is_evicted(
     settings: Settings, publisher: Publisher, wire: str
 ) -> None:
@@ -111,11 +111,11 @@ async def test_who_takes_nothing_for_too_long_is_evicted(
         hub = site.rt.server.hub
         hub.limits = Limits(stall_seconds=1.0)
         here = set(hub.connections)
-        client: Native | Founding
+        client: Native | Compat
         if wire == "native":
             client = Native(site, "job:1", compression=None)
         else:
-            client = Founding(site.founding("1"), compression=None)
+            client = Compat(site.compat("1"), compression=None)
         await client.__aenter__()
         await until(lambda: hub.connections - here)
         [connection] = hub.connections - here
@@ -130,15 +130,15 @@ async def test_who_takes_nothing_for_too_long_is_evicted(
         resume(client)
         await until(lambda: client.closed)
         # If it is full to the brim no close frame can be sent; both mean: come back.
-        assert client.closed in ((1006,) if wire == "founding" else (1006, 4413))
+        assert client.closed in ((1006,) if wire == "compat" else (1006, 4413))
         await client.__aexit__()
 
 
-async def test_a_slow_founding_browser_is_dropped_without_a_close_frame(
+async def test_a_slow_compat_browser_is_dropped_without_a_close_frame(
     site: Here, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with Founding(site.founding("1"), compression=None) as browser:
+    async with Compat(site.compat("1"), compression=None) as browser:
         await browser.wait_for("current_state")
         pause(browser)
         await fill(publisher, "job:1", 200)

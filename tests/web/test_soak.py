@@ -12,7 +12,7 @@ from fleet import Native, Process, Publisher, Way, fleet_of, make_settings
 
 from semantik_realtime.core.fold import View
 from semantik_realtime.testing.servers import ROWS, Server
-from semantik_realtime.web.channel import states_of
+from semantik_realtime.web.hub.channel import states_of
 
 SEED = 7
 SECONDS = 9.0

@@ -27,7 +27,7 @@ from fleet import (
 
 from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
-from semantik_realtime.core.outbox import Limits
+from semantik_realtime.core.backpressure import Limits
 from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.testing.servers import ROWS, Server
 

@@ -5,7 +5,7 @@ import os
 from fastapi import FastAPI
 
 from semantik_realtime import Realtime
-from semantik_realtime.core.outbox import Limits
+from semantik_realtime.core.backpressure import Limits
 from semantik_realtime.web import websocket
 
 app = FastAPI()
@@ -13,8 +13,8 @@ rt = Realtime().install(app)
 
 if stall := os.environ.get("TEST_STALL_SECONDS"):
     rt.server.hub.limits = Limits(stall_seconds=float(stall))
-if pings := os.environ.get("TEST_FOUNDING_PING_SECONDS"):
-    websocket.FOUNDING_PING_SECONDS = float(pings)
+if pings := os.environ.get("TEST_COMPAT_PING_SECONDS"):
+    websocket.COMPAT_PING_SECONDS = float(pings)
 
 
 @app.get("/alive")

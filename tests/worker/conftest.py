@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from topic_log import Log, Reader, wait_until
 
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import Settings
-from semantik_realtime.loader import load_backend
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import ROWS
 from semantik_realtime.worker import job as job_module
 
@@ -57,7 +57,7 @@ def log(runtime: Runtime, reader: Reader) -> Callable[[str], Log]:
     """The log of a topic, once all that was emitted is in it."""
 
     def look(topic: str) -> Log:
-        wait_until(lambda: not runtime.emitter._sources._due)
+        wait_until(lambda: not runtime.emitter._throttled._due)
         assert runtime.emitter.flush(5)
         return Log(reader, topic)
 

@@ -14,8 +14,8 @@ import time
 
 import msgspec
 
-from semantik_realtime.realtime import Runtime
-from semantik_realtime.worker.job import Job, Origin
+from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker.job import Job, JobMeta
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         command, *words = line.split()
         match command:
             case "begin":
-                jobs[words[0]] = Job(runtime, Origin(words[0], owner="7"), 1)
+                jobs[words[0]] = Job(runtime, JobMeta(words[0], owner="7"), 1)
                 jobs[words[0]].begin()
             case "say":
                 jobs[words[0]].emit("note", number=int(words[1]))

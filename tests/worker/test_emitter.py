@@ -11,12 +11,13 @@ from itertools import pairwise
 import pytest
 from topic_log import wait_until
 
-from semantik_realtime import emitter as emitter_module
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Outcome, Receipt, StateChange, encode_body
 from semantik_realtime.core.spool import Spool
-from semantik_realtime.emitter import Emitter, carrier, queue
+from semantik_realtime.emitter import emitter as emitter_module
+from semantik_realtime.emitter import queue, sender
+from semantik_realtime.emitter.emitter import Emitter
 from semantik_realtime.errors import AppendUncertain, BackendUnavailable
 
 TIME = "2026-01-01T00:00:00.000Z"
@@ -86,7 +87,7 @@ def line() -> Line:
 
 @pytest.fixture
 def emitter(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emitter]:
-    monkeypatch.setattr(carrier, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 0.01)
     emitter = Emitter(line.publish)
     yield emitter
     line.is_away = False
@@ -308,7 +309,7 @@ def test_what_waits_is_bounded_while_the_backend_hangs_and_every_end_is_kept(
     emitter = Emitter(line.publish, **limits)
     line.open.clear()
     emitter.emit(draft(0))
-    wait_until(lambda: emitter._carrier.has_called_for(emitter_module.SLOW_SECONDS))
+    wait_until(lambda: emitter._sender.has_called_for(emitter_module.SLOW_SECONDS))
     ends = []
     for number in range(1, 3001):
         is_end = number % 100 == 0
@@ -332,7 +333,7 @@ def test_even_ends_are_bounded_while_the_backend_hangs(line: Line) -> None:
     emitter = Emitter(line.publish, max_drafts=100)
     line.open.clear()
     emitter.emit(draft(0))
-    wait_until(lambda: emitter._carrier.has_called_for(emitter_module.SLOW_SECONDS))
+    wait_until(lambda: emitter._sender.has_called_for(emitter_module.SLOW_SECONDS))
     for number in range(1, 3001):
         emitter.emit(draft(number, topic=f"job:{number}", terminal=True))
     wait_until(lambda: emitter.waiting <= 1 + 2 * 100)
@@ -380,7 +381,7 @@ def test_what_is_dropped_leaves_gaps_in_the_numbers_and_no_duplicates(
 def test_a_backend_that_is_away_is_tried_at_a_bounded_rate(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carrier, "LAST_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(sender, "LAST_RETRY_SECONDS", 0.1)
     line.is_away = True
     emitter.emit(draft(0))
     while len(line.times) < 16:
@@ -388,7 +389,7 @@ def test_a_backend_that_is_away_is_tried_at_a_bounded_rate(
         emitter.emit(draft(1))
         time.sleep(0.001)
     pauses = [later - earlier for earlier, later in pairwise(line.times)]
-    assert min(pauses[4:]) >= 0.1 * (1 - carrier.RETRY_JITTER)
+    assert min(pauses[4:]) >= 0.1 * (1 - sender.RETRY_JITTER)
 
 
 def test_the_waits_between_tries_grow_and_processes_do_not_keep_in_step(line: Line) -> None:
@@ -396,8 +397,8 @@ def test_the_waits_between_tries_grow_and_processes_do_not_keep_in_step(line: Li
     waits = []
     for _ in range(100):
         begun = time.monotonic()
-        emitter._carrier.failed()
-        waits.append(emitter._carrier._retry_at - begun)
+        emitter._sender.failed()
+        waits.append(emitter._sender._retry_at - begun)
     assert waits[0] < 0.2
     last = waits[10:]
     assert 0.8 <= min(last) < 0.95
@@ -408,15 +409,15 @@ def test_the_waits_between_tries_grow_and_processes_do_not_keep_in_step(line: Li
 def test_an_emitter_in_a_hurry_tries_at_once(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carrier, "FIRST_RETRY_SECONDS", 60.0)
-    monkeypatch.setattr(carrier, "LAST_RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(sender, "LAST_RETRY_SECONDS", 60.0)
     line.is_away = True
     emitter.emit(draft(0))
     wait_until(lambda: emitter.is_failing)
-    emitter.hurry()
-    wait_until(lambda: len(line.batches) == 2 and emitter._carrier._try is None)
+    emitter.retry_now()
+    wait_until(lambda: len(line.batches) == 2 and emitter._sender._try is None)
     line.is_away = False
-    emitter.hurry()
+    emitter.retry_now()
     assert emitter.flush(5)
     assert not emitter.is_failing
 
@@ -477,7 +478,7 @@ def test_each_draft_that_has_to_wait_is_sheltered_once_and_in_order(
 def test_what_waits_is_sheltered_at_once_with_the_flight_that_failed(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carrier, "FIRST_RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 60.0)
     sheltered: list[Draft] = []
     emitter.shelter = sheltered.extend
     told = [draft(number) for number in range(3)]
@@ -493,7 +494,7 @@ def test_what_waits_is_sheltered_at_once_with_the_flight_that_failed(
     assert sheltered == told[1:]
     assert len(line.batches) == 2
     line.is_away = False
-    emitter.hurry()
+    emitter.retry_now()
     assert emitter.flush(5)
     emitter.emit(draft(3))
     assert emitter.flush(5)
@@ -573,8 +574,8 @@ def test_a_source_that_raises_does_not_hold_up_the_others(emitter: Emitter) -> N
         raise ZeroDivisionError
 
     # Due in the same step.
-    emitter._sources.add("bad", 0.0, raises)
-    emitter._sources.add("good", 0.0, lambda: called.append("good"))
+    emitter._throttled.add("bad", 0.0, raises)
+    emitter._throttled.add("good", 0.0, lambda: called.append("good"))
     emitter._rouse()
     wait_until(lambda: "good" in called)
     assert called == ["bad", "good"]

@@ -18,11 +18,11 @@ from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft
 from semantik_realtime.errors import TopicError
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.job import (
     RESERVED,
     Job,
-    Origin,
+    JobMeta,
     current,
     describe_error,
     enter,
@@ -36,7 +36,7 @@ RANKS = {"queued": 0, "running": 1, "retrying": 2, "completed": 3, "failed": 3, 
 
 @pytest.fixture
 def running(runtime: Runtime) -> Iterator[Job]:
-    running = Job(runtime, Origin("1", "index", "7", ("collection:9",)), 1)
+    running = Job(runtime, JobMeta("1", "index", "7", ("collection:9",)), 1)
     running.begin()
     enter(running)
     yield running
@@ -143,7 +143,7 @@ def test_a_topic_belongs_to_the_owner_but_a_shared_feed_does_not(running: Job, l
 def test_progress_goes_to_feeds_more_slowly(backend: MemoryBackend, reader: Reader) -> None:
     settings = Settings(backend="memory", progress_seconds=0.01, feed_seconds=0.5)
     runtime = Runtime(settings, backend=backend)
-    running = Job(runtime, Origin("1", None, "7"), 1)
+    running = Job(runtime, JobMeta("1", None, "7"), 1)
     running.begin()
     own = Log(reader, "job:1")
     for number in range(1, 20):
@@ -159,7 +159,7 @@ def test_progress_goes_to_feeds_more_slowly(backend: MemoryBackend, reader: Read
 def test_progress_of_a_tight_loop_is_few_events(backend: MemoryBackend, reader: Reader) -> None:
     settings = Settings(backend="memory", progress_seconds=60)
     runtime = Runtime(settings, backend=backend)
-    running = Job(runtime, Origin("1"), 1)
+    running = Job(runtime, JobMeta("1"), 1)
     running.begin()
     for number in range(100_000):
         running.progress(number)
@@ -268,7 +268,7 @@ def test_an_end_arrives_even_if_the_state_is_too_big_for_it(
     backend: MemoryBackend, reader: Reader
 ) -> None:
     runtime = Runtime(Settings(backend="memory", max_event_bytes=400), backend=backend)
-    running = Job(runtime, Origin("1", "n" * 100, "7"), 1)
+    running = Job(runtime, JobMeta("1", "n" * 100, "7"), 1)
     running.begin()
     running.set(a="x" * 150)
     running.end("job_failed", error={"type": "ValueError", "message": "y" * 500})
@@ -281,7 +281,7 @@ def test_an_end_arrives_even_if_the_state_is_too_big_for_it(
 
 def test_an_id_that_cannot_be_a_topic_is_refused(runtime: Runtime) -> None:
     with pytest.raises(TopicError):
-        Job(runtime, Origin("a/b"), 1)
+        Job(runtime, JobMeta("a/b"), 1)
 
 
 def test_an_older_state_never_follows_a_newer_one(
@@ -315,12 +315,12 @@ def test_the_progress_of_a_new_attempt_does_not_wait_behind_an_ended_one(
     backend: MemoryBackend, reader: Reader
 ) -> None:
     runtime = Runtime(Settings(backend="memory", progress_seconds=0.2), backend=backend)
-    first = Job(runtime, Origin("1"), 1)
+    first = Job(runtime, JobMeta("1"), 1)
     first.progress(1)
     wait_until(lambda: runtime.emitter.stats.appended == 1)
     first.progress(2)
     first.end("job_retrying")
-    second = Job(runtime, Origin("1"), 2)
+    second = Job(runtime, JobMeta("1"), 2)
     second.progress(3)
     wait_until(lambda: Log(reader, "job:1").last["state"]["attempt"] == 2)
     runtime.close()
@@ -330,7 +330,7 @@ def test_the_progress_of_a_new_attempt_does_not_wait_behind_an_ended_one(
 def test_statuses_never_go_back_whatever_the_threads_do(
     runtime: Runtime, backend: MemoryBackend, reader: Reader
 ) -> None:
-    first = Job(runtime, Origin("1", None, "7"), 1)
+    first = Job(runtime, JobMeta("1", None, "7"), 1)
     first.begin()
     stop = threading.Event()
 
@@ -347,7 +347,7 @@ def test_statuses_never_go_back_whatever_the_threads_do(
         thread.start()
     wait_until(lambda: runtime.emitter.stats.appended > 20)
     first.end("job_retrying")
-    second = Job(runtime, Origin("1", None, "7"), backend.claim("job:1", "1", "t"))
+    second = Job(runtime, JobMeta("1", None, "7"), backend.claim("job:1", "1", "t"))
     second.begin()
     first.ended = False  # an outdated attempt that does not know it
     seen = runtime.emitter.stats.stale
@@ -378,7 +378,7 @@ def test_another_thread_may_speak_for_the_job(running: Job, log: Look) -> None:
 
 
 def test_a_job_within_a_job_gives_the_place_back(running: Job, runtime: Runtime) -> None:
-    inner = Job(runtime, Origin("2"), 1)
+    inner = Job(runtime, JobMeta("2"), 1)
     enter(inner)
     assert job.id == "2"
     leave(inner)

@@ -8,15 +8,15 @@ import pytest
 from topic_log import Log
 
 from semantik_realtime import job, track
-from semantik_realtime.realtime import Runtime
-from semantik_realtime.worker.job import Job, Origin, enter, leave
+from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker.job import Job, JobMeta, enter, leave
 
 Look = Callable[[str], Log]
 
 
 @pytest.fixture
 def running(runtime: Runtime) -> Iterator[Job]:
-    running = Job(runtime, Origin("1"), 1)
+    running = Job(runtime, JobMeta("1"), 1)
     running.begin()
     enter(running)
     yield running

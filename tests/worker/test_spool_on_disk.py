@@ -19,15 +19,15 @@ from typing import Any
 import pytest
 from topic_log import Log, Reader, wait_until
 
-from semantik_realtime import emitter as emitter_module
-from semantik_realtime import spoolfile
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Receipt, StateChange, encode_body
-from semantik_realtime.emitter import Emitter, adoption, carrier
+from semantik_realtime.emitter import emitter as emitter_module
+from semantik_realtime.emitter import sender, spool_file, spool_recovery
+from semantik_realtime.emitter.emitter import Emitter
+from semantik_realtime.emitter.spool_file import HEADER, SpoolFile, adopt
 from semantik_realtime.errors import BackendUnavailable
-from semantik_realtime.loader import load_backend
-from semantik_realtime.spoolfile import HEADER, SpoolFile, adopt
 from semantik_realtime.testing.servers import ROWS, Server
 
 HERE = Path(__file__).parent
@@ -118,12 +118,12 @@ def test_a_file_that_its_owner_removes_while_another_opens_it_is_nobodys(tmp_pat
     [path] = tmp_path.iterdir()
     descriptor = os.open(path, os.O_RDWR)
     file.remove()
-    assert not spoolfile._lock(descriptor)
+    assert not spool_file._lock(descriptor)
     os.close(descriptor)
 
 
 def test_a_file_whose_owner_died_before_it_wrote_is_removed(tmp_path: Path) -> None:
-    (tmp_path / ("empty" + spoolfile.SUFFIX)).touch()
+    (tmp_path / ("empty" + spool_file.SUFFIX)).touch()
     assert adopt(tmp_path, set()) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -150,20 +150,20 @@ def test_a_torn_end_costs_no_more_than_itself(tmp_path: Path) -> None:
         b"\x00\xff rubbish\n",
         b"[]\n",
         b'{"topic":"job:1"}\n',
-        spoolfile._line(draft(1)).replace(b"job:1", b"../up"),
-        spoolfile._line(draft(1)).replace(b'"number":1', b'"number":0'),
-        spoolfile._line(draft(1)).replace(b'"producer":"p"', b'"producer":""'),
-        spoolfile._line(
+        spool_file._line(draft(1)).replace(b"job:1", b"../up"),
+        spool_file._line(draft(1)).replace(b'"number":1', b'"number":0'),
+        spool_file._line(draft(1)).replace(b'"producer":"p"', b'"producer":""'),
+        spool_file._line(
             Draft(topic="job:1", type="note", key="1", body=b"{", producer="p", number=1)
         ),
         b"x" * 1_000_000 + b"\n",
     ],
 )
 def test_a_line_that_cannot_be_read_is_left_out(tmp_path: Path, line: bytes) -> None:
-    path = tmp_path / ("file" + spoolfile.SUFFIX)
-    path.write_bytes(HEADER + b"\n" + 5 * line + spoolfile._line(draft(1)) + line)
+    path = tmp_path / ("file" + spool_file.SUFFIX)
+    path.write_bytes(HEADER + b"\n" + 5 * line + spool_file._line(draft(1)) + line)
     with path.open("ab") as file:
-        file.write(spoolfile._line(draft(2)))
+        file.write(spool_file._line(draft(2)))
     assert [one.number for one in adopted(tmp_path)] == [1, 2]
 
 
@@ -173,7 +173,7 @@ def test_a_line_that_cannot_be_read_is_left_out(tmp_path: Path, line: bytes) -> 
 def test_what_is_not_of_this_version_is_left_alone_and_reported_once(
     tmp_path: Path, text: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / ("other" + spoolfile.SUFFIX)
+    path = tmp_path / ("other" + spool_file.SUFFIX)
     path.write_bytes(text)
     os.utime(path, (0, 0))
     store(tmp_path, [draft(1)])
@@ -191,8 +191,8 @@ def test_nothing_is_followed_out_of_the_directory(tmp_path: Path) -> None:
     outside = store(tmp_path / "outside", [draft(1)])
     directory = tmp_path / "spool"
     directory.mkdir()
-    (directory / ("link" + spoolfile.SUFFIX)).symlink_to(outside)
-    (directory / ("folder" + spoolfile.SUFFIX)).mkdir()
+    (directory / ("link" + spool_file.SUFFIX)).symlink_to(outside)
+    (directory / ("folder" + spool_file.SUFFIX)).mkdir()
     assert adopt(directory, set()) is None
     assert outside.exists()
 
@@ -213,7 +213,7 @@ def test_a_file_is_bounded_by_what_waits(tmp_path: Path) -> None:
         file.keep([waiting[-1]], lambda: list(waiting))
         if number % 100 == 0:
             biggest = max(biggest, sum(one.stat().st_size for one in tmp_path.iterdir()))
-    assert 2**20 / 2 < biggest < 2 * spoolfile.SPARE_BYTES
+    assert 2**20 / 2 < biggest < 2 * spool_file.SPARE_BYTES
     file.leave()
     assert [one.number for one in adopted(tmp_path)][-10:] == list(range(19_991, 20_001))
 
@@ -222,7 +222,7 @@ def test_no_file_is_begun_when_those_of_all_processes_take_too_much(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = "x" * 5000
-    for number in range(1, spoolfile.DIRECTORY_SPOOLS + 5):
+    for number in range(1, spool_file.DIRECTORY_SPOOLS + 5):
         store(tmp_path, [draft(number, text=text)])
         if sum(one.stat().st_size for one in tmp_path.iterdir()) > 16 * 5000:
             break
@@ -248,7 +248,7 @@ def small_files(max_bytes: int) -> Iterator[None]:
 def test_a_full_disk_is_reported_once_and_made_up_for_when_there_is_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spoolfile, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(spool_file, "RETRY_SECONDS", 0.0)
     drafts = [draft(number) for number in range(1, 31)]
     file = SpoolFile(tmp_path, 2**24)
     with small_files(2000):
@@ -267,7 +267,7 @@ def test_a_full_disk_is_reported_once_and_made_up_for_when_there_is_room(
 def test_a_directory_that_cannot_be_made_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spoolfile, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(spool_file, "RETRY_SECONDS", 0.0)
     (tmp_path / "file").touch()
     file = SpoolFile(tmp_path / "file" / "spool", 2**24)
     for number in range(1, 5):
@@ -306,7 +306,7 @@ def line() -> Line:
 def make_emitter(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Emitter]]:
-    monkeypatch.setattr(carrier, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 0.01)
     made: list[Emitter] = []
 
     def make(**limits: int) -> Emitter:
@@ -332,7 +332,7 @@ def lines_stored(directory: Path) -> list[bytes]:
 
 def stored(directory: Path) -> list[int]:
     """The numbers of the drafts in all files."""
-    drafts = map(spoolfile._read, lines_stored(directory))
+    drafts = map(spool_file._read, lines_stored(directory))
     return [json.loads(one.body)["state"]["number"] for one in drafts]
 
 
@@ -403,7 +403,7 @@ def test_of_what_was_dropped_nothing_is_kept_for_ever(
     for number in range(1, 5001):
         emitter.emit(draft(number, text=text, terminal=number == 5000))
     wait_until(lambda: stored(tmp_path)[-1:] == [5000])
-    assert sum(map(len, lines_stored(tmp_path))) < 2 * spoolfile.SPARE_BYTES
+    assert sum(map(len, lines_stored(tmp_path))) < 2 * spool_file.SPARE_BYTES
 
 
 def test_what_a_closed_emitter_left_is_sent_by_the_next(
@@ -432,7 +432,7 @@ def test_a_running_emitter_looks_again_and_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(adoption, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(spool_recovery, "LOOK_SECONDS", 0.05)
     make_emitter().adopt()
     for number in range(1, 4):
         store(tmp_path, [draft(number)])
@@ -446,7 +446,7 @@ def test_what_cannot_be_sent_is_left_until_it_can(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(adoption, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(spool_recovery, "LOOK_SECONDS", 0.05)
     line.is_away = True
     store(tmp_path, [draft(1), draft(2)])
     emitter = make_emitter()
@@ -463,7 +463,7 @@ def test_ended_processes_are_looked_for_as_soon_as_the_backend_is_back(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(adoption, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(spool_recovery, "LOOK_SECONDS", 3600.0)
     emitter = make_emitter()
     line.is_away = True
     emitter.emit(draft(3, topic="job:3"))

@@ -22,7 +22,8 @@ from topic_log import wait_until
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Receipt, StateChange, encode_body
-from semantik_realtime.emitter import Emitter, carrier
+from semantik_realtime.emitter import sender
+from semantik_realtime.emitter.emitter import Emitter
 from semantik_realtime.errors import AppendUncertain, BackendUnavailable
 from semantik_realtime.metrics import writing
 from semantik_realtime.testing.servers import free_port
@@ -68,11 +69,11 @@ def line() -> Line:
 
 @pytest.fixture
 def emitter(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emitter]:
-    monkeypatch.setattr(carrier, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 0.01)
     emitter = Emitter(line.publish, max_drafts=20)
     yield emitter
     line.is_cut = False
-    emitter.hurry()
+    emitter.retry_now()
     emitter.close(5)
 
 
@@ -151,7 +152,7 @@ def test_what_waits_is_told_while_it_waits_and_what_was_dropped_for_good(
     assert dropped == emitter.stats.dropped
 
     line.is_cut = False
-    emitter.hurry()
+    emitter.retry_now()
     assert emitter.flush(5)
     assert moved(before, "spool_drafts", "spool_bytes") == {}
     assert sum(moved(before, "drafts_total").values()) == 51
@@ -188,7 +189,7 @@ def test_a_process_forked_while_numbers_are_carried_goes_on_and_counts_its_own(
     script = """
         import os, sys, threading, time
         from semantik_realtime import metrics as module
-        from semantik_realtime.emitter import Emitter
+        from semantik_realtime.emitter.emitter import Emitter
         from semantik_realtime.metrics import register, writing
 
         # A busy machine is no reason to give up, and any moment is one to switch threads.

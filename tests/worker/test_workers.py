@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import pytest
 from topic_log import Log, Reader, wait_until
 
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import Settings
-from semantik_realtime.loader import load_backend
 from semantik_realtime.testing.servers import ROWS, RedisServer, Server, valkey_program
 from semantik_realtime.testing.servers import running as serving
 

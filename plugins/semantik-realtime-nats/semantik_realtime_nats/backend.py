@@ -13,10 +13,10 @@ from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
 
-from semantik_realtime_nats.feed import Feed
 from semantik_realtime_nats.link import Link, explain
 from semantik_realtime_nats.reader import read_snapshot, read_tops
 from semantik_realtime_nats.settings import Names, check_keys, load_nats_settings, plan_access
+from semantik_realtime_nats.subscriber import Subscriber
 from semantik_realtime_nats.sweep import sweep_for_ever
 from semantik_realtime_nats.thread import LoopThread
 from semantik_realtime_nats.writer import Writer
@@ -35,7 +35,7 @@ class NatsBackend:
         self._writer = LoopThread(
             lambda: Writer(settings, self._names, self._connect), lambda writer: writer.close()
         )
-        self._feed: Feed | None = None
+        self._feed: Subscriber | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -76,7 +76,7 @@ class NatsBackend:
             return
         # What belonged to another loop (a test client's) ended with it.
         self._feed, self._sweeping, self._loop = None, None, loop
-        feed = Feed(self._names, self._connect, self._settings.timeout_seconds)
+        feed = Subscriber(self._names, self._connect, self._settings.timeout_seconds)
         await feed.open()
         self._feed = feed
         self._sweeping = asyncio.create_task(
@@ -144,7 +144,7 @@ class NatsBackend:
             self._settings.timeout_seconds,
         )
 
-    def _reader(self) -> Feed:
+    def _reader(self) -> Subscriber:
         if self._feed is None:
             raise BackendUnavailable("the backend is not open")
         return self._feed

@@ -408,8 +408,8 @@ class Ledger:
         if len(draft.body) > limits.max_event_bytes:
             return Outcome.TOO_BIG
         if draft.job is not None:
-            standing = fence.Standing(job.attempt, job.ended_at > 0)
-            verdict = fence.judge(standing, draft.attempt, draft.terminal)
+            standing = fence.AttemptState(job.attempt, job.ended_at > 0)
+            verdict = fence.check_fence(standing, draft.attempt, draft.terminal)
             if isinstance(verdict, fence.Refusal):
                 return Outcome(verdict.value)
         return None

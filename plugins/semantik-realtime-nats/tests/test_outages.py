@@ -23,8 +23,8 @@ from semantik_realtime.testing.contract import Author, Recorder, until
 from semantik_realtime.testing.servers import NatsServer, free_port
 
 from semantik_realtime_nats.backend import NatsBackend
-from semantik_realtime_nats.feed import pause_seconds
 from semantik_realtime_nats.link import judge_version
+from semantik_realtime_nats.subscriber import pause_seconds
 
 Make = Callable[..., NatsBackend]
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
-from semantik_realtime.loader import load_backend
 
 from semantik_realtime_nats.backend import NatsBackend
 from semantik_realtime_nats.settings import Names, NatsSettings

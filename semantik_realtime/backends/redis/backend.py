@@ -24,7 +24,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from semantik_realtime.backends.redis.feed import Feed
 from semantik_realtime.backends.redis.script import (
     APPEND,
     CLAIM,
@@ -36,6 +35,7 @@ from semantik_realtime.backends.redis.script import (
     check_url,
     explain,
 )
+from semantik_realtime.backends.redis.subscriber import Subscriber
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Event, Outcome, Receipt, link
 from semantik_realtime.core.resume import REPLAY_LIMIT, Reason
@@ -67,7 +67,7 @@ class RedisBackend:
         check_url(self._url)
         self._writer = Writer(self._url, settings.timeout_seconds)
         self._client: redis.asyncio.Redis | None = None
-        self._feed: Feed | None = None
+        self._feed: Subscriber | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # Writes: synchronous, from any thread.
@@ -146,7 +146,7 @@ class RedisBackend:
         self._client = redis.asyncio.Redis(connection_pool=pool)
         # The feed waits for ever by design; its canary has the deadline.
         kwargs = {**pool.connection_kwargs, "socket_timeout": None}
-        self._feed = Feed(
+        self._feed = Subscriber(
             lambda: pool.connection_class(**kwargs),
             lambda channel, text: self._execute("PUBLISH", channel, text),
             self._channel,

@@ -11,11 +11,11 @@ from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
-from semantik_realtime_sqlite.feed import Feed
 from semantik_realtime_sqlite.link import Link
 from semantik_realtime_sqlite.log import Log, forget
 from semantik_realtime_sqlite.look import read_snapshot, read_tops
 from semantik_realtime_sqlite.settings import load_sqlite_settings, path_of
+from semantik_realtime_sqlite.subscriber import Subscriber
 
 SWEEP_SECONDS = 60.0
 SWEEP_TOPICS = 100
@@ -29,7 +29,7 @@ class SqliteBackend:
         self._own = load_sqlite_settings()
         self._path = path_of(settings.url)
         self._writer = Link(self._path, self._own.synchronous, settings.timeout_seconds)
-        self._feed: Feed | None = None
+        self._feed: Subscriber | None = None
         self._sweep_at = 0.0
 
     # Writes: synchronous, from any thread.
@@ -106,7 +106,7 @@ class SqliteBackend:
                 return
             # What belonged to another loop (a test client's) ended with it.
             self._feed.close()
-        feed = Feed(self._path, self._own, self._settings.timeout_seconds)
+        feed = Subscriber(self._path, self._own, self._settings.timeout_seconds)
         try:
             await feed.open()
         except BaseException:
@@ -154,7 +154,7 @@ class SqliteBackend:
             )
         return Status("sqlite", True, server, warnings, 0.0)
 
-    def _reader(self) -> Feed:
+    def _reader(self) -> Subscriber:
         if self._feed is None:
             raise BackendUnavailable("the backend is not open")
         return self._feed

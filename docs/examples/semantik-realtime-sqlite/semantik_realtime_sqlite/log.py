@@ -65,10 +65,12 @@ class Log:
             return Receipt(Outcome.DUPLICATE, self._first_position(draft))
         if len(draft.body) > self._settings.max_event_bytes:
             return Receipt(Outcome.TOO_BIG)
-        standing: fence.Standing | None = None
+        standing: fence.AttemptState | None = None
         if draft.job is not None:
             known = self._standing(draft.job)
-            verdict = fence.judge(known or fence.Standing(), draft.attempt, draft.terminal)
+            verdict = fence.check_fence(
+                known or fence.AttemptState(), draft.attempt, draft.terminal
+            )
             if isinstance(verdict, fence.Refusal):
                 return Receipt(Outcome(verdict.value))
             standing = verdict if verdict != known else None
@@ -178,12 +180,12 @@ class Log:
         ).fetchone()
         return Cursor(self.epoch, *row) if row else None
 
-    def _standing(self, job: str) -> fence.Standing | None:
+    def _standing(self, job: str) -> fence.AttemptState | None:
         row = self._db.execute(
             "SELECT attempt, ended_at FROM standings WHERE topic = ? AND job = ?",
             [self._topic, job],
         ).fetchone()
-        return fence.Standing(row[0], row[1] > 0) if row else None
+        return fence.AttemptState(row[0], row[1] > 0) if row else None
 
     def _stand(self, job: str, attempt: int, ended: bool, token: str | None = None) -> None:
         place = self.offset if ended else -self.offset

@@ -4,8 +4,8 @@ import asyncio
 import json
 import sys
 
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
-from semantik_realtime.loader import load_backend
 
 
 class Printer:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.errors import BackendRefused, BackendUnavailable, ConfigError
-from semantik_realtime.loader import load_backend
 from semantik_realtime.testing.contract import Author
 
 TOPIC = "job:1"

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
-from semantik_realtime.loader import load_backend
 from semantik_realtime.testing.contract import Author, Recorder, until
 
 HERE = Path(__file__).parent

@@ -3,9 +3,9 @@
 import json
 import sys
 
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Outcome
-from semantik_realtime.loader import load_backend
 from semantik_realtime.testing.contract import Author
 
 url, topic, name, size = sys.argv[1:]

@@ -15,8 +15,8 @@ from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import Snapshot
 from semantik_realtime.web.access import Identity, has_expired
-from semantik_realtime.web.channel import NOWHERE, Outgoing, Subscription, reason_of
-from semantik_realtime.web.hub import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Hub
+from semantik_realtime.web.hub.channel import NOWHERE, Outgoing, Subscription, reason_of
+from semantik_realtime.web.hub.hub import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Hub
 
 logger = logging.getLogger(__name__)
 

@@ -23,14 +23,14 @@ import msgspec
 from billiard.process import current_process
 from celery import signals
 
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.topic import check_topic, job_topic, user_topic
 from semantik_realtime.errors import ConfigError, InvalidInput
-from semantik_realtime.loader import load_backend
-from semantik_realtime.realtime import Runtime, now_text
+from semantik_realtime.runtime import Runtime, now_text
 from semantik_realtime.worker.job import (
     Job,
-    Origin,
+    JobMeta,
     current,
     describe_error,
     enter,
@@ -53,7 +53,7 @@ OWN_TASKS = "celery."
 """Celery's own tasks (unlocking chords, cleaning results) are nobody's jobs."""
 
 
-class Mirror:
+class TaskTracker:
     """Connects Celery's signals to a `Runtime`.
 
     No receiver raises: failures are counted in ``failures`` and each kind is
@@ -179,7 +179,7 @@ class Mirror:
         runtime = self.runtime()
         job = current()
         if runtime is not None and (job is None or job.id != headers["id"]):
-            Job(runtime, read_origin(headers), 0).queue()
+            Job(runtime, read_job_meta(headers), 0).queue()
 
     # In the process that runs the task
 
@@ -187,7 +187,7 @@ class Mirror:
         runtime = self.runtime()
         if runtime is None or task.name.startswith(OWN_TASKS):
             return
-        origin = read_origin(task.request, id=task_id, name=task.name)
+        origin = read_job_meta(task.request, id=task_id, name=task.name)
         attempt = self._claim(runtime, origin.id, _attempts_before(task.request) + 1)
         job = Job(runtime, origin, attempt)
         # No number is left for a job that was deleted: it runs, and nobody is to hear of it.
@@ -318,7 +318,7 @@ class Mirror:
             return
         received = self._requests.get(task_id)
         source = request if received is None else received.request_dict
-        origin = read_origin(source, id=task_id, name=name)
+        origin = read_job_meta(source, id=task_id, name=name)
         known = {"attempt": _attempts_before(source) + has_run}
         attempts: list[int | None] = [None]
         if has_run:
@@ -337,11 +337,11 @@ class Mirror:
             Job(runtime, origin, attempt, known).end(type, error=error, data=data)
 
 
-_mirror: Mirror | None = None
+_mirror: TaskTracker | None = None
 
 
-def install(app: object = None, runtime: Runtime | None = None) -> Mirror:
-    """Mirror every Celery task of this process. Safe to call again.
+def install(app: object = None, runtime: Runtime | None = None) -> TaskTracker:
+    """TaskTracker every Celery task of this process. Safe to call again.
 
     Celery's signals belong to the process, so ``app`` only says in the code
     for whom it is. Without a ``runtime`` one is made from the environment,
@@ -349,7 +349,7 @@ def install(app: object = None, runtime: Runtime | None = None) -> Mirror:
     """
     global _mirror
     if _mirror is None:
-        _mirror = Mirror()
+        _mirror = TaskTracker()
     elif runtime is None:
         return _mirror
     if runtime is not None:
@@ -371,7 +371,7 @@ def is_wanted(runtime: Runtime | None = None) -> bool:
     return settings.mirror
 
 
-def read_origin(message: Any, *, id: str | None = None, name: str | None = None) -> Origin:
+def read_job_meta(message: Any, *, id: str | None = None, name: str | None = None) -> JobMeta:
     """What the headers of a task's message, or Celery's request, say about the job.
 
     An owner or a topic outside its grammar is left out.
@@ -392,7 +392,7 @@ def read_origin(message: Any, *, id: str | None = None, name: str | None = None)
         topics = []
     checked = [_checked("topic", check_topic, topic, job_id) for topic in topics[:MAX_TOPICS]]
     queued_at = _header(message, QUEUED_AT)
-    return Origin(
+    return JobMeta(
         id=job_id,
         name=name or message.get("task"),
         owner=owner,

@@ -1,4 +1,4 @@
-"""The founding wire: what browsers that were there first are told."""
+"""The compatibility wire: what browsers that were there first are told."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from fleet import Founding, Here, Native, Publisher, fleet_of, site_of, until
+from fleet import Compat, Here, Native, Publisher, fleet_of, site_of, until
 
 from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.errors import ConfigError
-from semantik_realtime.web.founding import flatten
+from semantik_realtime.web.wires.compat import flatten
 
 
 @pytest.mark.every_row
@@ -30,7 +30,7 @@ async def test_current_state_comes_first_with_the_state_flattened(
     }
     publisher.emit("job:1", state=state)
     await publisher.flush()
-    async with Founding(site.founding("1")) as browser:
+    async with Compat(site.compat("1")) as browser:
         first = await browser.wait_for("current_state")
     assert first["topic"] == "job:1"
     assert first["id"].split(".")[1] == "1"
@@ -65,13 +65,13 @@ async def test_a_state_of_any_shape_is_told(
     site: Here, publisher: Publisher, state: dict[str, object]
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with Founding(site.founding("1")) as browser:
+    async with Compat(site.compat("1")) as browser:
         await browser.wait_for("current_state")
         publisher.emit("job:1", state=state)
         await publisher.flush()
         live = await browser.wait_for("step", 2)
         assert live["data"]["status"] == (state.get("status") or "unknown")
-    async with Founding(site.founding("1")) as browser:
+    async with Compat(site.compat("1")) as browser:
         assert (await browser.wait_for("current_state"))["data"] == flatten(state)
 
 
@@ -83,7 +83,7 @@ async def test_history_never_contradicts_the_current_state(
     publisher.emit("job:1", type="job_failed", terminal=True, state={"status": "failed"})
     publisher.emit("job:1", state={"status": "running", "progress": {"current": 1, "total": 4}})
     await publisher.end("job:1")
-    async with Founding(site.founding("1")) as browser:
+    async with Compat(site.compat("1")) as browser:
         await browser.wait_for("step", 11)
         await browser.send("ping")
         await browser.wait_for("pong")
@@ -103,7 +103,7 @@ async def test_every_live_message_has_the_status_and_the_end_comes_once(
     site: Here, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with Founding(site.founding("1")) as browser:
+    async with Compat(site.compat("1")) as browser:
         await browser.wait_for("step")
         for made in publisher.rt.drafts(["job:1"], "log", key="1", data={"text": "no state"}):
             publisher.rt.emitter.emit(made)
@@ -125,10 +125,10 @@ async def test_every_live_message_has_the_status_and_the_end_comes_once(
 @pytest.mark.every_row
 async def test_last_id_resumes_after_what_was_seen(site: Here, publisher: Publisher) -> None:
     await publisher.publish("job:1", 30)
-    async with Founding(site.founding("1")) as browser:
+    async with Compat(site.compat("1")) as browser:
         last = (await browser.wait_for("step", 30))["id"]
     await publisher.publish("job:1", 300)
-    async with Founding(site.founding("1"), query={"last_id": last}) as browser:
+    async with Compat(site.compat("1"), query={"last_id": last}) as browser:
         await browser.wait_for("step", 300)
         await publisher.publish("job:1", 2)
         await browser.wait_for("step", 302)
@@ -146,10 +146,10 @@ async def test_a_last_id_that_this_log_never_had_gets_the_usual_history(
     site: Here, publisher: Publisher, last_id: str
 ) -> None:
     await publisher.publish("job:1", 120)
-    async with Founding(site.founding("1")) as browser:
+    async with Compat(site.compat("1")) as browser:
         epoch = (await browser.wait_for("current_state"))["id"].split(".")[0]
     query = {"last_id": last_id.format(epoch=epoch)}
-    async with Founding(site.founding("1"), query=query) as browser:
+    async with Compat(site.compat("1"), query=query) as browser:
         await browser.wait_for("step", 100)
         await publisher.publish("job:1", 1)
         await browser.wait_for("step", 101)
@@ -160,7 +160,7 @@ async def test_ping_is_answered_in_both_forms_and_bad_input_is_not_fatal(
     site: Here, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with Founding(site.founding("1")) as browser:
+    async with Compat(site.compat("1")) as browser:
         for number, text in enumerate(("ping", '{"type":"ping"}', b'{"type":"ping"}'), start=1):
             await browser.send(text)
             assert (await browser.wait_for("pong", number))["timestamp"].endswith("Z")
@@ -178,8 +178,8 @@ async def test_ping_is_answered_in_both_forms_and_bad_input_is_not_fatal(
 async def test_the_server_pings(settings: Settings, publisher: Publisher) -> None:
     await publisher.publish("job:1", 1)
     async with (
-        fleet_of(1, settings, TEST_FOUNDING_PING_SECONDS="0.5") as [server],
-        Founding(server.founding("1")) as browser,
+        fleet_of(1, settings, TEST_COMPAT_PING_SECONDS="0.5") as [server],
+        Compat(server.compat("1")) as browser,
     ):
         await browser.wait_for("ping", 2)
         await browser.send('{"type":"pong"}')
@@ -189,7 +189,7 @@ async def test_the_server_pings(settings: Settings, publisher: Publisher) -> Non
 async def test_a_denial_is_accepted_and_closed_with_1008(site: Here, publisher: Publisher) -> None:
     await publisher.publish("job:1", 1, owner="8")
     for job in ("1", "unknown"):
-        async with Founding(site.founding(job)) as browser:
+        async with Compat(site.compat(job)) as browser:
             assert await browser.end() == 1008
             assert browser.reason == "not yours, or not there"
             assert browser.messages == []
@@ -200,15 +200,15 @@ async def test_the_path_is_a_setting_and_empty_switches_the_wire_off(
     settings: Settings, publisher: Publisher, path: str
 ) -> None:
     await publisher.publish("job:1", 1)
-    moved = settings.model_copy(update={"founding_path": path})
+    moved = settings.model_copy(update={"compat_path": path})
     async with (
         site_of(moved) as site,
-        Founding(site.founding("1", "/ws/operations/{}")) as browser,
+        Compat(site.compat("1", "/ws/operations/{}")) as browser,
     ):
         await browser.wait_for("current_state")
-    async with site_of(settings.model_copy(update={"founding_path": ""})) as site:
+    async with site_of(settings.model_copy(update={"compat_path": ""})) as site:
         with pytest.raises(Exception, match="403"):
-            async with Founding(site.founding("1")):
+            async with Compat(site.compat("1")):
                 pass
         async with Native(site, "job:1") as client:
             await client.synced()
@@ -219,7 +219,7 @@ async def test_a_burst_is_conflated_to_the_state_and_the_end(
     site: Here, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with Founding(site.founding("1")) as browser:
+    async with Compat(site.compat("1")) as browser:
         await browser.wait_for("step")
         for _ in range(300):
             publisher.emit("job:1", data={"i": 0, "filling": "x" * 500})
@@ -239,7 +239,7 @@ FEED = "/ws/operations"
 
 @pytest.fixture
 async def feed_site(settings: Settings) -> AsyncIterator[Here]:
-    paths = {"founding_path": "/ws/operations/{id}", "founding_feed_path": FEED}
+    paths = {"compat_path": "/ws/operations/{id}", "compat_feed_path": FEED}
     async with site_of(settings.model_copy(update=paths)) as here:
         yield here
 
@@ -265,8 +265,8 @@ async def test_a_feed_tells_each_job_then_its_history_then_what_happens(
     say(publisher, "b", 4, "job_completed")
     await publisher.flush()
     async with (
-        Founding(feed_site.founding("", FEED)) as browser,
-        Founding(feed_site.founding("", FEED), user="8") as other,
+        Compat(feed_site.compat("", FEED)) as browser,
+        Compat(feed_site.compat("", FEED), user="8") as other,
     ):
         await browser.wait_for("job_progress", 4)
         say(publisher, "a", 4, "job_failed")
@@ -312,14 +312,14 @@ async def test_a_feed_resumes_after_what_was_seen_and_tells_who_was_deleted_mean
     for job in ("gone", "a"):
         say(publisher, job, 1)
     await publisher.flush()
-    async with Founding(feed_site.founding("", FEED)) as browser:
+    async with Compat(feed_site.compat("", FEED)) as browser:
         last = (await browser.wait_for("job_progress", 2))["id"]
     assert await feed_site.rt.delete("gone")
     assert await asyncio.to_thread(feed_site.rt.emitter.flush, 10)
     say(publisher, "a", 2)
     publisher.emit("user:7", type="note", data={"text": "hello"}, state=msgspec.UNSET)
     await publisher.flush()
-    async with Founding(feed_site.founding("", FEED), query={"last_id": last}) as browser:
+    async with Compat(feed_site.compat("", FEED), query={"last_id": last}) as browser:
         await browser.wait_for("note")
         await publisher.publish("job:a", 1)
         assert await feed_site.rt.delete("a")
@@ -336,7 +336,7 @@ async def test_a_feed_resumes_after_what_was_seen_and_tells_who_was_deleted_mean
         ("job_deleted", False, "a"),
     ]
     assert [m["data"].get("status") for m in told] == ["deleted", "running", None, "deleted"]
-    async with Founding(feed_site.founding("", FEED)) as browser:
+    async with Compat(feed_site.compat("", FEED)) as browser:
         # Who comes anew has nothing of them.
         await browser.wait_for("note")
         assert [message["type"] for message in browser.messages] == ["note"]
@@ -346,7 +346,7 @@ async def test_a_feed_of_many_jobs_is_told_whole(feed_site: Here, publisher: Pub
     for number in range(1000):
         say(publisher, str(number), 1)
     await publisher.flush()
-    async with Founding(feed_site.founding("", FEED)) as browser:
+    async with Compat(feed_site.compat("", FEED)) as browser:
         await browser.wait_for("job_progress", 100)
         assert {m["data"]["job_id"] for m in browser.of("current_state")} == set(
             map(str, range(1000))
@@ -360,12 +360,12 @@ async def test_a_feed_of_many_jobs_is_told_whole(feed_site: Here, publisher: Pub
 
 
 async def test_a_feed_is_for_who_asks_and_takes_a_seat(settings: Settings) -> None:
-    one = settings.model_copy(update={"founding_feed_path": FEED, "max_connections": 1})
+    one = settings.model_copy(update={"compat_feed_path": FEED, "max_connections": 1})
     async with site_of(one) as site:
-        url = site.founding("", FEED)
-        async with Founding(url, user=None) as nobody:
+        url = site.compat("", FEED)
+        async with Compat(url, user=None) as nobody:
             assert await nobody.end() == 1008
-        async with Founding(url) as browser, Founding(url) as second:
+        async with Compat(url) as browser, Compat(url) as second:
             assert await second.end() == 1008
             for number, text in enumerate(("ping", '{"type":"ping"}'), start=1):
                 await browser.send(text)
@@ -379,10 +379,10 @@ async def test_a_feed_is_for_who_asks_and_takes_a_seat(settings: Settings) -> No
             assert await browser.end() == 1006
     async with site_of(settings) as site:
         with pytest.raises(Exception, match="403"):
-            async with Founding(site.founding("", FEED)):
+            async with Compat(site.compat("", FEED)):
                 pass
 
 
 def test_a_path_of_the_feed_begins_with_a_slash() -> None:
-    with pytest.raises(ConfigError, match="FOUNDING_FEED_PATH"):
-        load_settings(founding_feed_path="ws/operations")
+    with pytest.raises(ConfigError, match="COMPAT_FEED_PATH"):
+        load_settings(compat_feed_path="ws/operations")

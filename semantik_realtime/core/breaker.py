@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 
-class Outage:
+class CircuitBreaker:
     """What a process knows of one way to its backend.
 
     While the backend answers everyone may call. While it is away one caller
     in ``retry_seconds`` may, counted from the last failure: whoever probes
     more often keeps everybody else from paying for it.
 
-    >>> way = Outage(retry_seconds=5.0)
+    >>> way = CircuitBreaker(retry_seconds=5.0)
     >>> way.admits(now=0.0)
     True
     >>> way.failed(now=0.0)

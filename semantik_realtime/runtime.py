@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from semantik_realtime.backends.guard import GuardedBackend
+from semantik_realtime.backends.loader import build_plugins, check_backend, load_backend, wrapped
 from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.core.event import (
     ENDS,
@@ -21,10 +23,8 @@ from semantik_realtime.core.event import (
     encode_body,
 )
 from semantik_realtime.core.topic import check_topic, job_topic, split_topic, user_topic
-from semantik_realtime.emitter import Emitter
-from semantik_realtime.fallback import Fallback
+from semantik_realtime.emitter.emitter import Emitter
 from semantik_realtime.hookspecs import Top
-from semantik_realtime.loader import build_plugins, check_backend, load_backend, wrapped
 
 
 def now_text() -> str:
@@ -66,7 +66,7 @@ class Runtime:
         check_backend(primary)
         # Of what waits only the states are shown, and the emitter has the events.
         memory = load_backend(self.settings.model_copy(update={"retention_events": 1}), "memory")
-        self.backend = Fallback(primary, memory, self.settings.timeout_seconds)
+        self.backend = GuardedBackend(primary, memory, self.settings.timeout_seconds)
         self.plugins = build_plugins(self.backend, plugins)
         self.emitter = Emitter(
             self.write_hook("publish"),

@@ -19,12 +19,12 @@ from semantik_realtime.core.topic import check_topic
 from semantik_realtime.errors import BackendError, TopicError
 from semantik_realtime.hookspecs import Snapshot
 from semantik_realtime.web.access import Identity
-from semantik_realtime.web.channel import Outgoing
-from semantik_realtime.web.connection import Connection, Ended
-from semantik_realtime.web.native import NativeWire, reconnect_seconds
-from semantik_realtime.web.rest import Refused, identify, integer
-from semantik_realtime.web.server import Server
-from semantik_realtime.web.transport import CLOSE_SECONDS, run
+from semantik_realtime.web.endpoints.rest import Refused, identify, integer
+from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
+from semantik_realtime.web.hub.channel import Outgoing
+from semantik_realtime.web.hub.connection import Connection, Ended
+from semantik_realtime.web.state import WebState
+from semantik_realtime.web.wires.native import NativeWire, reconnect_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ COMMENT = ""
 _COUNTED_AS = {"not_found": "forbidden", "bad_input": "bad_frame", "bad_topic": "bad_frame"}
 
 
-async def get_events(request: Request, server: Server, job_id: str | None = None) -> Response:
+async def get_events(request: Request, server: WebState, job_id: str | None = None) -> Response:
     """The events of a job, or of the topics of the query, for as long as the client stays.
 
     Who is refused is told before the stream begins. While nobody can tell, it
@@ -122,7 +122,7 @@ class EventStream(Response):
     media_type = MEDIA_TYPE
 
     def __init__(
-        self, server: Server, identity: Identity, asked: Mapping[str, Cursor | None], history: int
+        self, server: WebState, identity: Identity, asked: Mapping[str, Cursor | None], history: int
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
@@ -183,7 +183,7 @@ class EventStream(Response):
                     await send(last)
 
 
-async def _may_begin(server: Server, user: str, topics: Iterable[str]) -> bool:
+async def _may_begin(server: WebState, user: str, topics: Iterable[str]) -> bool:
     """Whether one of ``topics`` may be watched, or nobody can tell now."""
     try:
         for topic in topics:
@@ -194,7 +194,7 @@ async def _may_begin(server: Server, user: str, topics: Iterable[str]) -> bool:
     return False
 
 
-def _asked(request: Request, server: Server, job_id: str | None) -> dict[str, Cursor | None]:
+def _asked(request: Request, server: WebState, job_id: str | None) -> dict[str, Cursor | None]:
     """The topics that are asked for, in their order, and the cursors that came with them."""
     names = request.query_params.getlist("topic") if job_id is None else [f"job:{job_id}"]
     try:

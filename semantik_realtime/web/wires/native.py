@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.hookspecs import Snapshot
-from semantik_realtime.web.channel import Outgoing, reason_of, states_of
+from semantik_realtime.web.hub.channel import Outgoing, reason_of, states_of
 
 RECONNECT_SECONDS = 3.0
 

@@ -26,7 +26,7 @@ Row = tuple[str, str, int, int, bytes | None]
 """topic, epoch, offset, chain, event; no event: the topic was deleted."""
 
 
-class Feed:
+class Subscriber:
     """Everything that is read, for the loop that made it.
 
     One thread reads the file: it answers questions, and looks for news at

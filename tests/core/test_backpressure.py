@@ -7,8 +7,8 @@ from histories import KEYS, draft, log_of, logs, states_after
 from hypothesis import given
 from hypothesis import strategies as st
 
+from semantik_realtime.core.backpressure import EDGE, Limits, Write, conflate, plan_write
 from semantik_realtime.core.fold import fold
-from semantik_realtime.core.outbox import EDGE, Limits, Write, conflate, plan_write
 
 
 def folded(events):

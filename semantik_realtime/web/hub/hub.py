@@ -23,15 +23,15 @@ from tenacity import (
     wait_random,
 )
 
+from semantik_realtime.backends.guard import GuardedBackend
+from semantik_realtime.core.backpressure import Limits
 from semantik_realtime.core.event import Cursor, Event
-from semantik_realtime.core.outbox import Limits
 from semantik_realtime.errors import BackendError, BackendUnavailable
-from semantik_realtime.fallback import Fallback
 from semantik_realtime.hookspecs import Snapshot, Status, Top
-from semantik_realtime.realtime import now_text
-from semantik_realtime.web.channel import NOWHERE, Channel, Subscription, Watcher
-from semantik_realtime.web.meanwhile import Meanwhile, Recall
-from semantik_realtime.web.stats import HubStats
+from semantik_realtime.runtime import now_text
+from semantik_realtime.web.hub.channel import NOWHERE, Channel, Subscription, Watcher
+from semantik_realtime.web.hub.stats import HubStats
+from semantik_realtime.web.outage import DegradedMode, Recall
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Hub:
 
     def __init__(
         self,
-        backend: Fallback,
+        backend: GuardedBackend,
         *,
         flush: Callable[[], Awaitable[bool]],
         recall: Recall,
@@ -71,7 +71,7 @@ class Hub:
         self.on_tick: Callable[[], object] | None = None
         self.degraded_since: str | None = None
         """When the backend was first found to be away."""
-        self.meanwhile = Meanwhile(
+        self.meanwhile = DegradedMode(
             backend, self.recall, recall_seconds, self.connections, self.spawn
         )
         backend.sheltered = self._sheltered

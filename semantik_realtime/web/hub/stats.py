@@ -12,7 +12,7 @@ from semantik_realtime.core.resume import Reason
 from semantik_realtime.core.session import CloseCode
 
 if TYPE_CHECKING:
-    from semantik_realtime.web.channel import Outgoing
+    from semantik_realtime.web.hub.channel import Outgoing
 
 LAG_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Upper bounds in seconds of all buckets but the last, which has none."""

@@ -16,10 +16,10 @@ from starlette.websockets import WebSocket
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.hookspecs import Credentials, Top, hookimpl
-from semantik_realtime.realtime import Runtime
-from semantik_realtime.web import rest, sse
-from semantik_realtime.web.server import Server
-from semantik_realtime.web.websocket import serve_founding, serve_native
+from semantik_realtime.runtime import Runtime
+from semantik_realtime.web.endpoints import rest, sse
+from semantik_realtime.web.endpoints.websocket import serve_compat, serve_native
+from semantik_realtime.web.state import WebState
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -36,7 +36,7 @@ class Realtime(Runtime):
         app = FastAPI()
         Realtime().install(app)
 
-    Args, errors: those of `semantik_realtime.realtime.Runtime`, and
+    Args, errors: those of `semantik_realtime.runtime.Runtime`, and
     ``registry``, the application's own of prometheus-client, for metrics
     beside its own.
     """
@@ -50,11 +50,11 @@ class Realtime(Runtime):
         registry: CollectorRegistry | None = None,
     ) -> None:
         super().__init__(settings, plugins=plugins, backend=backend)
-        self._server: Server | None = None
+        self._server: WebState | None = None
         self._registry = registry
 
     @property
-    def server(self) -> Server:
+    def server(self) -> WebState:
         """What the routes share. Made at first use.
 
         Raises:
@@ -63,7 +63,7 @@ class Realtime(Runtime):
                 metrics already.
         """
         if self._server is None:
-            self._server = Server(self, self._registry)
+            self._server = WebState(self, self._registry)
         return self._server
 
     def router(
@@ -95,18 +95,18 @@ class Realtime(Runtime):
         async def native(websocket: WebSocket) -> None:
             await serve_native(websocket, server)
 
-        if self.settings.founding_feed_path:
+        if self.settings.compat_feed_path:
 
-            @router.websocket(self.settings.founding_feed_path)
-            async def founding_feed(websocket: WebSocket) -> None:
-                await serve_founding(websocket, server)
+            @router.websocket(self.settings.compat_feed_path)
+            async def compat_feed(websocket: WebSocket) -> None:
+                await serve_compat(websocket, server)
 
-        if self.settings.founding_path:
-            job_parameter = _job_parameter(self.settings.founding_path)
+        if self.settings.compat_path:
+            job_parameter = _job_parameter(self.settings.compat_path)
 
-            @router.websocket(self.settings.founding_path)
-            async def founding(websocket: WebSocket) -> None:
-                await serve_founding(websocket, server, websocket.path_params[job_parameter])
+            @router.websocket(self.settings.compat_path)
+            async def compat(websocket: WebSocket) -> None:
+                await serve_compat(websocket, server, websocket.path_params[job_parameter])
 
         @router.get(f"{base}/jobs/{{job_id}}")
         async def job(request: Request, job_id: str) -> Response:
@@ -179,7 +179,7 @@ def _job_parameter(template: str) -> str:
     if "job_id" in names:
         return "job_id"
     if len(names) != 1:
-        raise ConfigError("SEMANTIK_REALTIME_FOUNDING_PATH needs {job_id}, or another parameter")
+        raise ConfigError("SEMANTIK_REALTIME_COMPAT_PATH needs {job_id}, or another parameter")
     return str(names[0])
 
 

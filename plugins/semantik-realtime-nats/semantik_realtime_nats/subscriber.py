@@ -21,7 +21,7 @@ FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 1.0
 
 
-class Feed:
+class Subscriber:
     """Carries what the server republishes to sinks.
 
     Owns the connection for reading and the task that renews it. After a break

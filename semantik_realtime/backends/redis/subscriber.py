@@ -24,7 +24,7 @@ SUBSCRIBE_CHUNK = 500
 LAST_RETRY_SECONDS = 1.0
 
 
-class Feed:
+class Subscriber:
     """Carries published batches to sinks.
 
     Owns one connection and two tasks: one reads, one publishes a canary every

@@ -6,8 +6,8 @@ import logging
 import time
 from pathlib import Path
 
-from semantik_realtime import spoolfile
 from semantik_realtime.core.event import Draft
+from semantik_realtime.emitter import spool_file
 
 logger = logging.getLogger(__name__)
 
@@ -15,16 +15,16 @@ LOOK_SECONDS = 5.0
 """Between two looks for what ended processes left on disk."""
 
 
-class Adoption:
+class SpoolRecovery:
     """Reads what ended processes left in ``directory``, a part at a time.
 
-    Used by one thread, but for `hurry`. No method raises for a fault of the
+    Used by one thread, but for `retry_now`. No method raises for a fault of the
     disk: a file that cannot be read is logged and passed over.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._orphan: spoolfile.Orphan | None = None
+        self._orphan: spool_file.Orphan | None = None
         self._passed_over: set[str] = set()
         self._look_at = 0.0
 
@@ -32,7 +32,7 @@ class Adoption:
         """Until the next `take`."""
         return max(0.0, self._look_at - time.monotonic())
 
-    def hurry(self) -> None:
+    def retry_now(self) -> None:
         """The next look may be made now."""
         self._look_at = 0.0
 
@@ -42,7 +42,7 @@ class Adoption:
         Whoever takes again says that the part before was sent.
         """
         if self._orphan is None:
-            self._orphan = spoolfile.adopt(self._directory, self._passed_over)
+            self._orphan = spool_file.adopt(self._directory, self._passed_over)
         orphan = self._orphan
         if orphan is None:
             self.leave()

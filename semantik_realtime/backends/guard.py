@@ -3,7 +3,7 @@
 Reads and writes are told apart: a server that is full, or a replica, answers
 the one and refuses the other. While a way is closed every call on it fails at
 once, but for the one who finds out whether it is open again: on the web side
-`Fallback.probe`, in a worker the emitter, whose drafts must go.
+`GuardedBackend.probe`, in a worker the emitter, whose drafts must go.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from semantik_realtime.core.breaker import CircuitBreaker
 from semantik_realtime.core.event import Cursor, Draft, Event, Receipt
-from semantik_realtime.core.outage import Outage
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
 
@@ -33,7 +33,7 @@ PROBE_SECONDS = 10.0
 Answer = TypeVar("Answer")
 
 
-class Fallback:
+class GuardedBackend:
     """The hooks of ``primary`` with a deadline, and ``memory`` for what has to wait.
 
     Args:
@@ -57,8 +57,8 @@ class Fallback:
         self._begin()
 
     def _begin(self) -> None:
-        self._reading = Outage(RETRY_SECONDS)
-        self._writing = Outage(RETRY_SECONDS)
+        self._reading = CircuitBreaker(RETRY_SECONDS)
+        self._writing = CircuitBreaker(RETRY_SECONDS)
         self._is_probed = False
 
     @property
@@ -218,7 +218,7 @@ class Fallback:
             raise BackendUnavailable("the backend is not open")
         self._admit(self._reading)
 
-    def _admit(self, way: Outage) -> None:
+    def _admit(self, way: CircuitBreaker) -> None:
         if way.is_away and (self._is_probed or not way.admits(time.monotonic())):
             raise BackendUnavailable("the backend is away")
 

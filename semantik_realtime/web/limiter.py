@@ -15,7 +15,7 @@ LEASE_SECONDS = 60.0
 RENEW_SECONDS = 20.0
 
 
-class Seats:
+class ConnectionLimiter:
     """Leases of this process's connections, renewed while they live.
 
     A process that dies gives its seats back within a minute. While the

@@ -15,10 +15,10 @@ import msgspec
 import pluggy
 
 from semantik_realtime.errors import BackendError, BackendUnavailable
-from semantik_realtime.realtime import Runtime
+from semantik_realtime.runtime import Runtime
 from semantik_realtime.web.access import Access, ask
-from semantik_realtime.web.hub import Hub
-from semantik_realtime.web.seats import Seats
+from semantik_realtime.web.hub.hub import Hub
+from semantik_realtime.web.limiter import ConnectionLimiter
 
 if TYPE_CHECKING:
     from semantik_realtime.web.metrics import WebMetrics
@@ -31,7 +31,7 @@ METRICS_MISSING = 'there are no metrics: pip install "semantik-realtime[metrics]
 _encode = msgspec.json.Encoder().encode
 
 
-class Server:
+class WebState:
     """Hub, access and seats over one runtime. Made before there is an event loop."""
 
     def __init__(self, runtime: Runtime, registry: Any = None) -> None:
@@ -46,7 +46,7 @@ class Server:
             recall_seconds=runtime.settings.recall_seconds,
         )
         runtime.emitter.shelter = runtime.backend.shelter
-        self.seats = Seats(
+        self.seats = ConnectionLimiter(
             runtime.write_hook("lease"),
             runtime.write_hook("release"),
             runtime.settings.max_connections,
@@ -116,7 +116,7 @@ class Server:
     async def _flush(self) -> bool:
         """Send what waits; False: it still cannot be sent. What is a lot goes on afterwards."""
         emitter = self._runtime.emitter
-        emitter.hurry()
+        emitter.retry_now()
         done = await asyncio.to_thread(emitter.flush, self.settings.flush_seconds)
         return done or not emitter.is_failing
 
@@ -143,7 +143,7 @@ class Server:
         """Drain when the process is told to stop, before the server closes the sockets itself.
 
         Servers close every WebSocket with a close frame of their own, and
-        browsers of the founding wire never come back from one. There is no
+        browsers of the compatibility wire never come back from one. There is no
         other sign of a shutdown than the signal.
         """
         if threading.current_thread() is not threading.main_thread():

@@ -29,20 +29,20 @@ from semantik_realtime.core.session import (
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.hookspecs import Credentials
-from semantik_realtime.realtime import now_text
+from semantik_realtime.runtime import now_text
 from semantik_realtime.web.access import Identity, accepted_subprotocol, credentials_of
-from semantik_realtime.web.connection import Connection, Ended, Wire
-from semantik_realtime.web.founding import HISTORY, FoundingWire
-from semantik_realtime.web.native import NativeWire
-from semantik_realtime.web.server import Server
-from semantik_realtime.web.transport import CLOSE_SECONDS, counting_refusals, run
+from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, counting_refusals, run
+from semantik_realtime.web.hub.connection import Connection, Ended, Wire
+from semantik_realtime.web.state import WebState
+from semantik_realtime.web.wires.compat import HISTORY, CompatWire
+from semantik_realtime.web.wires.native import NativeWire
 
 logger = logging.getLogger(__name__)
 
-FOUNDING_PING_SECONDS = 30.0
+COMPAT_PING_SECONDS = 30.0
 
 
-async def serve_native(websocket: WebSocket, server: Server) -> None:
+async def serve_native(websocket: WebSocket, server: WebState) -> None:
     """One connection of `semantik.realtime.v1`, from handshake to close."""
     if not server.access.allows_origin(websocket):
         # Before accepting: the server answers 403.
@@ -79,8 +79,8 @@ async def serve_native(websocket: WebSocket, server: Server) -> None:
         pass
 
 
-async def serve_founding(websocket: WebSocket, server: Server, job_id: str | None = None) -> None:
-    """One connection of the founding wire, for a job or else for the user's own feed.
+async def serve_compat(websocket: WebSocket, server: WebState, job_id: str | None = None) -> None:
+    """One connection of the compatibility wire, for a job or else for the user's own feed.
 
     Ending without a close frame is how these clients are told to come back.
     """
@@ -97,13 +97,13 @@ async def serve_founding(websocket: WebSocket, server: Server, job_id: str | Non
             topic = user_topic(identity.user) if job_id is None else job_topic(job_id)
             if not await server.may_watch(identity.user, topic):
                 raise Ended(CloseCode.POLICY, "not yours, or not there")
-        wire = FoundingWire(topic, now_text, after)
+        wire = CompatWire(topic, now_text, after)
 
         async def read(connection: Connection) -> None:
             while connection.ended is None:
                 connection.post(*wire.answer(await _receive(websocket)))
 
-        connection = _connect(websocket, server, wire, identity, FOUNDING_PING_SECONDS)
+        connection = _connect(websocket, server, wire, identity, COMPAT_PING_SECONDS)
         # Always from the state: these clients need a status before anything else.
         connection.subscribe(topic, None, MAX_HISTORY if after else HISTORY)
         await run(server, connection, read, secrets.token_hex(8))
@@ -116,7 +116,7 @@ async def serve_founding(websocket: WebSocket, server: Server, job_id: str | Non
             code = CloseCode.POLICY if ended.code >= 4000 else ended.code
             await _close(websocket, code, ended.reason)
     except BackendError as error:
-        logger.warning("websocket: founding connection dropped error=%s", error)
+        logger.warning("websocket: compat connection dropped error=%s", error)
         _drop()
     except WebSocketDisconnect:
         pass
@@ -136,7 +136,7 @@ def _drop() -> None:
 
 
 async def _open_session(
-    websocket: WebSocket, server: Server, session: Session, credentials: Credentials
+    websocket: WebSocket, server: WebState, session: Session, credentials: Credentials
 ) -> Identity:
     """Who connects: by the handshake, else by the first frame, in time.
 
@@ -176,7 +176,7 @@ async def _carry_out(
     action: Action,
     session: Session,
     connection: Connection,
-    server: Server,
+    server: WebState,
     credentials: Credentials,
 ) -> None:
     match action:
@@ -211,7 +211,7 @@ async def _carry_out(
 
 def _connect(
     websocket: WebSocket,
-    server: Server,
+    server: WebState,
     wire: Wire,
     identity: Identity,
     heartbeat_seconds: float | None = None,

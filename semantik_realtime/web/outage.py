@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
+from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.core.fold import is_ahead
 from semantik_realtime.errors import BackendError
-from semantik_realtime.fallback import Fallback
-from semantik_realtime.web.channel import Watcher, states_of
+from semantik_realtime.web.hub.channel import Watcher, states_of
 
 _decode = msgspec.json.Decoder().decode
 
@@ -21,7 +21,7 @@ Recall = Callable[[str], Awaitable[Mapping[str, bytes] | None]]
 States = Mapping[str, bytes]
 
 
-class Meanwhile:
+class DegradedMode:
     """Provisional states for the watchers, from `begin` to `end`.
 
     Each watched topic is looked up in the host's record at once and then
@@ -31,7 +31,7 @@ class Meanwhile:
 
     def __init__(
         self,
-        backend: Fallback,
+        backend: GuardedBackend,
         recall: Recall,
         recall_seconds: float,
         watchers: Collection[Watcher],

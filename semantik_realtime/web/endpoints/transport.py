@@ -13,8 +13,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import AccessError, BackendError, TopicError
-from semantik_realtime.web.connection import Connection, Ended
-from semantik_realtime.web.server import Server
+from semantik_realtime.web.hub.connection import Connection, Ended
+from semantik_realtime.web.state import WebState
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _BY_CLIENT = (WebSocketDisconnect, ClientDisconnect, OSError)
 
 
 @contextlib.contextmanager
-def counting_refusals(server: Server) -> Iterator[None]:
+def counting_refusals(server: WebState) -> Iterator[None]:
     """Count whoever is not let in, by why."""
     refused = server.hub.stats.refused
     try:
@@ -41,7 +41,7 @@ def counting_refusals(server: Server) -> Iterator[None]:
 
 
 async def run(
-    server: Server,
+    server: WebState,
     connection: Connection,
     read: Callable[[Connection], Coroutine[Any, Any, None]],
     seat: str,

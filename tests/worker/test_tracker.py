@@ -21,11 +21,11 @@ from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Receipt
 from semantik_realtime.errors import BackendUnavailable, TopicError
 from semantik_realtime.hookspecs import hookimpl
-from semantik_realtime.realtime import Runtime
-from semantik_realtime.worker import signals as signals_module
+from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker import tracker as tracker_module
 from semantik_realtime.worker.job import current, misuse
-from semantik_realtime.worker.signals import Mirror, install, read_origin
 from semantik_realtime.worker.submit import submit
+from semantik_realtime.worker.tracker import TaskTracker, install, read_job_meta
 
 Look = Callable[[str], Log]
 
@@ -72,11 +72,11 @@ def update(self: Task, state: str | None, meta: Any) -> None:
 
 
 @pytest.fixture
-def mirror(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
-    previous = signals_module._mirror
+def mirror(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskTracker]:
+    previous = tracker_module._mirror
     if previous is not None:
         previous.disconnect()
-    monkeypatch.setattr(signals_module, "_mirror", None)
+    monkeypatch.setattr(tracker_module, "_mirror", None)
     mirror = install(runtime=runtime)
     yield mirror
     mirror.disconnect()
@@ -90,7 +90,7 @@ def job_id() -> str:
 
 
 @pytest.mark.every_row
-def test_a_task_is_a_job(mirror: Mirror, log: Look, job_id: str) -> None:
+def test_a_task_is_a_job(mirror: TaskTracker, log: Look, job_id: str) -> None:
     add.apply((1, 2), task_id=job_id, headers={"realtime_owner": "7"})
     own = log(f"job:{job_id}")
     assert own.types == ["job_started", "job_completed"]
@@ -110,7 +110,7 @@ def test_the_end_is_appended_before_the_task_is_over(reader: Reader, job_id: str
 
 
 def test_installing_again_tells_nothing_twice(
-    mirror: Mirror, runtime: Runtime, log: Look, job_id: str
+    mirror: TaskTracker, runtime: Runtime, log: Look, job_id: str
 ) -> None:
     assert install(app, runtime) is mirror
     add.apply((1, 2), task_id=job_id)
@@ -118,7 +118,7 @@ def test_installing_again_tells_nothing_twice(
 
 
 def test_nothing_is_connected_when_the_mirror_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals_module, "_mirror", None)
+    monkeypatch.setattr(tracker_module, "_mirror", None)
     before = len(signals.task_prerun.receivers)
     install(runtime=Runtime(Settings(backend="memory", mirror=False)))
     assert len(signals.task_prerun.receivers) == before
@@ -182,7 +182,7 @@ def test_celerys_own_tasks_are_nobodys_jobs(log: Look, job_id: str) -> None:
 
 
 def test_a_receiver_that_fails_is_counted_logged_once_and_harms_no_task(
-    mirror: Mirror, caplog: pytest.LogCaptureFixture
+    mirror: TaskTracker, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, "semantik_realtime"):
         for _ in range(3):
@@ -257,7 +257,7 @@ def test_a_queued_event_that_comes_after_the_start_is_dropped(
     assert runtime.emitter.stats.stale == 1
 
 
-def test_whoever_submits_may_be_watched_at_once(settings: Settings, mirror: Mirror) -> None:
+def test_whoever_submits_may_be_watched_at_once(settings: Settings, mirror: TaskTracker) -> None:
     class Slow(MemoryBackend):
         @hookimpl
         def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
@@ -302,7 +302,7 @@ class Deaf(MemoryBackend):
 
 
 @pytest.fixture
-def deaf(settings: Settings, mirror: Mirror) -> Iterator[tuple[Deaf, Runtime]]:
+def deaf(settings: Settings, mirror: TaskTracker) -> Iterator[tuple[Deaf, Runtime]]:
     backend = Deaf(settings)
     runtime = Runtime(settings, backend=backend)
     mirror.use(runtime)
@@ -336,7 +336,9 @@ def test_after_a_failed_claim_the_next_tasks_do_not_ask(
     assert backend.claims == 1
 
 
-def test_while_the_backend_fails_nobody_asks_or_waits(settings: Settings, mirror: Mirror) -> None:
+def test_while_the_backend_fails_nobody_asks_or_waits(
+    settings: Settings, mirror: TaskTracker
+) -> None:
     class Away(Deaf):
         @hookimpl
         def publish(self, drafts: Any) -> Any:
@@ -375,7 +377,7 @@ def test_an_end_told_twice_is_appended_once(log: Look, runtime: Runtime, job_id:
 
 
 def test_a_job_without_a_number_left_for_it_is_not_heard(
-    settings: Settings, mirror: Mirror, job_id: str
+    settings: Settings, mirror: TaskTracker, job_id: str
 ) -> None:
     class Deleted(MemoryBackend):
         @hookimpl
@@ -410,7 +412,7 @@ def test_nothing_is_heard_of_a_deleted_job(log: Look, runtime: Runtime, job_id: 
 
 def test_topics_may_be_a_list_or_a_text() -> None:
     for topics in (["a:1", "b:2"], "a:1, b:2"):
-        origin = read_origin({"id": "1", "realtime_topics": topics})
+        origin = read_job_meta({"id": "1", "realtime_topics": topics})
         assert origin.topics == ("a:1", "b:2")
 
 
@@ -425,7 +427,7 @@ def test_topics_may_be_a_list_or_a_text() -> None:
     ],
 )
 def test_a_bad_header_is_left_out(headers: dict[str, Any]) -> None:
-    origin = read_origin({"id": "1", **headers})
+    origin = read_job_meta({"id": "1", **headers})
     assert origin.owner is None
     assert set(origin.topics) <= {"a:1"}
     assert origin.queued_at is None
@@ -433,7 +435,7 @@ def test_a_bad_header_is_left_out(headers: dict[str, Any]) -> None:
 
 def test_topics_are_bounded() -> None:
     topics = [f"a:{number}" for number in range(1000)]
-    assert len(read_origin({"id": "1", "realtime_topics": topics}).topics) == 20
+    assert len(read_job_meta({"id": "1", "realtime_topics": topics}).topics) == 20
 
 
 # update_state
@@ -508,7 +510,7 @@ def test_update_state_is_wrapped_once() -> None:
     assert not hasattr(update.update_state.__wrapped__, "__wrapped__")
 
 
-def test_misuse_is_not_counted_for_what_is_fine(mirror: Mirror) -> None:
+def test_misuse_is_not_counted_for_what_is_fine(mirror: TaskTracker) -> None:
     update.apply(("PROGRESS", {"current": 1, "total": 2, "status": "x"}))
     assert not misuse
     assert not mirror.failures

@@ -30,10 +30,10 @@ Answer = Sequence[Receipt] | BackendError
 """The backend's, or why there is none. No receipts: these drafts are lost."""
 
 
-class Carrier:
+class Sender:
     """Carries drafts to the backend: one call at a time.
 
-    Used by one thread, but for `hurry` and `has_called_for`.
+    Used by one thread, but for `retry_now` and `has_called_for`.
 
     Args:
         wake: set when a try is over.
@@ -64,7 +64,7 @@ class Carrier:
             return None
         return max(0.0, self._retry_at - time.monotonic())
 
-    def hurry(self) -> None:
+    def retry_now(self) -> None:
         """The next try may be made now."""
         self._retry_at = 0.0
 

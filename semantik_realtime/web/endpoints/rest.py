@@ -14,8 +14,8 @@ from semantik_realtime.core.event import Event
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.web.access import Identity, credentials_of
-from semantik_realtime.web.channel import states_of
-from semantik_realtime.web.server import Server
+from semantik_realtime.web.hub.channel import states_of
+from semantik_realtime.web.state import WebState
 
 MAX_HISTORY = 1000
 
@@ -33,7 +33,7 @@ class Refused(Exception):
             self.response.headers["WWW-Authenticate"] = "Bearer"
 
 
-async def get_job(request: Request, server: Server, job_id: str) -> Response:
+async def get_job(request: Request, server: WebState, job_id: str) -> Response:
     """The state of a job now; ETag is the cursor."""
     topic = None
     try:
@@ -60,7 +60,7 @@ async def get_job(request: Request, server: Server, job_id: str) -> Response:
     return _json(body, ETag=etag)
 
 
-async def _meanwhile(server: Server, topic: str | None, error: BackendError) -> Response:
+async def _meanwhile(server: WebState, topic: str | None, error: BackendError) -> Response:
     """The state of a job while the backend is away, for a user who is known to be allowed."""
     if topic is not None:
         with contextlib.suppress(BackendError):
@@ -78,7 +78,7 @@ async def _meanwhile(server: Server, topic: str | None, error: BackendError) -> 
     return Refused(503, error.code, str(error)).response
 
 
-async def get_history(request: Request, server: Server, job_id: str) -> Response:
+async def get_history(request: Request, server: WebState, job_id: str) -> Response:
     """The retained events after ``after``, oldest first, at most ``limit``."""
     try:
         after = integer(request, "after", 0, 2**53)
@@ -101,7 +101,7 @@ async def get_history(request: Request, server: Server, job_id: str) -> Response
     )
 
 
-async def get_health(server: Server) -> Response:
+async def get_health(server: WebState) -> Response:
     """Whether the process lives, is ready, and since when it is degraded. 503: not ready."""
     status = await server.hub.status()
     is_degraded = server.hub.degraded_since is not None
@@ -122,7 +122,7 @@ async def get_health(server: Server) -> Response:
     return JSONResponse(body, 200 if body["ready"] else 503)
 
 
-async def get_metrics(request: Request, server: Server) -> Response:
+async def get_metrics(request: Request, server: WebState) -> Response:
     """All counts, as Prometheus wants them, for whoever bears the token of the settings."""
     expected = server.settings.metrics_token
     try:
@@ -144,7 +144,7 @@ def _bears(request: Request, token: str) -> bool:
     return secrets.compare_digest(given.encode(), f"Bearer {token}".encode())
 
 
-async def identify(request: Request, server: Server) -> Identity:
+async def identify(request: Request, server: WebState) -> Identity:
     """Who asks.
 
     Raises:
@@ -157,7 +157,7 @@ async def identify(request: Request, server: Server) -> Identity:
         raise Refused(401, error.reason, str(error)) from None
 
 
-async def _authorized(request: Request, server: Server, job_id: str) -> str:
+async def _authorized(request: Request, server: WebState, job_id: str) -> str:
     """The job's topic, if the user may watch it.
 
     A job of somebody else's and one that does not exist get the same answer.

@@ -15,7 +15,7 @@ Source = Callable[[], None]
 """Called in the emitter's thread when its key is due: emits the newest value, if it is news."""
 
 
-class Sources:
+class ThrottledSources:
     """Calls each key's source at most once an interval; the last call is never left out.
 
     Any thread may `add`, one may `run`.

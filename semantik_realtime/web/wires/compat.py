@@ -1,4 +1,4 @@
-"""The founding wire: one JSON message an event, for browsers that were there first.
+"""The compatibility wire: one JSON message an event, for browsers that were there first.
 
 They believe every message, and come back only after a connection that ended
 without a close frame (docs/protocol.md). So history never contradicts the
@@ -16,7 +16,7 @@ from semantik_realtime.core.event import ENDS, Cursor, Event, StateChange
 from semantik_realtime.core.fold import ENDED, is_ahead
 from semantik_realtime.core.topic import split_topic
 from semantik_realtime.hookspecs import Snapshot
-from semantik_realtime.web.channel import Outgoing, states_of
+from semantik_realtime.web.hub.channel import Outgoing, states_of
 
 HISTORY = 100
 _SHOWN = ("status", "progress", "current", "total", "job_id")
@@ -70,7 +70,7 @@ class _Told(msgspec.Struct):
     """Whether it is not of the log."""
 
 
-class FoundingWire:
+class CompatWire:
     """Messages of one connection that watches one topic.
 
     On a job's topic every message is about that job. On any other, a feed,
@@ -83,7 +83,7 @@ class FoundingWire:
         after: what the client has seen of the topic before; its history goes on there.
     """
 
-    name = "founding"
+    name = "compat"
 
     def __init__(self, topic: str, now: Callable[[], str], after: Cursor | None = None) -> None:
         kind, ident = split_topic(topic)

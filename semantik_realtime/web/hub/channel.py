@@ -11,14 +11,14 @@ from typing import Annotated, Protocol
 import msgspec
 
 from semantik_realtime.core import frames
+from semantik_realtime.core.backpressure import Limits, Write, conflate, plan_write
 from semantik_realtime.core.event import Cursor, Event
-from semantik_realtime.core.outbox import Limits, Write, conflate, plan_write
 from semantik_realtime.core.resume import Reason
-from semantik_realtime.core.splice import Admission, Recent
+from semantik_realtime.core.splice import Admission, EventBuffer
 from semantik_realtime.hookspecs import Snapshot
 
 KEEP_EVENTS = 100
-"""Recent events kept a channel even when every watcher has them."""
+"""EventBuffer events kept a channel even when every watcher has them."""
 MAX_HELD = 1000
 NOWHERE = Cursor("", 0, 0)
 """The position in a topic that the backend does not know."""
@@ -99,7 +99,7 @@ class Channel:
 
     def __init__(self, topic: str, limits: Limits) -> None:
         self.topic = topic
-        self.recent = Recent()
+        self.recent = EventBuffer()
         self.watchers: set[Subscription] = set()
         self.users = 0
         """Connections that watch or are about to; at 0 the topic is unsubscribed."""

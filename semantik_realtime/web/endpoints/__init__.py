@@ -1,0 +1,1 @@
+"""Routes: WebSocket, server-sent events and plain HTTP."""

@@ -1,0 +1,1 @@
+"""Fan-out: channels, the connections that watch them, and the registry of both."""

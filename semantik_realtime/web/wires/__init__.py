@@ -1,0 +1,1 @@
+"""What the server says to a client: values in, frames out."""
