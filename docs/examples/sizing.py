@@ -30,7 +30,7 @@ from semantik_realtime.config import load_settings
 from semantik_realtime.core.session import SUBPROTOCOL
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import RedisServer, free_port, running, valkey_program
-from semantik_realtime.worker.job import Job, Origin
+from semantik_realtime.worker.job import Job, JobMeta
 
 TOPICS = 2000
 EVENTS = 900
@@ -50,7 +50,7 @@ def make_app() -> FastAPI:
 
 def run_job(runtime: Runtime, job_id: str, owner: int, events: int) -> None:
     """A job that tells of so many files, in its own topic and in its owner's feed."""
-    job = Job(runtime, Origin(job_id, owner=str(owner)), attempt=1)
+    job = Job(runtime, JobMeta(job_id, owner=str(owner)), attempt=1)
     job.progress(17, 40, unit="files")
     job.set(failed=0)
     job.begin()

@@ -22,7 +22,7 @@ from record import CLOCK, OWNER, Record
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.errors import BackendError
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.job import Job, Origin
+from semantik_realtime.worker.job import Job, JobMeta
 
 AT_ONCE = 4
 CLOCK_SECONDS = 0.025
@@ -46,7 +46,7 @@ class Worker:
         if not self.runtime.emitter.is_failing:
             with contextlib.suppress(BackendError):
                 attempt = self.runtime.write_hook("claim")(job_topic(id), id, secrets.token_hex(8))
-        job = Job(self.runtime, Origin(id, owner=OWNER), attempt)
+        job = Job(self.runtime, JobMeta(id, owner=OWNER), attempt)
         self.record.write(id, {"status": "running", "attempt": attempt})
         job.begin()
         self.steps.setdefault(id, Counter())[self.attempts[id]] = 0

@@ -521,7 +521,7 @@ def test_misuse_is_not_counted_for_what_is_fine(mirror: TaskTracker) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["worker.job", "worker.progress", "worker.signals", "worker.command", "worker.submit"],
+    ["worker.job", "worker.progress", "worker.tracker", "worker.command", "worker.submit"],
 )
 def test_importing_needs_neither_a_server_nor_its_client_nor_a_web_framework(module: str) -> None:
     code = (
