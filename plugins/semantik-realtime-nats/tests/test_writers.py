@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Draft, Outcome
-from semantik_realtime.errors import BackendError
+from semantik_realtime.errors import AppendUncertain, BackendError, BackendUnavailable
 from semantik_realtime.testing.contract import Author, Recorder
 from semantik_realtime.testing.servers import NatsServer
 
@@ -35,10 +35,8 @@ def publish_until_done(backend: NatsBackend, draft: Draft) -> list[BackendError]
         try:
             backend.publish([draft])
             return failures
-        except BackendError as error:
+        except (BackendUnavailable, AppendUncertain) as error:
             failures.append(error)
-            if not error.retry_is_safe:
-                raise
 
 
 def write(url: str, topic: str, name: str) -> None:
