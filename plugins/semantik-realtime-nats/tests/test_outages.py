@@ -62,12 +62,12 @@ async def test_after_a_restart_the_sink_gets_interrupted_and_then_the_next_event
     await backend.open()
     await backend.subscribe(topic, sink)
     backend.publish([author.draft(topic)])
-    await sink.heard(1)
+    await sink.wait_for_events(1)
     server.kill()
     server.start()
     await until(lambda: sink.interruptions)
     backend.publish([author.draft(topic)])
-    await sink.heard(2)
+    await sink.wait_for_events(2)
     assert sink.offsets == [1, 2]
     assert sink.interruptions == 1
     assert (await backend.tops([topic]))[topic].cursor.offset == 2
@@ -98,7 +98,7 @@ async def test_a_topic_subscribed_during_an_outage_gets_events_after_it(
     server.start()
     await subscribing
     backend.publish([Author().draft(topic)])
-    await sink.heard(1)
+    await sink.wait_for_events(1)
 
 
 async def test_a_subscription_that_is_not_confirmed_fails_in_time(

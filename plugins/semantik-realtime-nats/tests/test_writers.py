@@ -64,7 +64,7 @@ async def test_writers_in_several_processes_lose_nothing_and_duplicate_nothing(
     for process in processes:
         await asyncio.to_thread(process.join, 60)
         assert process.exitcode == 0
-    await sink.heard(len(names) * EVENTS)
+    await sink.wait_for_events(len(names) * EVENTS)
     events = list((await backend.snapshot(topic, None, 1000)).events)
     assert [event.offset for event in events] == [*range(1, len(names) * EVENTS + 1)]
     for name in names:
