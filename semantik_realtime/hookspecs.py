@@ -11,7 +11,7 @@ those of `HostSpec`. Both are ordinary pluggy plugins::
 
 Writes are synchronous, may come from any thread and have a deadline of their
 own; reads are coroutines on the loop that called `BackendSpec.open`. What every
-hook promises is stated as tests in `semantik_realtime.testing.BackendContract`:
+hook promises is stated as tests in `semantik_realtime.testing.contract.BackendContract`:
 a backend exists when it passes them on its default settings.
 """
 
