@@ -158,7 +158,7 @@ def test_variables_are_filled_from_metrics_that_all_processes_have(
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(panels())))
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert used == variables.keys() | {"__rate_interval", "__range"}
-    everywhere = PAGE.partition("## What is told of every process that writes")[2]
+    everywhere = PAGE.partition("## Metrics of every process that writes")[2]
     for name in ("job", "instance"):
         [(asked, label)] = re.findall(
             r"^label_values\((.*), (\w+)\)$", variables[name]["definition"]
