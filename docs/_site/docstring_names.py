@@ -1,9 +1,10 @@
 """Docstrings on the site: their sections, and the names in single backticks.
 
 A docstring writes `name` for an object of Python and ``text`` for anything else. The name may be
-that of a parameter, of a member of the same class, of something in the same module, a public name
-of the package, or a whole path. It becomes a link if the object is on the site. A name that
-Python cannot find is a warning: the object was renamed, or it is text.
+that of a parameter, of a member of the same class, of something in the same module (in a module's
+docstring also a member of its classes), a public name of the package, or a whole path. It becomes
+a link if the object is on the site. A name that Python cannot find is a warning: the object was
+renamed, or it is text.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 from docutils import nodes
 from sphinx.addnodes import desc_signature, pending_xref
 from sphinx.application import Sphinx
-from sphinx.domains.python import PyXRefRole
 from sphinx.environment import BuildEnvironment
 from sphinx.ext.napoleon import Config, GoogleDocstring
 from sphinx.util import logging
@@ -34,37 +35,22 @@ IDENTIFIER = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
-    app.add_role("name", NameRole())
-    app.config.default_role = "name"
-    app.connect("autodoc-process-docstring", check_names)
+    app.connect("autodoc-process-docstring", link_names)
     app.connect("autodoc-process-docstring", read_sections)
     app.connect("missing-reference", show_without_link)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-class NameRole(PyXRefRole):
-    """A name in a docstring; `check_names` has looked whether it exists."""
+def link_names(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Turn each name of a docstring into a reference; warn of those that Python cannot find."""
 
-    def run(self) -> Any:
-        """Make a reference of any kind of object, wherever on the site it is."""
-        self.name = "py:obj"
-        made, messages = super().run()
-        for node in made:
-            if isinstance(node, pending_xref):
-                node["refspecific"] = node["name_is_checked"] = True
-        return made, messages
+    def reference(match: re.Match[str]) -> str:
+        path = find(match[1], name, obj) if IDENTIFIER.fullmatch(match[1]) else None
+        if path is None:
+            logger.warning("in the docstring of %s: there is no `%s`", name, match[1])
+        return f":py:obj:`{match[1]} <{path}>`" if path else f"``{match[1]}``"
 
-
-def check_names(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: Sequence[str]
-) -> None:
-    """Warn of each name in a docstring that Python cannot find from there."""
-    for line in lines:
-        for found in SINGLE.findall(line):
-            if not IDENTIFIER.fullmatch(found):
-                logger.warning("in the docstring of %s: `%s` is no name", name, found)
-            elif not exists(found, name, obj):
-                logger.warning("in the docstring of %s: there is no `%s`", name, found)
+    lines[:] = [SINGLE.sub(reference, line) for line in lines]
 
 
 def read_sections(
@@ -78,33 +64,68 @@ def read_sections(
         lines[:] = GoogleDocstring(lines, Config(), app, what, name, obj, options).lines()
 
 
-def exists(found: str, owner_name: str, owner: Any) -> bool:
-    """Whether a name in the docstring of ``owner`` leads to an object."""
-    first, *rest = found.split(".")
-    module = sys.modules.get(getattr(owner, "__module__", None) or owner_name)
-    scopes: list[Any] = [owner, module, builtins]
-    # The class whose member this is, and the module of that class.
+def find(text: str, owner_name: str, owner: Any) -> str | None:
+    """Return the path of what ``text`` means in the docstring of ``owner``.
+
+    Empty if it has no path, as a parameter; None if there is no such thing.
+    """
+    first, *rest = text.split(".")
+    for scope in scopes(owner_name, owner):
+        if reachable(scope, [first, *rest]):
+            return path_of(scope, [first, *rest])
+        if not rest and first in getattr(scope, "__annotations__", {}):
+            return ""
+    if not rest and (hasattr(builtins, first) or first in parameters(owner)):
+        return ""
+    return text if imported(text) is not None else None
+
+
+def scopes(owner_name: str, owner: Any) -> Iterator[Any]:
+    """Yield the objects whose members a docstring may name without a path, the nearest first."""
+    yield owner
+    # The class whose member this is, and the modules of both.
     outer = imported(owner_name.rpartition(".")[0])
-    scopes += [outer, sys.modules.get(getattr(outer, "__module__", "")), semantik_realtime]
-    for scope in scopes:
-        if scope is not None and (
-            leads_on(scope, [first, *rest])
-            or (not rest and first in getattr(scope, "__annotations__", {}))
-        ):
-            return True
-    return (not rest and first in parameters(owner)) or imported(found) is not None
+    yield outer
+    for inner in (owner, outer):
+        yield sys.modules.get(getattr(inner, "__module__", None) or "")
+    if isinstance(owner, ModuleType):
+        yield from (
+            value
+            for value in vars(owner).values()
+            if inspect.isclass(value) and value.__module__ == owner.__name__
+        )
+    yield semantik_realtime
 
 
-def parameters(owner: Any) -> Sequence[str]:
-    """Names of the parameters of a function or class."""
+def path_of(scope: Any, names: list[str]) -> str:
+    """Return the whole path of ``names``, read from ``scope``."""
+    found = scope
+    for name in names:
+        found = getattr(found, name)
+    if isinstance(found, ModuleType):
+        return found.__name__
+    if inspect.isclass(found) or inspect.isroutine(found):
+        return f"{found.__module__}.{found.__qualname__}"
+    home = scope.__name__ if isinstance(scope, ModuleType) else path_of_class(scope)
+    return ".".join([home, *names])
+
+
+def path_of_class(scope: Any) -> str:
+    """Return the whole path of a class, or of the class of an object."""
+    of = scope if inspect.isclass(scope) or inspect.isroutine(scope) else type(scope)
+    return f"{of.__module__}.{of.__qualname__}"
+
+
+def parameters(owner: Any) -> list[str]:
+    """Return the names of the parameters of a function or class."""
     try:
         return list(inspect.signature(owner).parameters)
     except (TypeError, ValueError):
         return []
 
 
-def leads_on(scope: Any, names: Sequence[str]) -> bool:
-    """Whether ``names`` can be read from ``scope``, one after the other."""
+def reachable(scope: Any, names: list[str]) -> bool:
+    """Return True if ``names`` can be read from ``scope``, one after the other."""
     for name in names:
         try:
             scope = getattr(scope, name)
@@ -114,17 +135,16 @@ def leads_on(scope: Any, names: Sequence[str]) -> bool:
 
 
 def imported(path: str) -> Any:
-    """The module or object at a whole path; None if there is none."""
-    module, _, rest = path, "", ""
+    """Return the module or object at a whole path; None if there is none."""
+    module, names = path, list[str]()
     while module:
         try:
             found = importlib.import_module(module)
         except ImportError:
             module, _, last = module.rpartition(".")
-            rest = f"{last}.{rest}".rstrip(".")
+            names.insert(0, last)
             continue
-        names = rest.split(".") if rest else []
-        if not leads_on(found, names):
+        if not reachable(found, names):
             return None
         for name in names:
             found = getattr(found, name)
@@ -135,20 +155,17 @@ def imported(path: str) -> Any:
 def show_without_link(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.Element
 ) -> nodes.Element | None:
-    """Show a name that exists but is on no page as it is."""
+    """Show a name without a link if it exists but is on no page."""
     if node.get("refdomain") != "py":
         return None
-    if node.get("name_is_checked") or in_signature(node):
-        # mypy checks what is in a signature.
-        return content
     target = node["reftarget"]
-    if hasattr(builtins, target) or imported(target) is not None:
-        return content
-    return None
+    # mypy checks the names in a signature.
+    known = in_signature(node) or hasattr(builtins, target) or imported(target) is not None
+    return content if known else None
 
 
 def in_signature(node: nodes.Element) -> bool:
-    """Whether a reference is part of a signature."""
+    """Return True if a reference is part of a signature."""
     parent = node.parent
     while parent is not None:
         if isinstance(parent, desc_signature):

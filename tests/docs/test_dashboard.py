@@ -31,8 +31,8 @@ def registry() -> Iterator[CollectorRegistry]:
     """The metrics of a web server that has just been made."""
     settings = Settings(backend="memory", jwt_secret="a secret of at least thirty-two bytes")
     realtime = Realtime(settings)
-    assert realtime.server.metrics is not None
-    yield realtime.server.metrics.registry
+    assert realtime.web.metrics is not None
+    yield realtime.web.metrics.registry
     realtime.close()
 
 

@@ -60,7 +60,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
         }
     named |= {
         f"semantik_realtime.hookspecs.{spec.__name__}.{name}"
-        for spec in (hookspecs.BackendSpec, hookspecs.HostSpec)
+        for spec in (hookspecs.Backend, hookspecs.HostSpec)
         for name in vars(spec)
         if not name.startswith("_")
     }
