@@ -58,10 +58,11 @@ def read_sections(
 ) -> None:
     """Turn ``Args:`` and ``Raises:`` into fields.
 
-    Not in the docstring of an attribute: there napoleon takes what is before a colon for a type.
+    An attribute's docstring is read as a method's, because napoleon would take the words before
+    the first colon for its type.
     """
-    if what not in ("attribute", "data", "property"):
-        lines[:] = GoogleDocstring(lines, Config(), app, what, name, obj, options).lines()
+    kind = "method" if what in ("attribute", "data", "property") else what
+    lines[:] = GoogleDocstring(lines, Config(), app, kind, name, obj, options).lines()
 
 
 def find(text: str, owner_name: str, owner: Any) -> str | None:
