@@ -37,7 +37,7 @@ class Ended(Exception):
 
 
 class Connection:
-    """One client's subscriptions and its outbox, a `semantik_realtime.web.hub.subscription.Watcher`.
+    """One client: its subscriptions and its outbox. It is a `web.hub.subscription.Watcher`.
 
     Only `write`, in one task, sends; everybody else posts a frame or wakes it.
     `end` makes `write` raise `Ended`.
