@@ -13,9 +13,11 @@ missed target is named on the standard error, and fails the run with --check.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import click
 from rich.console import Console
@@ -37,7 +39,6 @@ from benchmarks.comparison import (
 from benchmarks.contender import PEERS, Contender, load_peer
 from benchmarks.contenders.ours import Ours
 from benchmarks.machine import describe_machine
-from benchmarks.plot import draw
 from benchmarks.scenarios import SCENARIOS, Sizes
 from benchmarks.stage import Failed
 from semantik_realtime.errors import ConfigError
@@ -68,6 +69,18 @@ def load_peers(names: Sequence[str]) -> list[Contender]:
         raise click.UsageError(f"{error}: pip install --group benchmarks") from error
 
 
+def load_plot() -> ModuleType:
+    """Return `benchmarks.plot`, which nothing but ``--plot`` needs.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    try:
+        return importlib.import_module("benchmarks.plot")
+    except ImportError as error:
+        raise click.UsageError(f"{error}: pip install --group benchmarks") from error
+
+
 @click.command()
 @options.backends(*BACKENDS)
 @options.names("peers", tuple(PEERS), tuple(PEERS))
@@ -83,7 +96,7 @@ def load_peers(names: Sequence[str]) -> list[Contender]:
     "--plot",
     "plot_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where to draw the figures, as SVG.",
+    help="The SVG file for a picture, x.svg; x-dark.svg is written for dark pages.",
 )
 @click.option("--check", is_flag=True, help="Fail also if a target beside a peer is missed.")
 def main(
@@ -106,6 +119,7 @@ def main(
         sizes = sizes.quick()
     contenders: list[Contender] = [Ours(backend) for backend in backends]
     contenders += load_peers(peers)
+    plot = load_plot() if plot_file is not None else None
     machine, settings = describe_machine(), dataclasses.asdict(sizes)
     machine["servers"] = server_versions({contender.broker for contender in contenders})
     rows: list[Row] = []
@@ -132,8 +146,8 @@ def main(
     show(Console(width=None if sys.stdout.isatty() else TABLE_COLUMNS), machine, settings, rows)
     if json_file is not None:
         json_file.write_bytes(encode(machine, settings, rows))
-    if plot_file is not None:
-        plot_file.write_text(draw(machine, settings, rows))
+    if plot is not None:
+        plot.write_pictures(plot_file, machine, settings, rows)
     if check or not quick:
         for text in missed_texts(rows):
             print(text, file=sys.stderr)
