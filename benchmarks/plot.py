@@ -171,9 +171,9 @@ def _figure(row: Row) -> str:
     if row.scenario not in RATES:
         texts = (f"{value:.1f}" if value < 100 else _short(value) for value in values)
         return " – ".join(dict.fromkeys(texts))
-    if row.is_ours or row.ours_is is None or row.ours_is < 1.5:
+    if row.is_ours or row.ours_ratio is None or row.ours_ratio < 1.5:
         return _short(values[0])
-    return f"{_short(values[0])} · {row.ours_is:.0f}× less"
+    return f"{_short(values[0])} · {row.ours_ratio:.0f}× less"
 
 
 def _short(value: float) -> str:

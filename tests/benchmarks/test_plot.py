@@ -28,8 +28,8 @@ OURS = {"contender": "semantik-realtime", "broker": "valkey", "is_ours": True}
 PEER = {"contender": "peer <1>", "broker": "valkey", "is_ours": False}
 COUNTS = {"sockets": 5, "events_published": 10}
 ROWS = [
-    Row("fanout", **OURS, events_per_second=1_410_575, ours_is=1),
-    Row("fanout", **PEER, events_per_second=68_548, ours_is=20.6),
+    Row("fanout", **OURS, events_per_second=1_410_575, ours_ratio=1),
+    Row("fanout", **PEER, events_per_second=68_548, ours_ratio=20.6),
     Row("latency", **OURS, milliseconds={"p50": 2.0, "p95": 5.0, "p99": 9.3}),
     Row("latency", **PEER, failure="no port"),
     Row("catchup", **OURS, milliseconds={"p50": 24.1, "p95": 24.1, "p99": 24.1}),
