@@ -23,7 +23,7 @@ function open(options) {
   return wires.at(-1);
 }
 
-/** Watch, and write down everything that is told. */
+/** Watch, and record what every callback gets. */
 function record(wire, topic = JOB, options = {}) {
   const log = { views: [], events: [], ends: [] };
   log.sub = wire.rt.watch(topic, {
@@ -57,7 +57,7 @@ test("topics with different histories are subscribed apart", async () => {
   ]);
 });
 
-test("the same options may serve several watchers", async () => {
+test("several watchers may share one options object", async () => {
   const wire = open();
   const events = [];
   const options = { onEvent: ({ offset }) => events.push(offset) };
@@ -70,7 +70,7 @@ test("the same options may serve several watchers", async () => {
   assert.deepEqual(events, [1, 1, 2]);
 });
 
-test("topics watched before the welcome are subscribed with it", async () => {
+test("topics watched before the welcome are subscribed after it", async () => {
   const wire = open();
   wire.rt.watch(JOB);
   await settled();
@@ -93,7 +93,7 @@ test("many topics are subscribed in frames below 64 KiB", async () => {
   for (const frame of socket.sent) assert.ok(JSON.stringify(frame).length < 65536);
 });
 
-/** The topics of these frames with this op, in order. */
+/** Return the topics of the sent frames with this op, in order. */
 function topicsOf(socket, op) {
   const named = ({ topics }) => (Array.isArray(topics) ? topics : Object.keys(topics));
   return socket.ops(op).flatMap(named);
@@ -104,7 +104,7 @@ const noPlace = (topic, limit) => {
   return { topic, code: "too_many_topics", message: `at most ${limit} topics` };
 };
 
-test("beyond the server's limit a watcher is told, and what was watched first is live", async () => {
+test("beyond the server's limit onDenied is called, and the topics watched first are subscribed", async () => {
   const wire = open();
   const logs = JOBS.map((topic) => record(wire, topic));
   const socket = await wire.welcome(20, { topics: 2 });
@@ -122,11 +122,11 @@ test("beyond the server's limit a watcher is told, and what was watched first is
   assert.equal(logs[2].ends.length, 1);
 });
 
-test("a topic that waits gets the place of one that is left, denied or gone", async () => {
+test("a topic over the limit is subscribed when another one is closed, denied or gone", async () => {
   const wire = open();
   const logs = [...JOBS, "job:5"].map((topic) => record(wire, topic));
   const socket = await wire.welcome(20, { topics: 2 });
-  // Who waits and leaves gives no place, and the server need not know.
+  // Closing a topic that was never subscribed sends nothing and makes no room for another one.
   logs[3].sub.close();
   await settled();
   assert.deepEqual(topicsOf(socket, "subscribe"), ["job:1", "job:2"]);
@@ -147,7 +147,7 @@ test("a topic that waits gets the place of one that is left, denied or gone", as
   assert.deepEqual(logs[2].ends, [noPlace("job:3", 2)]);
 });
 
-test("after a reconnect as many are subscribed as the server then allows", async () => {
+test("after a reconnect the client subscribes as many topics as the server now allows", async () => {
   const wire = open();
   const logs = JOBS.map((topic) => record(wire, topic));
   let socket = await wire.welcome(20, { topics: 3 });
@@ -170,7 +170,7 @@ test("after a reconnect as many are subscribed as the server then allows", async
   });
 });
 
-test("several watchers of a topic make one subscription, and the last one ends it", async () => {
+test("several watchers of a topic share one subscription, and the last close ends it", async () => {
   const wire = open();
   const first = record(wire, JOB, { history: 2 });
   const second = record(wire, JOB, { history: 7 });
@@ -191,7 +191,7 @@ test("several watchers of a topic make one subscription, and the last one ends i
   assert.deepEqual(socket.ops("unsubscribe"), [{ op: "unsubscribe", topics: [JOB] }]);
 });
 
-test("who watches a topic already known gets the view at once, by no new frame", async () => {
+test("a watcher of a topic already subscribed gets the view without a new frame", async () => {
   const wire = open();
   record(wire);
   const socket = await wire.welcome();
@@ -211,7 +211,7 @@ test("who watches a topic already known gets the view at once, by no new frame",
   assert.equal(socket.ops("subscribe").length, 1);
 });
 
-test("a watcher closed before its view comes is not told", async () => {
+test("a watcher closed before its first view is never called", async () => {
   const wire = open();
   record(wire);
   const socket = await wire.welcome();
@@ -223,7 +223,7 @@ test("a watcher closed before its view comes is not told", async () => {
   assert.deepEqual(late.views, []);
 });
 
-test("onChange gets the newest view, once for all changes of a frame", async () => {
+test("onChange is called once per animation frame, with the newest view", async () => {
   const page = new Page();
   try {
     const wire = open();
@@ -244,7 +244,7 @@ test("onChange gets the newest view, once for all changes of a frame", async () 
   }
 });
 
-test("a page that gets no animation frames is told all the same", async () => {
+test("a page without animation frames gets its views by a timer", async () => {
   const page = new Page();
   try {
     const wire = open();
@@ -264,7 +264,7 @@ test("a page that gets no animation frames is told all the same", async () => {
   }
 });
 
-test("a reconnect resumes with the cursor and shows what was missed once", async () => {
+test("a reconnect resumes with the cursor and shows each missed event once", async () => {
   const wire = open();
   const log = record(wire, JOB, { history: 10 });
   let socket = await wire.welcome();
@@ -279,19 +279,19 @@ test("a reconnect resumes with the cursor and shows what was missed once", async
   assert.equal(socket.ops("subscribe").length, 1);
 });
 
-test("a gap is asked for once with the cursor", async () => {
+test("a gap causes one resubscribe, with the cursor", async () => {
   const wire = open();
   const log = record(wire);
   const socket = await wire.welcome();
   socket.say(snapshot(JOB, 1), live(JOB, 2, event(3)), live(JOB, 3, event(4)));
   await settled();
-  const asked = socket.ops("subscribe").map(({ topics }) => topics);
-  assert.deepEqual(asked, [{ [JOB]: null }, { [JOB]: cursorAt(1) }]);
+  const subscribed = socket.ops("subscribe").map(({ topics }) => topics);
+  assert.deepEqual(subscribed, [{ [JOB]: null }, { [JOB]: cursorAt(1) }]);
   socket.say(replay(JOB, 1, [event(2), event(3), event(4)]));
   assert.deepEqual(log.events.map(([offset]) => offset), [2, 3, 4]);
 });
 
-test("a topic left on the way to closing a gap is unsubscribed and not asked for", async () => {
+test("a topic closed during a gap is unsubscribed and not subscribed again", async () => {
   const wire = open();
   const log = record(wire);
   const socket = await wire.welcome();
@@ -301,11 +301,11 @@ test("a topic left on the way to closing a gap is unsubscribed and not asked for
   assert.deepEqual(socket.sent.map(({ op }) => op), ["subscribe", "unsubscribe"]);
 });
 
-/** The backend is away, and the host's record says this. */
+/** Return the frames of a server whose backend is away and whose host's record has these states. */
 function recordOf(states) {
   const since = "2026-11-23T08:00:00.000Z";
-  const told = { op: "provisional", topic: JOB, epoch: "m:1", source: "recall", states };
-  return [{ op: "degraded", since }, told];
+  const provisional = { op: "provisional", topic: JOB, epoch: "m:1", source: "recall", states };
+  return [{ op: "degraded", since }, provisional];
 }
 
 const running = (current) => ({ status: "running", attempt: 1, progress: { current, total: 9 } });
@@ -352,21 +352,21 @@ test("after restored a view stays provisional until the log has caught up", asyn
   assert.deepEqual(await last(), [5, false]);
 });
 
-test("restored alone brings the log's word back where it is as far", async () => {
+test("restored alone shows the log's state again where it is not behind the record", async () => {
   const wire = open();
   const log = record(wire);
   const socket = await wire.welcome();
-  const told = { ...running(2), message: "from the database" };
-  socket.say(snapshot(JOB, 1, { 42: running(2) }), ...recordOf({ 42: told }));
+  const recorded = { ...running(2), message: "from the database" };
+  socket.say(snapshot(JOB, 1, { 42: running(2) }), ...recordOf({ 42: recorded }));
   await pass(0.016);
-  assert.deepEqual(log.views.at(-1).states.get("42"), told);
+  assert.deepEqual(log.views.at(-1).states.get("42"), recorded);
   socket.say({ op: "restored" });
   await pass(0.016);
   assert.deepEqual(log.views.at(-1).states.get("42"), running(2));
   assert.equal(log.views.at(-1).provisional, false);
 });
 
-test("what was told before the first sync is shown until it comes", async () => {
+test("provisional states that arrive before the first sync are shown until the sync", async () => {
   const wire = open();
   const log = record(wire);
   const socket = await wire.welcome();
@@ -393,7 +393,7 @@ test("the record of one topic is not shown in another", async () => {
   assert.equal(other.views.at(-1).states.size, 0);
 });
 
-test("a view is provisional without link, backend, or log", async () => {
+test("a view is provisional without a connection, a backend, or a log", async () => {
   const wire = open();
   const log = record(wire);
   let socket = await wire.welcome();
@@ -436,7 +436,7 @@ test("denied ends the subscription of that topic alone", async () => {
   assert.deepEqual(socket.ops("unsubscribe"), []);
 });
 
-test("gone ends the subscription, and the topic can be watched anew", async () => {
+test("gone ends the subscription, and the topic can be watched again", async () => {
   const wire = open();
   const log = record(wire);
   const socket = await wire.welcome();
@@ -492,7 +492,7 @@ test("a watcher closed by another one gets no more", async () => {
   assert.deepEqual([other.events, third.events, third.views], [[], [[1, false]], []]);
 });
 
-test("nothing is told after close, in the middle of a batch neither", async () => {
+test("no callback runs after close, not even within a batch", async () => {
   const wire = open();
   const log = record(wire, JOB, {
     onEvent: ({ offset }) => {
@@ -507,7 +507,7 @@ test("nothing is told after close, in the middle of a batch neither", async () =
   assert.throws(() => wire.rt.watch(JOB), /closed/);
 });
 
-test("an error of the server is put on the console and changes nothing", async () => {
+test("an error frame is logged on the console and changes nothing", async () => {
   const warnings = mock.method(console, "warn", () => {});
   const wire = open();
   const socket = await wire.welcome();
@@ -516,7 +516,7 @@ test("an error of the server is put on the console and changes nothing", async (
   assert.equal(wire.rt.connection, "live");
 });
 
-test("a name that is no topic and a history out of bounds are refused", () => {
+test("watch throws for a name that is not a topic and for a history out of range", () => {
   const wire = open();
   for (const topic of ["", "job:", "JOB:1", "../x", "job:42/x", "job:-1", "job:42\n", 7]) {
     assert.throws(() => wire.rt.watch(topic), TypeError, String(topic));
