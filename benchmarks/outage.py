@@ -38,7 +38,7 @@ from benchmarks.census import take_census
 from benchmarks.machine import describe_machine
 from benchmarks.report import count_text, machine_text
 from benchmarks.stage import Failed
-from semantik_realtime.cli.demo import Program
+from semantik_realtime.cli.program import Program
 from semantik_realtime.client import Update, watch
 from semantik_realtime.core.fold import ENDED
 from semantik_realtime.testing.servers import (

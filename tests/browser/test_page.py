@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pages import JOB_MS, START_MS, api, log_in, open_page, load, start_job, wait_for_bar
+from pages import JOB_MS, START_MS, api, load, log_in, open_page, start_job, wait_for_bar
 from playwright.sync_api import Browser, Page, expect
 from webui import DOCUMENTS, Webui
 

@@ -49,7 +49,9 @@ new MutationObserver(() => {
 """
 
 
-def open_recorded_page(browser: Browser, webui: Webui, connection: str = "live", **options: Any) -> Page:
+def open_recorded_page(
+    browser: Browser, webui: Webui, connection: str = "live", **options: Any
+) -> Page:
     """Open a page that records what it shows; a reload would lose the record."""
     page = open_page(browser, webui, connection, **options)
     page.evaluate(RECORDER)

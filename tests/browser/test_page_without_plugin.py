@@ -47,7 +47,7 @@ def test_without_the_plugin_a_job_completes_by_polling_and_the_page_says_so(
     page.set_viewport_size(PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     brand = "(({scrollWidth, clientWidth}) => scrollWidth <= clientWidth)"
-    assert page.evaluate(f"{brand}(document.querySelector('.brand'))"), "the name of the page is cut off"
+    assert page.evaluate(f"{brand}(document.querySelector('.brand'))"), "the brand is cut off"
     if shots:
         page.screenshot(path=shots / "12-polled-phone.png")
     assert (faults, sockets) == ([], [])

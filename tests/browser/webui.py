@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from semantik_realtime.cli.demo import Program
+from semantik_realtime.cli.program import Program
 from semantik_realtime.testing.servers import free_port
 
 DOCUMENTS = 220
