@@ -1,4 +1,4 @@
-"""Choosing and uploading documents, indexing and finding them."""
+"""Choosing, uploading, indexing and searching documents."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def host_of(client: TestClient) -> Host:
 
 
 def index(client: TestClient, **columns: object) -> str:
-    """Make a job of all documents, recorded and in the folder, and do its work here."""
+    """Create a job of all documents, also those of the folder, and run it in this process."""
     from semantik_realtime.demo import library
 
     host = host_of(client)
@@ -62,7 +62,7 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(
         resolve_inside(settings.folder, path)
 
 
-def test_a_link_put_in_a_documents_place_later_is_not_followed(
+def test_a_link_that_replaces_a_document_later_is_not_followed(
     client: TestClient, settings: DemoSettings
 ) -> None:
     outside = settings.folder.parent / "outside.txt"
