@@ -219,7 +219,7 @@ def _choose(session: Session, body: NewJob, user_id: int, settings: DemoSettings
 
 @router.get("/jobs")
 def list_jobs(user: UserOf, host: HostOf) -> dict[str, Any]:
-    """Return the newest jobs, newest first, and the server's time, for the durations on the page."""
+    """Return the newest jobs, newest first, and ``now``: pages compute ages with this clock."""
     with host.sessions() as session:
         jobs = session.scalars(
             select(Job)

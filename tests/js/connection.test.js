@@ -218,7 +218,7 @@ test("a credential that is still expired after a refresh ends in denied", async 
 test("after bye the client reconnects after the reconnect_seconds of the frame", async () => {
   const wire = open();
   const socket = await wire.welcome();
-  socket.say({ op: "bye", reconnect_seconds: 1.7 });
+  socket.push({ op: "bye", reconnect_seconds: 1.7 });
   assert.equal(socket.isClosed, true);
   assert.deepEqual(wire.states.at(-1), ["reconnecting", { reason: "bye" }]);
   await pass(1.69);
@@ -232,7 +232,7 @@ test("after two and a half heartbeats without a frame the client reconnects", as
   const socket = await wire.welcome(4);
   for (let beat = 0; beat < 5; beat++) {
     await pass(9.9);
-    socket.say({ op: "tops", topics: {} });
+    socket.push({ op: "tops", topics: {} });
   }
   await pass(9.9);
   assert.equal(wire.rt.connection, "live");
@@ -248,7 +248,7 @@ test("frames and closes of a socket that was given up are ignored", async () => 
   const shown = [];
   wire.rt.watch("job:42", { onEvent: ({ offset }) => shown.push(offset) });
   const socket = await wire.welcome(4);
-  socket.say(snapshot("job:42", 1));
+  socket.push(snapshot("job:42", 1));
   await pass(10);
   const late = snapshot("job:42", 2, {}, { events: [event(2)] });
   socket.onmessage({ data: JSON.stringify(late) });
@@ -260,11 +260,11 @@ test("frames and closes of a socket that was given up are ignored", async () => 
 test("degraded and restored change the state, and a new connection starts live", async () => {
   const wire = open();
   const socket = await wire.welcome();
-  socket.say({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
+  socket.push({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
   assert.deepEqual(wire.states.at(-1), ["degraded", { since: "2026-11-23T08:00:00.000Z" }]);
-  socket.say({ op: "restored" });
+  socket.push({ op: "restored" });
   assert.deepEqual(wire.states.at(-1), ["live", {}]);
-  socket.say({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
+  socket.push({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
   await wire.reconnect();
   assert.deepEqual(names(wire).slice(-3), ["degraded", "reconnecting", "live"]);
 });
@@ -341,7 +341,7 @@ test("when the page is shown again, a server that does not answer a ping is give
     const socket = await wire.welcome();
     page.turn(false);
     assert.deepEqual(socket.ops("ping"), [{ op: "ping" }]);
-    socket.say({ op: "pong" });
+    socket.push({ op: "pong" });
     await pass(40);
     assert.equal(wire.rt.connection, "live");
     page.turn(false);

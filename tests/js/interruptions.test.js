@@ -69,7 +69,7 @@ class Server {
   }
 
   deliver(count) {
-    this.socket.say(...this.#waiting.splice(0, count));
+    this.socket.push(...this.#waiting.splice(0, count));
   }
 
   /** Lose one of the queued batches, or queue it a second time. */

@@ -38,7 +38,7 @@ async function load(storage) {
 /** Load a page, receive these frames, and close it. */
 async function visit(storage, ...frames) {
   const { wire, socket } = await load(storage);
-  socket.say(...frames);
+  socket.push(...frames);
   await pass(1);
   wire.rt.close();
 }
@@ -56,7 +56,7 @@ test("after a reload a replay folds onto the saved states", async () => {
 
   const { wire, socket, cursor, views, events } = await load(storage);
   assert.equal(cursor, cursorAt(2));
-  socket.say(replay(JOB, 2, [event(3, "a"), event(4, "b", { state: null })]));
+  socket.push(replay(JOB, 2, [event(3, "a"), event(4, "b", { state: null })]));
   await pass(1);
   wire.rt.close();
   assert.deepEqual(events, [[3, false], [4, false]]);
@@ -71,10 +71,10 @@ test("saved states are not shown before the server has allowed the topic", async
   await visit(storage, snapshot(JOB, 1, { a: {} }));
   const { wire, socket, views } = await load(storage);
   const top = { offset: 9, cursor: cursorAt(9) };
-  socket.say({ op: "tops", topics: { [JOB]: top } }, replay(JOB, 8, [event(9)]));
+  socket.push({ op: "tops", topics: { [JOB]: top } }, replay(JOB, 8, [event(9)]));
   await pass(1);
   assert.deepEqual(views, []);
-  socket.say({ op: "denied", topic: JOB, code: "forbidden", message: "" });
+  socket.push({ op: "denied", topic: JOB, code: "forbidden", message: "" });
   await pass(1);
   wire.rt.close();
   assert.deepEqual(views, []);
@@ -85,7 +85,7 @@ test("a replay without events shows the saved states", async () => {
   const storage = new MemoryStorage();
   await visit(storage, snapshot(JOB, 1, { a: { status: "running" } }));
   const { wire, socket, views } = await load(storage);
-  socket.say(replay(JOB, 1, []));
+  socket.push(replay(JOB, 1, []));
   await pass(1);
   wire.rt.close();
   assert.deepEqual([...views.at(-1).states], [["a", { status: "running" }]]);
@@ -96,8 +96,8 @@ test("after a reload the history of a snapshot is shown again", async () => {
   const history = snapshot(JOB, 2, {}, { events: [event(1), event(2)] });
   await visit(storage, history);
   const { wire, socket, events } = await load(storage);
-  socket.say({ ...history, reason: "trimmed" });
-  socket.say({ ...history, reason: "trimmed" });
+  socket.push({ ...history, reason: "trimmed" });
+  socket.push({ ...history, reason: "trimmed" });
   wire.rt.close();
   assert.deepEqual(events, [[1, true], [2, true]]);
 });
@@ -117,7 +117,7 @@ test("the log's states are saved, not the record shown over them", async () => {
   const provisional = { op: "provisional", topic: JOB, epoch: "m:1", source: "recall", states };
   await visit(storage, snapshot(JOB, 1, { a: logged }), provisional);
   const { wire, socket, views } = await load(storage);
-  socket.say(replay(JOB, 1, []));
+  socket.push(replay(JOB, 1, []));
   await pass(1);
   wire.rt.close();
   assert.deepEqual([...views.at(-1).states], [["a", logged]]);
@@ -153,7 +153,7 @@ test("with corrupt saved content the topic starts from a snapshot", async () => 
     storage.setItem(KEY, row);
     const { wire, cursor, socket, events } = await load(storage);
     assert.equal(cursor, null, row);
-    socket.say(snapshot(JOB, 1), live(JOB, 1, event(2)));
+    socket.push(snapshot(JOB, 1), live(JOB, 1, event(2)));
     wire.rt.close();
     assert.deepEqual(events, [[2, false]]);
   }
@@ -167,7 +167,7 @@ test("with a storage that always throws the client works without saving", async 
   Object.defineProperty(storage, "length", { get: refuse });
   for (const each of [storage, new MemoryStorage(0), null]) {
     const { wire, socket, events } = await load(each);
-    socket.say(snapshot(JOB, 1), live(JOB, 1, event(2)));
+    socket.push(snapshot(JOB, 1), live(JOB, 1, event(2)));
     await pass(1);
     wire.rt.close();
     assert.deepEqual(events, [[2, false]]);
@@ -180,18 +180,18 @@ test("views are written after a second, and at once when the page is hidden or u
     const storage = new MemoryStorage();
     const writes = mock.method(storage, "setItem");
     const { wire, socket } = await load(storage);
-    socket.say(snapshot(JOB, 0));
-    for (let n = 1; n <= 20; n++) socket.say(live(JOB, n - 1, event(n)));
+    socket.push(snapshot(JOB, 0));
+    for (let n = 1; n <= 20; n++) socket.push(live(JOB, n - 1, event(n)));
     assert.equal(writes.mock.callCount(), 0);
     await pass(1);
     assert.equal(writes.mock.callCount(), 1);
-    socket.say(live(JOB, 20, event(21)));
+    socket.push(live(JOB, 20, event(21)));
     await pass(1);
     assert.equal(writes.mock.callCount(), 2);
-    socket.say(live(JOB, 21, event(22)));
+    socket.push(live(JOB, 21, event(22)));
     page.emit("pagehide");
     assert.equal(writes.mock.callCount(), 3);
-    socket.say(live(JOB, 22, event(23)));
+    socket.push(live(JOB, 22, event(23)));
     page.turn(true);
     assert.equal(writes.mock.callCount(), 4);
     assert.equal(JSON.parse(storage.getItem(KEY)).offset, 23);

@@ -33,11 +33,11 @@ class FakeSocket {
   /** As the server: accept the connection and send welcome. */
   welcome(heartbeat_seconds = 20, limits = {}) {
     this.onopen({});
-    this.say({ op: "welcome", session: "s", heartbeat_seconds, limits });
+    this.push({ op: "welcome", session: "s", heartbeat_seconds, limits });
   }
 
   /** As the server: send these frames. */
-  say(...frames) {
+  push(...frames) {
     for (const frame of frames) {
       if (!this.isClosed) this.onmessage({ data: JSON.stringify(frame) });
     }
