@@ -205,16 +205,16 @@ def _choose(session: Session, body: NewJob, user_id: int, settings: DemoSettings
     own = select(Document).where(Document.user_id == user_id).order_by(Document.name)
     if body.all:
         paths += [file.path for file in library.list_folder(settings.folder)[0]]
-        uploads = list(session.scalars(own.where(Document.origin == "upload")))
+        others = list(session.scalars(own.where(Document.origin == "upload")))
     else:
-        uploads = list(session.scalars(own.where(Document.id.in_(body.documents))))
-        if len(uploads) != len(set(body.documents)):
+        others = list(session.scalars(own.where(Document.id.in_(body.documents))))
+        if len(others) != len(set(body.documents)):
             raise HTTPException(404, "no such document")
     try:
         chosen = library.choose(session, user_id, settings, paths)
     except library.NotInFolder as error:
         raise HTTPException(404, f"no such file: {error}") from error
-    return list(dict.fromkeys([*chosen, *uploads]))
+    return list(dict.fromkeys([*chosen, *others]))
 
 
 @router.get("/jobs")
