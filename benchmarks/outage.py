@@ -40,7 +40,7 @@ from benchmarks.report import count_text, machine_text
 from benchmarks.stage import Failed
 from semantik_realtime.cli.program import Program
 from semantik_realtime.client import Update, watch
-from semantik_realtime.core.fold import ENDED
+from semantik_realtime.core.lifecycle import END_STATUSES
 from semantik_realtime.testing.servers import (
     ROWS,
     RedisServer,
@@ -174,7 +174,7 @@ class Watching:
         async with aclosing(updates):
             async for update in updates:
                 self._note(update, job)
-                if update.view.folded.get(job, {}).get("status") in ENDED:
+                if update.view.folded.get(job, {}).get("status") in END_STATUSES:
                     if update.connection == "live":
                         return
 
@@ -209,7 +209,7 @@ async def run_job(
             await asyncio.sleep(seconds)
             await asyncio.to_thread(server.start)
             back_at = time.monotonic()
-        await _until(lambda: webui.state(job)["status"] in ENDED)
+        await _until(lambda: webui.state(job)["status"] in END_STATUSES)
         async with asyncio.timeout(END_SECONDS):
             await following
     finally:

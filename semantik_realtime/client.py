@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from websockets.exceptions import (
 )
 from websockets.uri import parse_uri
 
+from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.fold import View
 from semantik_realtime.core.session import SUBPROTOCOL, CloseCode
 from semantik_realtime.core.topic import check_topic
@@ -87,7 +87,7 @@ async def watch(
     except (InvalidURI, ValueError) as error:
         raise _invalid_url(url, getattr(error, "msg", str(error))) from None
     was_connected = False
-    tries = 0
+    backoff = Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, jitter=1.0)
     while True:
         try:
             async with connect(
@@ -99,7 +99,8 @@ async def watch(
                 max_size=None,
             ) as socket:
                 async for update in _follow(socket, view, history):
-                    was_connected, tries = True, 0
+                    was_connected = True
+                    backoff.reset()
                     yield update
                 return
         except ConnectionClosed as closed:
@@ -126,9 +127,7 @@ async def watch(
             reason = str(error) or "no answer in time"
         view.synced = False
         yield Update("reconnecting", view, reason=reason)
-        tries += 1
-        longest = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(tries, 10))
-        await asyncio.sleep(random.uniform(0, longest))  # noqa: S311
+        await asyncio.sleep(backoff.next_seconds())
 
 
 def _invalid_url(url: str, reason: str) -> InvalidInput:

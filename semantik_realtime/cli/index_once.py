@@ -19,7 +19,7 @@ from semantik_realtime.cli.installation import USER, Installation
 from semantik_realtime.cli.program import DemoFailed
 from semantik_realtime.cli.watch import job_progress, show_update
 from semantik_realtime.client import Update, watch
-from semantik_realtime.core.fold import ENDED
+from semantik_realtime.core.lifecycle import has_ended
 
 CHECK_SECONDS = 0.5
 REQUEST_SECONDS = 30
@@ -73,7 +73,7 @@ async def _show_until_end(
     async with aclosing(updates):
         async for update in updates:
             state = show_update(progress, bar, update, job)
-            if state and state.get("status") in ENDED:
+            if state and has_ended(state):
                 return state
     return None
 

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from semantik_realtime.client import Update, watch
-from semantik_realtime.core.fold import ENDED
+from semantik_realtime.core.lifecycle import has_ended
 from semantik_realtime.core.topic import job_topic
 
 HISTORY_EVENTS = 20
@@ -96,9 +96,9 @@ async def _watch(topic: str, url: str, token: str | None, *, as_json: bool) -> i
                         progress.console.print(_event_line(event), highlight=False)
                 show_update(progress, bar, update, key)
                 # Not `states`: a provisional end may differ from the end in the log.
-                status = update.view.folded.get(key, {}).get("status")
-                if status in ENDED:
-                    return 0 if status == "completed" else 1
+                state = update.view.folded.get(key, {})
+                if has_ended(state):
+                    return 0 if state["status"] == "completed" else 1
     console.print("deleted")
     return 1
 

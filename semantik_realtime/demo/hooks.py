@@ -7,7 +7,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import defer
 from starlette.concurrency import run_in_threadpool
 
-from semantik_realtime.demo.records import ENDED, Job, Sessions
+from semantik_realtime.core.lifecycle import END_STATUSES
+from semantik_realtime.demo.records import Job, Sessions
 
 hookimpl = pluggy.HookimplMarker("semantik_realtime")
 
@@ -51,7 +52,7 @@ class RealtimeHooks:
             jobs = (
                 select(Job)
                 .where(Job.user_id == int(name))
-                .order_by(Job.status.in_(ENDED), Job.queued_at.desc())
+                .order_by(Job.status.in_(END_STATUSES), Job.queued_at.desc())
                 .limit(MAX_RECALLED_JOBS)
             )
         else:

@@ -5,8 +5,9 @@ import time
 from sqlalchemy import select
 
 from semantik_realtime import job, track
+from semantik_realtime.clock import now_text
 from semantik_realtime.demo.library import NotInFolder, locate
-from semantik_realtime.demo.records import MAX_FAILURES, Document, Job, Sessions, timestamp
+from semantik_realtime.demo.records import MAX_FAILURES, Document, Job, Sessions
 from semantik_realtime.demo.search import SearchIndex
 from semantik_realtime.demo.settings import DemoSettings
 from semantik_realtime.demo.texts import Unreadable, read_text, split
@@ -52,7 +53,7 @@ class Counts:
 
     def columns(self) -> dict[str, object]:
         """Return the columns of the job's row."""
-        return {**vars(self), "failures": list(self.failures), "updated_at": timestamp()}
+        return {**vars(self), "failures": list(self.failures), "updated_at": now_text()}
 
 
 def run_job(job_id: str, settings: DemoSettings, sessions: Sessions) -> dict[str, int]:
@@ -103,7 +104,7 @@ class _Run:
             by_id = {document.id: document for document in session.scalars(owned)}
         documents = [by_id[number] for number in row.document_ids if number in by_id]
         self._counts.begin(total_files=len(documents))
-        attempt, now = row.attempt + 1, timestamp()
+        attempt, now = row.attempt + 1, now_text()
         self._save(status="running", attempt=attempt, started_at=now, ended_at=None, error=None)
         job.set(**self._counts.fields())
         with SearchIndex(self._settings.search_index(row.user_id)) as index:
@@ -131,7 +132,7 @@ class _Run:
             job.emit("file_failed", file=document.name, reason=reason)
         else:
             self._counts.add_indexed(chunks)
-            now = timestamp()
+            now = now_text()
             self._update(document, status="indexed", error=None, chunks=chunks, indexed_at=now)
             job.set(**self._counts.fields())
             job.emit("file_completed", file=document.name, chunks=chunks)
@@ -171,5 +172,5 @@ class _Run:
         with self._sessions.begin() as session:
             row = session.get(Job, self._job_id)
             if row is not None:
-                end = {"current_file": None, "ended_at": timestamp()}
+                end = {"current_file": None, "ended_at": now_text()}
                 row.update(**self._counts.columns() | end | columns)

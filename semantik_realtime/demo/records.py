@@ -1,12 +1,14 @@
 """The tables of the database: users, documents and jobs."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, String, UniqueConstraint, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from semantik_realtime.clock import now_text
 
 Sessions = sessionmaker[Session]
 
@@ -15,17 +17,6 @@ LOST_AFTER_SECONDS = 60.0
 
 MAX_FAILURES = 100
 """Failed files of a job whose reasons are kept."""
-
-ENDED = frozenset({"completed", "failed", "cancelled", "lost"})
-
-
-def timestamp(ago_seconds: float = 0.0) -> str:
-    """Return a time as in the database and on the wire: RFC 3339, UTC, milliseconds.
-
-    Strings of this form sort by time in every database.
-    """
-    moment = datetime.now(UTC) - timedelta(seconds=ago_seconds)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Base(DeclarativeBase):
@@ -96,15 +87,16 @@ class Job(Base):
     failures: Mapped[list[dict[str, str]]] = mapped_column(JSON, default=list)
     """The first MAX_FAILURES failed files: ``{"file", "reason"}``."""
     error: Mapped[dict[str, str] | None] = mapped_column(JSON)
-    queued_at: Mapped[str] = mapped_column(String(24), default=timestamp)
+    queued_at: Mapped[str] = mapped_column(String(24), default=now_text)
     started_at: Mapped[str | None] = mapped_column(String(24))
     ended_at: Mapped[str | None] = mapped_column(String(24))
-    updated_at: Mapped[str] = mapped_column(String(24), default=timestamp)
+    updated_at: Mapped[str] = mapped_column(String(24), default=now_text)
 
     def state(self) -> dict[str, Any]:
         """Return the job's state in the form of the protocol (docs/protocol.md)."""
         status = self.status
-        if status == "running" and self.updated_at < timestamp(LOST_AFTER_SECONDS):
+        silence = datetime.now(UTC) - datetime.fromisoformat(self.updated_at)
+        if status == "running" and silence.total_seconds() > LOST_AFTER_SECONDS:
             status = "lost"
         state: dict[str, Any] = {
             "status": status,

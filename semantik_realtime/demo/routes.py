@@ -14,8 +14,10 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
+from semantik_realtime.clock import now_text
+from semantik_realtime.core.lifecycle import END_STATUSES
 from semantik_realtime.demo import library, login
-from semantik_realtime.demo.records import ENDED, Document, Job, Sessions, User, timestamp
+from semantik_realtime.demo.records import Document, Job, Sessions, User
 from semantik_realtime.demo.search import SearchIndex
 from semantik_realtime.demo.settings import DemoSettings
 from semantik_realtime.demo.tasks import cancel_index, start_index
@@ -227,7 +229,7 @@ def list_jobs(user: UserOf, host: HostOf) -> dict[str, Any]:
             .order_by(Job.queued_at.desc(), Job.id)
             .limit(MAX_JOBS_LISTED)
         )
-        return {"jobs": [job.view() for job in jobs], "now": timestamp()}
+        return {"jobs": [job.view() for job in jobs], "now": now_text()}
 
 
 @router.get("/jobs/{job_id}")
@@ -261,7 +263,7 @@ async def cancel_job(job_id: str, request: Request, user: UserOf, host: HostOf) 
 def _cancel_job(host: Host, job_id: str, user: User) -> tuple[Job, bool]:
     with host.sessions.begin() as session:
         job = _own_job(session, job_id, user)
-        if job.status in ENDED:
+        if job.status in END_STATUSES:
             return job, False
         job.cancel_requested = True
         session.flush()
@@ -269,7 +271,7 @@ def _cancel_job(host: Host, job_id: str, user: User) -> tuple[Job, bool]:
         ended = session.execute(
             update(Job)
             .where(Job.id == job_id, Job.status == "queued")
-            .values(status="cancelled", ended_at=timestamp())
+            .values(status="cancelled", ended_at=now_text())
             .returning(Job.id)
         )
         has_ended_now = ended.first() is not None
@@ -294,7 +296,7 @@ async def delete_job(job_id: str, request: Request, user: UserOf, host: HostOf) 
 def _delete_job(host: Host, job_id: str, user: User) -> None:
     with host.sessions.begin() as session:
         job = _own_job(session, job_id, user)
-        has_ended = job.status in ENDED
+        has_ended = job.status in END_STATUSES
         session.delete(job)
     if not has_ended:
         cancel_index(job_id, redis_url=host.settings.redis_url)
