@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 PHONE = {"width": 360, "height": 740}
 
 
-def test_without_the_plugin_a_job_completes_by_polling_and_the_page_says_so(
+def test_without_the_plugin_a_job_completes_by_polling_and_the_badge_is_not_live(
     install: Install,
     server_url: Callable[[str], str],
     few_documents: Path,

@@ -18,7 +18,7 @@ export class JobList {
   #isLoaded = false;
   #isRefreshing = false;
   #isClosed = false;
-  /** @type {Set<string>} ids of jobs whose end was announced, or was known from the start */
+  /** @type {Set<string>} ids of jobs that were announced, or had ended when the page was loaded */
   #announced = new Set();
   /** @type {Set<string>} ids in the feed that were unknown and caused a refresh */
   #requested = new Set();
