@@ -21,7 +21,7 @@ import msgspec
 from benchmarks.measurement import MeasurementFailed, count_errors
 from benchmarks.polling import wait_until
 from benchmarks.traffic import job_topic
-from semantik_realtime.cli.demo import Program
+from semantik_realtime.cli.program import Program
 from semantik_realtime.client import Update, watch
 from semantik_realtime.core.lifecycle import END_STATUSES
 from semantik_realtime.testing.servers import (
