@@ -23,7 +23,7 @@ from benchmarks.polling import wait_until
 from benchmarks.traffic import job_topic
 from semantik_realtime.cli.demo import Program
 from semantik_realtime.client import Update, watch
-from semantik_realtime.core.fold import ENDED
+from semantik_realtime.core.lifecycle import END_STATUSES
 from semantik_realtime.testing.servers import (
     ROWS,
     RedisServer,
@@ -182,7 +182,7 @@ class JobWatcher:
         async with aclosing(updates):
             async for update in updates:
                 self.record(update, job)
-                if update.view.folded.get(job, {}).get("status") in ENDED:
+                if update.view.folded.get(job, {}).get("status") in END_STATUSES:
                     if update.connection == "live":
                         return
 
@@ -233,7 +233,7 @@ async def run_job(
             await asyncio.sleep(seconds)
             await asyncio.to_thread(server.start)
             back_at = time.monotonic()
-        await _until(lambda: demo.state(job)["status"] in ENDED, "the job ends")
+        await _until(lambda: demo.state(job)["status"] in END_STATUSES, "the job ends")
         async with asyncio.timeout(END_SECONDS):
             await following
     finally:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from semantik_realtime.runtime import Runtime, now_text
+from semantik_realtime.clock import now_text
+from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.job import Job, JobMeta
 
 FIRST_OFFSET = 3

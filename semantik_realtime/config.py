@@ -8,6 +8,14 @@ from typing import Annotated
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from semantik_realtime.core.limits import (
+    MAX_EVENT_BYTES,
+    MAX_KEYS,
+    MAX_TOPICS,
+    RETENTION_EVENTS,
+    SPOOL_BYTES,
+    SPOOL_DRAFTS,
+)
 from semantik_realtime.errors import ConfigError
 
 PREFIX = "SEMANTIK_REALTIME_"
@@ -51,15 +59,17 @@ class Settings(BaseSettings):
     prefix: str = Field(
         "semantik", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Begins every key of ours."
     )
-    retention_events: int = Field(1000, ge=1, le=1_000_000, description="Events kept a topic.")
+    retention_events: int = Field(
+        RETENTION_EVENTS, ge=1, le=1_000_000, description="Events kept a topic."
+    )
     retention_seconds: float = Field(
         86_400, gt=0, description="How long a topic lives after its last append."
     )
     grace_seconds: float = Field(
         3600, gt=0, description="How long a job's topic lives after its end."
     )
-    max_keys: int = Field(1000, ge=1, description="States kept a topic; ended ones go first.")
-    max_event_bytes: int = Field(65_536, ge=256, description="Largest encoded event.")
+    max_keys: int = Field(MAX_KEYS, ge=1, description="States kept a topic; ended ones go first.")
+    max_event_bytes: int = Field(MAX_EVENT_BYTES, ge=256, description="Largest encoded event.")
     timeout_seconds: float = Field(5.0, gt=0, description="Deadline of one call to the backend.")
 
     mirror: bool = Field(True, description="Whether every Celery task is mirrored.")
@@ -70,8 +80,8 @@ class Settings(BaseSettings):
     flush_seconds: float = Field(
         2.0, ge=0, description="Longest wait of an ending task for its last event."
     )
-    spool_drafts: int = Field(10_000, ge=1, description="Drafts that may wait in a process.")
-    spool_bytes: int = Field(16 * 2**20, ge=2**16, description="Bytes that may wait in a process.")
+    spool_drafts: int = Field(SPOOL_DRAFTS, ge=1, description="Drafts that may wait in a process.")
+    spool_bytes: int = Field(SPOOL_BYTES, ge=2**16, description="Bytes that may wait in a process.")
     spool_directory: Annotated[str | None, UnsetIfEmpty] = Field(
         None,
         description="Where what waits is kept on disk too, until it is sent; unset: memory only.",
@@ -127,7 +137,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         10, ge=1, description="Connections a user may have at once, over all servers."
     )
-    max_topics: int = Field(100, ge=1, description="Topics a connection may watch.")
+    max_topics: int = Field(MAX_TOPICS, ge=1, description="Topics a connection may watch.")
     heartbeat_seconds: float = Field(20.0, gt=0, description="Time between two heartbeats.")
     tops_seconds: float = Field(10.0, gt=0, description="Time between two looks for lost tails.")
     start_tries: int = Field(

@@ -1,7 +1,7 @@
-"""The contract with backends and hosts.
+"""The contract with backends, with plugins that wrap one, and with the host application.
 
-A backend implements the hooks of `BackendSpec`; a host (the web application)
-those of `HostSpec`. Both are ordinary pluggy plugins::
+A backend has every hook of `Backend`; a host those of `HostSpec` that it wants.
+All are ordinary pluggy hooks::
 
     from semantik_realtime.hookspecs import hookimpl
 
@@ -9,10 +9,31 @@ those of `HostSpec`. Both are ordinary pluggy plugins::
         @hookimpl
         def publish(self, drafts): ...
 
-Writes are synchronous, may come from any thread and have a deadline of their
-own; reads are coroutines on the loop that called `BackendSpec.open`. What every
-hook promises is stated as tests in `semantik_realtime.testing.BackendContract`:
-a backend exists when it passes them on its default settings.
+Writes (`publish`, `claim`, `delete`, `lease`, `release`) are synchronous, may
+come from any thread and have a deadline of their own, about 5 s. Reads are
+coroutines on the loop that called `Backend.open`. Each promise of these
+docstrings is a test of the contract suite, `semantik_realtime.testing.contract`:
+a backend conforms when it passes the suite with its default settings.
+
+A plugin may wrap any hook of the backend with ``@hookimpl(wrapper=True)``, to
+encrypt, to audit or to compare two engines::
+
+    class Audit:
+        @hookimpl(wrapper=True)
+        def publish(self, drafts):
+            receipts = yield
+            log(drafts, receipts)
+            return receipts
+
+        @hookimpl(wrapper=True)
+        def snapshot(self, topic, after, history):
+            reading = yield
+            return self.audited(reading)  # a coroutine that awaits the reading
+
+Where a plugin takes part, the arguments may be changed in place, because they
+are made for this one call: ``drafts`` is a list whose items the plugin may
+replace, and the sink of `Backend.subscribe` is a `SinkProxy` whose ``target``
+it may replace. A hook in which no plugin takes part is called directly.
 """
 
 from __future__ import annotations
@@ -32,28 +53,48 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class Sink(Protocol):
-    """Who is told about a topic. Called on the reader's loop; must not block or raise."""
+    """Receives a topic's events from the backend, on the reader's loop. Must not block or raise."""
 
     def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
-        """New events; the first follows the offset ``prev``. Never empty."""
+        """Receive new events; the first one follows the offset ``prev``. Never empty."""
 
     def interrupted(self, topic: str) -> None:
-        """The feed was broken and works again: anything since may be missing."""
+        """The subscription broke and works again: events in between may be missing."""
 
     def gone(self, topic: str) -> None:
         """The topic was deleted."""
 
 
-class Snapshot(msgspec.Struct, frozen=True):
-    """One atomic look at a topic.
+class SinkProxy:
+    """The sink that a plugin around `Backend.subscribe` sees, made for one call.
 
-    ``cursor`` is None when the backend does not know the topic; ``deleted``
-    then says whether that is because it was deleted, for as long as its late
-    drafts are refused. With
-    ``reason`` None, ``events`` are all events after the asked cursor and
-    ``states`` is empty; with a reason, ``states`` has for each key its last
-    event with a state (as JSON, offset included), and ``events`` the newest
-    history that was asked for, oldest first, up to ``cursor``.
+    The plugin replaces ``target`` by a sink of its own that passes the events on.
+    """
+
+    def __init__(self, target: Sink) -> None:
+        self.target = target
+
+    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
+        self.target.events(topic, epoch, prev, events)
+
+    def interrupted(self, topic: str) -> None:
+        self.target.interrupted(topic)
+
+    def gone(self, topic: str) -> None:
+        self.target.gone(topic)
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """What one atomic read of a topic returns.
+
+    ``cursor`` is None when the backend does not know the topic; ``deleted`` is
+    then True if the topic was deleted and its late drafts are still refused.
+
+    With ``reason`` None it is a replay: ``events`` are all events after the
+    cursor of the call, and ``states`` is empty. With a reason, ``states`` maps
+    each key to its last event with a state (JSON, offset included), and
+    ``events`` is the newest history, as much as the call asked for, oldest
+    first, up to ``cursor``.
     """
 
     cursor: Cursor | None
@@ -65,18 +106,19 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class Top(msgspec.Struct, frozen=True):
-    """Where a topic's log ends, and whose it is."""
+    """The end of a topic's log, and the topic's owner."""
 
     cursor: Cursor
     owner: str | None = None
 
 
 class Status(msgspec.Struct, frozen=True):
-    """How a backend is.
+    """The condition of a backend.
 
-    ``warnings`` are sentences for an operator: what may lose events, and what
-    to set instead. ``clock_ahead_seconds`` is how far the server's clock is
-    ahead of ours; None: it has none, or did not say.
+    ``server`` names the server and its version, or the error when it is not
+    reachable. ``warnings`` are sentences for an operator: what may lose events,
+    and what to set instead. ``clock_ahead_seconds`` is how far the server's
+    clock is ahead of this process's; None if that is unknown.
     """
 
     backend: str
@@ -87,87 +129,86 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """What came with a request: the token if any, and the headers in lower case."""
+    """The token of a request, if it has one, and its headers with names in lower case."""
 
     token: str | None
     headers: Mapping[str, str] = {}
 
 
-class BackendSpec:
-    """What a backend does. All hooks are needed; exactly one backend is registered."""
+class Backend(Protocol):
+    """The hooks of a backend: pluggy's specification and the type, in one. All are required.
+
+    Exactly one backend is registered.
+    """
 
     @hookspec(firstresult=True)
-    def publish(self, drafts: Sequence[Draft]) -> Sequence[Receipt]:  # type: ignore[empty-body]
-        """Append drafts, in order, each at most once; one receipt each.
+    def publish(self, drafts: Sequence[Draft]) -> Sequence[Receipt]:
+        """Append drafts in the given order, each at most once; return one receipt for each.
 
-        Synchronous, from any thread, bounded in time (about 5 s). Drafts of
-        one topic are appended in the given order. A draft whose producer and
-        number are known is answered, not appended; an outdated attempt is
+        A draft whose producer and number are known is answered with
+        ``DUPLICATE`` and not appended; a draft of an outdated attempt is
         refused (`semantik_realtime.core.fence`).
 
         Raises:
             BackendUnavailable: nothing was appended.
-            AppendUncertain: some may have been; send all of them again.
-            BackendRefused: sending again will not help.
+            AppendUncertain: some drafts may have been appended; send all of them again.
+            BackendRefused: the server refused, and sending again will not help.
         """
 
     @hookspec(firstresult=True)
-    def claim(self, topic: str, job: str, token: str) -> int:  # type: ignore[empty-body]
-        """The number of a new attempt of ``job``: one above the newest, atomically.
+    def claim(self, topic: str, job: str, token: str) -> int:
+        """Return the number of a new attempt of ``job``: one above the newest, atomically.
 
         The same ``token`` gets the same number, so a retry is safe. From then
-        on drafts of older attempts are stale. 0: the topic was deleted, and
-        whatever the attempt sends will be refused. Synchronous, any thread.
+        on drafts of older attempts are refused as stale. Return 0 if the topic
+        was deleted: all drafts of the attempt will be refused.
         """
 
     @hookspec(firstresult=True)
-    def subscribe(self, topic: str, sink: Sink) -> Awaitable[None]:  # type: ignore[empty-body]
-        """Feed ``sink`` with a topic's events.
+    def subscribe(self, topic: str, sink: Sink) -> Awaitable[None]:
+        """Deliver a topic's events to ``sink``.
 
-        When it returns, every later append reaches the sink, or the sink
-        hears of an interruption. One sink a topic; subscribing twice replaces it.
+        After it has returned, every later append reaches the sink, or the sink
+        is called with `Sink.interrupted`. A topic has one sink; a second call
+        replaces it.
         """
 
     @hookspec(firstresult=True)
-    def unsubscribe(self, topic: str) -> Awaitable[None]:  # type: ignore[empty-body]
-        """Stop feeding. Not subscribed: nothing happens."""
+    def unsubscribe(self, topic: str) -> Awaitable[None]:
+        """Stop delivering. Does nothing if the topic is not subscribed."""
 
     @hookspec(firstresult=True)
-    def snapshot(  # type: ignore[empty-body]
-        self, topic: str, after: Cursor | None, history: int
-    ) -> Awaitable[Snapshot]:
-        """One atomic look at a topic: replay after a cursor, or states with the reason.
+    def snapshot(self, topic: str, after: Cursor | None, history: int) -> Awaitable[Snapshot]:
+        """Read a topic atomically: the events after a cursor, or the states with the reason.
 
-        ``history`` (0 to 1000): with states, also so many of the newest events.
+        ``history`` (0 to 1000) is how many of the newest events come with the states.
         """
 
     @hookspec(firstresult=True)
-    def tops(self, topics: Sequence[str]) -> Awaitable[dict[str, Top]]:  # type: ignore[empty-body]
-        """Where the topics end; unknown ones are absent. Cheap for thousands."""
+    def tops(self, topics: Sequence[str]) -> Awaitable[dict[str, Top]]:
+        """Return where the topics end; unknown ones are absent. Cheap for thousands of topics."""
 
     @hookspec(firstresult=True)
-    def delete(self, topic: str) -> bool:  # type: ignore[empty-body]
-        """Forget a topic at once and refuse its late drafts for the grace; was it there?
+    def delete(self, topic: str) -> bool:
+        """Delete a topic at once, and refuse its late drafts for the grace time.
 
-        Its sinks, in every process, hear `Sink.gone`. Synchronous, any thread.
+        Its sinks in every process are called with `Sink.gone`. Return True if
+        the topic was known.
         """
 
     @hookspec(firstresult=True)
-    def lease(  # type: ignore[empty-body]
-        self, name: str, holder: str, limit: int, seconds: float
-    ) -> bool:
-        """Take or renew one of ``limit`` places under ``name``, for ``seconds``.
+    def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
+        """Take or renew one of ``limit`` places under ``name`` for ``seconds``.
 
-        Counted over the fleet. False: all places are taken by others.
-        Synchronous, any thread.
+        Places are counted over the fleet. Return False if others hold all of them.
         """
 
     @hookspec(firstresult=True)
-    def release(self, name: str, holder: str) -> bool:  # type: ignore[empty-body]
-        """Give a place back; was it held? Synchronous, any thread."""
+    def release(self, name: str, holder: str) -> bool:
+        """Release a place. Return True if it was held."""
 
     @hookspec(firstresult=True)
-    def open(self) -> Awaitable[None]:  # type: ignore[empty-body]
+    def open(self) -> Awaitable[None]:
         """Start reading on the running loop. Idempotent.
 
         Raises:
@@ -175,24 +216,35 @@ class BackendSpec:
         """
 
     @hookspec(firstresult=True)
-    def close(self) -> Awaitable[None]:  # type: ignore[empty-body]
-        """Stop reading; sinks hear nothing any more. Idempotent; `open` may follow."""
+    def close(self) -> Awaitable[None]:
+        """Stop reading; no sink is called any more. Idempotent; `open` may follow."""
 
     @hookspec(firstresult=True)
     def close_writer(self) -> None:
-        """Give up the connections for writing; the next write makes new ones. Also after a fork."""
+        """Close the connections for writing; the next write opens new ones. Also after a fork."""
 
     @hookspec(firstresult=True)
-    def status(self) -> Awaitable[Status]:  # type: ignore[empty-body]
-        """How the backend is, asked of the server. Never raises for an outage."""
+    def status(self) -> Awaitable[Status]:
+        """Ask the server for its condition. Never raises for an outage."""
+
+
+BACKEND_HOOKS = tuple(
+    name for name, hook in vars(Backend).items() if hasattr(hook, f"{PROJECT}_spec")
+)
+"""The names of the hooks of `Backend`."""
 
 
 class HostSpec:
-    """What the web application knows better. Each may be a plain function or a coroutine."""
+    """What only the host application knows. A hook may be a plain function or a coroutine.
+
+    The first plugin that does not return None answers, as pluggy has it; the
+    plugin registered last is asked first. A coroutine counts as an answer when
+    it is returned, so after an asynchronous plugin no other plugin is asked.
+    """
 
     @hookspec(firstresult=True)
     def authenticate(self, credentials: Credentials) -> str | Awaitable[str | None] | None:
-        """Who asks: a user id. None: no opinion, the built-in JWT rule decides.
+        """Return the user id. None: no opinion, the built-in JWT rule decides.
 
         Raises:
             AccessError: the credential is wrong, for certain.
@@ -202,14 +254,16 @@ class HostSpec:
     def authorize(
         self, user: str, topic: str, owner: str | None
     ) -> bool | Awaitable[bool | None] | None:
-        """May ``user`` watch ``topic``? None: no opinion, the built-in owner rule decides."""
+        """Return True if ``user`` may watch ``topic``. None: the built-in owner rule decides."""
 
     @hookspec(firstresult=True)
     def recall(
         self, topic: str
     ) -> Mapping[str, Mapping[str, Any]] | Awaitable[Mapping[str, Mapping[str, Any]] | None] | None:
-        """The host's own record of a topic, {key: state}, when the backend knows nothing of it.
+        """Return the host's own record of a topic, {key: state}, or None if it has none.
+
+        Called when the backend does not know the topic, and while it is away.
 
         Raises:
-            Exception: any; nobody can tell now, and it is asked again.
+            Exception: any; the record cannot be read now, and is asked for again later.
         """

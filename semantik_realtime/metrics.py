@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 NAMESPACE = "semantik_realtime"
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-CARRY_SECONDS = 1.0
+FLUSH_SECONDS = 1.0
 FORK_SECONDS = 0.5
 
-_carrying = threading.Lock()
+_flushing = threading.Lock()
 _is_held = False
 
 
@@ -45,17 +45,17 @@ def _before_fork() -> None:
     # A child must not find this locked, nor the lock of prometheus-client, taken under it.
     # With a limit: nothing that may happen to metrics is worth a fork.
     global _is_held
-    _is_held = _carrying.acquire(timeout=FORK_SECONDS)
+    _is_held = _flushing.acquire(timeout=FORK_SECONDS)
 
 
 def _after_fork() -> None:
     if _is_held:
-        _carrying.release()
+        _flushing.release()
 
 
 def _after_fork_in_child() -> None:
-    global _carrying
-    _carrying = threading.Lock()
+    global _flushing
+    _flushing = threading.Lock()
 
 
 os.register_at_fork(
@@ -64,17 +64,17 @@ os.register_at_fork(
 
 
 class Spread(Protocol):
-    """What fell into each bucket of a histogram alone, and the sum of it all."""
+    """The counts of a histogram's buckets, not cumulated, and the sum of all values."""
 
     buckets: list[int]
     sum: float
 
 
 class Measure(msgspec.Struct, frozen=True):
-    """One metric, and how it is read off a source.
+    """One metric, and how it is read from a source.
 
-    A counter and a gauge are read as a number or, with a label, as one for
-    each of its values; a histogram, which has bounds, as a `Spread`.
+    ``read`` returns a number or, with a label, a number for each of its values;
+    for a histogram, which has bounds, a `Spread`.
     """
 
     type: type[Counter] | type[Gauge] | type[Histogram]
@@ -86,10 +86,10 @@ class Measure(msgspec.Struct, frozen=True):
 
 
 class Metrics:
-    """The ``measures`` of all ``sources``, which are asked for anew each time.
+    """The ``measures`` of all ``sources``, summed. ``sources`` is called at each update.
 
-    A collector for any number of registries. Any thread may use it, and a
-    forked process goes on with it.
+    A collector for any number of registries. For any thread, and usable after
+    a fork.
 
     Raises:
         OSError: the directory that processes share cannot be written.
@@ -98,20 +98,21 @@ class Metrics:
     def __init__(self, measures: Sequence[Measure], sources: Callable[[], Iterable[Any]]) -> None:
         self._sources = sources
         self._metrics = [(measure, _metric(measure)) for measure in measures]
+        # The counts of each source that the metrics include already.
         self._known: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
-        """What was carried of each source's counts already."""
         self._pid = os.getpid()
+        # Whether `flush_quietly` has failed before.
         self._has_failed = False
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics as they are now."""
-        self.carry()
+        """Yield the metrics as they are now."""
+        self.flush()
         for _, metric in self._metrics:
             yield from metric.collect()
 
-    def carry(self) -> None:
-        """Bring the metrics up to date."""
-        with _carrying:
+    def flush(self) -> None:
+        """Bring the metrics up to date with their sources."""
+        with _flushing:
             if self._pid != os.getpid():
                 # Counts begin anew in a forked process.
                 self._pid = os.getpid()
@@ -124,24 +125,24 @@ class Metrics:
                 for source in sources:
                     known = self._known.setdefault(source, {})
                     if isinstance(metric, _Buckets):
-                        metric.carry(measure.read(source), known)
+                        metric.add(measure.read(source), known)
                     else:
                         _count(metric, measure, source, known)
 
-    def carry_quietly(self) -> None:
-        """The same, where a failure must not reach the caller; it is logged once."""
+    def flush_quietly(self) -> None:
+        """Flush; an error is logged once instead of raised."""
         try:
-            self.carry()
+            self.flush()
         except Exception:
             if not self._has_failed:
-                logger.exception("metrics: not carried (logged once)")
+                logger.exception("metrics: not flushed (logged once)")
             self._has_failed = True
 
 
 class _Buckets(Histogram):
-    """A histogram of what was sorted into buckets elsewhere."""
+    """A histogram of values that were sorted into buckets elsewhere."""
 
-    def carry(self, spread: Spread, known: dict[Any, Any]) -> None:
+    def add(self, spread: Spread, known: dict[Any, Any]) -> None:
         before = known.get(self._name, ([0] * len(spread.buckets), 0.0))
         counts, total = list(spread.buckets), spread.sum
         for bucket, count, had in zip(self._buckets, counts, before[0], strict=True):
@@ -177,7 +178,7 @@ def _set(gauge: Gauge, measure: Measure, sources: Sequence[Any]) -> None:
 
 def _count(counter: Any, measure: Measure, source: Any, known: dict[Any, Any]) -> None:
     for label, value in _values(measure, source).items():
-        # Asking for it is what makes a zero be told.
+        # `labels()` creates the series, so zero is exported.
         child = counter.labels(label) if label else counter
         before = known.get((measure.name, label), 0)
         if value > before:
@@ -198,11 +199,11 @@ def _outcomes(emitter: Emitter) -> dict[str, int]:
 
 
 WRITING = (
-    Measure(Counter, "drafts", "Drafts by what became of them.", _outcomes, label="outcome"),
+    Measure(Counter, "drafts", "Drafts by outcome.", _outcomes, label="outcome"),
     Measure(
         Counter,
         "emitter_failures",
-        "Calls to the backend that failed, and faults of the writer's thread.",
+        "Calls to the backend that failed, and errors of the emitter's thread.",
         lambda emitter: emitter.stats.failures,
     ),
     Measure(
@@ -222,22 +223,22 @@ WRITING = (
 
 @functools.cache
 def writing() -> Metrics:
-    """The metrics of all emitters of this process: one for all who ask, or they count double."""
+    """Return the metrics of all emitters of this process. One object: two would count double."""
     return Metrics(WRITING, emitters)
 
 
 def is_shared() -> bool:
-    """Whether processes share what they count."""
+    """Return True if the processes share their counts, in a directory of prometheus-client."""
     return SHARED_DIRECTORY in os.environ
 
 
 def register(
     metrics: Iterable[Metrics], registry: CollectorRegistry | None = None
 ) -> CollectorRegistry:
-    """Put ``metrics`` into ``registry``, else a new one; returns the registry to be shown.
+    """Add ``metrics`` to ``registry``, or to a new one; return the registry to be shown.
 
-    Where processes share what they count that is one of its own, which shows
-    all of it: whatever the process has under prometheus-client is among it.
+    Where the processes share their counts that is a registry of its own, which
+    shows everything that they count with prometheus-client.
 
     Raises:
         ValueError: the registry has these metrics already.
@@ -253,7 +254,7 @@ def register(
 
 
 class _AllProcesses:
-    """What all processes have counted, and the gauges of those that live."""
+    """The counts of all processes, and the gauges of the living ones."""
 
     def collect(self) -> Iterable[Metric]:
         for file in Path(os.environ[SHARED_DIRECTORY]).glob("gauge_live*.db"):
@@ -275,34 +276,35 @@ def _is_alive(pid: int) -> bool:
 
 
 class MetricsFlusher:
-    """Carries once a second, in a thread that ends with the process."""
+    """Flushes once a second, in a thread that ends with the process."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._is_over = threading.Event()
+        # Set by `close`.
+        self._closing = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name="semantik-realtime-metrics", daemon=True
         )
         self._thread.start()
 
     def close(self, timeout_seconds: float) -> None:
-        """Carry once more, and end; waits no longer than that."""
-        self._is_over.set()
+        """Flush once more and end; wait at most ``timeout_seconds``."""
+        self._closing.set()
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
-        while not self._is_over.wait(CARRY_SECONDS):
-            self._metrics.carry_quietly()
-        self._metrics.carry_quietly()
+        while not self._closing.wait(FLUSH_SECONDS):
+            self._metrics.flush_quietly()
+        self._metrics.flush_quietly()
 
 
 def serve(address: str, registry: CollectorRegistry) -> None:
-    """Show ``registry`` to whoever can reach ``address`` (host:port), from a thread.
+    """Serve ``registry`` at ``address`` (host:port), from a thread. There is no authentication.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: the address is not available.
     """
     host, _, port = address.rpartition(":")
     server, _ = start_http_server(int(port), host.strip("[]"), registry)
-    # A child that kept the socket open would keep the port from the next worker.
+    # A child that kept the socket open would block the port for the next worker.
     os.register_at_fork(after_in_child=server.socket.close)

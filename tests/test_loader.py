@@ -15,15 +15,14 @@ from semantik_realtime.backends.loader import (
     BACKENDS,
     PLUGINS,
     backend_names,
+    bind_hooks,
     build_plugins,
-    check_backend,
     load_backend,
-    wrapped,
 )
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import ConfigError
-from semantik_realtime.hookspecs import BackendSpec, hookimpl
+from semantik_realtime.hookspecs import BACKEND_HOOKS, hookimpl
 
 
 def install(
@@ -128,7 +127,7 @@ def test_a_password_is_not_part_of_the_complaint_about_a_url():
     assert "hunter2" not in str(wrong.value)
 
 
-HOOKS = sorted(name for name in vars(BackendSpec) if not name.startswith("_"))
+HOOKS = sorted(BACKEND_HOOKS)
 
 
 @pytest.mark.parametrize("lacking", HOOKS)
@@ -136,14 +135,14 @@ def test_a_backend_that_lacks_a_hook_is_refused_and_the_hook_is_named(lacking):
     hooks = {name: vars(MemoryBackend)[name] for name in HOOKS if name != lacking}
     backend = type("Partial", (), hooks)()
     with pytest.raises(ConfigError, match=f"has no hook {lacking}$"):
-        check_backend(backend)
+        build_plugins(backend)
 
 
 def test_a_method_that_is_not_marked_is_no_hook():
     hooks = {name: vars(MemoryBackend)[name] for name in HOOKS}
     hooks["delete"] = lambda self, topic: True
     with pytest.raises(ConfigError, match=r"has no hook delete$"):
-        check_backend(type("Unmarked", (), hooks)())
+        build_plugins(type("Unmarked", (), hooks)())
 
 
 def test_a_backend_with_a_hook_that_does_not_fit_is_refused():
@@ -153,7 +152,7 @@ def test_a_backend_with_a_hook_that_does_not_fit_is_refused():
             return []
 
     with pytest.raises(ConfigError, match="shoe_size"):
-        check_backend(Misfitting(settings("memory")))
+        build_plugins(Misfitting(settings("memory")))
 
 
 def memory() -> MemoryBackend:
@@ -234,16 +233,17 @@ def test_a_plugin_of_the_group_cannot_take_the_place_of_the_backend(site, caplog
     assert manager.hook.publish(drafts=[]) == []
 
 
-def test_only_a_hook_in_which_others_take_part_goes_through_pluggy():
+def test_a_hook_of_the_backend_alone_is_its_own_method_and_a_wrapped_one_is_not():
     class Watcher:
         @hookimpl(wrapper=True)
         def publish(self, drafts):
             return (yield)
 
-    assert not wrapped(build_plugins(memory()), "publish")
-    manager = build_plugins(memory(), [Watcher()])
-    assert wrapped(manager, "publish")
-    assert not wrapped(manager, "delete")
+    backend = memory()
+    assert bind_hooks(build_plugins(backend)).publish == backend.publish
+    wrapped = bind_hooks(build_plugins(backend, [Watcher()]))
+    assert wrapped.publish != backend.publish
+    assert wrapped.delete == backend.delete
 
 
 STRANGER = '''
@@ -337,13 +337,13 @@ from semantik_realtime.runtime import Runtime
 async def use():
     runtime = Runtime()
     receipt = await runtime.publish("job:42", "job_progress", state={"status": "running"})
-    await runtime.plugins.hook.open()
-    seen = await runtime.plugins.hook.snapshot(topic="job:42", after=None, history=10)
-    await runtime.plugins.hook.close()
+    await runtime.backend.open()
+    seen = await runtime.backend.snapshot("job:42", None, 10)
+    await runtime.backend.close()
     runtime.close()
     return {
         "names": backend_names(),
-        "backend": type(runtime.backend.primary).__name__,
+        "backend": type(runtime.unguarded).__name__,
         "outcome": receipt.outcome,
         "cursor": str(seen.cursor),
         "states": {key: json.loads(event)["state"] for key, event in seen.states.items()},

@@ -16,9 +16,9 @@ from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.web.endpoints import websocket
-from semantik_realtime.web.hub.channel import Outgoing
 from semantik_realtime.web.realtime import Realtime
 from semantik_realtime.web.wires import native
+from semantik_realtime.web.wires.wire import Outgoing
 
 FLUSH_SECONDS = 30.0
 

@@ -1,9 +1,12 @@
-"""The one registered transport: the configured backend, and memory while it is away.
+"""The one place of a process that knows whether its backend answers.
 
-Reads and writes are told apart: a server that is full, or a replica, answers
-the one and refuses the other. While a way is closed every call on it fails at
-once, but for the one who finds out whether it is open again: on the web side
-`GuardedBackend.probe`, in a worker the emitter, whose drafts must go.
+`GuardedBackend` has the hooks of a backend and adds deadlines to its reads and
+a circuit breaker to each direction, because a server that is full, or a
+replica, may answer reads and refuse writes. While a breaker is open, calls fail
+at once. Only the prober calls through: in a web process that is `probe`, which
+`semantik_realtime.web.outage` calls; in a worker it is the emitter, whose
+retries are the probe. Emitter, hub, tracker and routes ask this object or
+listen to it, and keep no opinion of their own.
 """
 
 from __future__ import annotations
@@ -13,237 +16,233 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
-
-import msgspec
+from typing import TypeVar
 
 from semantik_realtime.core.breaker import CircuitBreaker
 from semantik_realtime.core.event import Cursor, Draft, Event, Receipt
 from semantik_realtime.errors import BackendError, BackendUnavailable
-from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
+from semantik_realtime.hookspecs import Backend, Sink, Snapshot, Status, Top
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-"""How often others may try a closed way where nobody probes."""
+"""How often a call is let through an open breaker where nobody probes."""
+HANG_SECONDS = 1.0
+"""A write without an answer for so long counts as failing."""
 PROBE_TOPIC = "probe:0"
 PROBE_SECONDS = 10.0
-"""How long the place lives that a probe of writing takes."""
+"""How long the lease lasts that a probe of writing takes."""
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
+Listener = Callable[[object], object]
 
 
 class GuardedBackend:
-    """The hooks of ``primary`` with a deadline, and ``memory`` for what has to wait.
+    """A backend with deadlines and circuit breakers. It is a `Backend` itself.
+
+    Writes may be called from any thread, reads on the loop that called `open`.
 
     Args:
-        primary: the configured backend.
-        memory: a backend in this process; it holds what this process could not send.
-        timeout_seconds: deadline of a look. Everything else has one of its own.
+        backend: the backend, with the plugins that wrap it.
+        timeout_seconds: deadline of `snapshot`, `tops` and `status`. The other
+            calls have a deadline of the backend's own.
     """
 
-    def __init__(self, primary: Any, memory: Any, timeout_seconds: float) -> None:
-        self.primary = primary
-        self.sheltered: Callable[[set[str]], object] | None = None
-        """Called in the emitter's thread with the topics of drafts that have to wait."""
-        self.has_warned = False
-        """Whether `warn` has found out what there is to say."""
-        self._memory = memory
+    def __init__(self, backend: Backend, timeout_seconds: float) -> None:
+        self._backend = backend
         self._timeout_seconds = timeout_seconds
+        # Names this process among those that probe writing.
         self._holder = secrets.token_hex(6)
-        self._shelters = 0
+        # Called with the error when a breaker opens; added by `listen`, never removed.
+        self._listeners: list[Listener] = []
+        # The loop that `open` was called on; None while closed.
         self._loop: asyncio.AbstractEventLoop | None = None
-        """Where the reader is open."""
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
-        self._reading = CircuitBreaker(RETRY_SECONDS)
-        self._writing = CircuitBreaker(RETRY_SECONDS)
+    def _reset(self) -> None:
+        self._reads = CircuitBreaker(RETRY_SECONDS)
+        self._writes = CircuitBreaker(RETRY_SECONDS)
+        # Whether `probe` is in use: then it alone calls through an open breaker.
         self._is_probed = False
+        # When each `publish` began that has no answer yet.
+        self._publishing: dict[object, float] = {}
 
     @property
     def is_away(self) -> bool:
-        """Whether the last read or the last write failed."""
-        return self._reading.is_away or self._writing.is_away
+        """Whether the last read or write failed, or a `publish` hangs (`HANG_SECONDS`)."""
+        return self._reads.is_open or self.fails_writes
+
+    @property
+    def fails_writes(self) -> bool:
+        """Whether the last write failed, or a `publish` hangs (`HANG_SECONDS`)."""
+        if self._writes.is_open:
+            return True
+        if not self._publishing:
+            return False
+        return time.monotonic() - min(list(self._publishing.values())) > HANG_SECONDS
 
     @property
     def is_open(self) -> bool:
         """Whether the running loop may read."""
         return self._loop is asyncio.get_running_loop()
 
-    async def probe(self, *, thorough: bool) -> None:
-        """Find out whether the backend answers, whatever is known of it. It must be open.
+    def listen(self, failed: Listener) -> None:
+        """Call ``failed`` with the error each time a breaker opens, in the thread of that call.
 
-        Thorough: also whether it takes a write, and feeds. Once a failure is
-        known, nothing less will do.
+        It must not raise or block.
+        """
+        self._listeners.append(failed)
+
+    async def probe(self, *, thorough: bool) -> None:
+        """Find out whether the backend answers, through open breakers. It must be open.
+
+        Thorough: also whether it accepts a write and a subscription. Once a
+        failure is known, only a thorough probe closes both breakers.
 
         Raises:
             BackendError: it does not.
         """
         self._is_probed = True
         try:
-            await self._note(self._in_time(self.primary.tops([PROBE_TOPIC])))
-        except BackendError:
-            # Who does not answer takes no write either, and nobody is to find that out by waiting.
-            self._writing.failed(time.monotonic())
+            await self._read(self._in_time(self._backend.tops([PROBE_TOPIC])))
+        except BackendError as error:
+            # A server that does not answer accepts no write either; no caller has to
+            # wait for a deadline to find that out.
+            self._failed(self._writes, error)
             raise
         if not thorough:
             return
         place = f"{PROBE_TOPIC}:{self._holder}"
         await asyncio.to_thread(
-            self._write, self.primary.lease, place, self._holder, 1, PROBE_SECONDS
+            self._write, lambda: self._backend.lease(place, self._holder, 1, PROBE_SECONDS)
         )
-        await self._note(self.primary.subscribe(PROBE_TOPIC, _Nobody()))
-        await self.primary.unsubscribe(PROBE_TOPIC)
-
-    async def warn(self) -> None:
-        """Log what the backend warns of, once for each process; away: nothing happens."""
-        status = await self.status()
-        if status.reachable and not self.has_warned:
-            self.has_warned = True
-            for warning in status.warnings:
-                logger.warning("backend: %s", warning)
-
-    def shelter(self, drafts: Sequence[Draft]) -> None:
-        """Show ``drafts``, which wait for the backend, to this process's own watchers."""
-        if self.sheltered is None:
-            return
-        copies = []
-        for draft in drafts:
-            self._shelters += 1
-            # Numbers of our own: those of the log are for the log.
-            copies.append(
-                msgspec.structs.replace(draft, producer=self._holder, number=self._shelters)
-            )
-        self._memory.publish(copies)
-        self.sheltered({draft.topic for draft in drafts})
-
-    async def shelter_of(self, topic: str) -> Snapshot:
-        """What this process has published on ``topic`` since the backend went away."""
-        snapshot: Snapshot = await self._memory.snapshot(topic, None, 0)
-        return snapshot
-
-    def forget_shelter(self) -> None:
-        """The backend has it all."""
-        self._memory.clear()
+        await self._read(self._backend.subscribe(PROBE_TOPIC, _NullSink()))
+        await self._backend.unsubscribe(PROBE_TOPIC)
 
     # Writes.
 
-    @hookimpl
     def publish(self, drafts: Sequence[Draft]) -> Sequence[Receipt]:
         if self._is_probed:
-            self._admit(self._reading)
-            self._admit(self._writing)
-        receipts: Sequence[Receipt] = self._write(self.primary.publish, drafts)
-        return receipts
+            self._check(self._reads)
+            self._check(self._writes)
+        call = object()
+        self._publishing[call] = time.monotonic()
+        try:
+            return self._write(lambda: self._backend.publish(drafts))
+        finally:
+            # Not there any more if a fork came in between.
+            self._publishing.pop(call, None)
 
-    @hookimpl
     def claim(self, topic: str, job: str, token: str) -> int:
-        return int(self._write_if_open(self.primary.claim, topic, job, token))
+        self._check(self._writes)
+        return self._write(lambda: self._backend.claim(topic, job, token))
 
-    @hookimpl
     def delete(self, topic: str) -> bool:
-        return bool(self._write_if_open(self.primary.delete, topic))
+        self._check(self._writes)
+        return self._write(lambda: self._backend.delete(topic))
 
-    @hookimpl
     def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
-        return bool(self._write_if_open(self.primary.lease, name, holder, limit, seconds))
+        self._check(self._writes)
+        return self._write(lambda: self._backend.lease(name, holder, limit, seconds))
 
-    @hookimpl
     def release(self, name: str, holder: str) -> bool:
-        return bool(self._write_if_open(self.primary.release, name, holder))
+        self._check(self._writes)
+        return self._write(lambda: self._backend.release(name, holder))
 
-    @hookimpl
     def close_writer(self) -> None:
-        # Also after a fork: what the parent knew of the backend may have been half written.
-        self._begin()
-        self._memory.close_writer()
-        self.primary.close_writer()
+        # After a fork the parent may have been changing any of this.
+        self._reset()
+        self._backend.close_writer()
 
     # Reads.
 
-    @hookimpl
     async def open(self) -> None:
-        # Not gated: who opens is who probes.
-        await self._note(self.primary.open())
+        # Through an open breaker: only the prober opens again.
+        await self._read(self._backend.open())
         self._loop = asyncio.get_running_loop()
 
-    @hookimpl
     async def close(self) -> None:
         self._loop = None
-        await self.primary.close()
+        await self._backend.close()
 
-    @hookimpl
     async def subscribe(self, topic: str, sink: Sink) -> None:
-        self._admit_reading()
-        await self._note(self.primary.subscribe(topic, sink))
+        self._check_reading()
+        await self._read(self._backend.subscribe(topic, sink))
 
-    @hookimpl
     async def unsubscribe(self, topic: str) -> None:
-        await self.primary.unsubscribe(topic)
+        await self._backend.unsubscribe(topic)
 
-    @hookimpl
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
-        self._admit_reading()
-        return await self._note(self._in_time(self.primary.snapshot(topic, after, history)))
+        self._check_reading()
+        return await self._read(self._in_time(self._backend.snapshot(topic, after, history)))
 
-    @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:
-        self._admit_reading()
-        return await self._note(self._in_time(self.primary.tops(topics)))
+        self._check_reading()
+        return await self._read(self._in_time(self._backend.tops(topics)))
 
-    @hookimpl
     async def status(self) -> Status:
         try:
-            return await self._in_time(self.primary.status())
+            return await self._in_time(self._backend.status())
         except BackendUnavailable as error:
-            return Status(type(self.primary).__name__, False, str(error))
+            return Status("", False, str(error))
 
-    def _write_if_open(self, call: Callable[..., Answer], *args: Any) -> Answer:
-        self._admit(self._writing)
-        return self._write(call, *args)
+    # Inside.
 
-    def _write(self, call: Callable[..., Answer], *args: Any) -> Answer:
-        try:
-            answer = call(*args)
-        except BackendError:
-            self._writing.failed(time.monotonic())
-            raise
-        self._writing.answered()
-        return answer
-
-    def _admit_reading(self) -> None:
-        # That nobody has opened it says nothing of the backend.
+    def _check_reading(self) -> None:
+        # Not noted as a failure: that nobody has opened it says nothing of the backend.
         if not self.is_open:
             raise BackendUnavailable("the backend is not open")
-        self._admit(self._reading)
+        self._check(self._reads)
 
-    def _admit(self, way: CircuitBreaker) -> None:
-        if way.is_away and (self._is_probed or not way.admits(time.monotonic())):
+    def _check(self, breaker: CircuitBreaker) -> None:
+        if breaker.is_open and (self._is_probed or not breaker.admits(time.monotonic())):
             raise BackendUnavailable("the backend is away")
 
-    async def _note(self, answer: Awaitable[Answer]) -> Answer:
+    def _write(self, call: Callable[[], Result]) -> Result:
         try:
-            got = await answer
-        except BackendError:
-            self._reading.failed(time.monotonic())
+            result = call()
+        except BackendError as error:
+            self._failed(self._writes, error)
             raise
-        self._reading.answered()
-        return got
+        self._writes.succeeded()
+        return result
 
-    async def _in_time(self, answer: Awaitable[Answer]) -> Answer:
-        # A library may try again and again; whoever asked waits only once.
+    async def _read(self, call: Awaitable[Result]) -> Result:
+        try:
+            result = await call
+        except BackendError as error:
+            self._failed(self._reads, error)
+            raise
+        self._reads.succeeded()
+        return result
+
+    async def _in_time(self, call: Awaitable[Result]) -> Result:
+        # A client library may retry on its own; the caller waits for one deadline only.
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await answer
+                return await call
         except TimeoutError:
             raise BackendUnavailable(
                 f"no answer in {self._timeout_seconds:g} s from the backend"
             ) from None
 
+    def _failed(self, breaker: CircuitBreaker, error: BackendError) -> None:
+        if breaker.failed(time.monotonic()):
+            for listener in self._listeners:
+                listener(error)
 
-class _Nobody:
-    """A sink that listens to nothing."""
+
+async def log_warnings(backend: GuardedBackend) -> bool:
+    """Log what the backend's status warns of. Return False if the backend is not reachable."""
+    status = await backend.status()
+    if status.reachable:
+        for warning in status.warnings:
+            logger.warning("backend: %s", warning)
+    return status.reachable
+
+
+class _NullSink:
+    """The sink of a probe."""
 
     def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
         pass

@@ -1,40 +1,41 @@
-"""From settings to plugins: exactly one backend, and whatever the host brings."""
+"""From settings to plugins: exactly one backend, and the plugins of the host."""
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pluggy
 
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import ConfigError, RealtimeError
-from semantik_realtime.hookspecs import PROJECT, BackendSpec, HostSpec
+from semantik_realtime.hookspecs import BACKEND_HOOKS, PROJECT, Backend, HostSpec, SinkProxy
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = "semantik_realtime.backends"
-"""Entry-point group of backends: a callable that takes `Settings` and gives the plugin."""
+"""Entry-point group of backends: a callable that takes `Settings` and returns the backend."""
 PLUGINS = "semantik_realtime.plugins"
-"""Entry-point group of host plugins: an object with hooks of `HostSpec`."""
-
-_BACKEND_HOOKS = frozenset(name for name in vars(BackendSpec) if not name.startswith("_"))
+"""Entry-point group of plugins: an object with hooks of `HostSpec`, or wrappers of `Backend`'s."""
 
 
 def backend_names() -> list[str]:
-    """The backends that are installed."""
+    """Return the names of the installed backends."""
     return sorted(entry_points(group=BACKENDS).names)
 
 
-def load_backend(settings: Settings, name: str | None = None) -> object:
-    """Make the backend ``name``, the configured one by default. Opens no connection.
+def load_backend(settings: Settings) -> Backend:
+    """Make the configured backend. Opens no connection.
 
     Raises:
         ConfigError: the name is unknown, its distribution cannot be imported,
-            or its settings are wrong; the message says what there is.
+            or its settings are wrong; the message names the installed backends.
     """
-    name = name or settings.backend
+    name = settings.backend
     found = list(entry_points(group=BACKENDS, name=name))
     if not found:
         raise ConfigError(
@@ -44,49 +45,46 @@ def load_backend(settings: Settings, name: str | None = None) -> object:
     if len({entry.value for entry in found}) > 1:
         raise ConfigError(
             f"backend {name!r} is claimed by several distributions: "
-            + ", ".join(_origin(entry) for entry in found)
+            + ", ".join(_distribution(entry) for entry in found)
         )
     try:
-        return found[0].load()(settings)
+        return cast(Backend, found[0].load()(settings))
     except RealtimeError:
         raise
     except Exception as error:
         raise ConfigError(
-            f"backend {name!r} from {_origin(found[0])} cannot be loaded: "
+            f"backend {name!r} from {_distribution(found[0])} cannot be loaded: "
             f"{type(error).__name__}: {error}"
         ) from error
 
 
-def check_backend(backend: object) -> None:
-    """See whether ``backend`` has every hook, and each as it is specified.
+def build_plugins(backend: object, plugins: Iterable[object] = ()) -> pluggy.PluginManager:
+    """Register the one backend and the host's plugins.
+
+    The given ``plugins`` are called before those of the entry-point group. A
+    plugin that does not load or fit is logged and left out.
 
     Raises:
-        ConfigError: it lacks a hook, or has one that does not fit.
+        ConfigError: the backend lacks a hook, or has one with other arguments.
     """
-    manager = _new_manager()
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(Backend)
+    manager.add_hookspecs(HostSpec)
     try:
         manager.register(backend, name="backend")
     except pluggy.PluginValidationError as error:
         raise ConfigError(f"backend {backend!r} does not fit: {error}") from error
-    lacking = sorted(name for name in _BACKEND_HOOKS if not _implementers(manager, name))
+    lacking = sorted(name for name in BACKEND_HOOKS if not _implementations(manager, name))
     if lacking:
         raise ConfigError(f"backend {backend!r} has no hook {', '.join(lacking)}")
-
-
-def build_plugins(transport: object, plugins: Iterable[object] = ()) -> pluggy.PluginManager:
-    """Register the one transport and the host's plugins.
-
-    The given ``plugins`` are asked before those of the entry-point group. A
-    plugin that does not load or fit is reported and left out.
-    """
-    manager = _new_manager()
-    manager.register(transport, name="backend")
     for entry in entry_points(group=PLUGINS):
         try:
             manager.register(entry.load(), name=entry.name)
         except Exception:
-            logger.exception("loader: plugin left out name=%s from=%s", entry.name, _origin(entry))
-    # pluggy calls what was registered last first.
+            logger.exception(
+                "loader: plugin left out name=%s from=%s", entry.name, _distribution(entry)
+            )
+    # pluggy calls the plugin that was registered last first.
     for plugin in plugins:
         try:
             manager.register(plugin)
@@ -95,21 +93,43 @@ def build_plugins(transport: object, plugins: Iterable[object] = ()) -> pluggy.P
     return manager
 
 
-def wrapped(manager: pluggy.PluginManager, hook: str) -> bool:
-    """Whether more than the backend takes part in ``hook``, so that pluggy must make the call."""
-    return len(_implementers(manager, hook)) > 1
+def bind_hooks(manager: pluggy.PluginManager) -> Backend:
+    """Return the backend with the plugins that wrap it.
+
+    A hook of the backend alone is the backend's own method, for a call through
+    pluggy costs microseconds. A hook in which a plugin takes part is called
+    through pluggy. Plugins that are registered later are not seen.
+    """
+    return cast(Backend, SimpleNamespace(**{name: _bind(manager, name) for name in BACKEND_HOOKS}))
 
 
-def _new_manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(BackendSpec)
-    manager.add_hookspecs(HostSpec)
-    return manager
+def _bind(manager: pluggy.PluginManager, name: str) -> Callable[..., Any]:
+    implementations = _implementations(manager, name)
+    [backend] = [one for one in implementations if one.plugin_name == "backend"]
+    if len(implementations) == 1:
+        return backend.function
+    hook = getattr(manager.hook, name)
+    fresh = _FRESH_ARGUMENT.get(name)
+
+    @functools.wraps(backend.function)
+    def call(*values: Any) -> Any:
+        if fresh is not None:
+            values = fresh(*values)
+        return hook(**dict(zip(backend.argnames, values, strict=True)))
+
+    return call
 
 
-def _implementers(manager: pluggy.PluginManager, hook: str) -> list[pluggy.HookImpl]:
+_FRESH_ARGUMENT: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "publish": lambda drafts: (list(drafts),),
+    "subscribe": lambda topic, sink: (topic, SinkProxy(sink)),
+}
+"""Arguments that a plugin may change, made anew for each call: a retry is not changed twice."""
+
+
+def _implementations(manager: pluggy.PluginManager, hook: str) -> list[pluggy.HookImpl]:
     return list(getattr(manager.hook, hook).get_hookimpls())
 
 
-def _origin(entry: EntryPoint) -> str:
+def _distribution(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value

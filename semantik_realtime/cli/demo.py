@@ -31,7 +31,7 @@ from rich.progress import Progress, TaskID
 from semantik_realtime.backends.loader import backend_names
 from semantik_realtime.cli.watch import job_progress, show
 from semantik_realtime.client import Update, watch
-from semantik_realtime.core.fold import ENDED
+from semantik_realtime.core.lifecycle import END_STATUSES
 
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
@@ -283,7 +283,7 @@ async def _until_ended(
     async with aclosing(updates):
         async for update in updates:
             state = show(progress, bar, update, key)
-            if state and state.get("status") in ENDED:
+            if state and state.get("status") in END_STATUSES:
                 return state
     return None
 

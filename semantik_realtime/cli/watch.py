@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from semantik_realtime.client import Update, watch
-from semantik_realtime.core.fold import ENDED
+from semantik_realtime.core.lifecycle import END_STATUSES
 from semantik_realtime.core.topic import job_topic
 
 HISTORY = 20
@@ -94,7 +94,7 @@ async def _watch(topic: str, url: str, token: str | None, *, as_json: bool) -> i
                 show(progress, bar, update, key)
                 # Not by what is shown: that the job is over, and how, only the log can say.
                 status = update.view.folded.get(key, {}).get("status")
-                if status in ENDED:
+                if status in END_STATUSES:
                     return 0 if status == "completed" else 1
     console.print("deleted")
     return 1

@@ -1,36 +1,41 @@
-"""Whether the backend is away, and who may find out if it is back."""
+"""Whether calls to the backend fail, and how often a failing call may be tried."""
 
 from __future__ import annotations
 
 
 class CircuitBreaker:
-    """What a process knows of one way to its backend.
+    """The state of one direction, reads or writes, of a process's backend.
 
-    While the backend answers everyone may call. While it is away one caller
-    in ``retry_seconds`` may, counted from the last failure: whoever probes
-    more often keeps everybody else from paying for it.
+    Closed while calls succeed: everybody may call. Open after a failure: one
+    call in ``retry_seconds`` is admitted, counted from the last failure, so
+    that not everybody pays for the same outage.
 
-    >>> way = CircuitBreaker(retry_seconds=5.0)
-    >>> way.admits(now=0.0)
+    No lock: an attribute is set in one step, and a task's thread may be
+    interrupted anywhere by a time limit. Two threads that fail at the same
+    moment may both be the first to open it.
+
+    >>> breaker = CircuitBreaker(retry_seconds=5.0)
+    >>> breaker.admits(now=0.0)
     True
-    >>> way.failed(now=0.0)
+    >>> breaker.failed(now=0.0)
     True
-    >>> way.admits(now=4.9), way.admits(now=5.0), way.admits(now=5.1)
+    >>> breaker.admits(now=4.9), breaker.admits(now=5.0), breaker.admits(now=5.1)
     (False, True, False)
-    >>> way.answered()
-    True
-    >>> way.admits(now=5.2)
+    >>> breaker.succeeded()
+    >>> breaker.admits(now=5.2)
     True
     """
 
     def __init__(self, retry_seconds: float) -> None:
-        self.is_away = False
+        self.is_open = False
+        """Whether the last call failed."""
         self._retry_seconds = retry_seconds
+        # When the next call is admitted, on the caller's clock; only used while open.
         self._retry_at = 0.0
 
     def admits(self, now: float) -> bool:
-        """Whether a call may be made; while away, being admitted uses the turn up."""
-        if not self.is_away:
+        """Return True if a call may be made. While open this uses up the turn."""
+        if not self.is_open:
             return True
         if now < self._retry_at:
             return False
@@ -38,12 +43,11 @@ class CircuitBreaker:
         return True
 
     def failed(self, now: float) -> bool:
-        """A call failed; is that news?"""
-        was_away, self.is_away = self.is_away, True
+        """A call failed: open. Return True if it was closed before."""
+        was_closed, self.is_open = not self.is_open, True
         self._retry_at = now + self._retry_seconds
-        return not was_away
+        return was_closed
 
-    def answered(self) -> bool:
-        """A call was answered; is that news?"""
-        was_away, self.is_away = self.is_away, False
-        return was_away
+    def succeeded(self) -> None:
+        """A call succeeded: close."""
+        self.is_open = False

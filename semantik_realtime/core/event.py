@@ -10,13 +10,12 @@ from typing import Any
 
 import msgspec
 
+from semantik_realtime.core.limits import MAX_EVENT_BYTES
 from semantik_realtime.core.topic import check_key, check_type
 from semantik_realtime.errors import EventError, EventTooBig
 
 CHAIN_FACTOR = 1_000_003
 CHAIN_MODULUS = 2**32
-ENDS = frozenset({"job_completed", "job_failed", "job_cancelled", "job_lost"})
-"""Types that end an attempt."""
 
 _encode = msgspec.json.Encoder().encode
 _CURSOR = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9]{1,16})\.([0-9a-f]{8})")
@@ -177,7 +176,7 @@ def encode_body(
     state: Mapping[str, Any] | msgspec.UnsetType | None = msgspec.UNSET,
     data: Mapping[str, Any] | None = None,
     terminal: bool = False,
-    max_bytes: int = 65_536,
+    max_bytes: int = MAX_EVENT_BYTES,
 ) -> bytes:
     """Encode an event without its offset.
 

@@ -9,9 +9,7 @@ from typing import Any
 import msgspec
 
 from semantik_realtime.core.event import Head, StateChange
-
-ENDED = frozenset({"completed", "failed", "cancelled", "lost"})
-"""The status of an attempt that is over."""
+from semantik_realtime.core.lifecycle import has_ended
 
 
 def fold(states: dict[str, msgspec.Raw], heads: Iterable[Head]) -> None:
@@ -38,8 +36,8 @@ def is_ahead(state: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     attempt, other_attempt = _number(state.get("attempt")), _number(other.get("attempt"))
     if attempt < other_attempt or attempt > other_attempt:
         return attempt > other_attempt
-    if _has_ended(state) or _has_ended(other):
-        return not _has_ended(other)
+    if has_ended(state) or has_ended(other):
+        return not has_ended(other)
     return _current(state) > _current(other)
 
 
@@ -137,12 +135,12 @@ class View:
         shown = self.overlay.get(key, self.folded.get(key))
         if shown is None or is_ahead(state, shown):
             return True
-        return not (is_ahead(shown, state) or _has_ended(shown))
+        return not (is_ahead(shown, state) or has_ended(shown))
 
     def _lift(self, keys: Iterable[str]) -> None:
         for key in keys:
             folded = self.folded.get(key)
-            if folded is None or _has_ended(folded) or not is_ahead(self.overlay[key], folded):
+            if folded is None or has_ended(folded) or not is_ahead(self.overlay[key], folded):
                 del self.overlay[key]
 
     def _show(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -162,10 +160,6 @@ class View:
 
 def _identity(event: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(event.get(member) for member in ("offset", "type", "time", "key"))
-
-
-def _has_ended(state: Mapping[str, Any]) -> bool:
-    return state.get("status") in ENDED
 
 
 def _current(state: Mapping[str, Any]) -> float:

@@ -7,9 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from semantik_realtime.core.event import Cursor
-
-REPLAY_LIMIT = 1000
-"""Most events of a replay; beyond that a snapshot is cheaper for everyone."""
+from semantik_realtime.core.limits import MAX_REPLAY
 
 
 class Reason(StrEnum):
@@ -34,7 +32,7 @@ class LogInfo(msgspec.Struct, frozen=True):
 
 
 def plan_sync(
-    asked: Cursor | None, log: LogInfo, chain_there: int | None, limit: int = REPLAY_LIMIT
+    asked: Cursor | None, log: LogInfo, chain_there: int | None, limit: int = MAX_REPLAY
 ) -> Reason | None:
     """Choose between a replay (None) and a snapshot (the reason).
 

@@ -6,7 +6,7 @@ came of them. Nothing here waits or looks at a clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from enum import Enum, IntEnum, StrEnum, auto
 from typing import Any
 
@@ -14,12 +14,16 @@ import msgspec
 
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.limits import (
+    MAX_BAD_FRAMES,
+    MAX_FRAME_BYTES,
+    MAX_HISTORY,
+    MAX_TOPICS,
+)
 from semantik_realtime.core.topic import check_topic
 from semantik_realtime.errors import InvalidInput
 
 SUBPROTOCOL = "semantik.realtime.v1"
-MAX_HISTORY = 1000
-MAX_BAD_FRAMES = 10
 
 
 class CloseCode(IntEnum):
@@ -42,8 +46,8 @@ class CloseCode(IntEnum):
 class SessionLimits(msgspec.Struct, frozen=True):
     """What one connection may do."""
 
-    topics: int = 100
-    frame_bytes: int = 65_536
+    topics: int = MAX_TOPICS
+    frame_bytes: int = MAX_FRAME_BYTES
     auth_seconds: float = 10.0
     heartbeat_seconds: float = 20.0
 
@@ -151,6 +155,10 @@ class Session:
     def rejected(self, expired: bool, reason: str) -> list[Action]:
         """A credential was refused."""
         return self._take(Happening.EXPIRED if expired else Happening.REFUSED, reason)
+
+    def retain(self, topics: Set[str]) -> None:
+        """Forget all other topics: they were denied or deleted."""
+        self.topics &= topics
 
     def auth_seconds_left(self, now: float) -> float:
         """How long the client may still take to authenticate."""

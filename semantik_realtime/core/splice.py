@@ -1,30 +1,61 @@
-"""Join what was read from a log with what arrives live, without gap or duplicate."""
+"""Join what is read from a log with what arrives live, without gap or duplicate."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
 from operator import attrgetter
 
 from semantik_realtime.core.event import Cursor, Event
+from semantik_realtime.core.limits import MAX_HELD_BATCHES
 
 _offset = attrgetter("offset")
 
+NOWHERE = Cursor("", 0, 0)
+"""The position in a topic that the backend does not know."""
+
 
 class Admission(StrEnum):
-    """What became of a batch."""
+    """What `EventBuffer.admit` or `Splice.receive` did with a live batch."""
 
     FRESH = "fresh"
+    """It had new events, which are kept."""
     KNOWN = "known"
+    """All of its events were known."""
+    HELD = "held"
+    """It waits until the position is known."""
     GAP = "gap"
+    """Events before it are missing, or it contradicts what is known. Nothing changed."""
     OTHER_EPOCH = "other_epoch"
+    """It belongs to another history. Nothing changed."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the topic must be read again."""
+        return self in (Admission.GAP, Admission.OTHER_EPOCH)
+
+
+class ResyncReason(StrEnum):
+    """Why a topic must be read again."""
+
+    GAP = "gap"
+    """Live batches do not continue each other."""
+    INTERRUPTED = "interrupted"
+    """The subscription broke and works again."""
+    TAIL = "tail"
+    """The backend is ahead of the newest live event."""
+    AHEAD = "ahead"
+    """A subscriber read a position that the live events have not reached, or another history."""
+    OUTAGE = "outage"
+    """The backend was away."""
 
 
 class EventBuffer:
     """The newest events of one topic, contiguous, and the position they lead to.
 
-    All watchers of a topic in a process read from one of these, so a slow one
+    All watchers of a topic in a process read from one buffer, so a slow one
     costs a position, not a copy.
 
     >>> recent = EventBuffer()
@@ -39,11 +70,15 @@ class EventBuffer:
 
     def __init__(self) -> None:
         self.epoch: str | None = None
+        """The history that the events belong to; None before the first position is known."""
         self.base = Cursor("", 0, 0)
-        """Where the kept events begin: the position before the first of them."""
+        """The position before the first kept event."""
         self.offset = 0
+        """The offset of the newest event."""
         self.bytes = 0
+        """The bytes of the kept events."""
         self._events: list[Event] = []
+        # The offset of each of `_events`, for bisection.
         self._offsets: list[int] = []
 
     def __len__(self) -> int:
@@ -51,14 +86,14 @@ class EventBuffer:
 
     @property
     def cursor(self) -> Cursor:
-        """The newest position."""
+        """The position of the newest event."""
         if self._events:
             last = self._events[-1]
             return Cursor(self.epoch or "", last.offset, last.chain)
         return self.base
 
     def restart(self, cursor: Cursor) -> None:
-        """Forget everything and go on from ``cursor``."""
+        """Forget all events and continue from ``cursor``."""
         self.epoch = cursor.epoch
         self.base = cursor
         self.offset = cursor.offset
@@ -67,11 +102,11 @@ class EventBuffer:
         self._offsets.clear()
 
     def admit(self, epoch: str, prev: int, events: Sequence[Event]) -> Admission:
-        """Take a batch whose first event follows the offset ``prev``.
+        """Add a batch whose first event follows the offset ``prev``.
 
-        A batch may overlap with what is known; only its news are kept. If the
-        two contradict each other the log was rewritten, and the answer is GAP
-        too: it must be read again. After GAP or OTHER_EPOCH nothing has changed.
+        A batch may overlap with the known events; only its new events are
+        added. If the two contradict each other the log was rewritten, which is
+        a GAP too.
         """
         if epoch != self.epoch:
             return Admission.OTHER_EPOCH
@@ -79,7 +114,7 @@ class EventBuffer:
             return Admission.GAP
         known = bisect_right(events, self.offset, key=_offset)
         if known:
-            # A chain covers all that came before it, so one look is enough.
+            # A chain covers all events before it, so comparing one is enough.
             last = events[known - 1]
             place = Cursor(epoch, last.offset, last.chain)
             if place.offset >= self.base.offset and not self.knows(place):
@@ -94,18 +129,18 @@ class EventBuffer:
         return Admission.FRESH
 
     def since(self, offset: int) -> list[Event] | None:
-        """The events after ``offset``, or None when some of them are no longer kept."""
+        """Return the events after ``offset``, or None when some of them are no longer kept."""
         if offset < self.base.offset:
             return None
         return self._events[bisect_right(self._offsets, offset) :]
 
     def bytes_since(self, offset: int) -> int:
-        """About how many bytes come after ``offset``: events are taken to be of the mean size."""
+        """Return about how many bytes follow ``offset``, as if all events had the mean size."""
         kept = len(self._offsets)
         return self.bytes * (kept - bisect_right(self._offsets, offset)) // kept if kept else 0
 
     def knows(self, cursor: Cursor) -> bool:
-        """Whether ``cursor`` is a place in this very history, so that `since` may serve it."""
+        """Return True if ``cursor`` is a position in this history, so that `since` may serve it."""
         if cursor.epoch != self.epoch:
             return False
         if cursor.offset == self.base.offset:
@@ -118,8 +153,8 @@ class EventBuffer:
     def trim(self, needed: int, keep_events: int, max_bytes: int) -> None:
         """Drop old events.
 
-        Keeps those after the offset ``needed`` and at least ``keep_events``,
-        but never more than ``max_bytes``.
+        Keeps the events after the offset ``needed`` and at least
+        ``keep_events``, but never more than ``max_bytes``.
         """
         drop = min(max(0, len(self._events) - keep_events), bisect_right(self._offsets, needed))
         waste = sum(len(event.json) for event in self._events[:drop])
@@ -131,3 +166,118 @@ class EventBuffer:
             self.base = Cursor(self.epoch or "", last.offset, last.chain)
             del self._events[:drop], self._offsets[:drop]
             self.bytes -= waste
+
+
+class Phase(StrEnum):
+    """The phase of a `Splice`."""
+
+    HOLDING = "holding"
+    """Nothing was read yet: live batches are held."""
+    LIVE = "live"
+    """The position is known: live batches are admitted."""
+    RESYNCING = "resyncing"
+    """The topic is being read again: live batches are held."""
+
+
+Batch = tuple[str, int, Sequence[Event]]
+"""The epoch, the offset before the first event, and the events."""
+
+
+class Splice:
+    """The position of one topic, built from readings and live batches in whichever order.
+
+    The caller passes on each live batch (`receive`) and each reading (`join`).
+    When one of the two says that the topic must be read again, the caller
+    enters RESYNCING (`start_resync`), reads from `asked` on, and passes the
+    reading to `finish_resync`, until that returns True.
+
+    >>> splice = Splice()
+    >>> splice.receive("e", 4, [Event(5, 1, b"a")])
+    <Admission.HELD: 'held'>
+    >>> splice.join(None, Cursor("e", 4, 0), None)
+    >>> splice.phase, splice.buffer.offset
+    (<Phase.LIVE: 'live'>, 5)
+    >>> splice.receive("e", 8, [Event(9, 3, b"c")])
+    <Admission.GAP: 'gap'>
+    """
+
+    def __init__(self, max_held: int = MAX_HELD_BATCHES) -> None:
+        self.buffer = EventBuffer()
+        """The newest events and the position; empty while HOLDING."""
+        self.phase = Phase.HOLDING
+        # Live batches while not LIVE, oldest first. The oldest are dropped, so that a loss
+        # leaves a gap, which is noticed.
+        self._held: deque[Batch] = deque(maxlen=max_held)
+
+    @property
+    def held(self) -> int:
+        """How many live batches are held."""
+        return len(self._held)
+
+    @property
+    def asked(self) -> Cursor | None:
+        """The cursor to read from in a resync; None: there is no position yet."""
+        return self.buffer.cursor if self.buffer.epoch else None
+
+    def receive(self, epoch: str, prev: int, events: Sequence[Event]) -> Admission:
+        """Receive a live batch whose first event follows the offset ``prev``."""
+        if self.phase is not Phase.LIVE:
+            self._held.append((epoch, prev, events))
+            return Admission.HELD
+        if self.buffer.epoch == "" and prev == 0:
+            # The topic did not exist, and this is its beginning.
+            self.buffer.restart(Cursor(epoch, 0, 0))
+        return self.buffer.admit(epoch, prev, events)
+
+    def join(
+        self, asked: Cursor | None, place: Cursor, replay: Sequence[Event] | None
+    ) -> ResyncReason | None:
+        """Join a reading from ``asked`` to ``place`` with the live batches.
+
+        ``replay`` are its events after ``asked``; None if it was a snapshot.
+        Return why the topic must be read again, or None. During a resync
+        nothing is joined: the resync decides.
+        """
+        if self.phase is Phase.RESYNCING:
+            return None
+        if self.phase is Phase.HOLDING:
+            self.buffer.restart(place)
+            if not self._release_held():
+                return ResyncReason.GAP
+        elif replay is not None and asked is not None:
+            # Perhaps read ahead of the live events; a gap is found below.
+            self.receive(place.epoch, asked.offset, replay)
+        # Read ahead of the live events, or the topic began, ended or was rewritten.
+        return None if self.buffer.knows(place) else ResyncReason.AHEAD
+
+    def start_resync(self) -> bool:
+        """Hold live batches from here on. Return False if a resync is under way already."""
+        if self.phase is Phase.RESYNCING:
+            return False
+        self.phase = Phase.RESYNCING
+        return True
+
+    def finish_resync(self, place: Cursor, replay: Sequence[Event] | None) -> bool:
+        """End a resync with a reading from `asked` to ``place``.
+
+        ``replay`` are its events; None if it was a snapshot, to which the
+        position then jumps. Return False if the held batches leave a gap: the
+        resync goes on, and the topic must be read once more.
+        """
+        held, self._held = self._held, deque(maxlen=self._held.maxlen)
+        self.phase = Phase.LIVE
+        if replay is None:
+            self.buffer.restart(place)
+        elif replay:
+            self.receive(place.epoch, self.buffer.offset, replay)
+        self._held = held
+        if self._release_held():
+            return True
+        self.phase = Phase.RESYNCING
+        return False
+
+    def _release_held(self) -> bool:
+        held, self._held = self._held, deque(maxlen=self._held.maxlen)
+        self.phase = Phase.LIVE
+        admissions = [self.receive(*batch) for batch in held]
+        return not any(admission.is_broken for admission in admissions)

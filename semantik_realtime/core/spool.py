@@ -6,29 +6,32 @@ from collections import OrderedDict
 from itertools import chain
 
 from semantik_realtime.core.event import Draft, StateChange
+from semantik_realtime.core.limits import SPOOL_BYTES, SPOOL_DRAFTS
 
 
 class Spool:
-    """A bounded queue that makes room by leaving out what matters least.
+    """A bounded queue that makes room by dropping the least important drafts.
 
-    When full it drops, in this order and no more than it must: the oldest
-    draft whose state a later one of the same topic and key supersedes; the
-    oldest draft that does not end an attempt; and only when nothing else is
-    left, the oldest end. A draft over ``max_bytes`` is left out itself. What
-    was taken with `take` is in flight until `land`: still here, but out of
-    reach and outside the bounds.
+    When full it drops, in this order and as few as possible: the oldest draft
+    whose state a later one of the same topic and key supersedes; the oldest
+    draft that does not end an attempt; and only when no other is left, the
+    oldest end. A draft over ``max_bytes`` is dropped itself. The drafts that
+    `next_batch` returned are in flight until `ack`: they still wait, but are
+    not dropped and not counted in the bounds.
     """
 
-    def __init__(self, max_drafts: int = 10_000, max_bytes: int = 16 * 2**20) -> None:
+    def __init__(self, max_drafts: int = SPOOL_DRAFTS, max_bytes: int = SPOOL_BYTES) -> None:
         self._max_drafts = max_drafts
         self._max_bytes = max_bytes
+        # By running number, oldest first; those in flight are in `_flight`.
         self._drafts: OrderedDict[int, Draft] = OrderedDict()
         self._bytes = 0
-        # Older than all of the others. Replaced, never changed: it may be read meanwhile.
+        # Older than all of the others. Replaced, never changed: another thread may read it.
         self._flight: dict[int, Draft] = {}
+        # The running number of the next draft.
         self._next = 0
-        # Costs nothing before there is a reason to choose: made when room first runs short,
-        # and kept until all is gone.
+        # Which drafts to drop first. Made when room first runs short, cleared when the spool is
+        # empty: before that it would cost time for nothing.
         self._ranks: Ranks | None = None
 
     def __len__(self) -> int:
@@ -36,7 +39,7 @@ class Spool:
 
     @property
     def bytes(self) -> int:
-        """Of the bodies, in flight too."""
+        """How many bytes the bodies have, those in flight included."""
         return self._bytes + sum(len(draft.body) for draft in self._flight.values())
 
     @property
@@ -46,11 +49,11 @@ class Spool:
 
     @property
     def oldest(self) -> int:
-        """The running number of the oldest draft still here, in flight too; `added` when empty."""
+        """The running number of the oldest draft that waits or is in flight; `added` when empty."""
         return next(iter(self._flight or self._drafts), self._next)
 
     def add(self, draft: Draft) -> list[Draft]:
-        """Append ``draft``; returns what had to be left out for it (rarely itself)."""
+        """Append ``draft``; return the drafts that were dropped for it (rarely itself)."""
         number = self._next
         self._next += 1
         if len(draft.body) > self._max_bytes:
@@ -64,8 +67,8 @@ class Spool:
             lost.append(self._remove(self._least()))
         return lost
 
-    def take(self, max_drafts: int, max_bytes: int = 2**20) -> list[Draft]:
-        """Put the oldest drafts in flight, at least one if there is any; the same until `land`."""
+    def next_batch(self, max_drafts: int, max_bytes: int = 2**20) -> list[Draft]:
+        """Put the oldest drafts in flight, at least one; return the same ones until `ack`."""
         if not self._flight:
             flight: dict[int, Draft] = {}
             size = 0
@@ -78,12 +81,12 @@ class Spool:
             self._flight = flight
         return list(self._flight.values())
 
-    def land(self) -> None:
-        """Forget what is in flight: it has been answered."""
+    def ack(self) -> None:
+        """Forget the drafts in flight: they have a receipt."""
         self._flight = {}
 
     def since(self, number: int) -> list[Draft]:
-        """What is here of the drafts from a running number on, in flight too, in order."""
+        """Return the drafts from a running number on, those in flight included, in order."""
         found: list[Draft] = []
         newest_first = chain(reversed(self._drafts.items()), reversed(self._flight.items()))
         for running, draft in newest_first:
@@ -111,21 +114,23 @@ class Spool:
 
 
 class Ranks:
-    """Which of the waiting drafts can be spared best.
+    """The order in which waiting drafts are dropped.
 
-    A draft is superseded by a later one of its topic and key if the fence
-    cannot refuse the later and let the earlier through. So both belong to one
-    run: drafts of one job in a topic, of one attempt, none but the last an end.
+    A later draft supersedes an earlier one of its topic and key if the fence
+    cannot refuse the later and accept the earlier one. So both belong to one
+    run: drafts of one job in a topic, of one attempt, only the last an end.
     """
 
     def __init__(self) -> None:
+        # Running numbers, oldest first: drafts that a later one supersedes, and the other
+        # drafts that end no attempt.
         self.superseded: OrderedDict[int, None] = OrderedDict()
         self._plain: OrderedDict[int, None] = OrderedDict()
-        # For each topic and job the run that is going on: its attempt, and each key's newest.
+        # For each topic and job the present run: its attempt, and the newest draft of each key.
         self._runs: dict[tuple[str, str | None], tuple[int | None, dict[str, int]]] = {}
 
     def add(self, number: int, draft: Draft) -> None:
-        """Take in a draft that was appended."""
+        """Record a draft that was added."""
         scope = (draft.topic, draft.job)
         run = self._runs.get(scope)
         if run is None or run[0] != draft.attempt:
@@ -142,7 +147,7 @@ class Ranks:
             self._plain[number] = None
 
     def remove(self, number: int, draft: Draft) -> None:
-        """Forget a draft that is gone."""
+        """Forget a draft that was removed."""
         self.superseded.pop(number, None)
         self._plain.pop(number, None)
         scope = (draft.topic, draft.job)
@@ -155,5 +160,5 @@ class Ranks:
             del self._runs[scope]
 
     def least(self) -> int | None:
-        """The running number of what can be spared best; None: there are only ends."""
+        """Return the running number of the draft to drop first; None: there are only ends."""
         return next(iter(self.superseded), next(iter(self._plain), None))

@@ -1,14 +1,14 @@
-"""The one writer of a process.
+"""The emitter: the only part of a process that writes to the backend.
 
 Tasks and request handlers put drafts on a queue and go on; a thread, started
-at the first draft, carries them to the backend in batches. What waits together
-goes together, what is alone goes at once. A retry sends the same drafts with
-the same numbers, so it is harmless.
+at the first draft, sends them to the backend in batches. A draft that is alone
+is sent at once; drafts that arrive during a call are sent together in the next
+one. A retry sends the same drafts with the same numbers, so it is harmless.
 
-A draft waits in the `Queue`, the `Sender` takes it to the backend, and
-`Outcomes` has what became of it. `ThrottledSources` make drafts when their turn comes,
-an `SpoolRecovery` reads those of ended processes. All is moved by the one thread,
-a step at a time.
+A draft waits in the `Queue`, the `Sender` sends it, and `Outcomes` records the
+backend's answer. `ThrottledSources` make drafts when their turn comes, and
+`SpoolRecovery` reads the drafts of ended processes. The one thread runs all of
+this, a step at a time.
 """
 
 from __future__ import annotations
@@ -24,64 +24,60 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from semantik_realtime.core.event import Draft, Receipt
+from semantik_realtime.core.limits import SPOOL_BYTES, SPOOL_DRAFTS
 from semantik_realtime.emitter.outcomes import EmitterStats, Outcomes
 from semantik_realtime.emitter.queue import Queue
-from semantik_realtime.emitter.sender import Answer, Publish, Sender
+from semantik_realtime.emitter.sender import Reply, Sender, Writer
 from semantik_realtime.emitter.spool_file import SpoolFile
 from semantik_realtime.emitter.spool_recovery import SpoolRecovery
 from semantik_realtime.emitter.throttle import Source, ThrottledSources
 from semantik_realtime.errors import BackendError
 
-__all__ = ["Emitter", "EmitterStats", "Publish", "Source", "emitters"]
-
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 500
-PATIENCE_SECONDS = 1.0
-"""A call that is not answered for so long counts as failing."""
 SLOW_SECONDS = 0.1
-"""During a call that takes longer the inbox has to be emptied by another thread."""
+"""During a call that lasts longer another thread has to empty the inbox."""
 NOTICE_SECONDS = 0.02
-"""In which a waiting task notices that the backend fails."""
+"""How often a waiting `flush` looks whether the backend fails."""
 FAULT_SECONDS = 0.1
-"""Pause of the thread after a fault of ours."""
+"""Pause of the thread after an error of this package."""
 
 
 class Emitter:
     """Queue, threads and retries.
 
-    All methods may be called from any thread and from signal receivers; none
-    but `flush` and `close` waits, and none raises for an outage. What waits is
-    bounded in drafts and bytes, and the ends of attempts go last (`Spool`).
-    After a fork the child begins with an empty queue and a producer name of
-    its own: what waited belongs to the parent.
+    All methods may be called from any thread and from signal receivers; only
+    `flush` and `close` wait, and none raises for an outage. What waits is
+    bounded in drafts and bytes, and the ends of attempts are dropped last
+    (`Spool`). After a fork the child begins with an empty queue and a producer
+    name of its own: the drafts that waited belong to the parent.
 
     Args:
-        directory: where what waits is kept on disk too while the backend
-            fails. What a process leaves there when it ends, another one with
-            the same directory sends: at its start, or within 5 s (`LOOK_SECONDS`)
-            of its backend's return. What was emitted during the first call that
-            failed is not there before that call is over. None: memory only.
-        after_fork: called in the child.
+        writer: the backend.
+        max_drafts: most drafts that wait.
+        max_bytes: most bytes of their bodies.
+        directory: where the drafts that wait are stored too while the backend
+            fails. Another process with the same directory sends what an ended
+            process left there: at its start, or within 5 s (`LOOK_SECONDS`) of
+            the backend's return. Drafts emitted during the first call that
+            fails are stored when that call is over. None: in memory only.
     """
 
     def __init__(
         self,
-        publish: Publish,
+        writer: Writer,
         *,
-        max_drafts: int = 10_000,
-        max_bytes: int = 16 * 2**20,
+        max_drafts: int = SPOOL_DRAFTS,
+        max_bytes: int = SPOOL_BYTES,
         directory: Path | None = None,
-        after_fork: Callable[[], object] | None = None,
     ) -> None:
-        self.shelter: Callable[[Sequence[Draft]], object] | None = None
-        """Called in the emitter's thread with the drafts that have to wait because the backend
-        fails: with each once, in order, as soon as that is known."""
-        self._publish = publish
+        self._writer = writer
         self._max_drafts = max_drafts
         self._max_bytes = max_bytes
         self._directory = directory
-        self._after_fork = after_fork
+        # Set by `on_delayed`; survives a fork.
+        self._delayed: Callable[[Sequence[Draft]], object] | None = None
         self._begin()
         _emitters.add(self)
 
@@ -90,15 +86,18 @@ class Emitter:
         self._outcomes = Outcomes(self.stats)
         self._queue = Queue(self._max_drafts, self._max_bytes, self._outcomes.drop)
         self._throttled = ThrottledSources(self.stats)
+        # Set to run the thread's next step; the thread clears it.
         self._wake = threading.Event()
-        self._sender = Sender(self._publish, self.stats, self._wake)
+        self._sender = Sender(self._writer, self.stats, self._wake)
         self._file: SpoolFile | None = None
         self._recovery: SpoolRecovery | None = None
         if self._directory is not None:
             self._file = SpoolFile(self._directory, self._max_bytes)
             self._recovery = SpoolRecovery(self._directory)
+        # Runs `_run`; None before the first draft and after `close`.
         self._thread: threading.Thread | None = None
         self._start_lock = threading.Lock()
+        # Set by `close`, cleared by the thread that ends and by the next that starts.
         self._closing = False
 
     @property
@@ -108,25 +107,32 @@ class Emitter:
 
     @property
     def waiting(self) -> int:
-        """Drafts that are not yet with the backend."""
+        """How many drafts the backend has not acknowledged yet."""
         return len(self._queue)
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of their bodies, nearly."""
+        """About how many bytes their bodies have."""
         return self._queue.bytes
 
     @property
-    def is_failing(self) -> bool:
-        """Whether the last call to the backend failed, or the present one hangs."""
-        return self._sender.is_away or self._sender.has_called_for(PATIENCE_SECONDS)
+    def is_retrying(self) -> bool:
+        """Whether the last call to the backend failed and is to be made again."""
+        return self._sender.is_retrying
+
+    def on_delayed(self, delayed: Callable[[Sequence[Draft]], object]) -> None:
+        """Call ``delayed`` in the emitter's thread with the drafts that an outage delays.
+
+        It gets each draft once, in order, as soon as the outage is known.
+        """
+        self._delayed = delayed
 
     def emit(self, draft: Draft) -> None:
         """Send ``draft`` soon. Costs less than a microsecond.
 
-        If too much waits, what does not end an attempt is dropped and counted.
+        If too much waits, a draft that does not end an attempt is dropped and counted.
         """
-        # Written out here, not a method of the queue: a call more would add a quarter to the price.
+        # Written out here, not as a method of the queue: one more call would cost a quarter more.
         queue = self._queue
         inbox = queue.inbox
         if len(inbox) >= queue.many_drafts or queue.inbox_bytes >= queue.many_bytes:
@@ -136,58 +142,59 @@ class Emitter:
         inbox.append(draft)
         queue.inbox_bytes += len(draft.body)
         if self._thread is None or not self._wake.is_set():
-            self._rouse()
+            self._wake_thread()
 
     def emit_and_confirm(self, draft: Draft) -> Future[Receipt]:
-        """Send ``draft`` soon; the future has the backend's answer.
+        """Send ``draft`` soon; the future gets the backend's receipt.
 
-        It fails with `BackendUnavailable` if the draft had to be dropped. No
-        answer does not mean that it will not be appended later.
+        The future fails with `BackendUnavailable` if the draft was dropped. A
+        draft without a receipt may still be appended later.
         """
-        answer = self._outcomes.promise(draft)
+        receipt = self._outcomes.promise(draft)
         self.emit(draft)
-        return answer
+        return receipt
 
-    def pace(self, key: Hashable, interval_seconds: float, source: Source) -> None:
+    def throttle(self, key: Hashable, interval_seconds: float, source: Source) -> None:
         """Call ``source`` in the emitter's thread, at most once an interval for ``key``.
 
-        The first call comes at once, the last is never left out. A key that
+        The first call comes at once, the last one is never left out. A key that
         is already due keeps its place.
         """
         self._throttled.add(key, interval_seconds, source)
-        self._rouse()
+        self._wake_thread()
 
     def flush(self, timeout_seconds: float, *, while_failing: bool = True) -> bool:
-        """Wait until all that was emitted before has been answered; False: not in time.
+        """Wait until the backend has acknowledged every draft emitted so far.
 
-        Without ``while_failing`` it also gives up when the backend is found to fail.
+        Return False if it has not within ``timeout_seconds``; without
+        ``while_failing`` also as soon as the backend fails.
         """
         if self._thread is None and not self.waiting:
             return True
-        if not while_failing and self.is_failing:
+        if not while_failing and self._writer.fails_writes:
             return False
         barrier = threading.Event()
         self._queue.inbox.append(barrier)
-        self._rouse()
+        self._wake_thread()
         if while_failing:
             return barrier.wait(timeout_seconds)
         deadline = time.monotonic() + timeout_seconds
         while not barrier.wait(min(NOTICE_SECONDS, max(0.0, deadline - time.monotonic()))):
-            if self.is_failing or time.monotonic() >= deadline:
+            if self._writer.fails_writes or time.monotonic() >= deadline:
                 return False
         return True
 
     def retry_now(self) -> None:
-        """Try now, not when the back-off is over: the backend may be back."""
+        """Retry now instead of after the back-off: the backend may be back."""
         self._sender.retry_now()
         if self._recovery is not None:
-            self._recovery.retry_now()
+            self._recovery.look_now()
         self._wake.set()
 
-    def adopt(self) -> None:
+    def recover(self) -> None:
         """From now on send what ended processes left on disk, even if nothing is emitted here."""
         if self._recovery is not None:
-            self._rouse()
+            self._wake_thread()
 
     def close(self, timeout_seconds: float = 2.0) -> bool:
         """Flush, then end the thread. A later `emit` starts it again."""
@@ -199,7 +206,7 @@ class Emitter:
             thread.join(timeout_seconds)
         return done
 
-    def _rouse(self) -> None:
+    def _wake_thread(self) -> None:
         if self._thread is None:
             self._start()
         if not self._wake.is_set():
@@ -222,11 +229,11 @@ class Emitter:
                 logger.error("emitter: thread not started error=%s", error)
 
     def _run(self) -> None:
-        while not (self._closing and self._is_over()):
+        while not (self._closing and self._is_finished()):
             try:
                 pause = self._step()
             except Exception:
-                # The thread must outlive any fault of ours: a task's last event needs it.
+                # The thread must outlive any error of ours: a task's last event needs it.
                 logger.exception("emitter: step failed")
                 self.stats.failures += 1
                 pause = FAULT_SECONDS
@@ -234,113 +241,112 @@ class Emitter:
                 self._wake.wait(pause)
             self._wake.clear()
 
-    def _is_over(self) -> bool:
-        """Whether the closing thread may end: not if something came meanwhile."""
+    def _is_finished(self) -> bool:
+        """Return True if the closing thread may end: not if a draft has come since."""
         with self._start_lock:
             self._closing = False
-            # Whoever adds a draft looks for the thread after that, so in this order
+            # `emit` adds its draft first and looks for the thread after that. In this order
             # one of the two sees the other.
             self._thread = None
             if self._queue.inbox:
                 self._thread = threading.current_thread()
                 return False
-            self._leave_files()
+            self._release_files()
             return True
 
     def _step(self) -> float | None:
-        """Do what is due; returns the seconds until something is, None for not before a wake."""
-        paced_seconds = self._throttled.run()
+        """Do what is due; return the seconds until the next step, None for not before a wake."""
+        throttled_seconds = self._throttled.run()
         self._queue.drain()
-        tried = self._sender.tried()
-        if tried is not None:
-            self._settle(self._queue.take(MAX_BATCH), tried)
-        elif self._sender.is_away:
-            self._keep()
-        if self._recovery is not None and not self._sender.is_away:
+        reply = self._sender.retry_reply()
+        if reply is not None:
+            self._settle(self._queue.next_batch(MAX_BATCH), reply)
+        elif self.is_retrying:
+            self._delay()
+        if self._recovery is not None and not self.is_retrying:
             if self._recovery.wait_seconds() == 0:
-                self._adopt(self._recovery)
+                self._recover(self._recovery)
         if self._sender.wait_seconds() == 0:
             self._send()
         self._queue.open_barriers()
         pause = self._pause_seconds()
-        if pause is None or paced_seconds is None:
-            return paced_seconds if pause is None else pause
-        return min(pause, paced_seconds)
+        if pause is None or throttled_seconds is None:
+            return throttled_seconds if pause is None else pause
+        return min(pause, throttled_seconds)
 
     def _pause_seconds(self) -> float | None:
-        """Until something other than a source is due; None: not before a wake."""
-        if self._sender.is_away:
+        """Return the seconds until something other than a source is due; None: a wake."""
+        if self.is_retrying:
             return self._sender.wait_seconds()
         if len(self._queue):
             return 0.0
         return None if self._recovery is None else self._recovery.wait_seconds()
 
     def _send(self) -> None:
-        flight = self._queue.take(MAX_BATCH)
-        answer = self._sender.carry(flight) if flight else None
-        if answer is not None:
-            self._settle(flight, answer)
+        batch = self._queue.next_batch(MAX_BATCH)
+        reply = self._sender.send(batch) if batch else None
+        if reply is not None:
+            self._settle(batch, reply)
 
-    def _settle(self, flight: Sequence[Draft], answer: Answer) -> None:
-        """Act on the answer to the flight."""
-        if isinstance(answer, BackendError):
-            # Also when it was refused: rights and memory are given back, and the fence
+    def _settle(self, batch: Sequence[Draft], reply: Reply) -> None:
+        if isinstance(reply, BackendError):
+            # Also when it was refused: rights and memory can be given back, and the fence
             # makes any repetition safe.
             if self._sender.failed():
-                logger.warning("emitter: backend fails waiting=%d error=%s", self.waiting, answer)
-            self._keep()
+                logger.warning("emitter: backend fails waiting=%d error=%s", self.waiting, reply)
+            self._delay()
             return
-        if self._sender.answered():
+        if self._sender.succeeded():
             logger.info("emitter: backend is back waiting=%d", self.waiting)
             if self._recovery is not None:
-                self._recovery.retry_now()
-        self._outcomes.settle(flight, answer)
-        self._queue.land()
-        if self._file is not None and self._file.is_there and not self._queue.has_kept():
+                self._recovery.look_now()
+        self._outcomes.settle(batch, reply)
+        self._queue.ack()
+        if self._file is not None and self._file.exists and not self._queue.has_delayed():
             self._file.remove()
 
-    def _keep(self) -> None:
-        """Show and store what has to wait, as far as that is not done."""
-        fresh = self._queue.fresh()
-        if fresh and self.shelter is not None:
+    def _delay(self) -> None:
+        """Report and store the drafts that an outage delays, each once."""
+        delayed = self._queue.newly_delayed()
+        if delayed and self._delayed is not None:
             try:
-                self.shelter(fresh)
+                self._delayed(delayed)
             except Exception:
-                logger.exception("emitter: shelter failed")
+                logger.exception("emitter: on_delayed failed")
                 self.stats.failures += 1
         if self._file is not None:
-            self._file.keep(fresh, self._queue.all)
+            self._file.store(delayed, self._queue.all)
 
-    def _adopt(self, adoption: SpoolRecovery) -> None:
-        """Send the next part of what an ended process left; afterwards its file is removed."""
-        drafts = adoption.take(MAX_BATCH)
+    def _recover(self, recovery: SpoolRecovery) -> None:
+        """Send the next batch that an ended process left; its file is removed after the last."""
+        drafts = recovery.next_batch(MAX_BATCH)
         if not drafts:
             return
-        answer = self._sender.call(drafts)
-        if isinstance(answer, BackendError):
-            adoption.leave()
+        reply = self._sender.call(drafts)
+        if isinstance(reply, BackendError):
+            recovery.release()
         else:
-            self._outcomes.settle(drafts, answer)
+            self._outcomes.settle(drafts, reply)
 
-    def _leave_files(self) -> None:
+    def _release_files(self) -> None:
         if self._recovery is not None:
-            self._recovery.leave()
+            self._recovery.release()
         if self._file is not None:
-            self._file.leave()
+            self._file.release()
 
     def _restart_in_child(self) -> None:
-        # Closed here, they are still locked by the parent.
-        self._leave_files()
+        # Closed here, the files stay locked by the parent.
+        self._release_files()
         self._begin()
-        if self._after_fork is not None:
-            self._after_fork()
+        self._writer.close_writer()
 
 
+# Every emitter of this process; an emitter that nobody uses any more leaves by itself.
 _emitters: weakref.WeakSet[Emitter] = weakref.WeakSet()
 
 
 def emitters() -> list[Emitter]:
-    """Those of this process."""
+    """Return the emitters of this process."""
     return list(_emitters)
 
 

@@ -1,4 +1,4 @@
-"""What became of the drafts: counted, and told to whoever waits for it."""
+"""The outcomes of drafts: counted, and delivered to the futures that wait for them."""
 
 from __future__ import annotations
 
@@ -20,42 +20,43 @@ class EmitterStats(msgspec.Struct):
     appended: int = 0
     duplicate: int = 0
     stale: int = 0
-    """Refused: of an outdated attempt."""
+    """Refused: they belong to an outdated attempt."""
     closed: int = 0
-    """Refused: of a job that has ended or was deleted."""
+    """Refused: their job has ended or was deleted."""
     rejected: int = 0
     """Too big, or too many keys."""
     dropped: int = 0
-    """Left out because too much waited; superseded drafts included."""
+    """Dropped because too many waited; superseded drafts included."""
     failures: int = 0
-    """Calls to the backend that failed; they are made again."""
+    """Calls to the backend that failed and are made again, and errors of the emitter's thread."""
 
 
 class Outcomes:
-    """Counts outcomes in ``stats``, and keeps the promises of `promise`. For any thread."""
+    """Counts outcomes in ``stats`` and resolves the futures of `promise`. For any thread."""
 
     def __init__(self, stats: EmitterStats) -> None:
         self._stats = stats
-        self._answers: dict[int, Future[Receipt]] = {}
+        # Futures that wait, by the id of their draft; an entry leaves with its outcome.
+        self._futures: dict[int, Future[Receipt]] = {}
 
     def promise(self, draft: Draft) -> Future[Receipt]:
-        """What will have the backend's answer to ``draft``."""
-        answer: Future[Receipt] = Future()
-        self._answers[id(draft)] = answer
-        return answer
+        """Return the future that gets the receipt of ``draft``."""
+        future: Future[Receipt] = Future()
+        self._futures[id(draft)] = future
+        return future
 
     def settle(self, drafts: Sequence[Draft], receipts: Sequence[Receipt]) -> None:
-        """Take in the backend's answer; drafts for which it has no receipt are lost."""
+        """Record the backend's receipts; drafts without a receipt are lost."""
         for draft, receipt in zip(drafts, receipts, strict=False):
             self._count(draft, receipt)
-            self._answer(draft, receipt)
+            self._resolve(draft, receipt)
         for draft in drafts[len(receipts) :]:
-            self._answer(draft, None)
+            self._resolve(draft, None)
 
     def drop(self, draft: Draft) -> None:
-        """Take in that there was no room for ``draft``."""
+        """Record that ``draft`` was dropped for lack of room."""
         self._stats.dropped += 1
-        self._answer(draft, None)
+        self._resolve(draft, None)
 
     def _count(self, draft: Draft, receipt: Receipt) -> None:
         match receipt.outcome:
@@ -76,10 +77,10 @@ class Outcomes:
                     receipt.outcome.value,
                 )
 
-    def _answer(self, draft: Draft, receipt: Receipt | None) -> None:
-        if not self._answers:
+    def _resolve(self, draft: Draft, receipt: Receipt | None) -> None:
+        if not self._futures:
             return
-        future = self._answers.pop(id(draft), None)
+        future = self._futures.pop(id(draft), None)
         if future is None or not future.set_running_or_notify_cancel():
             return
         if receipt is None:

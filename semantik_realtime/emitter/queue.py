@@ -1,4 +1,4 @@
-"""What waits in this process, from the moment it is emitted until the backend has answered."""
+"""The drafts that wait in this process, from `emit` to the backend's receipt."""
 
 from __future__ import annotations
 
@@ -15,33 +15,42 @@ MAX_NUMBERED_TOPICS = 10_000
 
 
 class Queue:
-    """An inbox that costs next to nothing, and behind it the spool, which knows what to drop.
+    """A cheap inbox, and behind it the spool, which decides what to drop.
 
-    Whoever emits appends to ``inbox`` and adds to ``inbox_bytes``; while the
-    inbox is half full or more (``many_drafts``, ``many_bytes``) only what
-    `admits` lets in. All else is for the emitter's threads.
+    `Emitter.emit` appends to ``inbox`` and adds to ``inbox_bytes`` itself, in
+    the thread of its caller; when the inbox is half full or more
+    (``many_drafts``, ``many_bytes``) it asks `admits` first. Everything else is
+    for the emitter's threads.
 
     Args:
+        max_drafts: most drafts of the inbox, and most of the spool.
+        max_bytes: most bytes of their bodies, likewise.
         drop: called, in any thread, with each draft for which there is no room.
     """
 
     def __init__(self, max_drafts: int, max_bytes: int, drop: Callable[[Draft], object]) -> None:
         self.inbox: deque[Draft | threading.Event] = deque()
-        """Drafts, and barriers between them: set when all before them has been answered."""
+        """Drafts, and barriers: an event that is set when all drafts before it have a receipt."""
         self.inbox_bytes = 0
+        """About the bytes in the inbox: `emit` adds without the lock."""
         self.many_drafts = (max_drafts + 1) // 2
         self.many_bytes = (max_bytes + 1) // 2
         self.producer = secrets.token_hex(6)
+        """Names this series of numbers; replaced when too many topics were numbered."""
         self._max_drafts = max_drafts
         self._max_bytes = max_bytes
         self._drop = drop
-        # Guards all below. Not for tasks' threads: a time limit may interrupt those anywhere.
+        # Guards everything below. Never taken in a task's thread: a time limit may interrupt it
+        # there and leave the lock taken.
         self._lock = threading.Lock()
         self._spool = Spool(max_drafts, max_bytes)
+        # The last number given to a draft of each topic.
         self._numbers: dict[str, int] = {}
+        # Barriers that left the inbox, with the count of drafts before them.
         self._barriers: deque[tuple[int, threading.Event]] = deque()
-        # Up to this running number of the spool, what waits was given by `fresh`.
-        self._kept = 0
+        # Drafts before this running number of the spool were returned by `newly_delayed`.
+        self._delayed = 0
+        # Empties the inbox while the emitter's thread is busy.
         self._relief: threading.Thread | None = None
 
     def __len__(self) -> int:
@@ -49,20 +58,20 @@ class Queue:
 
     @property
     def bytes(self) -> int:
-        """Of the bodies, nearly."""
+        """About how many bytes the bodies have."""
         return self.inbox_bytes + self._spool.bytes
 
     def admits(self, draft: Draft, *, is_stuck: bool) -> bool:
-        """Whether the inbox, half full or more, takes ``draft``.
+        """Return True if ``draft`` may be added to the inbox, which is half full or more.
 
-        If it is full, or nobody comes to empty it (``is_stuck``), another thread does.
+        If it is full, or the emitter's thread is busy (``is_stuck``), another thread empties it.
         """
         if is_stuck or self._is_full():
-            self._relieve()
+            self._start_relief()
         return draft.terminal or not self._is_full()
 
     def drain(self) -> None:
-        """Move what is in the inbox now to the spool."""
+        """Move the drafts that are in the inbox now to the spool."""
         with self._lock:
             size = 0
             for _ in range(len(self.inbox)):
@@ -74,48 +83,48 @@ class Queue:
                 self._number(item)
                 for lost in self._spool.add(item):
                     self._drop(lost)
-            # Whoever puts something in counts without a lock: nothing is what can be relied on.
+            # `emit` counts without the lock and may drift; reset when the inbox is empty.
             self.inbox_bytes = self.inbox_bytes - size if self.inbox else 0
 
-    def take(self, max_drafts: int) -> list[Draft]:
-        """What goes to the backend next; the same again until `land`."""
+    def next_batch(self, max_drafts: int) -> list[Draft]:
+        """Return the next drafts to send; the same ones until `ack`."""
         with self._lock:
-            return self._spool.take(max_drafts)
+            return self._spool.next_batch(max_drafts)
 
-    def land(self) -> None:
-        """What was taken has been answered."""
+    def ack(self) -> None:
+        """Forget the drafts that `next_batch` returned: they have a receipt."""
         with self._lock:
-            self._spool.land()
+            self._spool.ack()
 
     def open_barriers(self) -> None:
-        """Set the barriers before which nothing is here any more."""
+        """Set the barriers before which no draft waits any more."""
         if not self._barriers:
             return
         with self._lock:
             while self._barriers and self._barriers[0][0] <= self._spool.oldest:
                 self._barriers.popleft()[1].set()
 
-    def fresh(self) -> list[Draft]:
-        """What waits and was not given by an earlier call, in order."""
+    def newly_delayed(self) -> list[Draft]:
+        """Return the drafts that wait and were not returned by an earlier call, in order."""
         with self._lock:
-            fresh = self._spool.since(self._kept)
-            self._kept = self._spool.added
-            return fresh
+            drafts = self._spool.since(self._delayed)
+            self._delayed = self._spool.added
+            return drafts
 
     def all(self) -> list[Draft]:
-        """What waits behind the inbox, in order."""
+        """Return the drafts that wait behind the inbox, in order."""
         with self._lock:
             return self._spool.since(0)
 
-    def has_kept(self) -> bool:
-        """Whether something still waits that `fresh` gave."""
+    def has_delayed(self) -> bool:
+        """Return True if a draft still waits that `newly_delayed` has returned."""
         with self._lock:
-            return self._spool.oldest < self._kept
+            return self._spool.oldest < self._delayed
 
     def _is_full(self) -> bool:
         return len(self.inbox) >= self._max_drafts or self.inbox_bytes >= self._max_bytes
 
-    def _relieve(self) -> None:
+    def _start_relief(self) -> None:
         if self._relief is not None and self._relief.is_alive():
             return
 
@@ -133,7 +142,7 @@ class Queue:
     def _number(self, draft: Draft) -> None:
         number = self._numbers.get(draft.topic, 0) + 1
         if number == 1 and len(self._numbers) >= MAX_NUMBERED_TOPICS:
-            # Begin a new series rather than hand out a number twice.
+            # Begin a new series instead of giving a number twice.
             self.producer = secrets.token_hex(6)
             self._numbers.clear()
         self._numbers[draft.topic] = number

@@ -1,19 +1,20 @@
-"""Calls to the backend, and when the next may be made.
+"""Calls to the backend, one at a time, and the schedule of their retries.
 
-While the backend fails a thread of its own tries again, about once a second:
-the writer must not hang with it, for what comes meanwhile is shown and stored
-at once.
+After a failure a thread of its own makes the next calls, about once a second:
+the emitter's thread must not hang with them, because it shows and stores at
+once what is emitted in the meantime.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Protocol
 
+from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Draft, Receipt
 from semantik_realtime.emitter.outcomes import EmitterStats
 from semantik_realtime.errors import BackendError
@@ -23,56 +24,71 @@ logger = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 1.0
 RETRY_JITTER = 0.2
-"""A wait is up to so much of it shorter or longer: many processes fail at the same moment."""
 
-Publish = Callable[[Sequence[Draft]], Sequence[Receipt]]
-Answer = Sequence[Receipt] | BackendError
-"""The backend's, or why there is none. No receipts: these drafts are lost."""
+Reply = Sequence[Receipt] | BackendError
+"""The backend's receipts, or why there are none. No receipt for a draft: that draft is lost."""
+
+
+class Writer(Protocol):
+    """Where drafts go: `semantik_realtime.backends.guard.GuardedBackend`."""
+
+    @property
+    def fails_writes(self) -> bool:
+        """Whether the last write failed, or one hangs."""
+
+    def publish(self, drafts: Sequence[Draft]) -> Sequence[Receipt]:
+        """Append ``drafts``."""
+
+    def close_writer(self) -> None:
+        """Close the connections, after a fork too."""
 
 
 class Sender:
-    """Carries drafts to the backend: one call at a time.
+    """Sends drafts to the backend: one call at a time.
 
-    Used by one thread, but for `retry_now` and `has_called_for`.
+    For one thread, except `retry_now` and `has_called_for`.
 
     Args:
-        wake: set when a try is over.
+        wake: set when a retry has its reply.
     """
 
-    def __init__(self, publish: Publish, stats: EmitterStats, wake: threading.Event) -> None:
-        self._publish = publish
+    def __init__(self, writer: Writer, stats: EmitterStats, wake: threading.Event) -> None:
+        self._writer = writer
         self._stats = stats
         self._wake = wake
+        # When the running call began; 0 while none runs.
         self._called_at = 0.0
-        self._retry_seconds = 0.0
+        self._backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, jitter=RETRY_JITTER)
+        # When the next call may be made; in the past while the last one succeeded.
         self._retry_at = 0.0
-        self._try: Future[Answer] | None = None
+        # The reply of the retry that a thread of its own makes; None while none runs.
+        self._retry: Future[Reply] | None = None
 
     @property
-    def is_away(self) -> bool:
-        """Whether the backend failed, and has not answered since."""
-        return self._retry_seconds > 0
+    def is_retrying(self) -> bool:
+        """Whether the last call failed, so that its drafts are to be sent again."""
+        return self._backoff.failures > 0
 
     def has_called_for(self, seconds: float) -> bool:
-        """Whether the backend owes an answer for so long."""
+        """Return True if the running call has lasted for longer than ``seconds``."""
         called_at = self._called_at
         return called_at > 0 and time.monotonic() - called_at > seconds
 
     def wait_seconds(self) -> float | None:
-        """Until `carry` may be called; None while a try is not over."""
-        if self._try is not None:
+        """Return the seconds until `send` may be called; None while a retry runs."""
+        if self._retry is not None:
             return None
         return max(0.0, self._retry_at - time.monotonic())
 
     def retry_now(self) -> None:
-        """The next try may be made now."""
+        """Allow the next call now. From any thread."""
         self._retry_at = 0.0
 
-    def call(self, drafts: Sequence[Draft]) -> Answer:
-        """Send ``drafts`` and wait, as long as the backend takes."""
+    def call(self, drafts: Sequence[Draft]) -> Reply:
+        """Send ``drafts`` and wait for the reply, for as long as the backend takes."""
         self._called_at = time.monotonic()
         try:
-            return self._publish(drafts)
+            return self._writer.publish(drafts)
         except BackendError as error:
             self._stats.failures += 1
             return error
@@ -83,43 +99,39 @@ class Sender:
         finally:
             self._called_at = 0.0
 
-    def carry(self, drafts: Sequence[Draft]) -> Answer | None:
-        """Send ``drafts``; None if the backend is away: then `tried` will have the answer."""
-        if not self.is_away:
+    def send(self, drafts: Sequence[Draft]) -> Reply | None:
+        """Send ``drafts``. A retry returns None: `retry_reply` will return its reply."""
+        if not self.is_retrying:
             return self.call(drafts)
-        answer = self._try = Future[Answer]()
+        reply = self._retry = Future[Reply]()
 
-        def attempt() -> None:
-            answer.set_result(self.call(drafts))
+        def retry() -> None:
+            reply.set_result(self.call(drafts))
             self._wake.set()
 
-        trying = threading.Thread(target=attempt, name="semantik-realtime-try", daemon=True)
+        thread = threading.Thread(target=retry, name="semantik-realtime-retry", daemon=True)
         try:
-            trying.start()
+            thread.start()
         except RuntimeError:
             # No more threads, or the interpreter ends.
-            attempt()
+            retry()
         return None
 
-    def tried(self) -> Answer | None:
-        """The answer to a try, once; None if none is over."""
-        if self._try is None or not self._try.done():
+    def retry_reply(self) -> Reply | None:
+        """Return the reply of a retry, once; None if there is none yet."""
+        if self._retry is None or not self._retry.done():
             return None
-        answer, self._try = self._try.result(), None
-        return answer
+        reply, self._retry = self._retry.result(), None
+        return reply
 
     def failed(self) -> bool:
-        """What was carried was not answered; is it news that the backend is away?"""
-        is_news = not self.is_away
-        self._retry_seconds = min(
-            max(FIRST_RETRY_SECONDS, self._retry_seconds * 2), LAST_RETRY_SECONDS
-        )
-        share = random.uniform(1 - RETRY_JITTER, 1 + RETRY_JITTER)  # noqa: S311
-        self._retry_at = time.monotonic() + self._retry_seconds * share
-        return is_news
+        """Schedule a retry. Return True if the call before had succeeded."""
+        is_first = not self.is_retrying
+        self._retry_at = time.monotonic() + self._backoff.next_seconds()
+        return is_first
 
-    def answered(self) -> bool:
-        """What was carried was answered; is it news that the backend is back?"""
-        was_away = self.is_away
-        self._retry_seconds = 0.0
-        return was_away
+    def succeeded(self) -> bool:
+        """Forget the schedule. Return True if it was a retry that succeeded."""
+        was_retrying = self.is_retrying
+        self._backoff.reset()
+        return was_retrying

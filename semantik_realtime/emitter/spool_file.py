@@ -1,14 +1,14 @@
-"""What waits in a process, on disk too, so that its death does not take it along.
+"""The drafts that wait in a process, stored on disk too, so that they outlive the process.
 
-Each process writes a file of its own, only while its backend fails: a line
-that says the version, then a draft a line, as JSON. The lock on the file
-(flock) tells whether its owner lives; the system gives it up with the
-process, however that ends. Whoever then gets the lock sends the drafts under
-the producer and numbers they have, and removes the file. What is sent twice
-the fence refuses, so nothing here need be exact: a line that is torn is left
-out, and a file may hold more than what still waits.
+Each process writes a file of its own, only while its backend fails: a line with
+the version, then one draft a line, as JSON. The lock on the file (flock) shows
+whether its process lives; the system releases it when the process ends, however
+it ends. Another process that gets the lock sends the drafts with the producer
+and the numbers they have, and removes the file. The fence drops a draft that is
+sent twice, so a torn line may be skipped, and a file may hold drafts that were
+acknowledged since.
 
-It outlives the process, not the machine: nothing is forced to the medium.
+The file outlives the process, not the machine: nothing is synced to the disk.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ SUFFIX = ".drafts"
 HEADER = b'{"semantik_realtime_drafts":1}'
 """The first line of a file, with the version of all that follows."""
 RETRY_SECONDS = 5.0
-"""After a fault of the disk."""
+"""Pause after a fault of the disk."""
 DIRECTORY_SPOOLS = 16
-"""How many full spools the files of all processes may take."""
+"""How many full spools the files of all processes may take together."""
 SPARE_BYTES = 2**20
 MAX_LINE_BYTES = 2**24
 CHUNK_BYTES = 2**18
@@ -49,61 +49,66 @@ _decode = msgspec.json.Decoder(Draft).decode
 class SpoolFile:
     """The file of this process. No method raises for a fault of the disk: it is logged once.
 
-    Used by one thread. The directory is made if it is missing; it and the file
-    are for their owner alone. A file that has become twice as big as it began
-    is written anew, and none is begun while those of all processes take
+    For one thread. The directory is made if it is missing; only their owner may
+    read it and the file. A file that has grown to twice its first size is
+    rewritten, and none is begun while the files of all processes take
     `DIRECTORY_SPOOLS` times ``spool_bytes``, the bound of one spool.
     """
 
     def __init__(self, directory: Path, spool_bytes: int) -> None:
         self._directory = directory
         self._max_bytes = DIRECTORY_SPOOLS * spool_bytes
+        # The file and its descriptor, which holds the lock; None and -1 while there is none.
         self._path: Path | None = None
         self._descriptor = -1
         self._bytes = 0
-        self._enough_bytes = 0
+        # The file is rewritten when it exceeds this.
+        self._rewrite_bytes = 0
+        # Whether all drafts that wait are in the file, so that new ones can be appended.
         self._is_complete = False
+        # After a fault: when the next write may be tried.
         self._retry_at = 0.0
+        # Whether the present fault was logged; cleared when the file is removed.
         self._is_reported = False
 
     @property
-    def is_there(self) -> bool:
-        """Whether something is stored."""
+    def exists(self) -> bool:
+        """Whether drafts are stored."""
         return self._path is not None
 
-    def keep(self, fresh: Sequence[Draft], waiting: Callable[[], Sequence[Draft]]) -> None:
-        """Store ``fresh``, the newest of what waits; ``waiting`` gives all of it."""
-        if not fresh and self._is_complete:
+    def store(self, newest: Sequence[Draft], waiting: Callable[[], Sequence[Draft]]) -> None:
+        """Store ``newest``, the drafts that came since the last call; ``waiting`` returns all."""
+        if not newest and self._is_complete:
             return
         if not self._is_complete and time.monotonic() < self._retry_at:
             return
         try:
-            lines = b"".join(map(_line, fresh))
-            if self._is_complete and self._bytes + len(lines) <= self._enough_bytes:
+            lines = b"".join(map(_line, newest))
+            if self._is_complete and self._bytes + len(lines) <= self._rewrite_bytes:
                 self._append(lines)
             else:
-                self._write_anew(waiting())
+                self._rewrite(waiting())
         except OSError as error:
-            # The file has what it had, perhaps with a torn end: it is not appended to again.
+            # The file may end in a torn line, so it is not appended to again.
             self._is_complete = False
             self._retry_at = time.monotonic() + RETRY_SECONDS
             if not self._is_reported:
                 self._is_reported = True
                 logger.error(
-                    "spool file: what waits is in memory only directory=%s error=%s (logged once)",
+                    "spool file: drafts wait in memory only directory=%s error=%s (logged once)",
                     self._directory,
                     error,
                 )
 
     def remove(self) -> None:
-        """Nothing waits any more."""
+        """Remove the file: no draft waits any more."""
         if self._path is not None:
             _unlink(self._path)
-        self.leave()
+        self.release()
         self._is_reported = False
 
-    def leave(self) -> None:
-        """Leave the file as it is to whoever looks next. Also after a fork: it is the parent's."""
+    def release(self) -> None:
+        """Unlock the file for other processes. After a fork it stays the parent's, and locked."""
         descriptor, self._descriptor = self._descriptor, -1
         self._path, self._is_complete = None, False
         self._retry_at = 0.0
@@ -111,7 +116,7 @@ class SpoolFile:
         if descriptor >= 0:
             os.close(descriptor)
 
-    def _write_anew(self, drafts: Sequence[Draft]) -> None:
+    def _rewrite(self, drafts: Sequence[Draft]) -> None:
         path, descriptor = self._create()
         self._descriptor, older_descriptor = descriptor, self._descriptor
         self._path, older = path, self._path
@@ -129,7 +134,7 @@ class SpoolFile:
             _unlink(older)
             os.close(older_descriptor)
         self._is_complete = True
-        self._enough_bytes = 2 * self._bytes + SPARE_BYTES
+        self._rewrite_bytes = 2 * self._bytes + SPARE_BYTES
 
     def _create(self) -> tuple[Path, int]:
         for directory in (self._directory.parent, self._directory):
@@ -144,7 +149,7 @@ class SpoolFile:
                 path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
             try:
-                # Someone may look at the file before it is locked, and remove it: it is empty.
+                # Another process may find the empty file before it is locked, and remove it.
                 if _lock(descriptor):
                     return path, descriptor
             except OSError:
@@ -162,20 +167,20 @@ class SpoolFile:
 
 
 class Orphan:
-    """The file of a process that has ended; nobody else's as long as it is open here."""
+    """The file of a process that has ended, locked by this process."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.drafts = 0
-        """Read so far."""
+        """How many drafts were read so far."""
         self.unreadable = 0
-        """Lines left out so far."""
+        """How many lines were skipped so far."""
         self._descriptor = descriptor
         self._lines = _lines(descriptor)
         self.header = next(self._lines, b"")
 
-    def take(self, max_drafts: int, max_bytes: int = 2**20) -> list[Draft]:
-        """The next drafts, at least one; none at the end.
+    def next_batch(self, max_drafts: int, max_bytes: int = 2**20) -> list[Draft]:
+        """Return the next drafts, at least one; an empty list at the end of the file.
 
         Raises:
             OSError: the file cannot be read.
@@ -195,33 +200,33 @@ class Orphan:
         return batch
 
     def remove(self) -> None:
-        """All of it has been sent.
+        """Remove the file: all of its drafts were acknowledged.
 
         Raises:
-            OSError: it is still there, and still ours.
+            OSError: the file still exists, and is still locked by this process.
         """
         self.path.unlink(missing_ok=True)
-        self.leave()
+        self.release()
 
-    def leave(self) -> None:
-        """Leave it to whoever looks next. Also after a fork."""
+    def release(self) -> None:
+        """Unlock the file for other processes. Also after a fork."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
 
-def adopt(directory: Path, passed_over: set[str]) -> Orphan | None:
-    """The oldest file in ``directory`` whose owner is gone; None: there is none.
+def open_orphan(directory: Path, skipped: set[str]) -> Orphan | None:
+    """Open and lock the oldest file in ``directory`` whose process has ended, if there is one.
 
-    What is not of the version that is known here is left alone and logged; its
-    name is added to ``passed_over``, the names that are not looked at.
+    A file of another version is left as it is and logged, and its name is added
+    to ``skipped``, the names that are not opened.
     """
     try:
         with os.scandir(directory) as entries:
             names = sorted(
                 (entry.stat(follow_symlinks=False).st_mtime_ns, entry.name)
                 for entry in entries
-                if entry.name.endswith(SUFFIX) and entry.name not in passed_over
+                if entry.name.endswith(SUFFIX) and entry.name not in skipped
             )
     except OSError:
         # Not made yet, or gone between two looks.
@@ -232,9 +237,9 @@ def adopt(directory: Path, passed_over: set[str]) -> Orphan | None:
             continue
         if orphan.header == HEADER:
             return orphan
-        logger.error("spool file: left alone, not of this version path=%s", orphan.path)
-        passed_over.add(name)
-        orphan.leave()
+        logger.error("spool file: skipped, it has another version path=%s", orphan.path)
+        skipped.add(name)
+        orphan.release()
     return None
 
 
@@ -249,7 +254,7 @@ def _open(path: Path) -> Orphan | None:
         if is_ours and _lock(descriptor):
             if os.fstat(descriptor).st_size:
                 return Orphan(path, descriptor)
-            # Its owner died before it wrote anything.
+            # Its process ended before it wrote anything.
             _unlink(path)
     except OSError:
         pass
@@ -258,7 +263,7 @@ def _open(path: Path) -> Orphan | None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether the lock on a file is ours now, and the file still there."""
+    """Lock a file. Return False if another process has the lock, or has removed the file."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -267,9 +272,9 @@ def _lock(descriptor: int) -> bool:
 
 
 def _lines(descriptor: int) -> Iterator[bytes]:
-    """The lines of a file, the last perhaps torn. One that is too long comes in pieces."""
+    """Yield the lines of a file, the last one perhaps torn, and one that is too long in parts."""
     place, rest = 0, b""
-    # Not a file object: after a fork both processes would move the same place.
+    # Not a file object: after a fork both processes would move the same position.
     while chunk := os.pread(descriptor, CHUNK_BYTES, place):
         place += len(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
@@ -288,7 +293,7 @@ def _line(draft: Draft) -> bytes:
 def _read(line: bytes) -> Draft:
     draft = _decode(line)
     check_topic(draft.topic)
-    # What a log could not take must not come again and again.
+    # A body that no log can append must not be retried for ever.
     Event(0, 0, draft.body).head()
     if not draft.producer or draft.number < 1:
         raise ValueError("the draft has no number")
@@ -306,5 +311,5 @@ def _unlink(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        # Sent again by whoever finds it: harmless, and noticed.
+        # Another process sends the drafts again: the fence drops them.
         logger.warning("spool file: not removed path=%s error=%s", path, error)

@@ -1,4 +1,4 @@
-"""What ended processes left on disk, read to be sent."""
+"""The drafts that ended processes left on disk, read to be sent."""
 
 from __future__ import annotations
 
@@ -12,65 +12,69 @@ from semantik_realtime.emitter import spool_file
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
-"""Between two looks for what ended processes left on disk."""
+"""Between two looks for files of ended processes."""
 
 
 class SpoolRecovery:
-    """Reads what ended processes left in ``directory``, a part at a time.
+    """Reads what ended processes left in ``directory``, a batch at a time.
 
-    Used by one thread, but for `retry_now`. No method raises for a fault of the
-    disk: a file that cannot be read is logged and passed over.
+    For one thread, except `look_now`. No method raises for a fault of the
+    disk: a file that cannot be read is logged and skipped.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        # The file being read, locked by this process; None between two files.
         self._orphan: spool_file.Orphan | None = None
-        self._passed_over: set[str] = set()
+        # Names of files that cannot be read, or are of another version.
+        self._skipped: set[str] = set()
+        # When the next look is due, on the monotonic clock.
         self._look_at = 0.0
 
     def wait_seconds(self) -> float:
-        """Until the next `take`."""
+        """Return the seconds until the next look is due."""
         return max(0.0, self._look_at - time.monotonic())
 
-    def retry_now(self) -> None:
-        """The next look may be made now."""
+    def look_now(self) -> None:
+        """Make the next look due now. From any thread."""
         self._look_at = 0.0
 
-    def take(self, max_drafts: int) -> list[Draft]:
-        """The next part of a file, perhaps none. It is removed after its last part.
+    def next_batch(self, max_drafts: int) -> list[Draft]:
+        """Return the next drafts of a file; an empty list if there are none now.
 
-        Whoever takes again says that the part before was sent.
+        Calling it again acknowledges the previous batch. A file is removed when
+        its last batch was acknowledged.
         """
         if self._orphan is None:
-            self._orphan = spool_file.adopt(self._directory, self._passed_over)
+            self._orphan = spool_file.open_orphan(self._directory, self._skipped)
         orphan = self._orphan
         if orphan is None:
-            self.leave()
+            self.release()
             return []
         try:
-            drafts = orphan.take(max_drafts)
+            drafts = orphan.next_batch(max_drafts)
             if not drafts:
                 orphan.remove()
                 self._orphan = None
                 logger.info(
-                    "emitter: adopted path=%s drafts=%d unreadable=%d",
+                    "emitter: recovered path=%s drafts=%d unreadable=%d",
                     orphan.path,
                     orphan.drafts,
                     orphan.unreadable,
                 )
             return drafts
         except OSError as error:
-            logger.error("emitter: file passed over path=%s error=%s", orphan.path, error)
-            self._passed_over.add(orphan.path.name)
-            self.leave()
+            logger.error("emitter: spool file skipped path=%s error=%s", orphan.path, error)
+            self._skipped.add(orphan.path.name)
+            self.release()
             return []
 
-    def leave(self) -> None:
-        """Leave what is not sent to whoever looks next, which may be us in `LOOK_SECONDS`.
+    def release(self) -> None:
+        """Unlock the file, so that any process may send the rest, this one in `LOOK_SECONDS`.
 
         Also after a fork.
         """
         if self._orphan is not None:
-            self._orphan.leave()
+            self._orphan.release()
             self._orphan = None
         self._look_at = time.monotonic() + LOOK_SECONDS

@@ -1,4 +1,4 @@
-"""Values that change faster than they are sent: asked for when their turn comes."""
+"""Values that change faster than they are sent: read when their turn comes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from semantik_realtime.emitter.outcomes import EmitterStats
 logger = logging.getLogger(__name__)
 
 Source = Callable[[], None]
-"""Called in the emitter's thread when its key is due: emits the newest value, if it is news."""
+"""Called in the emitter's thread when its key is due: emits the newest value if it has changed."""
 
 
 class ThrottledSources:
@@ -22,18 +22,19 @@ class ThrottledSources:
     """
 
     def __init__(self, stats: EmitterStats) -> None:
-        # Not guarded by a lock: each access is one operation of the dict, which no thread
-        # sees half done, and a time limit may interrupt a task's thread anywhere.
+        # Due keys with their interval and source; `add` inserts, `run` removes. No lock: each
+        # access is one operation of the dict, and a time limit may interrupt a task's thread
+        # anywhere, also while it holds a lock.
         self._due: dict[Hashable, tuple[float, Source]] = {}
         self._pacer = Pacer()
         self._stats = stats
 
     def add(self, key: Hashable, interval_seconds: float, source: Source) -> None:
-        """Call ``source`` at the turn of ``key``; one that is already due keeps its place."""
+        """Call ``source`` when ``key`` is due; a key that is already due keeps its place."""
         self._due.setdefault(key, (interval_seconds, source))
 
     def run(self) -> float | None:
-        """Call those whose turn it is; returns the seconds until the next turn, None if none."""
+        """Call the sources that are due; return the seconds until the next one, if there is one."""
         if not self._due:
             return None
         now = time.monotonic()
@@ -43,13 +44,13 @@ class ThrottledSources:
             if seconds > 0:
                 next_seconds = seconds if next_seconds is None else min(next_seconds, seconds)
                 continue
-            # Before the call: what is said from here on is for the next turn.
+            # Before the call: a change from here on is for the next turn.
             interval_seconds, source = self._due.pop(key)
             self._pacer.sent(key, now, interval_seconds)
             try:
                 source()
             except Exception:
-                # The other keys that are due must not pay for it.
+                # The other sources that are due must still be called.
                 logger.exception("emitter: source failed key=%r", key)
                 self._stats.failures += 1
         return next_seconds

@@ -33,31 +33,22 @@ class Identity(msgspec.Struct, frozen=True):
     expires_at: float | None = None
 
 
-async def ask(hook: pluggy.HookCaller, **arguments: Any) -> Any:
-    """The first answer that is not None, the plugin registered last being asked first.
-
-    pluggy's own first-result rule takes a coroutine for an answer, so an
-    asynchronous plugin could not abstain.
+async def call_host(hook: pluggy.HookCaller, **arguments: Any) -> Any:
+    """Call a hook of the host, which may be a coroutine function, with a deadline.
 
     Raises:
-        AccessError: the host's.
-        BackendUnavailable: it failed otherwise, or took too long. Nobody is
-            refused for good because a database is away.
+        AccessError: the host has refused.
+        BackendUnavailable: the hook failed otherwise, or took longer than
+            `HOST_SECONDS`. Nobody is refused for good because a database is away.
     """
     try:
         async with asyncio.timeout(HOST_SECONDS):
-            for implementation in reversed(hook.get_hookimpls()):
-                names = implementation.argnames
-                answer = implementation.function(*[arguments[name] for name in names])
-                if inspect.isawaitable(answer):
-                    answer = await answer
-                if answer is not None:
-                    return answer
+            answer = hook(**arguments)
+            return await answer if inspect.isawaitable(answer) else answer
     except AccessError:
         raise
     except Exception as error:
         raise BackendUnavailable(f"the host's {hook.name} failed: {error!r}") from error
-    return None
 
 
 def credentials_of(connection: HTTPConnection) -> Credentials:
@@ -143,7 +134,7 @@ class Access:
         """
         if self._settings.disable_auth:
             return Identity(ANYONE)
-        user = await ask(self._plugins.hook.authenticate, credentials=credentials)
+        user = await call_host(self._plugins.hook.authenticate, credentials=credentials)
         if user is not None:
             return Identity(str(user))
         if not credentials.token:
@@ -161,7 +152,9 @@ class Access:
         if self._settings.disable_auth:
             return True
         try:
-            opinion = await ask(self._plugins.hook.authorize, user=user, topic=topic, owner=owner)
+            opinion = await call_host(
+                self._plugins.hook.authorize, user=user, topic=topic, owner=owner
+            )
         except AccessError:
             return False
         if opinion is not None:

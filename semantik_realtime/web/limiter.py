@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from typing import Protocol
 
 from semantik_realtime.errors import BackendError
 
@@ -15,80 +15,87 @@ LEASE_SECONDS = 60.0
 RENEW_SECONDS = 20.0
 
 
-class ConnectionLimiter:
-    """Leases of this process's connections, renewed while they live.
+class Leases(Protocol):
+    """Where leases are kept: `semantik_realtime.backends.guard.GuardedBackend`."""
 
-    A process that dies gives its seats back within a minute. While the
-    backend is away, each process counts its own.
+    def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
+        """Take or renew a lease."""
+
+    def release(self, name: str, holder: str) -> bool:
+        """Release a lease."""
+
+
+class ConnectionLimiter:
+    """One lease for each connection of this process, renewed while it lives.
+
+    The leases of a process that dies run out within a minute. While the backend
+    is away, each process counts its own connections only.
     """
 
-    def __init__(
-        self,
-        lease: Callable[[str, str, int, float], bool],
-        release: Callable[[str, str], bool],
-        limit: int,
-    ) -> None:
-        self._lease = lease
-        self._release = release
+    def __init__(self, leases: Leases, limit: int) -> None:
+        self._leases = leases
         self._limit = limit
-        self._taken: dict[str, str] = {}
+        # The user of each connection, by the connection's id.
+        self._users: dict[str, str] = {}
+        # Renews the leases; runs while there are connections.
         self._renewing: asyncio.Task[None] | None = None
-        self._returning: set[asyncio.Task[None]] = set()
+        # Releases under way.
+        self._releasing: set[asyncio.Task[None]] = set()
 
-    async def take(self, user: str, seat: str) -> bool:
-        """Whether there was a seat left; take it."""
+    async def admit(self, user: str, connection_id: str) -> bool:
+        """Take a lease for a connection. Return False if the user has reached the limit."""
         try:
-            granted = await asyncio.to_thread(self._ask, user, seat)
+            granted = await asyncio.to_thread(self._lease, user, connection_id)
         except BackendError as error:
-            granted = Counter(self._taken.values())[user] < self._limit
-            logger.debug("seats: counted here only error=%s", error)
+            granted = Counter(self._users.values())[user] < self._limit
+            logger.debug("limiter: counted in this process only error=%s", error)
         if granted:
-            self._taken[seat] = user
-            self._renew_while_taken()
+            self._users[connection_id] = user
+            self._renew_while_needed()
         return granted
 
-    def give_back(self, user: str, seat: str) -> None:
-        """Let somebody else sit; waits for nothing."""
-        if self._taken.pop(seat, None) is not None:
-            task = asyncio.get_running_loop().create_task(self._give_back(user, seat))
-            self._returning.add(task)
-            task.add_done_callback(self._returning.discard)
+    def release(self, user: str, connection_id: str) -> None:
+        """Release a connection's lease, without waiting for the backend."""
+        if self._users.pop(connection_id, None) is not None:
+            task = asyncio.get_running_loop().create_task(self._release(user, connection_id))
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
 
     async def close(self) -> None:
-        """Wait for seats on their way back."""
+        """Stop renewing, and wait for the releases under way."""
         if self._renewing is not None:
             self._renewing.cancel()
         loop = asyncio.get_running_loop()
-        returning = [task for task in self._returning if task.get_loop() is loop]
-        await asyncio.gather(*returning, return_exceptions=True)
+        releasing = [task for task in self._releasing if task.get_loop() is loop]
+        await asyncio.gather(*releasing, return_exceptions=True)
 
-    def _renew_while_taken(self) -> None:
-        # By need, not by lifespan: a mounted application has none. A task of a loop that is
+    def _renew_while_needed(self) -> None:
+        # By need, not by lifespan: a mounted application has none. A task of a loop that was
         # closed (a test client's) never ends.
         loop, task = asyncio.get_running_loop(), self._renewing
         if task is None or task.done() or task.get_loop() is not loop:
             self._renewing = loop.create_task(self._renew())
 
     async def _renew(self) -> None:
-        while self._taken:
+        while self._users:
             await asyncio.sleep(RENEW_SECONDS)
             try:
-                await asyncio.to_thread(self._renew_all, list(self._taken.items()))
+                await asyncio.to_thread(self._renew_all, list(self._users.items()))
             except BackendError as error:
-                logger.debug("seats: not renewed error=%s", error)
+                logger.debug("limiter: not renewed error=%s", error)
 
-    def _renew_all(self, taken: list[tuple[str, str]]) -> None:
-        for seat, user in taken:
-            self._ask(user, seat)
+    def _renew_all(self, users: list[tuple[str, str]]) -> None:
+        for connection_id, user in users:
+            self._lease(user, connection_id)
 
-    def _ask(self, user: str, seat: str) -> bool:
-        return self._lease(_name(user), seat, self._limit, LEASE_SECONDS)
+    def _lease(self, user: str, connection_id: str) -> bool:
+        return self._leases.lease(_name(user), connection_id, self._limit, LEASE_SECONDS)
 
-    async def _give_back(self, user: str, seat: str) -> None:
+    async def _release(self, user: str, connection_id: str) -> None:
         try:
-            await asyncio.to_thread(self._release, _name(user), seat)
+            await asyncio.to_thread(self._leases.release, _name(user), connection_id)
         except BackendError as error:
-            logger.debug("seats: left to run out error=%s", error)
+            logger.debug("limiter: lease left to run out error=%s", error)
 
 
 def _name(user: str) -> str:

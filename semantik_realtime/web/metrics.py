@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter as Tally
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
@@ -12,12 +13,21 @@ from semantik_realtime.errors import ConfigError
 from semantik_realtime.metrics import Measure, Metrics, is_shared, register, writing
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.stats import LAG_BOUNDS
+from semantik_realtime.web.outage import DegradedMode
 
 WIRES = ("native", "compat", "sse")
 
 
-def _connections(hub: Hub) -> dict[str, int]:
-    tally = Tally(watcher.wire_name for watcher in list(hub.connections))
+@dataclass(eq=False)
+class Served:
+    """What the measures read."""
+
+    hub: Hub
+    outage: DegradedMode
+
+
+def _connections(served: Served) -> dict[str, int]:
+    tally = Tally(watcher.wire_name for watcher in list(served.hub.connections))
     return {wire: tally[wire] for wire in WIRES}
 
 
@@ -26,104 +36,107 @@ SERVING = (
     Measure(
         Counter,
         "connections_closed",
-        "Connections that have ended, by why.",
-        lambda hub: hub.stats.closed,
+        "Connections that have ended, by reason.",
+        lambda served: served.hub.stats.closed,
         label="reason",
     ),
     Measure(
         Counter,
         "connections_refused",
-        "Connections that were not let in, by why.",
-        lambda hub: hub.stats.refused,
+        "Connections that were refused, by reason.",
+        lambda served: served.hub.stats.refused,
         label="reason",
     ),
     Measure(
         Gauge,
         "subscriptions",
-        "Topics that connections follow, each as often as it is followed.",
-        lambda hub: sum(watcher.subscriptions for watcher in list(hub.connections)),
+        "Topics that connections follow, counted for each connection.",
+        lambda served: sum(watcher.subscriptions for watcher in list(served.hub.connections)),
     ),
-    Measure(Gauge, "topics", "Topics that are watched.", lambda hub: hub.topics),
+    Measure(Gauge, "topics", "Topics that are watched.", lambda served: served.hub.topics),
     Measure(
         Counter,
         "events_received",
-        "Events that the backend's feed brought.",
-        lambda hub: hub.stats.received,
+        "Events that the backend delivered.",
+        lambda served: served.hub.stats.received,
     ),
     Measure(
         Counter,
         "events_delivered",
-        "Events written to connections, each as often as it was written.",
-        lambda hub: hub.stats.delivered,
+        "Events written to connections, counted for each connection.",
+        lambda served: served.hub.stats.delivered,
     ),
     Measure(
         Histogram,
         "delivery_lag_seconds",
         "From the time of the oldest event of a batch to the end of its write to a connection.",
-        lambda hub: hub.stats.lag,
+        lambda served: served.hub.stats.lag,
         bounds=LAG_BOUNDS,
     ),
     Measure(
         Gauge,
         "outbox_bytes",
         "About how many bytes wait to be written to connections.",
-        lambda hub: sum(watcher.outbox_bytes for watcher in list(hub.connections)),
+        lambda served: sum(watcher.outbox_bytes for watcher in list(served.hub.connections)),
     ),
     Measure(
         Counter,
         "syncs",
-        "Answers to subscriptions: replays, and snapshots by their reason.",
-        lambda hub: hub.stats.syncs,
+        "Answers to subscriptions: replays, and snapshots by reason.",
+        lambda served: served.hub.stats.syncs,
         label="reason",
     ),
     Measure(
         Counter,
         "resyncs",
-        "Topics that were read again, by what made it necessary.",
-        lambda hub: hub.stats.resyncs,
+        "Topics that were read again, by reason.",
+        lambda served: served.hub.stats.resyncs,
         label="reason",
     ),
     Measure(
         Gauge,
         "degraded",
         "1 while the backend is away.",
-        lambda hub: hub.degraded_since is not None,
+        lambda served: served.outage.since is not None,
     ),
     Measure(
         Counter,
         "degraded_seconds",
         "How long the backend was away.",
-        lambda hub: hub.degraded_seconds,
+        lambda served: served.outage.seconds,
     ),
 )
 
 
 class WebMetrics:
-    """The metrics of ``hub`` and of this process's writers, in ``registry`` or one of their own.
+    """The metrics of a web process and of its emitters, in ``registry`` or one of their own.
 
     Raises:
         ConfigError: the registry has such metrics already.
         OSError: the directory that processes share cannot be written.
     """
 
-    def __init__(self, hub: Hub, registry: CollectorRegistry | None = None) -> None:
-        self._metrics = (Metrics(SERVING, lambda: [hub]), writing())
+    def __init__(
+        self, hub: Hub, outage: DegradedMode, registry: CollectorRegistry | None = None
+    ) -> None:
+        served = Served(hub, outage)
+        self._metrics = (Metrics(SERVING, lambda: [served]), writing())
         try:
             self.registry = register(self._metrics, registry)
         except ValueError as error:
             raise ConfigError(f"registry: {error}") from error
         if is_shared():
-            hub.on_tick = self.carry
+            hub.on_tick(self.flush)
 
-    def carry(self) -> None:
-        """Bring up to date what other processes may show. Raises nothing."""
+    def flush(self) -> None:
+        """Write the counts to the files that other processes read. Raises nothing."""
         for metrics in self._metrics:
-            metrics.carry_quietly()
+            metrics.flush_quietly()
 
     async def page(self, accept: str) -> tuple[bytes, str]:
-        """What a scrape that accepts ``accept`` gets, and its content type."""
+        """Return the page for a scrape that accepts ``accept``, and its content type."""
         if is_shared():
-            self.carry()
+            self.flush()
         encode, content_type = choose_encoder(accept)
-        # A host's collectors may take their time; live traffic must not wait for them.
+        # A host's collectors may be slow, and live traffic must not wait for them.
         return await asyncio.to_thread(encode, self.registry), content_type

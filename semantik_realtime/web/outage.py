@@ -1,107 +1,378 @@
-"""What is shown while the backend is away: the host's record, and what waits in this process."""
+"""The degraded mode of a web process: what it does from the loss of the backend to its return.
+
+It listens to `semantik_realtime.backends.guard.GuardedBackend`. From the first
+failure on it tells every connection, probes the backend, and shows what is
+known without it: the host's record (`recall`), and the states of drafts that
+this process could not send yet. After the return it sends those drafts, reads
+every watched topic again, and only then tells the connections that all is up
+to date.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import random
+import contextlib
+import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from typing import Any
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
+import pluggy
 
-from semantik_realtime.backends.guard import GuardedBackend
+from semantik_realtime.backends.guard import GuardedBackend, log_warnings
+from semantik_realtime.backoff import spread
+from semantik_realtime.clock import now_text
+from semantik_realtime.core.delayed import DelayedStates
+from semantik_realtime.core.event import Draft
 from semantik_realtime.core.fold import is_ahead
-from semantik_realtime.errors import BackendError
-from semantik_realtime.web.hub.channel import Watcher, states_of
+from semantik_realtime.errors import BackendError, BackendUnavailable
+from semantik_realtime.web.access import call_host
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""Between two looks at a backend that answers."""
+PROBE_SECONDS = 0.5
+"""Between two probes while the backend is away."""
+RESYNC_SECONDS = 5.0
+"""How long the topics may take to be read again before the next probe comes first."""
+MAX_RECALLS = 8
+"""How many topics the host is asked for at the same time."""
+
+States = Mapping[str, bytes]
+"""By key, as JSON."""
+Recall = Callable[[str], Awaitable[States | None]]
 
 _decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
 
-Recall = Callable[[str], Awaitable[Mapping[str, bytes] | None]]
-States = Mapping[str, bytes]
+
+class Viewer(Protocol):
+    """A connection, as the degraded mode sees it."""
+
+    @property
+    def allowed(self) -> Collection[str]:
+        """The topics whose states it may get."""
+
+    def degraded(self, since: str) -> None:
+        """The backend is away since ``since``."""
+
+    def restored(self) -> None:
+        """The backend is back."""
+
+    def provisional(self, topic: str, epoch: str, source: str, states: States) -> None:
+        """Show ``states`` until the backend is back."""
+
+
+class Fanout(Protocol):
+    """The hub, as the degraded mode sees it."""
+
+    @property
+    def connections(self) -> Collection[Viewer]:
+        """The open connections."""
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Start a task that ends with the hub."""
+
+    async def connect(self) -> None:
+        """Open the reader."""
+
+    async def check_tops(self) -> None:
+        """Resync the channels that the backend is ahead of."""
+
+    def resync_all(self) -> set[asyncio.Task[None]]:
+        """Read every channel again; return the tasks that do so."""
+
+
+class HostRecord:
+    """The host's own record of its jobs, through the ``recall`` hook."""
+
+    def __init__(self, hook: pluggy.HookCaller) -> None:
+        self._hook = hook
+        # Whether the last call failed: each failure is logged once.
+        self._fails = False
+
+    async def __call__(self, topic: str) -> States | None:
+        """Return the record of ``topic``; None if the host has none.
+
+        Raises:
+            BackendUnavailable: the host cannot be asked now.
+        """
+        try:
+            states = await call_host(self._hook, topic=topic)
+            recalled = None
+            if states is not None:
+                recalled = {str(key): _encode(dict(state)) for key, state in states.items()}
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                raise
+            # Whatever it raises, the watchers must not lose their connection. (A pool of
+            # connections that is being closed cancels those who wait for one, though nobody
+            # has cancelled this task.)
+            if not self._fails:
+                logger.warning("outage: recall failed topic=%s error=%r", topic, error)
+            self._fails = True
+            raise BackendUnavailable("the host's record cannot be read now") from error
+        self._fails = False
+        return recalled
 
 
 class DegradedMode:
-    """Provisional states for the watchers, from `begin` to `end`.
+    """Watches the backend, and bridges its outages for the connections of a process.
 
-    Each watched topic is looked up in the host's record at once and then
-    every ``recall_seconds``, once however many watch it; what this process
-    publishes is shown as soon as it has to wait.
+    Lives on the hub's loop, from `start` to `stop`; `add_delayed` and the
+    backend's failures may come from any thread.
+
+    Args:
+        backend: the process's backend.
+        recall: returns the host's own record of a topic (`HostRecord`).
+        flush: sends the drafts that wait. Returns False if they still cannot be sent.
+        recall_seconds: between two looks into the host's record of each topic.
+        tops_seconds: between two thorough looks at a backend that answers.
+        max_delayed_bytes: bound of the states of delayed drafts.
     """
 
     def __init__(
         self,
         backend: GuardedBackend,
+        *,
         recall: Recall,
+        flush: Callable[[], Awaitable[bool]],
         recall_seconds: float,
-        watchers: Collection[Watcher],
-        spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
+        tops_seconds: float,
+        max_delayed_bytes: int,
     ) -> None:
+        self.since: str | None = None
+        """When the present outage was noticed (RFC 3339); None while there is none."""
         self._backend = backend
-        self._recall = recall
+        self._recall_host = recall
+        self._flush = flush
         self._recall_seconds = recall_seconds
-        self._watchers = watchers
-        self._spawn = spawn
+        self._tops_seconds = tops_seconds
+        # The states of drafts that this process could not send in this outage, guarded by the
+        # lock: the emitter's thread adds them.
+        self._delayed = DelayedStates(max_delayed_bytes)
+        self._lock = threading.Lock()
+        # When the present outage began, on the monotonic clock, and how long earlier ones lasted.
+        self._began_at = 0.0
+        self._past_seconds = 0.0
+        # Names the present outage on the wire; empty while there is none.
         self._epoch = ""
-        """Of this outage; empty while there is none."""
+        # Whether the backend's warnings were logged.
+        self._has_warned = False
+        # The hub, and the loop that both live on; set by `start`, None after `stop`.
+        self._hub: Fanout | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Cleared from the beginning of an outage until the backend answers again.
+        self._answers = asyncio.Event()
+        # Reads the host's record again and again during an outage.
         self._polling: asyncio.Task[Any] | None = None
+        # Recalls under way, by topic: equal requests share one.
+        self._recalls: dict[str, asyncio.Task[States | None]] = {}
+        self._slots = asyncio.Semaphore(MAX_RECALLS)
+        backend.listen(self._failed)
 
-    def begin(self) -> None:
-        """The backend is away: show everyone what there is, and keep it fresh."""
+    @property
+    def seconds(self) -> float:
+        """How long the backend was away since the process began, the present outage included."""
+        if self.since is None:
+            return self._past_seconds
+        return self._past_seconds + time.monotonic() - self._began_at
+
+    def start(self, hub: Fanout) -> None:
+        """Begin on the running loop, on which nothing is known of the backend yet."""
+        self._hub, self._loop = hub, asyncio.get_running_loop()
+        self.since = None
+        self._end_provisional()
+        self._answers = asyncio.Event()
+        self._answers.set()
+        self._slots = asyncio.Semaphore(MAX_RECALLS)
+        self._recalls.clear()
+        hub.spawn(self._watch(hub), "watch")
+
+    def stop(self) -> None:
+        """End. Nothing provisional is shown any more."""
+        self._end_provisional()
+        self._hub = self._loop = None
+
+    def begin(self, error: object) -> None:
+        """The backend failed: tell every connection, once, and show what is known without it."""
+        hub = self._hub
+        if hub is None:
+            return
+        self._answers.clear()
+        if self.since is not None:
+            return
+        self._began_at = time.monotonic()
+        self.since = now_text()
+        logger.warning("outage: degraded, the backend is away error=%s", error)
+        for viewer in list(hub.connections):
+            viewer.degraded(self.since)
         self._epoch = f"m:{secrets.token_hex(5)}"
-        self._polling = self._spawn(self._poll(), "recall")
+        self._polling = hub.spawn(self._poll(hub), "recall")
 
-    def end(self) -> None:
-        """The backend has everything again. Nothing provisional is shown after this."""
-        self._epoch = ""
-        self._backend.forget_shelter()
-        if self._polling is not None:
-            self._polling.cancel()
+    async def wait_for_backend(self, seconds: float) -> None:
+        """Wait ``seconds``, and while the backend is away until it answers again."""
+        await asyncio.sleep(seconds)
+        await self._answers.wait()
 
-    def show(self, topic: str, watcher: Watcher) -> None:
-        """Show ``watcher``, who has just come, what there is of ``topic``."""
-        if self._epoch:
-            self._spawn(self._show(topic, [watcher]), "show")
+    def add_delayed(self, drafts: Sequence[Draft]) -> None:
+        """Show the states of ``drafts``, which an outage delays. From the emitter's thread."""
+        with self._lock:
+            topics = self._delayed.add(drafts)
+        self._call_soon(lambda: self._show_delayed(topics))
 
-    def show_sheltered(self, topics: Collection[str]) -> None:
-        """What this process published on ``topics`` has to wait: show it."""
-        for topic in topics:
-            self._spawn(self._show_sheltered(topic, self._watchers), "show")
+    async def recall(self, topic: str) -> States | None:
+        """Return the host's own record of a topic that the backend does not know.
+
+        Raises:
+            BackendUnavailable: the host cannot be asked now.
+        """
+        hub = self._hub
+        assert hub is not None
+        # Many who come at once (a page has just been published) share one query, and a backend
+        # that has lost everything must not bring them all upon the host's database.
+        task = self._recalls.get(topic)
+        if task is None:
+            task = self._recalls[topic] = hub.spawn(self._recall_in_turn(topic), "recall")
+            task.add_done_callback(lambda _: self._recalls.pop(topic, None))
+        return await asyncio.shield(task)
 
     async def states(self, topic: str) -> dict[str, bytes] | None:
-        """What is known of ``topic`` without the backend; None: nothing."""
-        sheltered = states_of(await self._backend.shelter_of(topic))
-        recalled = await self._recall(topic)
-        if recalled is None and not sheltered:
+        """Return what is known of ``topic`` without the backend; None if nothing is."""
+        delayed = self._delayed_of(topic)
+        recalled = await self.recall(topic)
+        if recalled is None and not delayed:
             return None
         states = dict(recalled or {})
-        for key, state in sheltered.items():
+        for key, state in delayed.items():
+            # Never back: the host's record may already be further than what waits here.
             if key not in states or not is_ahead(_decode(states[key]), _decode(state)):
                 states[key] = state
         return states
 
-    async def _poll(self) -> None:
-        while True:
-            topics = {topic for watcher in list(self._watchers) for topic in watcher.shown}
-            await asyncio.gather(*(self._show(topic, self._watchers) for topic in topics))
-            await asyncio.sleep(self._recall_seconds * random.uniform(0.85, 1.15))  # noqa: S311
+    def show(self, topic: str, viewer: Viewer) -> None:
+        """Show a connection that has just subscribed ``topic`` what is known of it."""
+        if self._epoch and self._hub is not None:
+            self._hub.spawn(self._show(topic, [viewer]), "show")
 
-    async def _show(self, topic: str, watchers: Collection[Watcher]) -> None:
+    # The outage's beginning, as the backend's guard reports it.
+
+    def _failed(self, error: object) -> None:
+        if self._loop is _running_loop():
+            self.begin(error)
+        else:
+            self._call_soon(lambda: self.begin(error))
+
+    def _call_soon(self, call: Callable[[], object]) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            # The loop may be closed in between.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(call)
+
+    # Probing and coming back.
+
+    async def _watch(self, hub: Fanout) -> None:
+        """Probe the backend, and look for last events that pub/sub has lost.
+
+        While the backend is away this task alone reads from it.
+        """
+        due = time.monotonic() + self._tops_seconds
+        while True:
+            await asyncio.sleep(LOOK_SECONDS if self.since is None else PROBE_SECONDS)
+            is_thorough = self.since is not None or time.monotonic() >= due
+            try:
+                await hub.connect()
+                await self._backend.probe(thorough=is_thorough)
+                if is_thorough:
+                    due = time.monotonic() + spread(self._tops_seconds)
+                    await hub.check_tops()
+                if self.since is not None:
+                    await self._come_back(hub)
+                if not self._has_warned:
+                    self._has_warned = await log_warnings(self._backend)
+            except BackendError as error:
+                self.begin(error)
+            except Exception as error:
+                logger.exception("outage: probe failed")
+                self.begin(error)
+
+    async def _come_back(self, hub: Fanout) -> None:
+        """Catch up, then report the return; if that takes too long, a later probe goes on."""
+        if not await self._flush():
+            return
+        resyncs = hub.resync_all()
+        self._answers.set()
+        deadline = time.monotonic() + RESYNC_SECONDS
+        while resyncs:
+            _, resyncs = await asyncio.wait(resyncs, timeout=PROBE_SECONDS)
+            # Away again: the resyncs wait for the next probe, so the probe must not wait for them.
+            if resyncs and (not self._answers.is_set() or time.monotonic() > deadline):
+                return
+        # Another call has failed during the resyncs: stay degraded until the next probe.
+        if self._backend.is_away or not self._answers.is_set():
+            return
+        self._past_seconds, self.since = self.seconds, None
+        self._end_provisional()
+        logger.info("outage: restored after_seconds=%.1f", time.monotonic() - self._began_at)
+        for viewer in list(hub.connections):
+            viewer.restored()
+
+    # Provisional states.
+
+    def _end_provisional(self) -> None:
+        self._epoch = ""
+        with self._lock:
+            self._delayed.clear()
+        if self._polling is not None:
+            self._polling.cancel()
+
+    async def _poll(self, hub: Fanout) -> None:
+        while True:
+            topics = {topic for viewer in list(hub.connections) for topic in viewer.allowed}
+            await asyncio.gather(*(self._show(topic, hub.connections) for topic in topics))
+            await asyncio.sleep(spread(self._recall_seconds))
+
+    async def _show(self, topic: str, viewers: Collection[Viewer]) -> None:
         epoch = self._epoch
         try:
-            recalled = await self._recall(topic)
+            recalled = await self.recall(topic)
         except BackendError:
             recalled = None
         if recalled and epoch == self._epoch:
-            self._tell(topic, "recall", recalled, watchers)
-        await self._show_sheltered(topic, watchers)
+            self._send(topic, "recall", recalled, viewers)
+        if self._epoch:
+            self._send(topic, "memory", self._delayed_of(topic), viewers)
 
-    async def _show_sheltered(self, topic: str, watchers: Collection[Watcher]) -> None:
-        states = states_of(await self._backend.shelter_of(topic))
-        if states and self._epoch:
-            self._tell(topic, "memory", states, watchers)
+    def _show_delayed(self, topics: Collection[str]) -> None:
+        # The write that failed has begun the outage. Without one there is nothing to show.
+        if self._epoch and self._hub is not None:
+            for topic in topics:
+                self._send(topic, "memory", self._delayed_of(topic), self._hub.connections)
 
-    def _tell(self, topic: str, source: str, states: States, watchers: Collection[Watcher]) -> None:
-        for watcher in list(watchers):
-            if topic in watcher.shown:
-                watcher.provisional(topic, self._epoch, source, states)
+    def _send(self, topic: str, source: str, states: States, viewers: Collection[Viewer]) -> None:
+        if not states:
+            return
+        for viewer in list(viewers):
+            if topic in viewer.allowed:
+                viewer.provisional(topic, self._epoch, source, states)
+
+    def _delayed_of(self, topic: str) -> States:
+        with self._lock:
+            return self._delayed.of(topic)
+
+    async def _recall_in_turn(self, topic: str) -> States | None:
+        async with self._slots:
+            return await self._recall_host(topic)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -50,11 +50,11 @@ class Realtime(Runtime):
         registry: CollectorRegistry | None = None,
     ) -> None:
         super().__init__(settings, plugins=plugins, backend=backend)
-        self._server: WebState | None = None
+        self._web: WebState | None = None
         self._registry = registry
 
     @property
-    def server(self) -> WebState:
+    def web(self) -> WebState:
         """What the routes share. Made at first use.
 
         Raises:
@@ -62,9 +62,9 @@ class Realtime(Runtime):
                 switched off outside development, or the registry has such
                 metrics already.
         """
-        if self._server is None:
-            self._server = WebState(self, self._registry)
-        return self._server
+        if self._web is None:
+            self._web = WebState(self, self._registry)
+        return self._web
 
     def router(
         self,
@@ -81,61 +81,61 @@ class Realtime(Runtime):
         whose lifespan never runs, it opens at the first request.
 
         Raises:
-            ConfigError: as `server`.
+            ConfigError: as `web`.
         """
         if authenticate is not None or authorize is not None:
-            if self._server is not None:
+            if self._web is not None:
                 raise ConfigError("give authenticate and authorize to the first router()")
             self.plugins.register(_host_rules(authenticate, authorize))
-        server = self.server
-        router = APIRouter(lifespan=server.lifespan)
+        web = self.web
+        router = APIRouter(lifespan=web.lifespan)
         base = self.settings.path.rstrip("/")
 
         @router.websocket(f"{base}/ws")
         async def native(websocket: WebSocket) -> None:
-            await serve_native(websocket, server)
+            await serve_native(websocket, web)
 
         if self.settings.compat_feed_path:
 
             @router.websocket(self.settings.compat_feed_path)
             async def compat_feed(websocket: WebSocket) -> None:
-                await serve_compat(websocket, server)
+                await serve_compat(websocket, web)
 
         if self.settings.compat_path:
             job_parameter = _job_parameter(self.settings.compat_path)
 
             @router.websocket(self.settings.compat_path)
             async def compat(websocket: WebSocket) -> None:
-                await serve_compat(websocket, server, websocket.path_params[job_parameter])
+                await serve_compat(websocket, web, websocket.path_params[job_parameter])
 
         @router.get(f"{base}/jobs/{{job_id}}")
         async def job(request: Request, job_id: str) -> Response:
             """The state of a job now; ETag is the cursor."""
-            return await rest.get_job(request, server, job_id)
+            return await rest.get_job(request, web, job_id)
 
         @router.get(f"{base}/jobs/{{job_id}}/history")
         async def history(request: Request, job_id: str) -> Response:
             """The retained events of a job, oldest first."""
-            return await rest.get_history(request, server, job_id)
+            return await rest.get_history(request, web, job_id)
 
         @router.get(f"{base}/jobs/{{job_id}}/events")
         async def job_events(request: Request, job_id: str) -> Response:
             """The events of a job as they happen, as server-sent events."""
-            return await sse.get_events(request, server, job_id)
+            return await sse.get_events(request, web, job_id)
 
         @router.get(f"{base}/events")
         async def events(request: Request) -> Response:
             """The events of each ``topic`` of the query, as server-sent events."""
-            return await sse.get_events(request, server)
+            return await sse.get_events(request, web)
 
         @router.get(f"{base}/health")
         async def health() -> Response:
             """Whether the process lives and the backend answers."""
-            return await rest.get_health(server)
+            return await rest.get_health(web)
 
         @router.get(f"{base}/metrics", include_in_schema=False)
         async def metrics(request: Request) -> Response:
-            return await rest.get_metrics(request, server)
+            return await rest.get_metrics(request, web)
 
         @router.get(f"{base}/static/{{name}}", include_in_schema=False)
         async def static(name: str) -> Response:
@@ -147,7 +147,7 @@ class Realtime(Runtime):
         """Add the routes to ``app``, and itself as ``app.state.realtime``.
 
         Raises:
-            ConfigError: as `server`.
+            ConfigError: as `web`.
         """
         app.include_router(self.router())
         app.state.realtime = self
@@ -155,14 +155,13 @@ class Realtime(Runtime):
 
     async def _top(self, topic: str) -> Top | None:
         # Through the hub: it owns the reader, on one loop, and keeps it.
-        if self._server is None:
+        if self._web is None:
             return await super()._top(topic)
-        hub = self._server.hub
-        elsewhere = hub.loop_elsewhere()
-        if elsewhere is not None:
-            asked = asyncio.run_coroutine_threadsafe(hub.top(topic), elsewhere)
-            return await asyncio.wrap_future(asked)
-        return await hub.top(topic)
+        hub = self._web.hub
+        if hub.loop in (None, asyncio.get_running_loop()):
+            return await hub.top(topic)
+        asked = asyncio.run_coroutine_threadsafe(hub.top(topic), hub.loop)
+        return await asyncio.wrap_future(asked)
 
 
 def setup(app: FastAPI) -> None:

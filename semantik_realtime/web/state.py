@@ -1,4 +1,4 @@
-"""What the requests of one web process share, from its start to its end."""
+"""What the routes of one application share, and its life from start to stop."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-import pluggy
-
-from semantik_realtime.errors import BackendError, BackendUnavailable
+from semantik_realtime.errors import BackendError
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.web.access import Access, ask
+from semantik_realtime.web.access import Access
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.limiter import ConnectionLimiter
+from semantik_realtime.web.outage import DegradedMode, HostRecord
 
 if TYPE_CHECKING:
     from semantik_realtime.web.metrics import WebMetrics
@@ -28,41 +26,44 @@ logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 2.0
 METRICS_MISSING = 'there are no metrics: pip install "semantik-realtime[metrics]"'
 
-_encode = msgspec.json.Encoder().encode
-
 
 class WebState:
-    """Hub, access and seats over one runtime. Made before there is an event loop."""
+    """Hub, degraded mode, access and connection limit over one runtime.
+
+    Made before there is an event loop.
+    """
 
     def __init__(self, runtime: Runtime, registry: Any = None) -> None:
         self.settings = runtime.settings
-        self.plugins: pluggy.PluginManager = runtime.plugins
-        self.access = Access(runtime.settings, runtime.plugins)
-        self.hub = Hub(
-            runtime.backend,
-            flush=self._flush,
-            recall=self._recall,
-            tops_seconds=runtime.settings.tops_seconds,
-            recall_seconds=runtime.settings.recall_seconds,
-        )
-        runtime.emitter.shelter = runtime.backend.shelter
-        self.seats = ConnectionLimiter(
-            runtime.write_hook("lease"),
-            runtime.write_hook("release"),
-            runtime.settings.max_connections,
-        )
-        self.metrics: WebMetrics | None = None
-        self.metrics_fault = ""
-        """Why there are none."""
-        self._recall_fails = False
         self._runtime = runtime
+        self.access = Access(runtime.settings, runtime.plugins)
+        self.outage = DegradedMode(
+            runtime.backend,
+            recall=HostRecord(runtime.plugins.hook.recall),
+            flush=self._flush,
+            recall_seconds=runtime.settings.recall_seconds,
+            tops_seconds=runtime.settings.tops_seconds,
+            max_delayed_bytes=runtime.settings.spool_bytes,
+        )
+        runtime.emitter.on_delayed(self.outage.add_delayed)
+        self.hub = Hub(runtime.backend, self.outage)
+        self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
+        self.metrics: WebMetrics | None = None
+        """None: there are none, and `metrics_error` says why."""
+        self.metrics_error = ""
         self._open_metrics(registry)
 
-    async def may_watch(self, user: str, topic: str) -> bool:
-        """Whether ``user`` may watch ``topic``, by the owner the backend knows.
+    @property
+    def spool(self) -> dict[str, int]:
+        """What this process has not sent yet."""
+        emitter = self._runtime.emitter
+        return {"drafts": emitter.waiting, "bytes": emitter.waiting_bytes}
 
-        While it is away the owner is unknown: then only a yes counts, for a
-        no might be nothing but that.
+    async def may_watch(self, user: str, topic: str) -> bool:
+        """Return True if ``user`` may watch ``topic``, by the owner that the backend knows.
+
+        While the backend is away the owner is unknown. Then only a yes counts,
+        because a no might only mean that.
 
         Raises:
             BackendError: nobody can tell now.
@@ -75,12 +76,6 @@ class WebState:
             raise
         return await self.access.authorize(user, topic, top.owner if top else None)
 
-    @property
-    def spool(self) -> dict[str, int]:
-        """What this process has not sent yet."""
-        emitter = self._runtime.emitter
-        return {"drafts": emitter.waiting, "bytes": emitter.waiting_bytes}
-
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
         """Open at start, drain and close at the end. Composes with the host's own lifespan."""
@@ -89,62 +84,44 @@ class WebState:
             try:
                 await self.hub.open_at_start(self.settings.start_tries)
             except BackendError as error:
-                logger.warning("server: started without backend error=%s", error)
-            self._runtime.emitter.adopt()
+                logger.warning("web: started without backend error=%s", error)
+            self._runtime.emitter.recover()
             yield
         finally:
             restore()
             await self.hub.drain(DRAIN_SECONDS)
-            await self.seats.close()
+            await self.limiter.close()
             await self.hub.close()
             await asyncio.to_thread(self._runtime.close)
             if self.metrics is not None:
-                self.metrics.carry()
+                self.metrics.flush()
 
     def _open_metrics(self, registry: Any) -> None:
         try:
             # An extra. Whatever is wrong with it, everything else works.
             from semantik_realtime.web.metrics import WebMetrics
 
-            self.metrics = WebMetrics(self.hub, registry)
+            self.metrics = WebMetrics(self.hub, self.outage, registry)
         except ImportError:
-            self.metrics_fault = METRICS_MISSING
+            self.metrics_error = METRICS_MISSING
         except OSError as error:
-            self.metrics_fault = f"the directory of the metrics cannot be written: {error}"
-            logger.error("server: no metrics error=%s", error)
+            self.metrics_error = f"the directory of the metrics cannot be written: {error}"
+            logger.error("web: no metrics error=%s", error)
 
     async def _flush(self) -> bool:
-        """Send what waits; False: it still cannot be sent. What is a lot goes on afterwards."""
+        """Send the drafts that wait. Return False if the backend still fails."""
         emitter = self._runtime.emitter
         emitter.retry_now()
         done = await asyncio.to_thread(emitter.flush, self.settings.flush_seconds)
-        return done or not emitter.is_failing
-
-    async def _recall(self, topic: str) -> Mapping[str, bytes] | None:
-        try:
-            states = await ask(self.plugins.hook.recall, topic=topic)
-            recalled = None
-            if states is not None:
-                recalled = {str(key): _encode(dict(state)) for key, state in states.items()}
-        except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                raise
-            # Whatever it raises: who watches is not to pay for it. (A pool of connections that
-            # is being closed cancels those who wait for one, though nobody has cancelled us.)
-            if not self._recall_fails:
-                logger.warning("server: no recall topic=%s error=%r", topic, error)
-            self._recall_fails = True
-            raise BackendUnavailable("the host's record cannot be read now") from error
-        self._recall_fails = False
-        return recalled
+        # Of many drafts the rest follows.
+        return done or not (emitter.is_retrying or self._runtime.backend.fails_writes)
 
     def _drain_before_stop(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
-        """Drain when the process is told to stop, before the server closes the sockets itself.
+        """Drain on SIGTERM or SIGINT, before the server closes the sockets itself.
 
-        Servers close every WebSocket with a close frame of their own, and
-        browsers of the compatibility wire never come back from one. There is no
-        other sign of a shutdown than the signal.
+        Servers close every WebSocket with a close frame of their own, after
+        which browsers of the compatibility wire never reconnect. The signal is
+        the only notice of a shutdown that comes before.
         """
         if threading.current_thread() is not threading.main_thread():
             return lambda: None
@@ -163,7 +140,7 @@ class WebState:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             handler = signal.getsignal(number)
-            # Only servers that set a handler of their own stop in good order.
+            # Only a server that has set a handler of its own shuts down in order.
             if callable(handler) and handler is not signal.default_int_handler:
                 previous[number] = handler
                 signal.signal(number, stop)

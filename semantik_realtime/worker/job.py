@@ -27,23 +27,15 @@ from typing import Any
 
 import msgspec
 
-from semantik_realtime.core.event import ENDS
+from semantik_realtime.clock import now_text
+from semantik_realtime.core.drafts import make_drafts, owners_of
+from semantik_realtime.core.lifecycle import END_TYPES, RESERVED_TYPES, STATUS_OF_TYPE
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import InvalidInput
-from semantik_realtime.runtime import Runtime, now_text
+from semantik_realtime.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-STATUS = {
-    "job_queued": "queued",
-    "job_started": "running",
-    "job_retrying": "retrying",
-    "job_completed": "completed",
-    "job_failed": "failed",
-    "job_cancelled": "cancelled",
-}
-RESERVED = frozenset({*STATUS, "job_progress", "job_lost", "job_deleted", "log"})
-"""Types that tell a job's life; a task cannot send them by hand."""
 MAX_TEXT = 1000
 """Characters kept of a message."""
 MAX_TYPE = 200
@@ -107,12 +99,10 @@ class Job:
         self.declared: tuple[str, dict[str, str] | None] | None = None
         """How the task said it would end: an event type, and the error."""
         feeds = [] if origin.owner is None else [user_topic(origin.owner)]
-        self._topics = [self.topic]
-        self._feeds = [
-            topic for topic in dict.fromkeys([*feeds, *origin.topics]) if topic != self.topic
-        ]
-        # A shared topic does not belong to the owner of the first job that wrote to it.
-        self._owned = {self.topic, *feeds}
+        # The job's own topic, and its feeds, each with the owner that it gets.
+        self._topics = {self.topic: origin.owner}
+        self._feeds = owners_of(self.topic, [*feeds, *origin.topics], origin.owner)
+        del self._feeds[self.topic]
         self._state: dict[str, Any] = {"status": "queued", "attempt": attempt or 0}
         if origin.name is not None:
             self._state["name"] = _clean(origin.name)
@@ -193,7 +183,7 @@ class Job:
         Types are lower-case words, ``file_completed``; those of a job's life are refused.
         """
         try:
-            reserved = type in RESERVED
+            reserved = type in RESERVED_TYPES
         except TypeError:
             reserved = False
         if reserved:
@@ -236,8 +226,8 @@ class Job:
             if self.ended:
                 return
             self._hear()
-            self._state["status"] = STATUS[type]
-            if type in ENDS:
+            self._state["status"] = STATUS_OF_TYPE[type]
+            if type in END_TYPES:
                 self._state["ended_at"] = now_text()
             if error is not None:
                 self._state["error"] = error
@@ -265,14 +255,14 @@ class Job:
     def _pace(self) -> None:
         self._due = True
         runtime = self.runtime
-        runtime.emitter.pace(self._pace_key, runtime.settings.progress_seconds, self._send_due)
+        runtime.emitter.throttle(self._pace_key, runtime.settings.progress_seconds, self._send_due)
 
     def _pace_feeds(self) -> None:
         if not self._feeds or self._feed_due:
             return
         self._feed_due = True
         runtime = self.runtime
-        runtime.emitter.pace(self._feed_key, runtime.settings.feed_seconds, self._feeds_due)
+        runtime.emitter.throttle(self._feed_key, runtime.settings.feed_seconds, self._feeds_due)
 
     def _send_due(self) -> None:
         self._due = False
@@ -303,7 +293,7 @@ class Job:
             self._fed = self._version
 
     def _announce(self, type: str, data: Mapping[str, Any] | None = None) -> None:
-        topics = self._topics + self._feeds
+        topics = self._topics | self._feeds
         if not self._send(type, topics, data):
             # An end must arrive, even if what the task said leaves no room for it.
             kept = ("status", "attempt", "queued_at", "started_at", "ended_at")
@@ -315,26 +305,29 @@ class Job:
         self._sent = self._fed = self._version
 
     def _send(
-        self, type: str, topics: Sequence[str], data: Mapping[str, Any] | None = None
+        self,
+        type: str,
+        topics: Mapping[str, str | None],
+        data: Mapping[str, Any] | None = None,
     ) -> bool:
         try:
-            drafts = self.runtime.drafts(
+            drafts = make_drafts(
                 topics,
                 type,
-                key=self.id,
+                now_text(),
+                self.id,
                 state=self._state,
                 data=data,
                 job=self.id,
                 attempt=self.attempt,
-                terminal=type in ENDS,
+                terminal=type in END_TYPES,
+                max_bytes=self.runtime.settings.max_event_bytes,
             )
         except _BAD_VALUE as error:
             kind = error.code if isinstance(error, InvalidInput) else "bad_event"
             note_misuse(f"event dropped, {kind}", self.id, str(error))
             return False
         for draft in drafts:
-            if draft.topic in self._owned:
-                draft.owner = self.origin.owner
             self.runtime.emitter.emit(draft)
         return True
 

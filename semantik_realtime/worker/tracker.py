@@ -23,11 +23,12 @@ import msgspec
 from billiard.process import current_process
 from celery import signals
 
-from semantik_realtime.backends.loader import load_backend
+from semantik_realtime.backends.guard import log_warnings
+from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.topic import check_topic, job_topic, user_topic
 from semantik_realtime.errors import ConfigError, InvalidInput
-from semantik_realtime.runtime import Runtime, now_text
+from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.job import (
     Job,
     JobMeta,
@@ -46,7 +47,6 @@ OWNER, TOPICS = "realtime_owner", "realtime_topics"
 QUEUED_AT, ATTEMPT = "realtime_queued_at", "realtime_attempt"
 """Headers of a task's message. The first two are the application's, the others ours."""
 MAX_TOPICS = 20
-CLAIM_PAUSE_SECONDS = 5.0
 WARN_PAUSE_SECONDS = 5.0
 INSTALLING_MODULE = "semantik_realtime.worker.command"
 OWN_TASKS = "celery."
@@ -65,7 +65,6 @@ class TaskTracker:
         self.failures: Counter[str] = Counter()
         self._runtime: Runtime | None = None
         self._is_off = False
-        self._claim_at = 0.0
         # In the main process of a worker: what was received and still matters to Celery.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self._running: dict[str, Job] = {}
@@ -122,7 +121,7 @@ class TaskTracker:
     def flush(self) -> bool:
         """Wait, boundedly, until what was told has been answered; False: not in time."""
         runtime = self._runtime
-        return runtime is None or _flush(runtime)
+        return runtime is None or runtime.emitter.flush(runtime.settings.flush_seconds)
 
     def _turn_off(self) -> None:
         self._is_off = True
@@ -150,7 +149,7 @@ class TaskTracker:
     def _worker_ready(self, **_: Any) -> None:
         runtime = self.runtime()
         if runtime is not None:
-            runtime.emitter.adopt()
+            runtime.emitter.recover()
             threading.Thread(target=_warn, args=(runtime,), daemon=True).start()
 
     # Publishing
@@ -198,18 +197,16 @@ class TaskTracker:
         mirror_updates(task)
 
     def _claim(self, runtime: Runtime, job_id: str, expected: int) -> int:
-        if runtime.emitter.is_failing or time.monotonic() < self._claim_at:
+        if runtime.backend.fails_writes:
             return expected
         topic = job_topic(job_id)
         try:
-            attempt: int = runtime.write_hook("claim")(topic, job_id, secrets.token_hex(8))
+            return runtime.backend.claim(topic, job_id, secrets.token_hex(8))
         except Exception:
-            self._claim_at = time.monotonic() + CLAIM_PAUSE_SECONDS
             self.failures["claim"] += 1
             if self.failures["claim"] == 1:
                 logger.warning("mirror: attempt not claimed job=%s (logged once)", job_id)
             return expected
-        return attempt
 
     def _success(self, sender: Any, **_: Any) -> None:
         job = self._job(sender.request.id)
@@ -407,10 +404,10 @@ def recall_state(runtime: Runtime, job_id: str) -> dict[str, Any]:
     Read through a backend of its own: the process may have a loop that owns
     the other one's connections.
     """
-    if runtime.emitter.is_failing:
+    if runtime.backend.fails_writes:
         return {}
-    backend: Any = load_backend(runtime.settings)
-    if type(backend) is not type(runtime.backend.primary):
+    backend = runtime.second_backend()
+    if backend is None:
         return {}
 
     known: dict[str, Any] = {}
@@ -479,16 +476,8 @@ def _is_being_ended(raised: BaseException | None) -> bool:
 
 def _warn(runtime: Runtime) -> None:
     """Log what the backend warns of, as soon as it answers; in a thread that nobody waits for."""
-    backend = runtime.backend
     try:
-        while not backend.has_warned:
-            asyncio.run(backend.warn())
-            if not backend.has_warned:
-                time.sleep(WARN_PAUSE_SECONDS)
+        while not asyncio.run(log_warnings(runtime.backend)):
+            time.sleep(WARN_PAUSE_SECONDS)
     except Exception:
         logger.exception("mirror: backend not asked for warnings")
-
-
-def _flush(runtime: Runtime) -> bool:
-    done: bool = runtime.emitter.flush(runtime.settings.flush_seconds)
-    return done

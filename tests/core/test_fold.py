@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.fold import ENDED, View, fold, is_ahead
+from semantik_realtime.core.fold import View, fold, is_ahead
+from semantik_realtime.core.lifecycle import END_STATUSES
 
 
 def folded(*parts):
@@ -94,7 +95,7 @@ def test_the_states_of_a_snapshot_stay_the_servers_own():
 
 
 job_states = st.fixed_dictionaries(
-    {"status": st.sampled_from(["queued", "running", "retrying", *sorted(ENDED)])},
+    {"status": st.sampled_from(["queued", "running", "retrying", *sorted(END_STATUSES)])},
     optional={
         "attempt": st.sampled_from([0, 1, 1, 2, None, "1", True]),
         "progress": st.sampled_from([None, {}, {"current": None}, {"current": "3"}])
@@ -132,7 +133,7 @@ def test_after_restored_a_key_is_shown_otherwise_only_while_the_log_is_behind(kn
     assert set(view.overlay) <= {"a"}
     for folded in (known, state):
         if view.overlay:
-            assert folded["status"] not in ENDED
+            assert folded["status"] not in END_STATUSES
             assert is_ahead(view.overlay["a"], folded)
         else:
             assert view.states == {"a": folded}
@@ -150,7 +151,7 @@ def lives(draw):
             states.append({"status": "running", "attempt": attempt, "progress": progress})
         last = states[-1] | {"status": "retrying"}
         if attempt == attempts:
-            last["status"] = draw(st.sampled_from(sorted(ENDED)))
+            last["status"] = draw(st.sampled_from(sorted(END_STATUSES)))
         states.append(last)
     return states
 

@@ -5,14 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.resume import REPLAY_LIMIT, LogInfo, Reason, plan_sync
+from semantik_realtime.core.limits import MAX_REPLAY
+from semantik_realtime.core.resume import LogInfo, Reason, plan_sync
 
 
 def place(events, offset, epoch="e"):
     return Cursor(epoch, offset, events[offset - 1].chain if offset else 0)
 
 
-def plan(asked, events, *, kept, limit=REPLAY_LIMIT, epoch="e"):
+def plan(asked, events, *, kept, limit=MAX_REPLAY, epoch="e"):
     """Ask a log that keeps its newest ``kept`` entries, as a backend does."""
     first = len(events) - kept + 1
     end = place(events, len(events))

@@ -8,9 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.session import (
     MAX_BAD_FRAMES,
-    MAX_HISTORY,
     TRANSITIONS,
     Authenticate,
     Close,

@@ -52,8 +52,8 @@ def is_ordered_part(part, whole):
 
 def taken(spool, *limits, **more):
     """What is taken and answered at once."""
-    flight = spool.take(*limits, **more)
-    spool.land()
+    flight = spool.next_batch(*limits, **more)
+    spool.ack()
     return flight
 
 
@@ -69,11 +69,11 @@ def test_bounds_hold_always_and_what_came_in_is_here_or_taken_or_lost(drafts, li
         assert spool.added == number
         what = data.draw(st.integers(0, 4))
         if what == 0:
-            flight = spool.take(data.draw(st.integers(1, 3)))
+            flight = spool.next_batch(data.draw(st.integers(1, 3)))
         elif what == 1:
             sent += flight
             flight = []
-            spool.land()
+            spool.ack()
         assert spool.since(0)[: len(flight)] == flight
     for _ in range(2):
         # The flight, if there is one, and all else.
@@ -265,22 +265,22 @@ def test_what_is_in_flight_is_here_until_it_lands():
     drafts = [progress(n, key=str(n)) for n in range(5)]
     for one in drafts[:4]:
         spool.add(one)
-    assert spool.take(3) == drafts[:3]
+    assert spool.next_batch(3) == drafts[:3]
     spool.add(drafts[4])
-    assert spool.take(9) == drafts[:3]
+    assert spool.next_batch(9) == drafts[:3]
     assert spool.since(1) == drafts[1:]
     assert (spool.oldest, len(spool)) == (0, 5)
     assert spool.bytes == sum(len(one.body) for one in drafts)
-    spool.land()
+    spool.ack()
     assert (spool.oldest, len(spool)) == (3, 2)
-    assert spool.since(1) == spool.take(9) == drafts[3:]
+    assert spool.since(1) == spool.next_batch(9) == drafts[3:]
 
 
 def test_what_is_in_flight_is_never_dropped():
     spool = Spool(max_drafts=1)
     ends = [progress(n, terminal=True) for n in range(3)]
     spool.add(ends[0])
-    assert spool.take(1) == ends[:1]
+    assert spool.next_batch(1) == ends[:1]
     assert spool.add(ends[1]) == []
     assert spool.add(ends[2]) == ends[1:2]
     assert spool.since(0) == [ends[0], ends[2]]
@@ -322,5 +322,5 @@ def test_what_was_taken_is_not_superseded():
     spool = Spool(max_drafts=1)
     first = progress(1)
     spool.add(first)
-    assert spool.take(1) == [first]
+    assert spool.next_batch(1) == [first]
     assert spool.add(progress(2)) == []

@@ -182,7 +182,7 @@ async def test_health_says_since_when_and_how_much_waits(
         before = await http.get("/realtime/health")
         assert (before.status_code, before.json()["degraded_since"]) == (200, None)
         server.kill()
-        await until(lambda: site.rt.server.hub.degraded_since, SHOWN_SECONDS)
+        await until(lambda: site.rt.web.outage.since, SHOWN_SECONDS)
         for _ in range(3):
             await site.rt.publish("job:1", "step", data={"n": 1})
         during = await http.get("/realtime/health")
@@ -193,7 +193,7 @@ async def test_health_says_since_when_and_how_much_waits(
         assert said["spool"]["drafts"] == 3
         assert said["spool"]["bytes"] > 100
         server.start()
-        await until(lambda: not site.rt.server.hub.degraded_since, BACK_SECONDS)
+        await until(lambda: not site.rt.web.outage.since, BACK_SECONDS)
         after = await http.get("/realtime/health")
         assert after.status_code == 200
         assert after.json()["spool"] == {"drafts": 0, "bytes": 0}

@@ -11,7 +11,7 @@ import pytest
 import redis
 from fleet import Compat, Here, Native, Publisher, site_of, until
 
-from semantik_realtime.backends.redis import feed as feed_module
+from semantik_realtime.backends.redis import subscriber as feed_module
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Event
 from semantik_realtime.testing.servers import RedisServer
@@ -41,7 +41,7 @@ async def client(site: Here, publisher: Publisher) -> AsyncIterator[Native]:
 def mute(settings: Settings) -> Publisher:
     """One whose events are appended, but told to nobody."""
     made = Publisher(settings)
-    made.rt.backend.primary._channel = lambda topic: "nobody"
+    made.rt.unguarded._channel = lambda topic: "nobody"
     return made
 
 
@@ -108,7 +108,7 @@ async def test_a_hole_is_found_by_the_next_event(
 async def test_a_dead_subscription_is_found_by_the_canary(
     site: Here, client: Native, publisher: Publisher
 ) -> None:
-    feed = site.rt.backend.primary._feed
+    feed = site.rt.unguarded._feed
     await feed._connection.send_command("UNSUBSCRIBE", check_health=False)
     await publisher.publish("job:1", 1)
     # Nothing comes, and nothing is broken: only the canary can tell.
@@ -133,7 +133,7 @@ async def test_a_subscription_left_and_taken_up_again_at_once_is_one(
             await publisher.publish("job:1", 1)
             await client.has("job:1", number + 2, 3)
         with redis.Redis.from_url(server.url) as admin:
-            [(_, count)] = admin.pubsub_numsub(site.rt.backend.primary._channel("job:1"))
+            [(_, count)] = admin.pubsub_numsub(site.rt.unguarded._channel("job:1"))
         assert count == 1
     assert client.numbers("job:1") == list(range(1, 31))
 
@@ -157,7 +157,7 @@ class Ears:
 async def test_subscriptions_that_cross_on_the_way_end_as_the_last_one_says(
     settings: Settings, publisher: Publisher
 ) -> None:
-    backend, rng = publisher.rt.backend.primary, random.Random(5)
+    backend, rng = publisher.rt.unguarded, random.Random(5)
     await backend.open()
     try:
         for number in range(1, 101):
@@ -276,7 +276,7 @@ async def test_a_poisoned_channel_is_survived(
 ) -> None:
     with redis.Redis.from_url(server.url) as admin:
         for poison in (b"", b"\xff", b"one two three\nfour", b"gone\n", b"e 5\n"):
-            admin.publish(site.rt.backend.primary._channel("job:1"), poison)
+            admin.publish(site.rt.unguarded._channel("job:1"), poison)
             await publisher.publish("job:1", 2)
             await client.has("job:1", publisher.count["job:1"])
     assert client.numbers("job:1") == list(range(1, 11))

@@ -61,7 +61,7 @@ async def test_a_writer_that_is_told_to_hurry_is_live_at_once(
     monkeypatch.setattr("semantik_realtime.emitter.sender.LAST_RETRY_SECONDS", 3600.0)
     server.kill()
     publisher.emit("job:0")
-    await until(lambda: publisher.rt.emitter.is_failing)
+    await until(lambda: publisher.rt.backend.fails_writes)
     server.start()
     publisher.rt.emitter.retry_now()
     assert await flush(publisher)
@@ -72,7 +72,7 @@ async def test_after_many_outages_every_event_is_in_the_log_once_and_in_order(
 ) -> None:
     rng = random.Random(7)
     sheltered: list[Draft] = []
-    publisher.rt.emitter.shelter = sheltered.extend
+    publisher.rt.emitter.on_delayed(sheltered.extend)
     troubles: list[tuple[Callable[[], None], Callable[[], None]]] = [
         (server.kill, server.start),
         (server.pause, server.resume),
@@ -88,7 +88,7 @@ async def test_after_many_outages_every_event_is_in_the_log_once_and_in_order(
         begin()
         await talk(60)
         if rng.random() < 0.7:
-            await until(lambda: publisher.rt.emitter.is_failing)
+            await until(lambda: publisher.rt.backend.fails_writes)
             await talk(40)
         end()
     assert await flush(publisher, 30)
@@ -111,7 +111,7 @@ async def test_a_spool_that_overflows_keeps_every_end_and_each_keys_newest_state
         await publisher.publish("job:0", 1)
         server.kill()
         publisher.emit("job:0")
-        await until(lambda: publisher.rt.emitter.is_failing)
+        await until(lambda: publisher.rt.backend.fails_writes)
         for turn in range(100):
             for topic in TOPICS:
                 publisher.emit(topic)

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from record import CLOCK, OWNER, Record
 
+from semantik_realtime.clock import now_text
+from semantik_realtime.core.drafts import make_drafts
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.errors import BackendError
 from semantik_realtime.runtime import Runtime
@@ -43,9 +45,9 @@ class Worker:
         """Start the next attempt of a job, as a task does."""
         self.attempts[id] += 1
         attempt = self.attempts[id]
-        if not self.runtime.emitter.is_failing:
+        if not self.runtime.backend.fails_writes:
             with contextlib.suppress(BackendError):
-                attempt = self.runtime.write_hook("claim")(job_topic(id), id, secrets.token_hex(8))
+                attempt = self.runtime.backend.claim(job_topic(id), id, secrets.token_hex(8))
         job = Job(self.runtime, JobMeta(id, owner=OWNER), attempt)
         self.record.write(id, {"status": "running", "attempt": attempt})
         job.begin()
@@ -77,12 +79,12 @@ class Worker:
         """Say how an attempt ended, and wait for it, unless the backend is known to be away."""
         job.end(type)
         self.running.remove(job)
-        if not self.runtime.emitter.is_failing:
+        if not self.runtime.backend.fails_writes:
             self.runtime.emitter.flush(self.runtime.settings.flush_seconds)
 
     def tell_time(self) -> None:
-        [draft] = self.runtime.drafts(
-            [CLOCK], "tick", key="0", data={"at": time.monotonic()}, owner=OWNER
+        [draft] = make_drafts(
+            {CLOCK: OWNER}, "tick", now_text(), "0", data={"at": time.monotonic()}
         )
         self.runtime.emitter.emit(draft)
 

@@ -26,7 +26,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from semantik_realtime import Realtime
+from semantik_realtime.clock import now_text
 from semantik_realtime.config import Settings
+from semantik_realtime.core.drafts import make_drafts
+from semantik_realtime.core.event import Draft
 from semantik_realtime.core.fold import View
 from semantik_realtime.runtime import Runtime
 
@@ -209,6 +212,13 @@ async def fleet_of(
             server.remove()
 
 
+def one_draft(topic: str, type: str, *, key: str, owner: str | None = None, **given: Any) -> Draft:
+    """One event for one topic, of now unless ``time`` is given."""
+    when = given.pop("time", None) or now_text()
+    [draft] = make_drafts({topic: owner}, type, when, key, **given)
+    return draft
+
+
 class Publisher:
     """Numbers events of topics: ``data.i`` is 0, 1, 2 … in each."""
 
@@ -232,8 +242,7 @@ class Publisher:
         key = topic.partition(":")[2]
         state = {"status": "running", "progress": {"current": i + 1, "total": None}}
         draft = {"key": key, "state": state, "data": {"i": i}, "owner": owner, **more}
-        for made in self.rt.drafts([topic], draft.pop("type", "step"), **draft):
-            self.rt.emitter.emit(made)
+        self.rt.emitter.emit(one_draft(topic, draft.pop("type", "step"), **draft))
 
     async def end(self, topic: str, type: str = "job_completed", *, owner: str = "7") -> None:
         """End the job of a topic."""
@@ -324,7 +333,7 @@ async def deaf(site: Here, topic: str) -> AsyncIterator[None]:
     """What is appended to ``topic`` meanwhile is not told to this server."""
     await site.rt.backend.unsubscribe(topic)
     yield
-    await site.rt.backend.subscribe(topic, site.rt.server.hub)
+    await site.rt.backend.subscribe(topic, site.rt.web.hub)
 
 
 class Native:

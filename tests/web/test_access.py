@@ -213,7 +213,7 @@ async def test_a_fresh_token_keeps_the_connection(site: Here, publisher: Publish
     await publisher.publish("job:1", 1)
     async with Native(site, "job:1", query=f"?token={token(seconds=1.5)}") as client:
         await client.synced()
-        [connection] = site.rt.server.hub.connections
+        [connection] = site.rt.web.hub.connections
         await client.send({"op": "auth", "token": token(seconds=60)})
         await until(lambda: connection.identity.expires_at > time.time() + 30)
         # Two ticks after the first token's end.
@@ -492,7 +492,7 @@ async def test_a_record_that_fails_is_asked_again_and_never_shown_as_empty(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("semantik_realtime.web.connection.RECALL_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr("semantik_realtime.web.hub.connection.RECALL_RETRY_SECONDS", 0.2)
     plugin = record("sync", states)
     async with site_of(settings, plugins=[plugin, AllowAll()]) as site, site.client() as http:
         assert (await http.get("/realtime/jobs/1")).status_code == 503
@@ -508,7 +508,7 @@ async def test_a_record_that_fails_is_asked_again_and_never_shown_as_empty(
                 await client.synced("job:1")
             assert client.views["job:1"].states == {"1": {"status": "completed"}}
             assert client.connections == 1
-    assert "server: no recall topic=job:1" in caplog.text
+    assert "outage: recall failed topic=job:1" in caplog.text
     assert "ERROR" not in {record.levelname for record in caplog.records}
 
 
@@ -559,7 +559,7 @@ async def test_a_record_that_hangs_holds_up_only_what_it_was_asked_for(
         await client.subscribe("job:old-late")
         await until(lambda: "job:old-late" in asked)
         await client.send({"op": "unsubscribe", "topics": ["job:old-late"]})
-        await until(lambda: "job:old-late" not in site.rt.server.hub._channels)
+        await until(lambda: "job:old-late" not in site.rt.web.hub._channels)
         answers.set()
         await publisher.publish("job:live", 1)
         await client.has("job:live", publisher.count["job:live"])

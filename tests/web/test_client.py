@@ -54,7 +54,7 @@ async def test_events_come_once_and_in_order_though_the_server_cuts_the_link(
 
 async def runtime_cut(runtime: Any) -> None:
     """End every connection, there being one, as a draining server does, and serve on."""
-    hub = runtime.server.hub
+    hub = runtime.web.hub
     await until(lambda: hub.connections)
     await hub.drain(5.0)
     hub.draining = False

@@ -17,7 +17,8 @@ from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Snapshot, Top, hookimpl
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.web.hub.hub import MAX_RECALLS, Hub
+from semantik_realtime.web.hub.hub import Hub
+from semantik_realtime.web.outage import MAX_RECALLS, DegradedMode
 
 SETTINGS = Settings(backend="memory", url=None)
 
@@ -59,7 +60,7 @@ class Fickle(MemoryBackend):
 class Silent:
     """A watcher that listens to nothing."""
 
-    shown: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
@@ -78,13 +79,16 @@ async def hub(backend: Fickle) -> AsyncIterator[Hub]:
     async def recall(topic: str) -> None:
         return None
 
-    made = Hub(
-        GuardedBackend(backend, MemoryBackend(SETTINGS), 5),
+    guarded = GuardedBackend(backend, 5)
+    outage = DegradedMode(
+        guarded,
         flush=flush,
         recall=recall,
         tops_seconds=3600,
         recall_seconds=3600,
+        max_delayed_bytes=2**20,
     )
+    made = Hub(guarded, outage)
     yield made
     await made.close()
 
@@ -92,22 +96,21 @@ async def hub(backend: Fickle) -> AsyncIterator[Hub]:
 async def test_who_waits_for_the_backend_is_let_go_though_a_call_failed_while_it_came_back(
     hub: Hub, backend: Fickle
 ) -> None:
-    channel = await hub.acquire("job:a")
-    await hub.sync(Silent(), channel, None, 0)
+    await hub.follow(Silent(), "job:a", None, 0)
     backend.is_away = True
-    await until(lambda: hub.degraded_since)
+    await until(lambda: hub._outage.since)
 
     backend.gate.clear()
     backend.is_away = False
-    await until(hub._back.is_set)
+    await until(hub._outage._answers.is_set)
     # Every topic is being read again. Now somebody comes, and just his call fails.
     backend.fails_once_for = "job:b"
     with pytest.raises(BackendUnavailable):
         await hub.top("job:b")
-    waiting = asyncio.create_task(hub.wait_for_backend(0.1))
+    waiting = asyncio.create_task(hub._outage.wait_for_backend(0.1))
     backend.gate.set()
     await asyncio.wait_for(waiting, 10)
-    await until(lambda: hub.degraded_since is None)
+    await until(lambda: hub._outage.since is None)
 
 
 async def test_a_hub_that_was_closed_during_an_outage_shows_nothing_of_it_afterwards(
@@ -115,17 +118,17 @@ async def test_a_hub_that_was_closed_during_an_outage_shows_nothing_of_it_afterw
 ) -> None:
     await hub.open()
     backend.is_away = True
-    await until(lambda: hub.degraded_since)
+    await until(lambda: hub._outage.since)
     await hub.close()
     backend.is_away = False
     shown: list[object] = []
     watcher = Silent()
-    watcher.shown = ("job:a",)
+    watcher.allowed = ("job:a",)
     watcher.provisional = lambda *told: shown.append(told)  # type: ignore[attr-defined]
-    hub._recall = lambda topic: _states()  # type: ignore[assignment]
+    hub._outage._recall_host = lambda topic: _states()  # type: ignore[assignment]
     await hub.open()
-    hub.enter(watcher)
-    hub.meanwhile.show("job:a", watcher)
+    hub.register(watcher)
+    hub._outage.show("job:a", watcher)
     await until(lambda: not any("show" in task.get_name() for task in hub._tasks))
     assert shown == []
 
@@ -147,25 +150,10 @@ async def test_the_hosts_record_is_asked_for_a_few_topics_at_a_time(hub: Hub) ->
         return {"a": b"{}"}
 
     await hub.open()
-    hub._recall = recall  # type: ignore[assignment]
-    told = await asyncio.gather(*(hub.recall(f"job:{number}") for number in range(50)))
+    hub._outage._recall_host = recall  # type: ignore[assignment]
+    told = await asyncio.gather(*(hub._outage.recall(f"job:{number}") for number in range(50)))
     assert told == [{"a": b"{}"}] * 50
     assert most == MAX_RECALLS
-
-
-async def test_what_waits_is_shown_from_its_states_alone_however_much_it_is() -> None:
-    settings = Settings(backend="memory", url=None, spool_drafts=100)
-    runtime = Runtime(settings, backend=Fickle(settings))
-    drafts = [
-        draft
-        for number in range(200)
-        for draft in runtime.drafts(["job:1"], "note", key="1", state={"number": number})
-    ]
-    runtime.backend.sheltered = lambda topics: None
-    runtime.backend.shelter(drafts)
-    snapshot = await runtime.backend.shelter_of("job:1")
-    assert b'"number":199' in snapshot.states["1"]
-    assert len((await runtime.backend._memory.snapshot("job:1", None, 1000)).events) == 1
 
 
 async def test_an_event_that_finds_no_room_is_refused_not_called_waiting(

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from fleet import Compat, Here, Native, Publisher, fleet_of, site_of, until
+from fleet import Compat, Here, Native, Publisher, fleet_of, one_draft, site_of, until
 
 from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.core.event import Outcome
@@ -105,12 +105,9 @@ async def test_every_live_message_has_the_status_and_the_end_comes_once(
     await publisher.publish("job:1", 1)
     async with Compat(site.compat("1")) as browser:
         await browser.wait_for("step")
-        for made in publisher.rt.drafts(["job:1"], "log", key="1", data={"text": "no state"}):
-            publisher.rt.emitter.emit(made)
-        for made in publisher.rt.drafts(
-            ["job:1"], "file_done", key="file-1", state={"status": "completed"}
-        ):
-            publisher.rt.emitter.emit(made)
+        emit = publisher.rt.emitter.emit
+        emit(one_draft("job:1", "log", key="1", data={"text": "no state"}))
+        emit(one_draft("job:1", "file_done", key="file-1", state={"status": "completed"}))
         await publisher.end("job:1")
         await browser.wait_for("job_completed")
         await browser.send("ping")
@@ -375,7 +372,7 @@ async def test_a_feed_is_for_who_asks_and_takes_a_seat(settings: Settings) -> No
             await site.rt.publish("user:7", "job_started", key="1", state={"status": "running"})
             assert (await browser.wait_for("job_started"))["data"]["job_id"] == "1"
             # It is the server that stops, so the page comes back.
-            await site.rt.server.hub.drain()
+            await site.rt.web.hub.drain()
             assert await browser.end() == 1006
     async with site_of(settings) as site:
         with pytest.raises(Exception, match="403"):

@@ -142,7 +142,7 @@ async def test_a_deletion_while_the_feed_was_down_is_told_when_it_is_back(
             deleted = await compat.wait_for("job_deleted")
             assert deleted["data"]["status"] == "deleted"
             assert len(native.syncs) == len(compat.of("current_state")) == 1
-            await until(lambda: site.rt.server.hub.topics == 0)
+            await until(lambda: site.rt.web.hub.topics == 0)
             assert native.closed is None
             assert compat.closed is None
 
@@ -178,7 +178,7 @@ async def test_who_comes_to_a_deleted_job_is_told_so_if_the_host_lets_them_watch
             assert deleted["data"] == {"status": "deleted"}
             assert len(compat.messages) == 1
         assert (await http.get("/realtime/jobs/1")).status_code == 404
-        await until(lambda: site.rt.server.hub.topics == 0)
+        await until(lambda: site.rt.web.hub.topics == 0)
 
 
 @pytest.mark.every_backend(shares_storage=True)
@@ -247,7 +247,7 @@ async def test_unsubscribing_ends_the_events_and_gives_everything_back(
 ) -> None:
     await publisher.publish("job:1", 1)
     await publisher.publish("job:2", 1)
-    hub = site.rt.server.hub
+    hub = site.rt.web.hub
     async with Native(site, "job:1", "job:2") as client:
         await client.synced()
         await client.send({"op": "unsubscribe", "topics": ["job:1", "job:3", 7]})
@@ -271,7 +271,7 @@ async def test_coming_and_going_in_the_same_moment_leaves_nothing_behind(
     site: Here, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    hub = site.rt.server.hub
+    hub = site.rt.web.hub
     frames = [
         json.dumps({"op": "subscribe", "topics": {"job:1": None}}),
         json.dumps({"op": "unsubscribe", "topics": ["job:1"]}),

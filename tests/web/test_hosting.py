@@ -41,7 +41,7 @@ async def test_the_hosts_lifespan_and_ours_both_run(
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, str]]:
         happened.append("host begins")
         yield {"from": "host"}
-        happened.append(f"host ends, ours is over: {rt.server.hub._loop is None}")
+        happened.append(f"host ends, ours is over: {rt.web.hub._loop is None}")
 
     app = FastAPI(lifespan=lifespan)
     rt = Realtime(settings).install(app)
@@ -126,10 +126,10 @@ async def test_a_mounted_application_works_though_its_lifespan_never_runs(
             assert (await http.get("/inside/realtime/jobs/1")).status_code == 200
             await publisher.publish("job:1", 1)
             await browser.wait_for("step", 2)
-            assert rt.server.seats._renewing is not None
-            assert not rt.server.seats._renewing.done()
-        await rt.server.hub.close()
-        await rt.server.seats.close()
+            assert rt.web.limiter._renewing is not None
+            assert not rt.web.limiter._renewing.done()
+        await rt.web.hub.close()
+        await rt.web.limiter.close()
 
 
 @pytest.mark.every_backend
@@ -154,8 +154,8 @@ async def test_a_deletion_may_be_the_first_call_in_a_mounted_application(
             await client.has("user:7", 2)
             await client.wait_for("gone")
             assert client.connections == 1
-        await rt.server.hub.close()
-        await rt.server.seats.close()
+        await rt.web.hub.close()
+        await rt.web.limiter.close()
         rt.close()
 
 
@@ -253,7 +253,7 @@ async def test_the_server_starts_without_a_backend_and_serves_when_it_comes(
             assert client.views["user:7"].states["7"]["progress"]["current"] == 4
             publisher.close()
             await client.close()
-            await until(lambda: not site.rt.server.hub.connections)
+            await until(lambda: not site.rt.web.hub.connections)
 
 
 async def test_a_dead_peer_is_found_by_the_servers_ping(
@@ -272,7 +272,7 @@ async def test_a_dead_peer_is_found_by_the_servers_ping(
         await alive.synced()
         assert dead.socket is not None
         dead.socket.transport.pause_reading()
-        hub = rt.server.hub
+        hub = rt.web.hub
         # Old versions of uvicorn wait for the peer to close, too.
         await until(lambda: len(hub.connections) == 1, 40)
         assert alive.closed is None
@@ -297,7 +297,7 @@ async def test_what_the_backend_may_lose_is_said_once_when_it_is_there(
             server.stop()
         async with site_of(settings) as site, site.client() as http:
             if comes_late:
-                await until(lambda: site.rt.server.hub.degraded_since)
+                await until(lambda: site.rt.web.outage.since)
                 assert said() == []
                 await asyncio.to_thread(server.start)
             await until(lambda: len(said()) >= 2)
@@ -307,9 +307,9 @@ async def test_what_the_backend_may_lose_is_said_once_when_it_is_there(
             assert "appendonly yes" in said()[1]
             # It goes and comes again, and that is no news.
             await asyncio.to_thread(server.stop)
-            await until(lambda: site.rt.server.hub.degraded_since)
+            await until(lambda: site.rt.web.outage.since)
             await asyncio.to_thread(server.start)
-            await until(lambda: not site.rt.server.hub.degraded_since)
+            await until(lambda: not site.rt.web.outage.since)
             assert len(said()) == 2
 
 

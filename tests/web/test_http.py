@@ -170,7 +170,7 @@ async def test_what_waits_and_what_the_host_recalls_answer_without_a_backend() -
             state = {"status": "cancelled" if key == "1" else "running", "attempt": 1}
             receipt = await site.rt.publish("job:1", "note", key=key, state=state)
             assert receipt.outcome is Outcome.WAITING
-        await until(lambda: site.rt.emitter.is_failing)
+        await until(lambda: site.rt.backend.fails_writes)
         answer = await http.get("/realtime/jobs/1")
         assert answer.status_code == 200
         told = answer.json()

@@ -20,6 +20,7 @@ from fleet import (
     deaf,
     fleet_of,
     make_settings,
+    one_draft,
     refused,
     site_of,
     token,
@@ -33,7 +34,7 @@ from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
 from semantik_realtime.core.backpressure import Limits
 from semantik_realtime.core.event import Outcome
-from semantik_realtime.core.resume import REPLAY_LIMIT
+from semantik_realtime.core.limits import MAX_REPLAY
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.testing.servers import RedisServer, Server
@@ -227,7 +228,7 @@ async def test_answers_to_subscriptions_are_told_by_reason(
 async def test_cursors_that_are_too_old_for_a_replay_are_told_by_reason(
     settings: Settings, publisher: Publisher
 ) -> None:
-    for reason, topic, news in (("too_far", "job:1", REPLAY_LIMIT + 1), ("trimmed", "job:2", 1200)):
+    for reason, topic, news in (("too_far", "job:1", MAX_REPLAY + 1), ("trimmed", "job:2", 1200)):
         # Both logs are longer than a replay may be; of the other the beginning is not kept.
         kept = settings.model_copy(update={"retention_events": news if reason == "too_far" else 50})
         writer = Publisher(kept)
@@ -291,7 +292,7 @@ async def test_a_tail_that_the_feed_lost_is_told(site: Here, publisher: Publishe
         before = await scrape(site)
         async with deaf(site, "job:1"):
             await publisher.publish("job:1", 3)
-            await site.rt.server.hub.check_tops()
+            await site.rt.web.hub.check_tops()
         await client.has("job:1", 4)
         after = await scrape(site)
     assert moved(before, after, "resyncs_total") == {("resyncs_total", "tail"): 1}
@@ -389,7 +390,7 @@ async def test_whoever_is_sent_away_is_told_by_reason(site: Here, publisher: Pub
         await until(lambda: babbling.closed)
     async with Native(site, "job:1") as draining:
         await draining.synced()
-        [connection] = site.rt.server.hub.connections
+        [connection] = site.rt.web.hub.connections
         connection.drain()
         await until(lambda: draining.closed)
     after = await becomes(site, {("connections", "native"): 0.0})
@@ -402,7 +403,7 @@ async def test_whoever_is_sent_away_is_told_by_reason(site: Here, publisher: Pub
 async def test_what_waits_for_a_slow_reader_is_told_until_it_is_evicted(
     site: Here, publisher: Publisher
 ) -> None:
-    hub = site.rt.server.hub
+    hub = site.rt.web.hub
     hub.limits = Limits(evict_above_bytes=256 * 1024)
     await publisher.publish("job:1", 1)
     slow = Native(site, "job:1", compression=None)
@@ -414,17 +415,16 @@ async def test_what_waits_for_a_slow_reader_is_told_until_it_is_evicted(
     [connection] = hub.connections
 
     async def fill(text: str) -> None:
-        for made in publisher.rt.drafts(["job:1"], "log", key="1", data={"text": text}):
-            publisher.rt.emitter.emit(made)
+        publisher.rt.emitter.emit(one_draft("job:1", "log", key="1", data={"text": text}))
         await publisher.flush()
 
     # Until the kernel takes no more.
     while connection._sending_since is None:
         await fill("x" * 50_000)
-    offset = hub._channels["job:1"].recent.offset
+    offset = hub._channels["job:1"].cursor.offset
     for _ in range(3):
         await fill("y" * 50_000)
-    await until(lambda: hub._channels["job:1"].recent.offset >= offset + 3)
+    await until(lambda: hub._channels["job:1"].cursor.offset >= offset + 3)
     page = await scrape(site)
     # What it stalls on, and what is behind that.
     assert 150_000 < page["outbox_bytes",] < 1_000_000
@@ -470,9 +470,7 @@ async def test_an_outage_is_told_with_its_length_and_what_waits_for_its_end(
             again = await scrape(site)
             assert again["degraded_seconds_total",] == after["degraded_seconds_total",]
             # The next outage is added to it.
-            assert site.rt.server.hub.degraded_seconds == pytest.approx(
-                after["degraded_seconds_total",]
-            )
+            assert site.rt.web.outage.seconds == pytest.approx(after["degraded_seconds_total",])
             assert after["spool_drafts",] == before["spool_drafts",]
             drafts = moved(before, after, "drafts_total")
             assert drafts["drafts_total", "appended"] >= 1
@@ -528,7 +526,7 @@ async def test_the_hosts_registry_has_both_its_metrics_and_ours(settings: Settin
         assert page["connections", "native"] == 0
         assert b"semantik_realtime_drafts_total" in generate_latest(registry)
     with pytest.raises(ConfigError, match="Duplicated"):
-        _ = Realtime(settings, registry=registry).server
+        _ = Realtime(settings, registry=registry).web
 
 
 async def test_without_prometheus_client_the_route_says_what_to_install(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -71,7 +71,7 @@ async def make(backend: Away) -> AsyncIterator[Make]:
 
     yield start
     for rt in made:
-        await rt.server.hub.close()
+        await rt.web.hub.close()
         rt.close()
 
 
@@ -88,7 +88,7 @@ async def test_the_first_connection_is_tried_four_times_after_1_2_and_4_s_and_up
 ) -> None:
     monkeypatch.setattr(random, "random", lambda: jitter)
     with pytest.raises(BackendUnavailable):
-        await make().server.hub.open_at_start(4)
+        await make().web.hub.open_at_start(4)
     assert backend.tries == 4
     assert pauses == pytest.approx(expected)
 
@@ -98,7 +98,7 @@ async def test_two_servers_that_start_together_do_not_try_together(
 ) -> None:
     for _ in range(20):
         with pytest.raises(BackendUnavailable):
-            await make().server.hub.open_at_start(2)
+            await make().web.hub.open_at_start(2)
     assert len(set(pauses)) == 20
     assert min(pauses) >= 1.0
     assert max(pauses) <= 1.5
@@ -117,19 +117,34 @@ async def test_start_tries_says_how_often_a_web_server_tries_before_it_goes_on_w
         monkeypatch.setenv("SEMANTIK_REALTIME_START_TRIES", tries)
     rt = make()
     app = FastAPI()
-    async with rt.server.lifespan(app):
+    async with rt.web.lifespan(app):
         assert backend.tries == waits + 1
         assert len(pauses) == waits
-        assert rt.server.hub.degraded_since is not None
+        assert rt.web.outage.since is not None
 
 
 class Watching:
-    """A watcher of one topic."""
+    """A connection that watches one topic."""
 
-    shown = ("job:1",)
+    allowed = ("job:1",)
 
-    def provisional(self, *told: object) -> None:
+    def degraded(self, since: str) -> None:
         pass
+
+    def provisional(self, *shown: object) -> None:
+        pass
+
+
+class OneConnection:
+    """A hub with one connection, whose tasks run until the test ends."""
+
+    connections = (Watching(),)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        if name == "watch":
+            work.close()
+            work = asyncio.Event().wait()
+        return asyncio.ensure_future(work)
 
 
 async def test_between_two_looks_at_the_record_are_20_s_15_percent_more_or_less(
@@ -152,17 +167,23 @@ async def test_between_two_looks_at_the_record_are_20_s_15_percent_more_or_less(
         asked.append(topic)
         return {"1": b'{"status":"running"}'}
 
-    def spawn(work: Awaitable[object], name: str) -> asyncio.Task[Any]:
-        return asyncio.ensure_future(work)
+    async def flush() -> bool:
+        return True
 
     monkeypatch.setattr(asyncio, "sleep", note)
-    seconds = Settings(**GIVEN).recall_seconds
-    backend = GuardedBackend(Away(), MemoryBackend(Settings(**GIVEN)), 1.0)
-    meanwhile = DegradedMode(backend, recall, seconds, [Watching()], spawn)  # type: ignore[list-item]
-    meanwhile.begin()
+    outage = DegradedMode(
+        GuardedBackend(Away(), 1.0),
+        recall=recall,
+        flush=flush,
+        recall_seconds=Settings(**GIVEN).recall_seconds,
+        tops_seconds=10.0,
+        max_delayed_bytes=2**20,
+    )
+    outage.start(OneConnection())  # type: ignore[arg-type]
+    outage.begin("away")
     async with asyncio.timeout(20):
         await enough.wait()
-    meanwhile.end()
+    outage.stop()
     assert asked == ["job:1"] * rounds
     assert 17.0 <= min(noted) < 17.5
     assert 22.5 < max(noted) <= 23.0

@@ -274,7 +274,7 @@ async def test_a_flood_of_questions_ends_only_the_one_who_asks(site: Here) -> No
     client = Native(site, compression=None)
     await client.open()
     await client.wait_for("welcome")
-    [connection] = [c for c in site.rt.server.hub.connections if c.identity.user == "7"]
+    [connection] = [c for c in site.rt.web.hub.connections if c.identity.user == "7"]
     assert client.socket is not None
     # Nothing is read any more: answers pile up until there are too many.
     client.socket.transport.pause_reading()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fleet import Compat, Here, Native, Publisher, bystander, site_of, until
+from fleet import Compat, Here, Native, Publisher, bystander, one_draft, site_of, until
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.backpressure import Limits
@@ -15,7 +15,7 @@ FILLING = "x" * 50_000
 
 
 def channel_of(site: Here, topic: str) -> Channel:
-    return site.rt.server.hub._channels[topic]
+    return site.rt.web.hub._channels[topic]
 
 
 def pause(client: Native | Compat) -> None:
@@ -32,8 +32,7 @@ async def fill(publisher: Publisher, topic: str, number: int, batch: int = 5) ->
     """Log lines of 50 kB: they have no state, so conflation may leave them out."""
     key = topic.partition(":")[2]
     for start in range(number):
-        for made in publisher.rt.drafts([topic], "log", key=key, data={"text": FILLING}):
-            publisher.rt.emitter.emit(made)
+        publisher.rt.emitter.emit(one_draft(topic, "log", key=key, data={"text": FILLING}))
         if start % batch == batch - 1:
             await publisher.flush()
     await publisher.flush()
@@ -56,7 +55,7 @@ async def test_while_one_stalls_the_others_on_the_same_topic_get_everything(
         assert other.views["job:1"].states["1"]["progress"]["current"] == 101
         # What is kept for the one who stalls has a bound.
         limit = Limits().evict_above_bytes + 5 * len(FILLING)
-        assert channel_of(site, "job:1").recent.bytes <= limit
+        assert channel_of(site, "job:1").buffer_bytes <= limit
         resume(stalled)
         await until(lambda: stalled.closed)
         assert stalled.closed == 4413
@@ -77,18 +76,18 @@ async def test_a_slow_one_gets_a_conflated_batch_and_the_right_state(
     slow = Native(site, "job:1", compression=None)
     await slow.open()
     await slow.synced()
-    [connection] = site.rt.server.hub.connections
+    [connection] = site.rt.web.hub.connections
     pause(slow)
     # Until the kernel takes no more.
     while connection._sending_since is None:
         await fill(publisher, "job:1", 5)
-    before = channel_of(site, "job:1").recent.offset
+    before = channel_of(site, "job:1").cursor.offset
     for number in range(300):
         publisher.emit(
             "job:1", key=f"file-{number % 7}", state={"status": f"s{number}", "x": "y" * 400}
         )
     await publisher.end("job:1")
-    await until(lambda: channel_of(site, "job:1").recent.offset >= before + 301)
+    await until(lambda: channel_of(site, "job:1").cursor.offset >= before + 301)
     resume(slow)
     await slow.has("job:1", before + 301)
     assert slow.closed is None
@@ -108,7 +107,7 @@ async def test_who_takes_nothing_for_too_long_is_evicted(
 ) -> None:
     await publisher.publish("job:1", 1)
     async with site_of(settings) as site, bystander(site, publisher):
-        hub = site.rt.server.hub
+        hub = site.rt.web.hub
         hub.limits = Limits(stall_seconds=1.0)
         here = set(hub.connections)
         client: Native | Compat
@@ -150,7 +149,7 @@ async def test_events_kept_for_nobody_are_few(site: Here, publisher: Publisher) 
     await publisher.publish("job:1", 1)
     async with Native(site, "job:1") as client:
         await client.synced()
-        recent = channel_of(site, "job:1").recent
+        recent = channel_of(site, "job:1")._splice.buffer
         most = 0
         publishing = asyncio.create_task(publisher.publish("job:1", 2000))
         while not publishing.done():

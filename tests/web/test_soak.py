@@ -12,7 +12,7 @@ from fleet import Native, Process, Publisher, Way, fleet_of, make_settings
 
 from semantik_realtime.core.fold import View
 from semantik_realtime.testing.servers import ROWS, Server
-from semantik_realtime.web.hub.channel import states_of
+from semantik_realtime.web.wires.wire import states_of
 
 SEED = 7
 SECONDS = 9.0
@@ -101,7 +101,7 @@ async def _live(
 
 async def _truth(publisher: Publisher) -> dict[str, View]:
     """What the backend itself says."""
-    backend = publisher.rt.backend.primary
+    backend = publisher.rt.unguarded
     await backend.open()
     views = {}
     for topic in TOPICS:

@@ -18,6 +18,7 @@ from fleet import (
     bystander,
     fleet_of,
     make_settings,
+    one_draft,
     refused,
     serve,
     site_of,
@@ -144,7 +145,7 @@ async def test_an_idle_stream_gets_a_comment_and_lives_on(
     patient = settings.model_copy(update={"heartbeat_seconds": 3600.0})
     async with site_of(patient) as site, Stream(site, "job:1") as client:
         await client.synced()
-        [connection] = site.rt.server.hub.connections
+        [connection] = site.rt.web.hub.connections
         assert connection._heartbeat_seconds == 15
     async with (
         site_of(settings.model_copy(update={"heartbeat_seconds": 0.5})) as site,
@@ -162,12 +163,12 @@ async def test_an_idle_stream_gets_a_comment_and_lives_on(
 @pytest.mark.every_row
 async def test_who_leaves_leaves_nothing_behind(site: Here, publisher: Publisher) -> None:
     await publisher.publish("job:1", 1)
-    hub = site.rt.server.hub
+    hub = site.rt.web.hub
     for _ in range(15):
         async with Stream(site, "job:1") as client:
             await client.synced()
         await until(lambda: hub.topics == 0 and not hub.connections)
-        await site.rt.server.seats.close()
+        await site.rt.web.limiter.close()
     assert hub.stats.closed["client"] == 15
 
 
@@ -191,7 +192,7 @@ async def test_a_host_with_middleware_around_its_routes_streams_too(
             await client.has("job:1", 2)
             assert client.answer is not None
             assert client.answer.headers["X-Host"] == "there"
-        await until(lambda: not rt.server.hub.connections)
+        await until(lambda: not rt.web.hub.connections)
 
 
 # Who is refused.
@@ -227,7 +228,7 @@ async def test_a_foreign_job_and_an_unknown_one_get_the_same_404_before_the_stre
             assert said(first) == said(second)
         for several in (("job:1", "job:2", "user:8"), ("collection:1",)):
             assert (await refusal(site, *several)).status == 404
-        refused = site.rt.server.hub.stats.refused
+        refused = site.rt.web.hub.stats.refused
         assert (refused["forbidden"], refused["policy"]) == (6, 0)
 
 
@@ -252,7 +253,7 @@ async def test_who_may_not_connect_is_refused_before_the_stream(
     await publisher.publish("job:1", 1)
     for path in (JOB, "/realtime/jobs/2/events"):
         assert (await refusal(site, path=path, headers=headers)).status == status
-    assert site.rt.server.hub.stats.refused[reason] == 2
+    assert site.rt.web.hub.stats.refused[reason] == 2
 
 
 @pytest.mark.parametrize(
@@ -388,8 +389,7 @@ FILLING = "x" * 50_000
 async def fill(publisher: Publisher, number: int) -> None:
     """Log lines of 50 kB: they have no state, so conflation may leave them out."""
     for start in range(number):
-        for made in publisher.rt.drafts(["job:1"], "log", key="1", data={"text": FILLING}):
-            publisher.rt.emitter.emit(made)
+        publisher.rt.emitter.emit(one_draft("job:1", "log", key="1", data={"text": FILLING}))
         if start % 5 == 4:
             await publisher.flush()
     await publisher.flush()
@@ -411,7 +411,7 @@ async def test_a_slow_reader_is_evicted_holds_up_nobody_and_comes_back_by_its_id
         await publisher.publish("job:1", 100)
         await other.has("job:1", 301)
         # What is kept for the one who stalls has a bound.
-        kept = site.rt.server.hub._channels["job:1"].recent.bytes
+        kept = site.rt.web.hub._channels["job:1"].buffer_bytes
         assert kept <= Limits().evict_above_bytes + 5 * len(FILLING)
         slow.reading.set()
         bye = await slow.ended()
@@ -431,7 +431,7 @@ async def test_who_takes_nothing_for_too_long_is_evicted(
 ) -> None:
     await publisher.publish("job:1", 1)
     async with site_of(settings) as site, bystander(site, publisher):
-        hub = site.rt.server.hub
+        hub = site.rt.web.hub
         hub.limits = Limits(stall_seconds=1.0)
         here = set(hub.connections)
         async with Stream(site, "job:1") as client:

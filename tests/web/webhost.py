@@ -6,13 +6,13 @@ from fastapi import FastAPI
 
 from semantik_realtime import Realtime
 from semantik_realtime.core.backpressure import Limits
-from semantik_realtime.web import websocket
+from semantik_realtime.web.endpoints import websocket
 
 app = FastAPI()
 rt = Realtime().install(app)
 
 if stall := os.environ.get("TEST_STALL_SECONDS"):
-    rt.server.hub.limits = Limits(stall_seconds=float(stall))
+    rt.web.hub.limits = Limits(stall_seconds=float(stall))
 if pings := os.environ.get("TEST_COMPAT_PING_SECONDS"):
     websocket.COMPAT_PING_SECONDS = float(pings)
 

@@ -144,7 +144,7 @@ def leave_unheard() -> None:
     assert running is not None
     file = running.runtime.emitter._file
     deadline = time.monotonic() + 20
-    while not (file and file.is_there) and time.monotonic() < deadline:
+    while not (file and file.exists) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -39,7 +39,7 @@ def main() -> None:
             case "flush":
                 emitter.flush(20)
             case "adopt":
-                emitter.adopt()
+                emitter.recover()
             case "fork":
                 reading, writing = os.pipe()
                 child = os.fork()
@@ -50,7 +50,7 @@ def main() -> None:
                     os._exit(0)
                 os.read(reading, 1)
         told = msgspec.structs.asdict(emitter.stats)
-        told |= {"child": child, "failing": emitter.is_failing, "waiting": emitter.waiting}
+        told |= {"child": child, "failing": emitter.is_retrying, "waiting": emitter.waiting}
         print(json.dumps(told), flush=True)
     runtime.close()
 

@@ -11,7 +11,10 @@ from itertools import pairwise
 import pytest
 from topic_log import wait_until
 
+from semantik_realtime.backends import guard
+from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.backends.memory import MemoryBackend
+from semantik_realtime.backoff import Backoff
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Outcome, Receipt, StateChange, encode_body
 from semantik_realtime.core.spool import Spool
@@ -41,6 +44,7 @@ class Line:
     """The memory backend behind a line that can fail, hang and lose answers."""
 
     def __init__(self) -> None:
+        self.guard = GuardedBackend(self, 5.0)
         self.backend = MemoryBackend(Settings(backend="memory"))
         self.batches: list[list[tuple[str, int]]] = []
         self.faults: list[Callable[[Sequence[Draft]], None]] = []
@@ -48,6 +52,9 @@ class Line:
         self.times: list[float] = []
         self.open = threading.Event()
         self.open.set()
+
+    def close_writer(self) -> None:
+        pass
 
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         self.batches.append([(one.producer, one.number) for one in drafts])
@@ -88,7 +95,7 @@ def line() -> Line:
 @pytest.fixture
 def emitter(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emitter]:
     monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 0.01)
-    emitter = Emitter(line.publish)
+    emitter = Emitter(line.guard)
     yield emitter
     line.is_away = False
     line.open.set()
@@ -132,7 +139,7 @@ def test_a_batch_whose_answer_is_lost_is_appended_once(
     assert emitter.flush(10)
     assert line.bodies() == bodies_of(drafts)
     assert emitter.stats.failures == 3
-    assert not emitter.is_failing
+    assert not line.guard.fails_writes
 
 
 def test_a_batch_is_sent_again_with_the_same_numbers(emitter: Emitter, line: Line) -> None:
@@ -172,7 +179,7 @@ def test_emit_returns_at_once_while_the_backend_hangs(emitter: Emitter, line: Li
     begun = time.monotonic()
     for number in range(1000):
         emitter.emit(draft(number))
-    emitter.pace("key", 0.1, lambda: None)
+    emitter.throttle("key", 0.1, lambda: None)
     assert time.monotonic() - begun < 1
     assert emitter.waiting >= 1000
 
@@ -216,7 +223,7 @@ def test_flush_does_not_wait_for_what_was_emitted_after_it(emitter: Emitter, lin
     # What `flush` does, before there is a thread that sees it alone.
     emitter._queue.inbox.append(barrier)
     emitter.emit(draft(0))
-    wait_until(lambda: emitter.is_failing)
+    wait_until(lambda: line.guard.fails_writes)
     assert barrier.wait(5)
 
 
@@ -244,10 +251,10 @@ def test_who_does_not_wait_for_a_failing_backend_waits_for_one_that_hangs_a_mome
     emitter.emit(draft(0))
     wait_until(lambda: line.batches)
     assert not emitter.flush(0.05, while_failing=False)
-    assert not emitter.is_failing
-    monkeypatch.setattr(emitter_module, "PATIENCE_SECONDS", 0.2)
+    assert not line.guard.fails_writes
+    monkeypatch.setattr(guard, "HANG_SECONDS", 0.2)
     assert not emitter.flush(60, while_failing=False)
-    assert emitter.is_failing
+    assert line.guard.fails_writes
 
 
 def test_flush_tells_the_truth_after_a_close_in_vain(emitter: Emitter, line: Line) -> None:
@@ -288,7 +295,7 @@ def test_a_confirmed_draft_has_its_receipt(emitter: Emitter) -> None:
 
 
 def test_ends_outlive_a_full_queue(line: Line) -> None:
-    emitter = Emitter(line.publish, max_drafts=10)
+    emitter = Emitter(line.guard, max_drafts=10)
     line.open.clear()
     emitter.emit(draft(0))
     wait_until(lambda: line.batches)
@@ -306,7 +313,7 @@ def test_ends_outlive_a_full_queue(line: Line) -> None:
 def test_what_waits_is_bounded_while_the_backend_hangs_and_every_end_is_kept(
     line: Line, limits: dict[str, int]
 ) -> None:
-    emitter = Emitter(line.publish, **limits)
+    emitter = Emitter(line.guard, **limits)
     line.open.clear()
     emitter.emit(draft(0))
     wait_until(lambda: emitter._sender.has_called_for(emitter_module.SLOW_SECONDS))
@@ -330,7 +337,7 @@ def test_what_waits_is_bounded_while_the_backend_hangs_and_every_end_is_kept(
 
 
 def test_even_ends_are_bounded_while_the_backend_hangs(line: Line) -> None:
-    emitter = Emitter(line.publish, max_drafts=100)
+    emitter = Emitter(line.guard, max_drafts=100)
     line.open.clear()
     emitter.emit(draft(0))
     wait_until(lambda: emitter._sender.has_called_for(emitter_module.SLOW_SECONDS))
@@ -345,7 +352,7 @@ def test_even_ends_are_bounded_while_the_backend_hangs(line: Line) -> None:
 
 
 def test_a_full_inbox_takes_ends_and_nothing_else(line: Line) -> None:
-    emitter = Emitter(line.publish, max_drafts=10)
+    emitter = Emitter(line.guard, max_drafts=10)
     ends = [draft(number, topic="job:2", terminal=True) for number in range(5)]
     # Nobody can empty it.
     with emitter._queue._lock:
@@ -381,7 +388,7 @@ def test_what_is_dropped_leaves_gaps_in_the_numbers_and_no_duplicates(
 def test_a_backend_that_is_away_is_tried_at_a_bounded_rate(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "LAST_RETRY_SECONDS", 0.1)
+    emitter._sender._backoff = Backoff(0.01, 0.1, jitter=sender.RETRY_JITTER)
     line.is_away = True
     emitter.emit(draft(0))
     while len(line.times) < 16:
@@ -393,7 +400,7 @@ def test_a_backend_that_is_away_is_tried_at_a_bounded_rate(
 
 
 def test_the_waits_between_tries_grow_and_processes_do_not_keep_in_step(line: Line) -> None:
-    emitter = Emitter(line.publish)
+    emitter = Emitter(line.guard)
     waits = []
     for _ in range(100):
         begun = time.monotonic()
@@ -401,50 +408,49 @@ def test_the_waits_between_tries_grow_and_processes_do_not_keep_in_step(line: Li
         waits.append(emitter._sender._retry_at - begun)
     assert waits[0] < 0.2
     last = waits[10:]
-    assert 0.8 <= min(last) < 0.95
-    assert max(last) > 1.05
-    assert sum(last) / len(last) < 1.2
+    assert 0.8 <= min(last) < 0.85
+    assert 0.95 < max(last) <= 1.01
+    assert 0.85 < sum(last) / len(last) < 0.95
 
 
 def test_an_emitter_in_a_hurry_tries_at_once(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 60.0)
-    monkeypatch.setattr(sender, "LAST_RETRY_SECONDS", 60.0)
+    emitter._sender._backoff = Backoff(60.0, 60.0)
     line.is_away = True
     emitter.emit(draft(0))
-    wait_until(lambda: emitter.is_failing)
+    wait_until(lambda: line.guard.fails_writes)
     emitter.retry_now()
-    wait_until(lambda: len(line.batches) == 2 and emitter._sender._try is None)
+    wait_until(lambda: len(line.batches) == 2 and emitter._sender._retry is None)
     line.is_away = False
     emitter.retry_now()
     assert emitter.flush(5)
-    assert not emitter.is_failing
+    assert not line.guard.fails_writes
 
 
 def test_a_call_that_hangs_counts_as_failing_before_it_has_failed(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(emitter_module, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(guard, "HANG_SECONDS", 0.05)
     line.open.clear()
     emitter.emit(draft(0))
-    wait_until(lambda: emitter.is_failing)
+    wait_until(lambda: line.guard.fails_writes)
     line.open.set()
     assert emitter.flush(5)
-    assert not emitter.is_failing
+    assert not line.guard.fails_writes
     assert emitter.stats.failures == 0
 
 
 def test_progress_is_taken_in_and_shown_while_a_try_hangs(emitter: Emitter, line: Line) -> None:
     sheltered: list[Draft] = []
-    emitter.shelter = sheltered.extend
+    emitter.on_delayed(sheltered.extend)
     line.is_away = True
     emitter.emit(draft(0))
-    wait_until(lambda: emitter.is_failing)
+    wait_until(lambda: line.guard.fails_writes)
     line.open.clear()
     tries = len(line.batches)
     wait_until(lambda: len(line.batches) > tries)
-    emitter.pace("key", 0.0, lambda: emitter.emit(draft(1)))
+    emitter.throttle("key", 0.0, lambda: emitter.emit(draft(1)))
     wait_until(lambda: len(sheltered) == 2)
     emitter.emit(draft(2))
     wait_until(lambda: len(sheltered) == 3)
@@ -457,7 +463,7 @@ def test_each_draft_that_has_to_wait_is_sheltered_once_and_in_order(
 ) -> None:
     monkeypatch.setattr(emitter_module, "MAX_BATCH", 7)
     sheltered: list[Draft] = []
-    emitter.shelter = sheltered.extend
+    emitter.on_delayed(sheltered.extend)
     told = [draft(number) for number in range(200)]
     emitter.emit(told[0])
     assert emitter.flush(5)
@@ -478,9 +484,9 @@ def test_each_draft_that_has_to_wait_is_sheltered_once_and_in_order(
 def test_what_waits_is_sheltered_at_once_with_the_flight_that_failed(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 60.0)
+    emitter._sender._backoff = Backoff(60.0, 60.0)
     sheltered: list[Draft] = []
-    emitter.shelter = sheltered.extend
+    emitter.on_delayed(sheltered.extend)
     told = [draft(number) for number in range(3)]
     emitter.emit(told[0])
     assert emitter.flush(5)
@@ -506,7 +512,7 @@ def test_what_comes_between_two_outages_is_sheltered_in_the_second(
 ) -> None:
     monkeypatch.setattr(emitter_module, "MAX_BATCH", 7)
     sheltered: list[Draft] = []
-    emitter.shelter = sheltered.extend
+    emitter.on_delayed(sheltered.extend)
     told = [draft(number) for number in range(15)]
 
     def emit_more(_: Sequence[Draft]) -> None:
@@ -533,7 +539,7 @@ def test_a_shelter_that_raises_holds_up_nothing(emitter: Emitter, line: Line) ->
     def shelter(drafts: Sequence[Draft]) -> None:
         raise ZeroDivisionError
 
-    emitter.shelter = shelter
+    emitter.on_delayed(shelter)
     line.faults = [line.lose] * 3
     emitter.emit(draft(0))
     assert emitter.flush(5)
@@ -542,10 +548,10 @@ def test_a_shelter_that_raises_holds_up_nothing(emitter: Emitter, line: Line) ->
 
 def test_a_paced_key_is_sent_at_once(emitter: Emitter) -> None:
     seen: list[int] = []
-    emitter.pace("key", 3600.0, lambda: seen.append(1))
+    emitter.throttle("key", 3600.0, lambda: seen.append(1))
     wait_until(lambda: seen)
-    emitter.pace("key", 3600.0, lambda: seen.append(2))
-    emitter.pace("other", 3600.0, lambda: seen.append(3))
+    emitter.throttle("key", 3600.0, lambda: seen.append(2))
+    emitter.throttle("other", 3600.0, lambda: seen.append(3))
     wait_until(lambda: len(seen) > 1)
     assert seen == [1, 3]
 
@@ -560,7 +566,7 @@ def test_a_paced_key_is_sent_at_most_once_an_interval_and_at_last(emitter: Emitt
     begun = time.monotonic()
     while time.monotonic() - begun < 0.35:
         value += 1
-        emitter.pace("key", 0.1, source)
+        emitter.throttle("key", 0.1, source)
     wait_until(lambda: seen[-1] == value)
     assert 2 <= len(seen) <= (time.monotonic() - begun) / 0.1 + 1
     assert seen == sorted(set(seen))
@@ -576,7 +582,7 @@ def test_a_source_that_raises_does_not_hold_up_the_others(emitter: Emitter) -> N
     # Due in the same step.
     emitter._throttled.add("bad", 0.0, raises)
     emitter._throttled.add("good", 0.0, lambda: called.append("good"))
-    emitter._rouse()
+    emitter._wake_thread()
     wait_until(lambda: "good" in called)
     assert called == ["bad", "good"]
 

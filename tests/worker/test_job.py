@@ -17,10 +17,10 @@ from semantik_realtime import job
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft
+from semantik_realtime.core.lifecycle import RESERVED_TYPES
 from semantik_realtime.errors import TopicError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.job import (
-    RESERVED,
     Job,
     JobMeta,
     current,
@@ -429,7 +429,7 @@ def test_an_interruption_passes_through(
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise SoftTimeLimit
 
-    monkeypatch.setattr(runtime, "drafts", interrupted)
+    monkeypatch.setattr("semantik_realtime.worker.job.make_drafts", interrupted)
     with pytest.raises(SoftTimeLimit):
         job.emit("note")
 
@@ -446,6 +446,6 @@ def test_an_error_is_its_type_and_message() -> None:
 
 def test_the_types_of_a_jobs_life_are_refused(running: Job, log: Look) -> None:
     before = log("job:1").types
-    for type in RESERVED:
+    for type in RESERVED_TYPES:
         job.emit(type)
     assert log("job:1").types == before

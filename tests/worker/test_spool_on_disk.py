@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from topic_log import Log, Reader, wait_until
 
+from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
@@ -26,7 +27,7 @@ from semantik_realtime.core.event import Draft, Receipt, StateChange, encode_bod
 from semantik_realtime.emitter import emitter as emitter_module
 from semantik_realtime.emitter import sender, spool_file, spool_recovery
 from semantik_realtime.emitter.emitter import Emitter
-from semantik_realtime.emitter.spool_file import HEADER, SpoolFile, adopt
+from semantik_realtime.emitter.spool_file import HEADER, SpoolFile, open_orphan
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.testing.servers import ROWS, Server
 
@@ -53,19 +54,19 @@ def draft(number: int, *, topic: str = "job:1", terminal: bool = False, text: st
 def store(directory: Path, drafts: Sequence[Draft]) -> Path:
     """The file of a process that has ended, with ``drafts``."""
     file = SpoolFile(directory, 2**24)
-    file.keep(drafts, lambda: drafts)
+    file.store(drafts, lambda: drafts)
     path = file._path
     assert path is not None
-    file.leave()
+    file.release()
     return path
 
 
 def adopted(directory: Path) -> list[Draft]:
     """What the oldest file of an ended process holds."""
-    orphan = adopt(directory, set())
+    orphan = open_orphan(directory, set())
     assert orphan is not None
     drafts: list[Draft] = []
-    while part := orphan.take(3):
+    while part := orphan.next_batch(3):
         drafts += part
     orphan.remove()
     return drafts
@@ -93,28 +94,28 @@ def test_drafts_come_back_as_they_were(tmp_path: Path) -> None:
 def test_what_is_kept_later_is_appended(tmp_path: Path) -> None:
     file = SpoolFile(tmp_path, 2**24)
     drafts = [draft(number) for number in range(1, 7)]
-    file.keep(drafts[:2], lambda: drafts[:2])
-    file.keep(drafts[2:3], pytest.fail)
-    file.keep(drafts[3:], pytest.fail)
-    file.leave()
+    file.store(drafts[:2], lambda: drafts[:2])
+    file.store(drafts[2:3], pytest.fail)
+    file.store(drafts[3:], pytest.fail)
+    file.release()
     assert [one.number for one in adopted(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_file_of_a_living_process_is_nobody_elses(tmp_path: Path) -> None:
     file = SpoolFile(tmp_path, 2**24)
-    file.keep([draft(1)], lambda: [draft(1)])
-    assert adopt(tmp_path, set()) is None
-    file.leave()
-    orphan = adopt(tmp_path, set())
+    file.store([draft(1)], lambda: [draft(1)])
+    assert open_orphan(tmp_path, set()) is None
+    file.release()
+    orphan = open_orphan(tmp_path, set())
     assert orphan is not None
-    assert adopt(tmp_path, set()) is None
-    orphan.leave()
+    assert open_orphan(tmp_path, set()) is None
+    orphan.release()
     assert [one.number for one in adopted(tmp_path)] == [1]
 
 
 def test_a_file_that_its_owner_removes_while_another_opens_it_is_nobodys(tmp_path: Path) -> None:
     file = SpoolFile(tmp_path, 2**24)
-    file.keep([draft(1)], lambda: [draft(1)])
+    file.store([draft(1)], lambda: [draft(1)])
     [path] = tmp_path.iterdir()
     descriptor = os.open(path, os.O_RDWR)
     file.remove()
@@ -124,7 +125,7 @@ def test_a_file_that_its_owner_removes_while_another_opens_it_is_nobodys(tmp_pat
 
 def test_a_file_whose_owner_died_before_it_wrote_is_removed(tmp_path: Path) -> None:
     (tmp_path / ("empty" + spool_file.SUFFIX)).touch()
-    assert adopt(tmp_path, set()) is None
+    assert open_orphan(tmp_path, set()) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -177,14 +178,14 @@ def test_what_is_not_of_this_version_is_left_alone_and_reported_once(
     path.write_bytes(text)
     os.utime(path, (0, 0))
     store(tmp_path, [draft(1)])
-    passed_over: set[str] = set()
-    orphan = adopt(tmp_path, passed_over)
+    skipped: set[str] = set()
+    orphan = open_orphan(tmp_path, skipped)
     assert orphan is not None
-    assert [one.number for one in orphan.take(9)] == [1]
+    assert [one.number for one in orphan.next_batch(9)] == [1]
     orphan.remove()
-    assert adopt(tmp_path, passed_over) is None
+    assert open_orphan(tmp_path, skipped) is None
     assert path.read_bytes() == text
-    assert caplog.text.count("left alone") == 1
+    assert caplog.text.count("skipped, it has another version") == 1
 
 
 def test_nothing_is_followed_out_of_the_directory(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_nothing_is_followed_out_of_the_directory(tmp_path: Path) -> None:
     directory.mkdir()
     (directory / ("link" + spool_file.SUFFIX)).symlink_to(outside)
     (directory / ("folder" + spool_file.SUFFIX)).mkdir()
-    assert adopt(directory, set()) is None
+    assert open_orphan(directory, set()) is None
     assert outside.exists()
 
 
@@ -210,11 +211,11 @@ def test_a_file_is_bounded_by_what_waits(tmp_path: Path) -> None:
     biggest = 0
     for number in range(1, 20_001):
         waiting.append(draft(number, text="x" * 400))
-        file.keep([waiting[-1]], lambda: list(waiting))
+        file.store([waiting[-1]], lambda: list(waiting))
         if number % 100 == 0:
             biggest = max(biggest, sum(one.stat().st_size for one in tmp_path.iterdir()))
     assert 2**20 / 2 < biggest < 2 * spool_file.SPARE_BYTES
-    file.leave()
+    file.release()
     assert [one.number for one in adopted(tmp_path)][-10:] == list(range(19_991, 20_001))
 
 
@@ -228,8 +229,8 @@ def test_no_file_is_begun_when_those_of_all_processes_take_too_much(
             break
     before = set(tmp_path.iterdir())
     file = SpoolFile(tmp_path, 5000)
-    file.keep([draft(99)], lambda: [draft(99)])
-    assert not file.is_there
+    file.store([draft(99)], lambda: [draft(99)])
+    assert not file.exists
     assert set(tmp_path.iterdir()) == before
     assert caplog.text.count("in memory only") == 1
 
@@ -253,13 +254,13 @@ def test_a_full_disk_is_reported_once_and_made_up_for_when_there_is_room(
     file = SpoolFile(tmp_path, 2**24)
     with small_files(2000):
         for end in range(1, 21):
-            file.keep(drafts[end - 1 : end], lambda end=end: drafts[:end])
+            file.store(drafts[end - 1 : end], lambda end=end: drafts[:end])
     # What there was room for is still there, and nothing half written beside it.
     assert len(list(tmp_path.iterdir())) == 1
     assert caplog.text.count("in memory only") == 1
-    file.keep(drafts[20:21], lambda: drafts[:21])
-    file.keep(drafts[21:], lambda: drafts)
-    file.leave()
+    file.store(drafts[20:21], lambda: drafts[:21])
+    file.store(drafts[21:], lambda: drafts)
+    file.release()
     assert [one.number for one in adopted(tmp_path)] == list(range(1, 31))
     assert list(tmp_path.iterdir()) == []
 
@@ -271,8 +272,8 @@ def test_a_directory_that_cannot_be_made_is_reported_once(
     (tmp_path / "file").touch()
     file = SpoolFile(tmp_path / "file" / "spool", 2**24)
     for number in range(1, 5):
-        file.keep([draft(number)], lambda: [draft(1)])
-    assert not file.is_there
+        file.store([draft(number)], lambda: [draft(1)])
+    assert not file.exists
     assert caplog.text.count("in memory only") == 1
 
 
@@ -283,8 +284,12 @@ class Line:
     """A memory backend that can be away."""
 
     def __init__(self) -> None:
+        self.guard = GuardedBackend(self, 5.0)
         self.backend = MemoryBackend(Settings(backend="memory"))
         self.is_away = False
+
+    def close_writer(self) -> None:
+        pass
 
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         if self.is_away:
@@ -310,7 +315,7 @@ def make_emitter(
     made: list[Emitter] = []
 
     def make(**limits: int) -> Emitter:
-        made.append(Emitter(line.publish, directory=tmp_path, **limits))
+        made.append(Emitter(line.guard, directory=tmp_path, **limits))
         return made[-1]
 
     yield make
@@ -365,7 +370,7 @@ def test_what_waits_is_on_disk_until_it_is_sent(
     wait_until(lambda: stored(tmp_path) == [1001])
 
 
-def test_a_file_is_there_until_the_last_of_it_is_sent(
+def test_a_file_exists_until_the_last_of_it_is_sent(
     make_emitter: Callable[..., Emitter],
     line: Line,
     tmp_path: Path,
@@ -417,7 +422,7 @@ def test_what_a_closed_emitter_left_is_sent_by_the_next(
     wait_until(lambda: first._thread is None)
     line.is_away = False
     second = make_emitter()
-    second.adopt()
+    second.recover()
     wait_until(lambda: not list(tmp_path.iterdir()))
     assert line.numbers() == list(range(1, 601))
     # The first may go on: what it sends now is known.
@@ -433,7 +438,7 @@ def test_a_running_emitter_looks_again_and_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(spool_recovery, "LOOK_SECONDS", 0.05)
-    make_emitter().adopt()
+    make_emitter().recover()
     for number in range(1, 4):
         store(tmp_path, [draft(number)])
         wait_until(lambda number=number: line.numbers() == list(range(1, number + 1)))
@@ -450,7 +455,7 @@ def test_what_cannot_be_sent_is_left_until_it_can(
     line.is_away = True
     store(tmp_path, [draft(1), draft(2)])
     emitter = make_emitter()
-    emitter.adopt()
+    emitter.recover()
     wait_until(lambda: emitter.stats.failures >= 3)
     assert stored(tmp_path) == [1, 2]
     line.is_away = False
@@ -467,7 +472,7 @@ def test_ended_processes_are_looked_for_as_soon_as_the_backend_is_back(
     emitter = make_emitter()
     line.is_away = True
     emitter.emit(draft(3, topic="job:3"))
-    wait_until(lambda: emitter.is_failing)
+    wait_until(lambda: line.guard.fails_writes)
     store(tmp_path, [draft(1), draft(2)])
     line.is_away = False
     wait_until(lambda: line.numbers() == [1, 2])
@@ -664,7 +669,7 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_file(
     child = child or first.tell("fork")["child"]
     try:
         # And it does not give it away.
-        assert adopt(settings.spool_path, set()) is None
+        assert open_orphan(settings.spool_path, set()) is None
         first.process.kill()
         first.process.wait()
         server.start()

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_workers import Place, Worker, running
 from topic_log import wait_until
 
+from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Receipt, StateChange, encode_body
@@ -48,9 +49,13 @@ class Line:
     """The memory backend behind a line that can be cut, and can lose one answer."""
 
     def __init__(self) -> None:
+        self.guard = GuardedBackend(self, 5.0)
         self.backend = MemoryBackend(Settings(backend="memory", max_keys=2))
         self.is_cut = False
         self.loses_answer = False
+
+    def close_writer(self) -> None:
+        pass
 
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         if self.is_cut:
@@ -70,7 +75,7 @@ def line() -> Line:
 @pytest.fixture
 def emitter(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emitter]:
     monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 0.01)
-    emitter = Emitter(line.publish, max_drafts=20)
+    emitter = Emitter(line.guard, max_drafts=20)
     yield emitter
     line.is_cut = False
     emitter.retry_now()
@@ -140,7 +145,7 @@ def test_what_waits_is_told_while_it_waits_and_what_was_dropped_for_good(
     before = told()
     line.is_cut = True
     emitter.emit(draft(0, key="first"))
-    wait_until(lambda: emitter.is_failing)
+    wait_until(lambda: line.guard.fails_writes)
     waits = moved(before, "spool_drafts", "spool_bytes")
     assert waits["spool_drafts",] == 1
     assert waits["spool_bytes",] > 50
@@ -160,7 +165,7 @@ def test_what_waits_is_told_while_it_waits_and_what_was_dropped_for_good(
 
 def test_an_emitter_that_is_gone_takes_nothing_back(line: Line) -> None:
     before = told()
-    emitter = Emitter(line.publish)
+    emitter = Emitter(line.guard)
     emitter.emit(draft(0))
     assert emitter.close(5)
     assert moved(before, "drafts_total") == {("drafts_total", "appended"): 1}
@@ -195,16 +200,16 @@ def test_a_process_forked_while_numbers_are_carried_goes_on_and_counts_its_own(
         # A busy machine is no reason to give up, and any moment is one to switch threads.
         module.FORK_SECONDS = 60
         sys.setswitchinterval(1e-5)
-        emitter = Emitter(lambda drafts: [])
+        emitter = Emitter(None)
         emitter.stats.appended = 1000
         metrics = writing()
-        metrics.carry()
+        metrics.flush()
         going = True
 
         def carry():
             while going:
                 emitter.stats.appended += 1
-                metrics.carry()
+                metrics.flush()
                 time.sleep(0)
 
         thread = threading.Thread(target=carry)
@@ -214,8 +219,8 @@ def test_a_process_forked_while_numbers_are_carried_goes_on_and_counts_its_own(
             pid = os.fork()
             if pid == 0:
                 emitter.stats.appended += 7
-                metrics.carry()
-                metrics.carry()
+                metrics.flush()
+                metrics.flush()
                 os._exit(0)
             children.append(pid)
         going = False
@@ -228,7 +233,7 @@ def test_a_process_forked_while_numbers_are_carried_goes_on_and_counts_its_own(
                         os.kill(child, 9)
                     raise SystemExit("a child hangs")
                 time.sleep(0.01)
-        metrics.carry()
+        metrics.flush()
         for family in register([metrics]).collect():
             for sample in family.samples:
                 if sample.labels.get("outcome") == "appended":

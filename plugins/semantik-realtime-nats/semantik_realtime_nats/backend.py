@@ -1,11 +1,11 @@
-"""The contract on NATS JetStream; the model is in the package's docstring."""
+"""The hooks of a backend on NATS JetStream; the package's docstring has the model."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from semantik_realtime.config import Settings
@@ -13,31 +13,40 @@ from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
 
-from semantik_realtime_nats.link import Link, explain
-from semantik_realtime_nats.reader import read_snapshot, read_tops
-from semantik_realtime_nats.settings import Names, check_keys, load_nats_settings, plan_access
+from semantik_realtime_nats.errors import explain
+from semantik_realtime_nats.settings import check_max_keys, load_nats_settings, plan_connect
+from semantik_realtime_nats.snapshot import read_snapshot, read_tops
+from semantik_realtime_nats.stream import Stream
+from semantik_realtime_nats.subjects import Subjects
 from semantik_realtime_nats.subscriber import Subscriber
-from semantik_realtime_nats.sweep import sweep_for_ever
+from semantik_realtime_nats.sweep import sweep_forever
 from semantik_realtime_nats.thread import LoopThread
 from semantik_realtime_nats.writer import Writer
 
 
 class NatsBackend:
-    """NATS 2.11 or newer, with JetStream."""
+    """NATS 2.11 or newer, with JetStream. Implements `semantik_realtime.hookspecs.BackendSpec`.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        own = load_nats_settings()
-        check_keys(settings.max_keys)
+        nats_settings = load_nats_settings()
+        check_max_keys(settings.max_keys)
         self._settings = settings
-        self._access = plan_access(settings.url, own)
-        self._names = Names(settings, own)
-        self._replicas = own.replicas
+        self._connect_options = plan_connect(settings.url, nats_settings)
+        self._subjects = Subjects(settings, nats_settings)
         self._writer = LoopThread(
-            lambda: Writer(settings, self._names, self._connect), lambda writer: writer.close()
+            lambda: Writer(settings, self._subjects, self._connect),
+            lambda writer: writer.close(),
         )
-        self._feed: Subscriber | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._subscriber: Subscriber | None = None
+        """From `open` to `close`."""
         self._sweeping: asyncio.Task[None] | None = None
+        """From `open` to `close`."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """On which `open` was called last."""
 
     # Writes: synchronous, from any thread.
 
@@ -72,105 +81,107 @@ class NatsBackend:
     @hookimpl
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._feed is not None and self._loop is loop:
+        if self._subscriber is not None and self._loop is loop:
             return
-        # What belonged to another loop (a test client's) ended with it.
-        self._feed, self._sweeping, self._loop = None, None, loop
-        feed = Subscriber(self._names, self._connect, self._settings.timeout_seconds)
-        await feed.open()
-        self._feed = feed
+        # What was opened on another loop (that of a test client) ended with that loop.
+        self._subscriber, self._sweeping, self._loop = None, None, loop
+        subscriber = Subscriber(self._subjects, self._connect, self._settings.timeout_seconds)
+        await subscriber.open()
+        self._subscriber = subscriber
         self._sweeping = asyncio.create_task(
-            sweep_for_ever(feed.link, self._names, secrets.token_hex(6)),
+            sweep_forever(subscriber.current_stream, self._subjects, secrets.token_hex(6)),
             name="semantik-realtime-sweep",
         )
 
     @hookimpl
     async def close(self) -> None:
-        feed, self._feed = self._feed, None
+        subscriber, self._subscriber = self._subscriber, None
         sweeping, self._sweeping = self._sweeping, None
         if sweeping is not None:
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
-        if feed is not None:
-            await feed.close()
+        if subscriber is not None:
+            await subscriber.close()
 
     @hookimpl
     async def subscribe(self, topic: str, sink: Sink) -> None:
-        await self._reader().subscribe(topic, sink)
+        await self._opened().subscribe(topic, sink)
 
     @hookimpl
     async def unsubscribe(self, topic: str) -> None:
-        if self._feed is not None:
-            await self._feed.unsubscribe(topic)
+        if self._subscriber is not None:
+            await self._subscriber.unsubscribe(topic)
 
     @hookimpl
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
-        async with self._reading() as link:
+        async with self._reading() as stream:
             return await read_snapshot(
-                link, self._names, topic, after, history, self._settings.retention_events
+                stream, self._subjects, topic, after, history, self._settings.retention_events
             )
 
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:
-        async with self._reading() as link:
-            return await read_tops(link, self._names, topics)
+        async with self._reading() as stream:
+            return await read_tops(stream, self._subjects, topics)
 
     @hookimpl
     async def status(self) -> Status:
-        own: Link | None = None
+        own: Stream | None = None
         try:
-            link = self._feed.current if self._feed is not None else None
-            if link is None:
-                link = own = await self._connect()
+            stream = self._subscriber.stream if self._subscriber is not None else None
+            if stream is None:
+                stream = own = await self._connect()
             async with asyncio.timeout(self._settings.timeout_seconds):
-                info = await link.info()
+                info = await stream.read_info()
         except Exception as error:
             return Status("nats", False, str(explain(error)))
         finally:
             if own is not None:
-                await own.close()
+                await own.connection.close()
         config, state = info["config"], info["state"]
         server = (
-            f"nats {link.version}, JetStream, stream {config['name']}: "
-            f"{state['messages']} messages, {state['bytes'] / 2**20:.1f} MB"
+            f"nats {stream.connection.server_info.get('version')}, JetStream, stream "
+            f"{config['name']}: {state['messages']} messages, {state['bytes'] / 2**20:.1f} MB"
         )
-        return Status("nats", True, server, _warnings(config), link.clock_ahead_seconds)
+        return Status("nats", True, server, warnings_of(config), stream.clock_ahead_seconds)
 
-    async def _connect(self) -> Link:
-        return await Link.open(
-            self._access,
-            self._names.config(self._replicas),
-            self._names.needed_config(),
-            self._settings.timeout_seconds,
+    async def _connect(self) -> Stream:
+        return await Stream.open(
+            self._connect_options, self._subjects, self._settings.timeout_seconds
         )
 
-    def _reader(self) -> Subscriber:
-        if self._feed is None:
+    def _opened(self) -> Subscriber:
+        if self._subscriber is None:
             raise BackendUnavailable("the backend is not open")
-        return self._feed
+        return self._subscriber
 
     @contextlib.asynccontextmanager
-    async def _reading(self) -> AsyncIterator[Link]:
-        feed = self._reader()
+    async def _reading(self) -> AsyncIterator[Stream]:
+        """Yield the stream on the connection for reading, and limit the block to the timeout.
+
+        Raises:
+            BackendError: translated from whatever the block raises.
+        """
+        subscriber = self._opened()
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                yield await feed.link()
+                yield await subscriber.current_stream()
         except Exception as error:
             raise explain(error) from error
 
 
-def _warnings(config: dict[str, Any]) -> list[str]:
+def warnings_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the warnings for an operator that follow from the stream's configuration."""
     stream = f"the stream {config['name']}"
-    warnings = []
     if config.get("storage") != "file":
-        warnings.append(
-            f"{stream} is in memory: a restart forgets all events; delete it, and it is created "
-            "again on disk"
-        )
-    elif config.get("num_replicas", 1) == 1:
-        warnings.append(
+        return [
+            f"{stream} is in memory: a restart of the server loses all events; delete it, and "
+            "this backend creates it on disk"
+        ]
+    if config.get("num_replicas", 1) == 1:
+        return [
             f"{stream} has one replica: unless the server is set to sync_interval: always, a "
-            "power failure forgets what was acknowledged in the last two minutes; set that, or "
+            "power failure loses what was acknowledged in the last two minutes; set that, or "
             "SEMANTIK_REALTIME_NATS_REPLICAS=3 before the first start"
-        )
-    return warnings
+        ]
+    return []

@@ -1,22 +1,21 @@
-"""Where the servers are, what we say to them, and what our things are called there."""
+"""The settings of this backend, and nats-py's options that follow from them."""
 
 from __future__ import annotations
 
-import hashlib
 import ssl
 from typing import Any
 
 import msgspec
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from semantik_realtime.config import Settings, split_list
+from semantik_realtime.config import split_list
 from semantik_realtime.errors import ConfigError
 
 DEFAULT_URL = "nats://localhost:4222"
 SCHEMES = ("nats", "tls", "ws", "wss")
-MOST_KEYS = 10_000
-"""What the fence knows of a topic must fit in one message: 60 bytes a job of a feed, 600 kB of
-the 1 MB that a server takes by default."""
+MAX_KEYS_LIMIT = 10_000
+"""A checkpoint must fit in one message: about 60 bytes for each job of a feed, so 600 kB of the
+1 MB that a server accepts by default."""
 
 
 class NatsSettings(BaseSettings):
@@ -29,29 +28,33 @@ class NatsSettings(BaseSettings):
     stream: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_-]{1,64}$",
-        description="Name of the stream; unset: made of the prefix.",
+        description="Name of the stream; unset: the prefix, with _ for each dot.",
     )
-    replicas: int = Field(1, ge=1, le=5, description="Replicas of the stream, if we create it.")
+    replicas: int = Field(
+        1, ge=1, le=5, description="Replicas of the stream when this backend creates it."
+    )
     credentials: str | None = Field(None, description="Path of a credentials file (.creds).")
     nkey_seed: str | None = Field(None, description="Path of a file with an nkey seed.")
-    tls_ca: str | None = Field(None, description="Path of the authority's certificate.")
-    tls_cert: str | None = Field(None, description="Path of our certificate.")
-    tls_key: str | None = Field(None, description="Path of its key.")
+    tls_ca: str | None = Field(
+        None, description="Path of the CA certificate that the server's is checked with."
+    )
+    tls_cert: str | None = Field(None, description="Path of the client certificate.")
+    tls_key: str | None = Field(None, description="Path of the client certificate's key.")
 
 
-class Access(msgspec.Struct, frozen=True):
-    """How to get to the servers."""
+class ConnectOptions(msgspec.Struct, frozen=True):
+    """The servers, and how to connect to one of them."""
 
     urls: list[str]
-    options: dict[str, Any]
-    """Keyword arguments of nats-py's ``connect``."""
+    arguments: dict[str, Any]
+    """Keyword arguments of nats-py's ``connect``: credentials and TLS."""
 
 
 def load_nats_settings() -> NatsSettings:
-    """Settings from the environment.
+    """Read the settings from the environment.
 
     Raises:
-        ConfigError: naming every wrong variable.
+        ConfigError: the message names every wrong variable.
     """
     try:
         return NatsSettings()
@@ -63,51 +66,57 @@ def load_nats_settings() -> NatsSettings:
         raise ConfigError(f"wrong settings: {faults}") from error
 
 
-def plan_access(url: str | None, own: NatsSettings) -> Access:
-    """Several URLs are separated by commas.
+def plan_connect(url: str | None, nats_settings: NatsSettings) -> ConnectOptions:
+    """Return the options to connect with. Reads the files that the settings name.
+
+    Args:
+        url: one URL or several, separated by commas; None: `DEFAULT_URL`.
+        nats_settings: the paths of credentials and certificates.
 
     Raises:
-        ConfigError: one is not NATS', or a file cannot be read.
+        ConfigError: a URL is not one of NATS, or a file cannot be read. The message repeats no
+            URL, because of its password.
     """
     urls = split_list(url or DEFAULT_URL)
     assert isinstance(urls, list)
     for one in urls:
-        scheme, mark, _ = one.partition("://")
-        if not mark or scheme not in SCHEMES:
+        scheme, separator, _ = one.partition("://")
+        if not separator or scheme not in SCHEMES:
             raise ConfigError(
                 f"the nats backend needs a URL like {DEFAULT_URL}, got one that begins with "
                 f"{scheme[:10]!r} (set SEMANTIK_REALTIME_URL; unset, REDIS_URL is read)"
             )
-    options: dict[str, Any] = {}
-    if own.credentials:
-        options["user_credentials"] = own.credentials
-    if own.nkey_seed:
-        options["nkeys_seed"] = own.nkey_seed
-    for path in (own.credentials, own.nkey_seed):
+    arguments: dict[str, Any] = {}
+    if nats_settings.credentials:
+        arguments["user_credentials"] = nats_settings.credentials
+    if nats_settings.nkey_seed:
+        arguments["nkeys_seed"] = nats_settings.nkey_seed
+    for path in (nats_settings.credentials, nats_settings.nkey_seed):
         if path is not None:
             _check_readable(path)
-    if own.tls_ca or own.tls_cert:
+    if nats_settings.tls_ca or nats_settings.tls_cert:
         try:
-            context = ssl.create_default_context(cafile=own.tls_ca)
-            if own.tls_cert:
-                context.load_cert_chain(own.tls_cert, own.tls_key)
+            context = ssl.create_default_context(cafile=nats_settings.tls_ca)
+            if nats_settings.tls_cert:
+                context.load_cert_chain(nats_settings.tls_cert, nats_settings.tls_key)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(
                 f"SEMANTIK_REALTIME_NATS_TLS_CA, _TLS_CERT or _TLS_KEY cannot be read: {error}"
             ) from error
-        options["tls"] = context
-    return Access(urls, options)
+        arguments["tls"] = context
+    return ConnectOptions(urls, arguments)
 
 
-def check_keys(max_keys: int) -> None:
-    """
+def check_max_keys(max_keys: int) -> None:
+    """Check the setting ``max_keys``.
+
     Raises:
-        ConfigError: a topic could not hold so many.
+        ConfigError: a topic with so many keys has a checkpoint that fits in no message.
     """
-    if max_keys > MOST_KEYS:
+    if max_keys > MAX_KEYS_LIMIT:
         raise ConfigError(
-            f"SEMANTIK_REALTIME_MAX_KEYS: the nats backend keeps at most {MOST_KEYS} states a "
-            f"topic, got {max_keys}"
+            f"SEMANTIK_REALTIME_MAX_KEYS: the nats backend keeps at most {MAX_KEYS_LIMIT} states "
+            f"a topic, got {max_keys}"
         )
 
 
@@ -116,77 +125,6 @@ def _check_readable(path: str) -> None:
         with open(path, "rb"):
             pass
     except OSError as error:
-        raise ConfigError(f"the credentials cannot be read: {error}") from error
-
-
-class Names:
-    """Subjects and the stream's name."""
-
-    def __init__(self, settings: Settings, own: NatsSettings) -> None:
-        # A dot separates the tokens of a subject. None of our names has a slash.
-        self._prefix = settings.prefix.replace(".", "/")
-        self.stream = own.stream or settings.prefix.replace(".", "_")
-
-    def config(self, replicas: int) -> dict[str, Any]:
-        """The stream, as we create it."""
-        return {
-            "name": self.stream,
-            "num_replicas": replicas,
-            "storage": "file",
-            **self.needed_config(),
-        }
-
-    def needed_config(self) -> dict[str, Any]:
-        """What must be so in a stream that we find."""
-        return {
-            "subjects": [f"{self._prefix}.topic.>", f"{self._prefix}.lease.*"],
-            "allow_direct": True,
-            "allow_rollup_hdrs": True,
-            "allow_msg_ttl": True,
-            "retention": "limits",
-            # What we need is ours to remove. A stream that is full takes no more.
-            "discard": "new",
-            "max_age": 0,
-            "max_msgs": -1,
-            "max_msgs_per_subject": -1,
-            "republish": {
-                "src": self.log_of("*"),
-                "dest": self.live_of("{{wildcard(1)}}"),
-            },
-        }
-
-    def log(self, topic: str) -> str:
-        return self.log_of(_token(topic))
-
-    def log_of(self, token: str) -> str:
-        """The log's subject of a topic's token, ``*``: of all."""
-        return f"{self._prefix}.topic.{token}.log"
-
-    def base(self, topic: str) -> str:
-        return f"{self._prefix}.topic.{_token(topic)}.base"
-
-    def state(self, topic: str, key: str) -> str:
-        return f"{self._prefix}.topic.{_token(topic)}.state.{_digest(key)}"
-
-    def all_of(self, topic: str) -> str:
-        """Whatever belongs to a topic."""
-        return f"{self._prefix}.topic.{_token(topic)}.>"
-
-    def live(self, topic: str) -> str:
-        return self.live_of(_token(topic))
-
-    def live_of(self, token: str) -> str:
-        """Where the log of a topic's token is republished, ``>``: of all."""
-        return f"{self._prefix}.live.{token}"
-
-    def lease(self, name: str) -> str:
-        return f"{self._prefix}.lease.{_digest(name)}"
-
-
-def _token(topic: str) -> str:
-    return topic.replace(".", "/")
-
-
-def _digest(name: str) -> str:
-    # A key may be any text, a subject not.
-    return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+        raise ConfigError(
+            f"SEMANTIK_REALTIME_NATS_CREDENTIALS or _NKEY_SEED cannot be read: {error}"
+        ) from error

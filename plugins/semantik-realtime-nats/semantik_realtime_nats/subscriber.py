@@ -1,101 +1,123 @@
-"""Live events: one subscription a watched topic, on one connection, kept alive for ever."""
+"""Live events: one subscription for each watched topic, on one connection that is renewed."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import random
 from collections.abc import Awaitable, Callable, Sequence
 
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.hookspecs import Sink
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    wait_exponential,
+    wait_random_exponential,
+)
 
-from semantik_realtime_nats.ledger import Message
-from semantik_realtime_nats.link import Link, explain
-from semantik_realtime_nats.settings import Names
+from semantik_realtime_nats.errors import explain
+from semantik_realtime_nats.records import LogMessage
+from semantik_realtime_nats.stream import Stream
+from semantik_realtime_nats.subjects import Subjects
 
 logger = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 1.0
+RECONNECT_WAIT = wait_exponential(
+    FIRST_RETRY_SECONDS / 2, max=LAST_RETRY_SECONDS / 2
+) + wait_random_exponential(FIRST_RETRY_SECONDS / 2, max=LAST_RETRY_SECONDS / 2)
+"""Half fixed, so that there is a pause even if a server closes every connection at once; half
+random, so that the processes that lost a server do not all reconnect at the same time."""
 
 
 class Subscriber:
-    """Carries what the server republishes to sinks.
+    """Delivers the log messages that the server republishes to sinks. Lives on one loop.
 
-    Owns the connection for reading and the task that renews it. After a break
-    everything is subscribed again, confirmed, and then every sink hears
-    `Sink.interrupted`.
+    Owns the connection for reading and the task that renews it. After a break it subscribes to
+    every topic again, waits for the server's confirmation, and then calls `Sink.interrupted` of
+    every sink.
     """
 
     def __init__(
-        self, names: Names, connect: Callable[[], Awaitable[Link]], timeout_seconds: float
+        self, subjects: Subjects, connect: Callable[[], Awaitable[Stream]], timeout_seconds: float
     ) -> None:
-        self._names = names
+        self._subjects = subjects
         self._connect = connect
-        self._timeout = timeout_seconds
+        self._timeout_seconds = timeout_seconds
         self._sinks: dict[str, Sink] = {}
-        self._stops: dict[str, Callable[[], Awaitable[None]]] = {}
-        """What ends a topic's subscription on the connection of now."""
-        self.current: Link | None = None
-        """The connection of now; None while there is none."""
-        self._tried = asyncio.Event()
-        """Set when a try to connect is over, whatever came of it; each has one of its own."""
+        """The sink of each watched topic."""
+        self._unsubscribes: dict[str, Callable[[], Awaitable[None]]] = {}
+        """For each topic that is subscribed on the current connection, what ends that."""
+        self._stream: Stream | None = None
+        """On the current connection; None from a break to the next connection."""
+        self._attempt_ended = asyncio.Event()
+        """Set when an attempt to connect ends, with success or not; then a new one is made."""
         self._error: BackendError = BackendUnavailable("not connected")
-        """Why the last try failed."""
-        self._keeping: asyncio.Task[None] | None = None
+        """Why the last failed attempt to connect failed."""
+        self._renewing: asyncio.Task[None] | None = None
+        """Runs from `open` to `close`."""
+
+    @property
+    def stream(self) -> Stream | None:
+        """The stream on the current connection; None while there is none."""
+        return self._stream
 
     async def open(self) -> None:
-        """Connect and keep connected.
+        """Connect, and stay connected until `close`.
 
         Raises:
-            BackendError: the first connection failed; nothing runs.
+            BackendError: the first connection failed; no task runs.
         """
-        link = await self._connect()
-        self._begin(link)
-        self._keeping = asyncio.create_task(self._keep(link), name="semantik-realtime-feed")
+        stream = await self._connect()
+        self._use(stream)
+        self._renewing = asyncio.create_task(
+            self._stay_connected(stream), name="semantik-realtime-subscriber"
+        )
 
     async def close(self) -> None:
-        """End the task and the connection."""
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
+        """End the task and the connection; no sink is called any more."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
         self._sinks.clear()
 
-    async def link(self) -> Link:
-        """The connection of now, or of the next try, a second later at most.
+    async def current_stream(self) -> Stream:
+        """Return the stream; without a connection, wait for the attempt that is under way.
+
+        The next attempt begins `LAST_RETRY_SECONDS` later at most.
 
         Raises:
-            BackendError: there is none.
+            BackendError: that attempt failed.
         """
-        if self.current is None or self.current.closed.is_set():
-            await self._tried.wait()
-        if self.current is None:
+        if self._stream is None or self._stream.connection.is_closed:
+            await self._attempt_ended.wait()
+        if self._stream is None:
             raise type(self._error)(str(self._error))
-        return self.current
+        return self._stream
 
     async def subscribe(self, topic: str, sink: Sink) -> None:
-        """Returns when the server has confirmed.
+        """See `semantik_realtime.hookspecs.BackendSpec.subscribe`.
 
         Raises:
-            BackendUnavailable: not in time. The topic is not subscribed.
-            BackendRefused: the user may not. The topic is not subscribed.
+            BackendUnavailable: the server did not confirm in time. The topic is not subscribed.
+            BackendRefused: the user may not subscribe. The topic is not subscribed.
         """
         self._sinks[topic] = sink
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout_seconds):
                 while True:
-                    link = self.current
-                    if link is None or link.closed.is_set():
-                        await self._tried.wait()
+                    stream = self._stream
+                    if stream is None or stream.connection.is_closed:
+                        await self._attempt_ended.wait()
                         continue
                     try:
-                        await self._follow(link, topic)
-                        await self._confirm(link, [topic])
+                        await self._request(stream, topic)
+                        await self._confirm(stream, [topic])
                         return
                     except BackendUnavailable:
-                        await link.closed.wait()
+                        await stream.connection.wait_closed()
         except BackendRefused:
             await self.unsubscribe(topic)
             raise
@@ -104,108 +126,115 @@ class Subscriber:
             raise BackendUnavailable(f"subscription not confirmed (topic {topic})") from None
 
     async def unsubscribe(self, topic: str) -> None:
-        """Stop at once; the server learns of it when it can."""
+        """Stop calling the topic's sink at once, and tell the server if it can be reached."""
         self._sinks.pop(topic, None)
-        stop = self._stops.pop(topic, None)
-        if stop is not None:
-            await stop()
+        unsubscribe = self._unsubscribes.pop(topic, None)
+        if unsubscribe is not None:
+            await unsubscribe()
 
-    async def _keep(self, link: Link) -> None:
-        """Stay connected, with one connection after the other."""
+    async def _stay_connected(self, stream: Stream) -> None:
+        """Renew the connection whenever it breaks, until cancelled."""
         try:
             while True:
-                await link.closed.wait()
-                self._end()
-                await link.close()
-                logger.warning("feed: broken error=%s", link.error or "closed")
-                for failed in itertools.count():
-                    await asyncio.sleep(pause_seconds(failed, random.random()))  # noqa: S311
-                    try:
-                        link = await self._renew()
-                        break
-                    except Exception as error:
-                        # Whatever it was, a feed that does not come back would be worse.
-                        self._error = explain(error)
-                        logger.info("feed: still broken error=%s", self._error)
-                    self._end_try()
-                self._begin(link)
-                logger.info("feed: subscribed again topics=%d", len(self._sinks))
+                await stream.connection.wait_closed()
+                self._stop_using()
+                await stream.connection.close()
+                logger.warning(
+                    "subscriber: connection lost error=%s", stream.connection.error or "closed"
+                )
+                stream = await self._reconnect()
+                self._use(stream)
+                logger.info("subscriber: resubscribed topics=%d", len(self._sinks))
                 for topic, sink in list(self._sinks.items()):
                     sink.interrupted(topic)
         finally:
-            self._end()
-            self._end_try()
-            await link.close()
+            self._stop_using()
+            self._end_attempt()
+            await stream.connection.close()
 
-    def _begin(self, link: Link) -> None:
-        link.dropped = self._dropped
-        self.current = link
-        self._end_try()
+    async def _reconnect(self) -> Stream:
+        """Return the stream on a new connection, however many attempts that takes."""
+        await asyncio.sleep(FIRST_RETRY_SECONDS / 2)
+        retrying = AsyncRetrying(
+            # On every error: without this task the process would get no events any more.
+            retry=retry_if_exception_type(Exception),
+            wait=RECONNECT_WAIT,
+            after=self._attempt_failed,
+        )
+        return await retrying(self._connect_and_subscribe)
 
-    def _end(self) -> None:
-        self.current = None
-        self._stops.clear()
+    def _attempt_failed(self, attempt: RetryCallState) -> None:
+        assert attempt.outcome is not None
+        error = attempt.outcome.exception()
+        assert error is not None
+        failure = explain(error)
+        if attempt.attempt_number == 1 or str(failure) != str(self._error):
+            logger.info("subscriber: not reconnected, trying again error=%s", failure)
+        self._error = failure
+        self._end_attempt()
 
-    def _end_try(self) -> None:
-        self._tried.set()
-        self._tried = asyncio.Event()
-
-    async def _renew(self) -> Link:
-        """A new connection on which everything is subscribed."""
-        link = await self._connect()
+    async def _connect_and_subscribe(self) -> Stream:
+        """Return the stream on a new connection with all subscriptions."""
+        stream = await self._connect()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout_seconds):
                 topics = list(self._sinks)
                 for topic in topics:
-                    await self._follow(link, topic)
-                await self._confirm(link, topics)
+                    await self._request(stream, topic)
+                await self._confirm(stream, topics)
         except BaseException:
-            # What was subscribed on it is not subscribed on the next one.
-            self._stops.clear()
-            await link.close()
+            # The subscriptions end with the connection.
+            self._unsubscribes.clear()
+            await stream.connection.close()
             raise
-        return link
+        return stream
 
-    async def _confirm(self, link: Link, topics: Sequence[str]) -> None:
-        subjects = [self._names.live(topic) for topic in topics]
-        await link.confirm(subjects, self._names.live_of(">"))
+    def _use(self, stream: Stream) -> None:
+        self._stream = stream
+        self._end_attempt()
 
-    async def _follow(self, link: Link, topic: str) -> None:
-        if topic in self._stops or topic not in self._sinks:
+    def _stop_using(self) -> None:
+        self._stream = None
+        self._unsubscribes.clear()
+
+    def _end_attempt(self) -> None:
+        self._attempt_ended.set()
+        self._attempt_ended = asyncio.Event()
+
+    async def _request(self, stream: Stream, topic: str) -> None:
+        """Send the subscription to a topic, unless it was sent, or the topic is not watched."""
+        if topic in self._unsubscribes or topic not in self._sinks:
             return
 
-        def take(data: bytes) -> None:
+        def on_data(data: bytes) -> None:
             sink = self._sinks.get(topic)
             if sink is not None:
-                self._deliver(topic, sink, data)
+                deliver(topic, sink, data)
 
-        stop = await link.subscribe(self._names.live(topic), take)
-        if topic in self._stops or link.closed.is_set():
-            await stop()
-        else:
-            self._stops[topic] = stop
-
-    @staticmethod
-    def _deliver(topic: str, sink: Sink, data: bytes) -> None:
-        # Neither is needed to read it: the server told us at once.
-        message = Message.decode(0, 0.0, data)
-        if message.head.deleted:
-            sink.gone(topic)
-        elif message.bodies:
-            sink.events(topic, message.head.epoch, message.head.offset, list(message.events()))
-
-    def _dropped(self, subject: str) -> None:
-        for topic, sink in list(self._sinks.items()):
-            if self._names.live(topic) == subject:
+        def on_dropped() -> None:
+            sink = self._sinks.get(topic)
+            if sink is not None:
                 sink.interrupted(topic)
 
+        unsubscribe = await stream.connection.subscribe(
+            self._subjects.live(topic), on_data, on_dropped
+        )
+        # In the meantime another call may have subscribed, or the connection have broken.
+        if topic in self._unsubscribes or stream.connection.is_closed:
+            await unsubscribe()
+        else:
+            self._unsubscribes[topic] = unsubscribe
 
-def pause_seconds(failed: int, chance: float) -> float:
-    """How long to wait after so many tries that failed; ``chance`` is in 0 to 1.
+    async def _confirm(self, stream: Stream, topics: Sequence[str]) -> None:
+        subjects = [self._subjects.live(topic) for topic in topics]
+        await stream.connection.confirm(subjects, self._subjects.live(">"))
 
-    >>> [pause_seconds(failed, 1) for failed in range(6)]
-    [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
-    """
-    longest = min(FIRST_RETRY_SECONDS * (1 << min(failed, 10)), LAST_RETRY_SECONDS)
-    # Those who lost a server together do not come back together.
-    return longest * (0.5 + chance / 2)
+
+def deliver(topic: str, sink: Sink, data: bytes) -> None:
+    """Call ``sink`` for one log message."""
+    # Sequence and time are not republished, and a sink needs neither.
+    message = LogMessage.decode(0, 0.0, data)
+    if message.header.deleted:
+        sink.gone(topic)
+    elif message.bodies:
+        sink.events(topic, message.header.epoch, message.header.offset, list(message.events()))

@@ -1,4 +1,4 @@
-"""Removing what has expired."""
+"""Removing the topics that have expired from the stream."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
-from semantik_realtime_nats.link import Link, explain
-from semantik_realtime_nats.log import decode
-from semantik_realtime_nats.settings import Names
-from semantik_realtime_nats.writer import change_lease
+from semantik_realtime_nats.errors import explain
+from semantik_realtime_nats.lease import acquire_lease
+from semantik_realtime_nats.log import decode_message
+from semantik_realtime_nats.stream import Stream
+from semantik_realtime_nats.subjects import Subjects
 
 logger = logging.getLogger(__name__)
 
@@ -19,49 +20,47 @@ LOGS_AT_ONCE = 100
 LEASE = "semantik-realtime sweep"
 
 
-async def sweep(link: Link, names: Names) -> int:
-    """Purge every topic whose time is over; gives how many.
+async def sweep(stream: Stream, subjects: Subjects) -> int:
+    """Purge every topic that has expired, and return how many.
 
-    A topic that begins anew meanwhile keeps what is new: it is behind the end
-    of the stream as it was at first.
+    A topic that begins a new epoch during the sweep keeps it: only messages are purged that
+    were in the stream when the sweep began.
     """
     purged = 0
     offset = 0
-    end: int | None = None
+    last_seq: int | None = None
     while True:
-        info = await link.info(subjects_filter=names.log_of("*"), offset=offset)
+        info = await stream.read_info(subjects_filter=subjects.log("*"), offset=offset)
         state = info["state"]
-        end = state["last_seq"] if end is None else end
+        last_seq = state["last_seq"] if last_seq is None else last_seq
         logs = list(state.get("subjects") or ())
         for start in range(0, len(logs), LOGS_AT_ONCE):
-            found = await link.last(logs[start : start + LOGS_AT_ONCE])
+            found = await stream.read_last(logs[start : start + LOGS_AT_ONCE])
             for log, stored in found.items():
-                if decode(stored).expired(link.now()):
-                    await link.purge(log.removesuffix("log") + ">", end + 1)
+                if decode_message(stored).is_expired(stream.now()):
+                    await stream.purge(log.removesuffix("log") + ">", last_seq + 1)
                     purged += 1
         offset += len(logs)
         if not logs or offset >= info.get("total", 0):
             return purged
 
 
-async def sweep_for_ever(link: Callable[[], Awaitable[Link]], names: Names, holder: str) -> None:
-    """Sweep every hour, if no other process has done it."""
+async def sweep_forever(
+    current_stream: Callable[[], Awaitable[Stream]], subjects: Subjects, holder: str
+) -> None:
+    """Sweep about every hour, unless another process of the fleet has done so.
+
+    Args:
+        current_stream: returns the stream on an open connection.
+        subjects: of the application.
+        holder: a name for this process.
+    """
     while True:
         await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1))  # noqa: S311
         try:
             async with asyncio.timeout(SWEEP_SECONDS):
-                if await change_lease(await link(), names, LEASE, _take_for(holder)):
-                    logger.info("sweep: topics=%d", await sweep(await link(), names))
+                stream = await current_stream()
+                if await acquire_lease(stream, subjects, LEASE, holder, 1, SWEEP_SECONDS / 2):
+                    logger.info("sweep: purged topics=%d", await sweep(stream, subjects))
         except Exception as error:
-            # There is another hour.
-            logger.info("sweep: failed error=%s", explain(error))
-
-
-def _take_for(holder: str) -> Callable[[dict[str, float], float], bool]:
-    def take(held: dict[str, float], now: float) -> bool:
-        if held:
-            return False
-        held[holder] = now + SWEEP_SECONDS / 2
-        return True
-
-    return take
+            logger.info("sweep: failed, trying again in an hour error=%s", explain(error))

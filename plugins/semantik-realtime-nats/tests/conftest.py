@@ -1,4 +1,4 @@
-"""Real servers for the tests, each ended by its own process id."""
+"""Fixtures: real servers, each killed by its own process id, and backends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from semantik_realtime_nats.backend import NatsBackend
 
 
 def make_server(**options: Any) -> NatsServer:
-    """A server that does not run yet."""
+    """Return a server that is not started."""
     try:
         return NatsServer(nats_program(), **options)
     except ServerMissing as error:
@@ -22,7 +22,7 @@ def make_server(**options: Any) -> NatsServer:
 
 @pytest.fixture(scope="session")
 def url() -> Iterator[str]:
-    """A running server that tests share."""
+    """The URL of a running server that tests share."""
     server = make_server()
     try:
         server.start()
@@ -33,7 +33,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def start_server() -> Iterator[Callable[..., NatsServer]]:
-    """Starts servers of a test's own."""
+    """A function that starts a server for one test."""
     servers: list[NatsServer] = []
 
     def start(**options: Any) -> NatsServer:
@@ -49,13 +49,13 @@ def start_server() -> Iterator[Callable[..., NatsServer]]:
 
 @pytest.fixture
 def server(start_server: Callable[..., NatsServer]) -> NatsServer:
-    """A running server of the test's own: it may be killed."""
+    """A running server for one test, which may kill it."""
     return start_server()
 
 
 @pytest.fixture
 async def make_backend() -> AsyncIterator[Callable[..., NatsBackend]]:
-    """Makes backends; they are closed at the end."""
+    """A function that makes backends, which are closed after the test."""
     made: list[NatsBackend] = []
 
     def make(url: str, **settings: Any) -> NatsBackend:

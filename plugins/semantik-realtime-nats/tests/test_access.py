@@ -1,4 +1,4 @@
-"""Ways to get in: TLS, an nkey, credentials, and no more rights than the README asks for."""
+"""TLS, nkeys, credentials files, and a user with only the permissions that the README lists."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 async def works(backend: NatsBackend) -> bool:
-    """Whether everything that a backend does can be done."""
+    """Use everything that a backend does; return True if the events were appended."""
     topic, sink, author = f"job:{secrets.token_hex(6)}", Recorder(), Author()
     await backend.open()
     await backend.subscribe(topic, sink)
@@ -40,7 +40,7 @@ async def works(backend: NatsBackend) -> bool:
     return {receipt.outcome for receipt in receipts} == {Outcome.APPENDED}
 
 
-async def test_tls_works_with_the_authority_and_fails_without_it(
+async def test_tls_works_with_the_ca_certificate_and_fails_without_it(
     start_server: Start, make_backend: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate, key = write_certificate(tmp_path)
@@ -52,7 +52,7 @@ async def test_tls_works_with_the_authority_and_fails_without_it(
     assert await works(make_backend(url))
 
 
-async def test_a_server_that_wants_a_certificate_gets_ours(
+async def test_a_server_that_requires_a_client_certificate_gets_ours(
     start_server: Start, make_backend: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate, key = write_certificate(tmp_path)
@@ -60,7 +60,7 @@ async def test_a_server_that_wants_a_certificate_gets_ours(
     url = start_server(config=f"tls {{ {files}, verify: true }}").url.replace("nats://", "tls://")
     monkeypatch.setenv("SEMANTIK_REALTIME_NATS_TLS_CA", str(certificate))
     for _ in range(3):
-        with pytest.raises(BackendRefused, match=r"wants a certificate .* set SEMANTIK"):
+        with pytest.raises(BackendRefused, match=r"requires a certificate .* set SEMANTIK"):
             make_backend(url).publish([Author().draft("job:1")])
     monkeypatch.setenv("SEMANTIK_REALTIME_NATS_TLS_CERT", str(certificate))
     with pytest.raises(ConfigError, match="SEMANTIK_REALTIME_NATS_TLS"):
@@ -69,7 +69,7 @@ async def test_a_server_that_wants_a_certificate_gets_ours(
     assert await works(make_backend(url))
 
 
-async def test_an_nkey_opens_the_door(
+async def test_a_client_with_the_nkey_is_let_in_and_one_without_is_refused(
     start_server: Start, make_backend: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seed = nkeys.encode_seed(secrets.token_bytes(32), nkeys.PREFIX_BYTE_USER)
@@ -83,27 +83,27 @@ async def test_an_nkey_opens_the_door(
     assert await works(make_backend(server.url))
 
 
-class Party:
-    """An operator, an account or a user: a key, and a JWT that its issuer signed."""
+class Identity:
+    """An operator, an account or a user: a key, and a JWT that its issuer has signed."""
 
-    def __init__(self, kind: str, issuer: Party | None = None, **claims: Any) -> None:
+    def __init__(self, kind: str, issuer: Identity | None = None, **claims: Any) -> None:
         prefix = getattr(nkeys, f"PREFIX_BYTE_{kind.upper()}")
         self.seed = nkeys.encode_seed(secrets.token_bytes(32), prefix)
         self._key = nkeys.from_seed(bytearray(self.seed))
         self.name = self._key.public_key.decode()
-        by = issuer or self
+        signer = issuer or self
         claim = {
             "jti": secrets.token_hex(16),
             "iat": int(time.time()),
-            "iss": by.name,
+            "iss": signer.name,
             "sub": self.name,
             "nats": {"type": kind, "version": 2, **claims},
         }
-        signed = f"{_part({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_part(claim)}"
-        self.jwt = f"{signed}.{_text(by._key.sign(signed.encode()))}"
+        signed = f"{_encode_claims({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_encode_claims(claim)}"
+        self.jwt = f"{signed}.{_base64(signer._key.sign(signed.encode()))}"
 
     def write_credentials(self, path: Path) -> None:
-        """A .creds file, as `nsc` writes it."""
+        """Write a .creds file in the format of `nsc`."""
         path.write_text(
             f"-----BEGIN NATS USER JWT-----\n{self.jwt}\n------END NATS USER JWT------\n\n"
             f"-----BEGIN USER NKEY SEED-----\n{self.seed.decode()}\n"
@@ -111,11 +111,11 @@ class Party:
         )
 
 
-def _part(claims: dict[str, Any]) -> str:
-    return _text(json.dumps(claims).encode())
+def _encode_claims(claims: dict[str, Any]) -> str:
+    return _base64(json.dumps(claims).encode())
 
 
-def _text(data: bytes) -> str:
+def _base64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
@@ -124,14 +124,14 @@ ACCOUNT = USER | dict.fromkeys(("imports", "exports", "conn", "leaf"), -1)
 ON_DISK = ACCOUNT | dict.fromkeys(("disk_storage", "streams", "consumer"), -1)
 
 
-async def test_credentials_of_a_user_of_an_account_open_the_door(
+async def test_a_credentials_file_is_accepted_only_for_a_known_account_with_jetstream(
     start_server: Start, make_backend: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operator = Party("operator")
-    system = Party("account", operator, limits=ACCOUNT)
-    account = Party("account", operator, limits=ON_DISK)
-    poor = Party("account", operator, limits=ACCOUNT)
-    known = "\n".join(f"{one.name}: {one.jwt}" for one in (system, account, poor))
+    operator = Identity("operator")
+    system = Identity("account", operator, limits=ACCOUNT)
+    account = Identity("account", operator, limits=ON_DISK)
+    without_jetstream = Identity("account", operator, limits=ACCOUNT)
+    known = "\n".join(f"{one.name}: {one.jwt}" for one in (system, account, without_jetstream))
     server = start_server(
         config=f"""operator: {operator.jwt}
         system_account: {system.name}
@@ -143,25 +143,25 @@ async def test_credentials_of_a_user_of_an_account_open_the_door(
 
     path = tmp_path / "user.creds"
     monkeypatch.setenv("SEMANTIK_REALTIME_NATS_CREDENTIALS", str(path))
-    Party("user", account, **USER).write_credentials(path)
+    Identity("user", account, **USER).write_credentials(path)
     assert await works(make_backend(server.url))
-    Party("user", Party("account", operator), **USER).write_credentials(path)
+    Identity("user", Identity("account", operator), **USER).write_credentials(path)
     with pytest.raises(BackendRefused, match="credentials"):
         make_backend(server.url).publish([Author().draft("job:1")])
-    Party("user", poor, **USER).write_credentials(path)
+    Identity("user", without_jetstream, **USER).write_credentials(path)
     with pytest.raises(BackendRefused, match="no JetStream for this account"):
         make_backend(server.url).publish([Author().draft("job:1")])
 
 
 def allow(publish: list[str], subscribe: list[str]) -> str:
-    """The configuration of a server with a user who may do this."""
+    """Return a server configuration with one user who has only these permissions."""
     return f"""authorization {{ users: [ {{ user: u, password: p, permissions: {{
       publish: {json.dumps(publish)}
       subscribe: {json.dumps(subscribe)}
     }} }} ] }}"""
 
 
-async def test_the_rights_that_the_readme_lists_are_enough(
+async def test_the_permissions_that_the_readme_lists_are_enough(
     start_server: Start, make_backend: Make
 ) -> None:
     block = README.read_text().partition("publish:")[2].partition("```")[0]
@@ -171,25 +171,25 @@ async def test_the_rights_that_the_readme_lists_are_enough(
     assert await works(make_backend(server.url.replace("://", "://u:p@")))
 
 
-async def test_who_may_not_subscribe_is_told_the_right_to_give(
+async def test_a_refused_subscription_says_which_permission_to_grant(
     start_server: Start, make_backend: Make
 ) -> None:
     server = start_server(config=allow([">"], ["_INBOX.>", "semantik.live.user:7"]))
     backend, sink = make_backend(server.url.replace("://", "://u:p@")), Recorder()
     await backend.open()
     for _ in range(2):
-        with pytest.raises(BackendRefused, match=r"right to subscribe to semantik\.live\.>"):
+        with pytest.raises(BackendRefused, match=r"permission to subscribe to semantik\.live\.>"):
             await backend.subscribe("job:1", Recorder())
     await backend.subscribe("user:7", sink)
     backend.publish([Author().draft("user:7")])
     await sink.heard(1)
 
 
-async def test_a_right_to_subscribe_that_is_taken_back_is_an_outage_until_it_is_given(
+async def test_a_withdrawn_permission_to_subscribe_is_an_outage_until_it_is_granted_again(
     start_server: Start, make_backend: Make
 ) -> None:
-    right = allow([">"], ["_INBOX.>", "semantik.live.>"])
-    server = start_server(config=right)
+    permissions = allow([">"], ["_INBOX.>", "semantik.live.>"])
+    server = start_server(config=permissions)
     backend, sink = make_backend(server.url.replace("://", "://u:p@")), Recorder()
     await backend.open()
     await backend.subscribe("job:1", sink)
@@ -209,7 +209,7 @@ async def test_a_right_to_subscribe_that_is_taken_back_is_an_outage_until_it_is_
 
     configure('"semantik.live.>"', '"other.>"')
     async with asyncio.timeout(10):
-        while "give the right to subscribe" not in await refusal():
+        while "grant the permission to subscribe" not in await refusal():
             await asyncio.sleep(0.02)
     configure('"other.>"', '"semantik.live.>"')
     await until(lambda: sink.interruptions)

@@ -1,4 +1,4 @@
-"""Replicas: one server refuses them, three have them."""
+"""Replicas: a single server refuses them, a cluster of three has them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def three_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def send(backend: NatsBackend, drafts: list[Draft]) -> list[Receipt]:
-    """As the emitter does: again, until a leader is elected."""
+    """Publish, as the emitter does: retry until the cluster has a leader."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -38,7 +38,7 @@ async def send(backend: NatsBackend, drafts: list[Draft]) -> list[Receipt]:
                 await asyncio.sleep(0.1)
 
 
-async def test_a_single_server_refuses_replicas_in_a_sentence(
+async def test_a_single_server_refuses_replicas_with_an_error_that_says_so(
     server: NatsServer, make_backend: Make, topic: str
 ) -> None:
     backend = make_backend(server.url)
@@ -48,7 +48,7 @@ async def test_a_single_server_refuses_replicas_in_a_sentence(
         backend.publish([Author().draft(topic)])
 
 
-async def test_a_cluster_keeps_replicas_and_loses_nothing_with_its_leader(
+async def test_a_cluster_has_replicas_and_loses_nothing_when_its_leader_is_killed(
     start_server: Start, make_backend: Make, topic: str
 ) -> None:
     ports = [free_port() for _ in range(3)]
@@ -68,8 +68,8 @@ async def test_a_cluster_keeps_replicas_and_loses_nothing_with_its_leader(
     assert status.reachable
     assert not status.warnings
 
-    assert backend._feed is not None
-    info = await (await backend._feed.link()).info()
+    assert backend._subscriber is not None
+    info = await (await backend._subscriber.current_stream()).read_info()
     assert info["config"]["num_replicas"] == 3
     servers[info["cluster"]["leader"]].kill()
     await send(backend, [author.draft(topic)])

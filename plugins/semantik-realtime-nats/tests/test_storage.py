@@ -1,4 +1,4 @@
-"""What is in the stream, and what is not any more."""
+"""What is stored in the stream, and what is removed from it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from semantik_realtime.testing.contract import Author, until_unknown
 from semantik_realtime.testing.servers import NatsServer
 
 from semantik_realtime_nats.backend import NatsBackend
-from semantik_realtime_nats.link import Link
-from semantik_realtime_nats.log import read_topic
-from semantik_realtime_nats.settings import Names, NatsSettings, plan_access
+from semantik_realtime_nats.log import TopicLog
+from semantik_realtime_nats.settings import NatsSettings, plan_connect
+from semantik_realtime_nats.stream import Stream
+from semantik_realtime_nats.subjects import Subjects
 from semantik_realtime_nats.sweep import sweep
 
 Make = Callable[..., NatsBackend]
-NAMES = Names(load_settings(), NatsSettings())
+SUBJECTS = Subjects(load_settings(), NatsSettings())
 
 
 @pytest.fixture
@@ -33,22 +34,21 @@ def topic() -> str:
 
 
 @asynccontextmanager
-async def linked(url: str) -> AsyncIterator[Link]:
-    access = plan_access(url, NatsSettings())
-    link = await Link.open(access, NAMES.config(1), NAMES.needed_config(), 5.0)
+async def open_stream(url: str) -> AsyncIterator[Stream]:
+    stream = await Stream.open(plan_connect(url, NatsSettings()), SUBJECTS, 5.0)
     try:
-        yield link
+        yield stream
     finally:
-        await link.close()
+        await stream.connection.close()
 
 
-async def stored(link: Link, topic: str) -> dict[str, int]:
-    """Messages of a topic in the stream, for each subject."""
-    info = await link.info(subjects_filter=NAMES.all_of(topic))
+async def count_stored(stream: Stream, topic: str) -> dict[str, int]:
+    """Return the number of a topic's messages in the stream, for each subject."""
+    info = await stream.read_info(subjects_filter=SUBJECTS.all_of(topic))
     return dict(info["state"].get("subjects") or {})
 
 
-async def test_a_log_that_grew_long_is_trimmed_in_the_stream_too(
+async def test_a_log_beyond_its_retention_is_trimmed_in_the_stream_too(
     url: str, make_backend: Make, topic: str
 ) -> None:
     backend, author = make_backend(url, retention_events=100), Author()
@@ -56,47 +56,47 @@ async def test_a_log_that_grew_long_is_trimmed_in_the_stream_too(
         backend.publish([author.draft(topic, state={"n": n})])
     for _ in range(10):
         backend.publish([author.draft(topic) for _ in range(300)])
-    async with linked(url) as link:
-        left = await stored(link, topic)
-    assert left.pop(NAMES.log(topic)) <= 2
+    async with open_stream(url) as stream:
+        left = await count_stored(stream, topic)
+    assert left.pop(SUBJECTS.log(topic)) <= 2
     assert set(left.values()) == {1}
 
 
-async def test_the_very_first_message_of_a_stream_is_not_purged_by_mistake(
+async def test_purging_below_the_first_message_of_a_stream_removes_nothing(
     server: NatsServer, make_backend: Make, topic: str
 ) -> None:
     backend, author = make_backend(server.url), Author()
     backend.publish([author.draft(topic) for _ in range(70)])
-    async with linked(server.url) as link:
-        await link.purge(NAMES.log(topic), 1)
-        assert (await stored(link, topic))[NAMES.log(topic)] == 1
+    async with open_stream(server.url) as stream:
+        await stream.purge(SUBJECTS.log(topic), 1)
+        assert (await count_stored(stream, topic))[SUBJECTS.log(topic)] == 1
 
 
-async def test_a_topic_that_nobody_remembers_is_known_from_little_of_its_log(
+async def test_a_topic_is_read_from_its_checkpoint_and_at_most_64_messages(
     url: str, make_backend: Make, topic: str
 ) -> None:
     backend, author = make_backend(url), Author()
     for n in range(500):
         backend.publish([author.draft(topic, key=f"k{n % 5}", state={"n": n})])
-    async with linked(url) as link:
-        reading = await read_topic(link, NAMES, topic)
-    assert reading is not None
-    assert reading.ledger.offset == 500
-    assert len(reading.messages) <= 64
+    async with open_stream(url) as stream:
+        log = await TopicLog.read(stream, SUBJECTS, topic)
+    assert log is not None
+    assert log.ledger.offset == 500
+    assert len(log.messages) <= 64
 
 
-async def test_a_deleted_topic_leaves_only_what_refuses_late_drafts(
+async def test_a_deleted_topic_leaves_only_the_message_that_refuses_late_drafts(
     url: str, make_backend: Make, topic: str
 ) -> None:
     backend, author = make_backend(url), Author()
     backend.publish([author.draft(topic, key=f"k{n}", state={}) for n in range(100)])
-    async with linked(url) as link:
-        assert len(await stored(link, topic)) == 102
+    async with open_stream(url) as stream:
+        assert len(await count_stored(stream, topic)) == 102
         backend.delete(topic)
-        assert await stored(link, topic) == {NAMES.log(topic): 1}
+        assert await count_stored(stream, topic) == {SUBJECTS.log(topic): 1}
 
 
-async def test_a_topic_that_begins_anew_has_nothing_of_the_old_one(
+async def test_a_new_epoch_has_nothing_of_the_expired_one(
     url: str, make_backend: Make, topic: str
 ) -> None:
     backend, author = make_backend(url, retention_seconds=0.4), Author()
@@ -104,11 +104,11 @@ async def test_a_topic_that_begins_anew_has_nothing_of_the_old_one(
     backend.publish([author.draft(topic, key=f"k{n}", state={}) for n in range(100)])
     await until_unknown(backend, topic)
     backend.publish([author.draft(topic)])
-    async with linked(url) as link:
-        assert await stored(link, topic) == {NAMES.log(topic): 1}
+    async with open_stream(url) as stream:
+        assert await count_stored(stream, topic) == {SUBJECTS.log(topic): 1}
 
 
-async def test_the_sweep_removes_what_has_expired_and_nothing_else(
+async def test_the_sweep_purges_the_expired_topics_and_no_others(
     server: NatsServer, make_backend: Make, topic: str
 ) -> None:
     author = Author()
@@ -119,14 +119,14 @@ async def test_the_sweep_removes_what_has_expired_and_nothing_else(
         lasting.publish([author.draft(f"{topic}-{n}", state={})])
     brief.publish([author.draft(topic, key=f"k{n}", state={}) for n in range(100)])
     await until_unknown(brief, topic)
-    async with linked(server.url) as link:
-        assert await sweep(link, NAMES) == 131
-        assert await sweep(link, NAMES) == 0
-        assert await stored(link, topic) == {}
-        assert (await link.info())["state"]["messages"] == 130
+    async with open_stream(server.url) as stream:
+        assert await sweep(stream, SUBJECTS) == 131
+        assert await sweep(stream, SUBJECTS) == 0
+        assert await count_stored(stream, topic) == {}
+        assert (await stream.read_info())["state"]["messages"] == 130
 
 
-async def test_answers_that_do_not_fit_into_one_are_read_in_parts(
+async def test_a_snapshot_larger_than_one_reply_is_read_in_parts(
     url: str, make_backend: Make, topic: str
 ) -> None:
     backend, author = make_backend(url, max_event_bytes=500_000), Author()
@@ -139,7 +139,7 @@ async def test_answers_that_do_not_fit_into_one_are_read_in_parts(
     assert [event.offset for event in snapshot.events] == [*range(1, 151)]
 
 
-async def test_a_batch_larger_than_a_message_is_appended_whole(
+async def test_a_batch_larger_than_a_message_is_appended_completely(
     url: str, make_backend: Make, topic: str
 ) -> None:
     backend, author = make_backend(url), Author()
@@ -150,7 +150,7 @@ async def test_a_batch_larger_than_a_message_is_appended_whole(
     assert len((await backend.snapshot(topic, None, 1000)).events) == 100
 
 
-async def test_an_event_larger_than_the_server_takes_is_too_big(
+async def test_an_event_larger_than_the_server_accepts_is_too_big(
     url: str, make_backend: Make, topic: str
 ) -> None:
     backend, author = make_backend(url, max_event_bytes=10**7), Author()
@@ -165,7 +165,7 @@ async def test_an_event_larger_than_the_server_takes_is_too_big(
 
 
 @pytest.mark.parametrize("ends", [True, False])
-async def test_a_topic_that_outgrows_a_message_gets_no_more_keys_and_goes_on(
+async def test_a_topic_whose_checkpoint_outgrows_a_message_gets_no_more_keys_and_still_appends(
     start_server: Callable[..., NatsServer],
     make_backend: Make,
     topic: str,
@@ -182,26 +182,26 @@ async def test_a_topic_that_outgrows_a_message_gets_no_more_keys_and_goes_on(
             for job in jobs
         ]
         outcomes.update(receipt.outcome for receipt in backend.publish(drafts))
-    told = [message for message in caplog.messages if "no more keys" in message]
-    assert len(told) == 1
-    assert "max_payload is 65536" in told[0]
-    assert not [message for message in caplog.messages if "not settled" in message]
+    warnings = [message for message in caplog.messages if "no more keys" in message]
+    assert len(warnings) == 1
+    assert "max_payload is 65536" in warnings[0]
+    assert not [message for message in caplog.messages if "no checkpoint" in message]
     if ends:
         assert outcomes == {Outcome.APPENDED: 1500}
     else:
         assert outcomes.keys() == {Outcome.APPENDED, Outcome.TOO_MANY_KEYS}
     for _ in range(3):
         backend.publish([author.draft(topic) for _ in range(500)])
-    async with linked(server.url) as link:
-        reading = await read_topic(link, NAMES, topic)
-        left = await stored(link, topic)
-    assert reading is not None
-    assert 500 < len(reading.ledger.keys) < 1000
-    assert reading.messages[0].seq == reading.ledger.seq
-    assert left[NAMES.log(topic)] < 50
+    async with open_stream(server.url) as stream:
+        log = await TopicLog.read(stream, SUBJECTS, topic)
+        left = await count_stored(stream, topic)
+    assert log is not None
+    assert 500 < len(log.ledger.keys) < 1000
+    assert log.messages[0].seq == log.ledger.seq
+    assert left[SUBJECTS.log(topic)] < 50
 
 
-async def test_a_topic_that_is_too_large_for_the_server_is_still_written(
+async def test_a_topic_whose_checkpoint_fits_in_no_message_is_still_appended_to(
     start_server: Callable[..., NatsServer],
     make_backend: Make,
     topic: str,
@@ -211,8 +211,8 @@ async def test_a_topic_that_is_too_large_for_the_server_is_still_written(
     backend, author = make_backend(server.url), Author()
     jobs = [str(uuid.uuid4()) for _ in range(1000)]
     backend.publish([author.draft(topic, key=job, job=job, state={}) for job in jobs])
-    async with linked(server.url) as link:
-        before = (await link.info())["state"]["last_seq"]
+    async with open_stream(server.url) as stream:
+        before = (await stream.read_info())["state"]["last_seq"]
     backend.close_writer()
     server.stop()
     conf = server.directory / "conf"
@@ -223,20 +223,20 @@ async def test_a_topic_that_is_too_large_for_the_server_is_still_written(
         receipts = backend.publish(drafts)
         assert {receipt.outcome for receipt in receipts} == {Outcome.APPENDED}
     assert len([message for message in caplog.messages if "no more keys" in message]) == 1
-    async with linked(server.url) as link:
-        assert (await link.info())["state"]["last_seq"] - before < 20
+    async with open_stream(server.url) as stream:
+        assert (await stream.read_info())["state"]["last_seq"] - before < 20
 
 
-async def test_a_full_stream_takes_no_more_and_forgets_nothing(
+async def test_a_full_stream_refuses_appends_and_loses_nothing(
     server: NatsServer, make_backend: Make, topic: str
 ) -> None:
     backend, author = make_backend(server.url), Author()
     await backend.open()
     appended = backend.publish([author.draft(topic, key="quiet", state={"n": 0})])
-    update = f"STREAM.UPDATE.{NAMES.stream}"
-    async with linked(server.url) as link:
-        config = (await link.info())["config"]
-        await link.api(update, config | {"max_bytes": 300_000})
+    update = f"STREAM.UPDATE.{SUBJECTS.stream}"
+    async with open_stream(server.url) as stream:
+        config = (await stream.read_info())["config"]
+        await stream.request_api(update, config | {"max_bytes": 300_000})
         refusal: BackendUnavailable | None = None
         while refusal is None:
             draft = author.draft(topic, data={"x": "y" * 20_000})
@@ -248,24 +248,26 @@ async def test_a_full_stream_takes_no_more_and_forgets_nothing(
         snapshot = await backend.snapshot(topic, None, 1000)
         assert [event.offset for event in snapshot.events] == [*range(1, len(appended) + 1)]
         assert snapshot.states.keys() == {"quiet"}
-        await link.api(update, config)
+        await stream.request_api(update, config)
     assert backend.publish([draft])[0].outcome is Outcome.APPENDED
 
 
-async def test_a_stream_that_forgets_by_itself_is_refused(
+async def test_a_stream_that_removes_messages_by_itself_is_refused(
     server: NatsServer, make_backend: Make, topic: str
 ) -> None:
     backend = make_backend(server.url)
     backend.publish([Author().draft(topic)])
-    async with linked(server.url) as link:
-        config = (await link.info())["config"]
-        await link.api(f"STREAM.UPDATE.{NAMES.stream}", config | {"max_age": 3600 * 10**9})
+    async with open_stream(server.url) as stream:
+        config = (await stream.read_info())["config"]
+        await stream.request_api(
+            f"STREAM.UPDATE.{SUBJECTS.stream}", config | {"max_age": 3600 * 10**9}
+        )
     backend.close_writer()
     with pytest.raises(BackendRefused, match=r"other settings than we need \(max_age\)"):
         backend.publish([Author().draft(topic)])
 
 
-async def test_a_rewritten_history_is_seen_by_its_chain(
+async def test_a_rewritten_history_is_detected_by_its_chain(
     url: str, make_backend: Make, topic: str
 ) -> None:
     backend, author = make_backend(url), Author()
@@ -278,10 +280,10 @@ async def test_a_rewritten_history_is_seen_by_its_chain(
         assert (await backend.snapshot(topic, other, 0)).reason is Reason.DIVERGED
 
 
-async def test_looks_while_writers_settle_are_whole(
+async def test_snapshots_during_checkpoints_are_consistent(
     url: str, make_backend: Make, topic: str
 ) -> None:
-    """The proof of a snapshot: states are read while they are replaced."""
+    """States are read while a writer replaces them."""
     backend, author = make_backend(url), Author()
     await backend.open()
     backend.publish([author.draft(topic, key=f"k{n}", state={"n": n}) for n in range(200)])

@@ -1,4 +1,4 @@
-"""Many processes write one topic."""
+"""Several processes, threads and forks that append to one topic."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def topic() -> str:
 
 
 def publish_until_done(backend: NatsBackend, draft: Draft) -> list[BackendError]:
-    """Send one draft as often as it takes; gives what went wrong."""
+    """Publish one draft until that succeeds; return the errors before."""
     failures: list[BackendError] = []
     while True:
         try:
@@ -42,7 +42,7 @@ def publish_until_done(backend: NatsBackend, draft: Draft) -> list[BackendError]
 
 
 def write(url: str, topic: str, name: str) -> None:
-    """What a process of its own does."""
+    """Publish `EVENTS` events. Runs in a process of its own."""
     backend = NatsBackend(load_settings(backend="nats", url=url))
     author = Author(name)
     for n in range(EVENTS):
@@ -52,7 +52,7 @@ def write(url: str, topic: str, name: str) -> None:
     backend.close_writer()
 
 
-async def test_writers_in_several_processes_lose_and_double_nothing(
+async def test_writers_in_several_processes_lose_nothing_and_duplicate_nothing(
     url: str, make_backend: Make, topic: str
 ) -> None:
     backend, sink = make_backend(url), Recorder()
@@ -70,15 +70,16 @@ async def test_writers_in_several_processes_lose_and_double_nothing(
     events = list((await backend.snapshot(topic, None, 1000)).events)
     assert [event.offset for event in events] == [*range(1, len(names) * EVENTS + 1)]
     for name in names:
-        told = [json.loads(event.json) for event in events]
-        assert [one["state"]["n"] for one in told if one["data"]["by"] == name] == [*range(EVENTS)]
+        bodies = [json.loads(event.json) for event in events]
+        numbers = [body["state"]["n"] for body in bodies if body["data"]["by"] == name]
+        assert numbers == [*range(EVENTS)]
     assert sink.received == events
     states = (await backend.snapshot(topic, None, 0)).states
     assert {json.loads(event)["state"]["n"] for event in states.values()} == {*range(295, 300)}
     assert len(states) == 15
 
 
-async def test_a_forked_child_writes_on_its_own_and_its_parent_goes_on(
+async def test_a_forked_child_writes_on_its_own_connection_and_its_parent_keeps_its_own(
     url: str, make_backend: Make, topic: str
 ) -> None:
     backend, author = make_backend(url), Author()
@@ -110,7 +111,7 @@ async def test_a_forked_child_writes_on_its_own_and_its_parent_goes_on(
     assert [event.offset for event in events] == [*range(1, 123)]
 
 
-async def test_closing_the_writer_while_others_write_lets_them_end(
+async def test_closing_the_writer_while_threads_publish_makes_their_calls_fail_or_succeed(
     url: str, make_backend: Make, topic: str
 ) -> None:
     backend = make_backend(url)
@@ -134,7 +135,7 @@ async def test_closing_the_writer_while_others_write_lets_them_end(
     assert len((await backend.snapshot(topic, None, 1000)).events) == len(written) == 150
 
 
-async def test_writers_survive_kills_of_the_server_without_loss_or_double(
+async def test_writers_lose_nothing_and_duplicate_nothing_when_the_server_is_killed(
     server: NatsServer, make_backend: Make, topic: str
 ) -> None:
     backend = make_backend(server.url, timeout_seconds=2.0)

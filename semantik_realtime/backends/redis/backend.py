@@ -38,7 +38,8 @@ from semantik_realtime.backends.redis.script import (
 from semantik_realtime.backends.redis.subscriber import Subscriber
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Event, Outcome, Receipt, link
-from semantik_realtime.core.resume import REPLAY_LIMIT, Reason
+from semantik_realtime.core.limits import MAX_REPLAY
+from semantik_realtime.core.resume import Reason
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
 
@@ -181,7 +182,7 @@ class RedisBackend:
     @hookimpl
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
         asked = ("-", 0, "") if after is None else (after.epoch, after.offset, f"{after.chain:08x}")
-        answer = await self._run(READ, self._keys(topic)[:3], *asked, history, REPLAY_LIMIT)
+        answer = await self._run(READ, self._keys(topic)[:3], *asked, history, MAX_REPLAY)
         if len(answer) < 2:
             return Snapshot(None, deleted=bool(answer))
         epoch, offset, chain, owner, reason, flat_events, flat_states = answer

@@ -11,19 +11,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from semantik_realtime.core.event import Event
+from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.web.access import Identity, credentials_of
-from semantik_realtime.web.hub.channel import states_of
 from semantik_realtime.web.state import WebState
-
-MAX_HISTORY = 1000
+from semantik_realtime.web.wires.wire import states_of
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Refused(Exception):
-    """The answer to a request that is not served."""
+    """A request that is refused, with its response."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -33,21 +32,21 @@ class Refused(Exception):
             self.response.headers["WWW-Authenticate"] = "Bearer"
 
 
-async def get_job(request: Request, server: WebState, job_id: str) -> Response:
-    """The state of a job now; ETag is the cursor."""
+async def get_job(request: Request, web: WebState, job_id: str) -> Response:
+    """Return the state of a job now; ETag is the cursor."""
     topic = None
     try:
-        topic = await _authorized(request, server, job_id)
-        snapshot = await server.hub.look(topic, None, 0)
+        topic = await _authorized(request, web, job_id)
+        snapshot = await web.hub.read(topic, None, 0)
         if snapshot.cursor is None:
-            recalled = None if snapshot.deleted else await server.hub.recall(topic)
+            recalled = None if snapshot.deleted else await web.outage.recall(topic)
             if recalled is None:
                 raise Refused(404, "not_found", "no such job")
             return _json({"topic": topic, "cursor": None, "offset": 0, "states": _raw(recalled)})
     except Refused as refused:
         return refused.response
     except BackendError as error:
-        return await _meanwhile(server, topic, error)
+        return await _provisional(web, topic, error)
     etag = f'"{snapshot.cursor}"'
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers={"ETag": etag})
@@ -60,11 +59,11 @@ async def get_job(request: Request, server: WebState, job_id: str) -> Response:
     return _json(body, ETag=etag)
 
 
-async def _meanwhile(server: WebState, topic: str | None, error: BackendError) -> Response:
-    """The state of a job while the backend is away, for a user who is known to be allowed."""
+async def _provisional(web: WebState, topic: str | None, error: BackendError) -> Response:
+    """Return what is known of a job without the backend, for a user who may watch it."""
     if topic is not None:
         with contextlib.suppress(BackendError):
-            states = await server.hub.meanwhile.states(topic)
+            states = await web.outage.states(topic)
             if states is not None:
                 return _json(
                     {
@@ -78,14 +77,14 @@ async def _meanwhile(server: WebState, topic: str | None, error: BackendError) -
     return Refused(503, error.code, str(error)).response
 
 
-async def get_history(request: Request, server: WebState, job_id: str) -> Response:
-    """The retained events after ``after``, oldest first, at most ``limit``."""
+async def get_history(request: Request, web: WebState, job_id: str) -> Response:
+    """Return the retained events after ``after``, oldest first, at most ``limit``."""
     try:
         after = integer(request, "after", 0, 2**53)
         limit = integer(request, "limit", 100, MAX_HISTORY)
-        topic = await _authorized(request, server, job_id)
-        # The newest 1000 are all that is kept by default; more are not read at once.
-        snapshot = await server.hub.look(topic, None, MAX_HISTORY)
+        topic = await _authorized(request, web, job_id)
+        # A log keeps no more by default; of a longer one the newest are read.
+        snapshot = await web.hub.read(topic, None, MAX_HISTORY)
     except Refused as refused:
         return refused.response
     except BackendError as error:
@@ -101,41 +100,41 @@ async def get_history(request: Request, server: WebState, job_id: str) -> Respon
     )
 
 
-async def get_health(server: WebState) -> Response:
-    """Whether the process lives, is ready, and since when it is degraded. 503: not ready."""
-    status = await server.hub.status()
-    is_degraded = server.hub.degraded_since is not None
+async def get_health(web: WebState) -> Response:
+    """Return whether the process is ready, and since when it is degraded. 503: not ready."""
+    status = await web.hub.status()
+    is_degraded = web.outage.since is not None
     body = {
         "live": True,
-        "ready": not server.hub.draining and (not is_degraded or server.settings.degraded_is_ready),
-        "degraded_since": server.hub.degraded_since,
-        "spool": server.spool,
+        "ready": not web.hub.draining and (not is_degraded or web.settings.degraded_is_ready),
+        "degraded_since": web.outage.since,
+        "spool": web.spool,
         "backend": {
-            "name": server.settings.backend,
+            "name": web.settings.backend,
             "reachable": status.reachable,
             "server": status.server,
             "warnings": list(status.warnings),
         },
-        "connections": len(server.hub.connections),
-        "topics": server.hub.topics,
+        "connections": len(web.hub.connections),
+        "topics": web.hub.topics,
     }
     return JSONResponse(body, 200 if body["ready"] else 503)
 
 
-async def get_metrics(request: Request, server: WebState) -> Response:
-    """All counts, as Prometheus wants them, for whoever bears the token of the settings."""
-    expected = server.settings.metrics_token
+async def get_metrics(request: Request, web: WebState) -> Response:
+    """Return all metrics for Prometheus, to clients with the token of the settings."""
+    expected = web.settings.metrics_token
     try:
         if expected is None:
-            if not server.settings.disable_auth:
+            if not web.settings.disable_auth:
                 raise Refused(404, "metrics_off", "SEMANTIK_REALTIME_METRICS_TOKEN is not set")
         elif not _bears(request, expected.get_secret_value()):
             raise Refused(401, "unauthenticated", "not the token of the metrics")
-        if server.metrics is None:
-            raise Refused(501, "no_metrics", server.metrics_fault)
+        if web.metrics is None:
+            raise Refused(501, "no_metrics", web.metrics_error)
     except Refused as refused:
         return refused.response
-    page, content_type = await server.metrics.page(request.headers.get("accept", ""))
+    page, content_type = await web.metrics.page(request.headers.get("accept", ""))
     return Response(page, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
 
@@ -144,39 +143,39 @@ def _bears(request: Request, token: str) -> bool:
     return secrets.compare_digest(given.encode(), f"Bearer {token}".encode())
 
 
-async def identify(request: Request, server: WebState) -> Identity:
-    """Who asks.
+async def identify(request: Request, web: WebState) -> Identity:
+    """Authenticate a request.
 
     Raises:
-        Refused: nobody we know.
+        Refused: the credential is missing or was refused.
         BackendUnavailable: nobody can tell now.
     """
     try:
-        return await server.access.authenticate(credentials_of(request))
+        return await web.access.authenticate(credentials_of(request))
     except AccessError as error:
         raise Refused(401, error.reason, str(error)) from None
 
 
-async def _authorized(request: Request, server: WebState, job_id: str) -> str:
-    """The job's topic, if the user may watch it.
+async def _authorized(request: Request, web: WebState, job_id: str) -> str:
+    """Return the job's topic, if the user may watch it.
 
-    A job of somebody else's and one that does not exist get the same answer.
+    Another user's job and a job that does not exist get the same answer.
     """
-    identity = await identify(request, server)
+    identity = await identify(request, web)
     try:
         topic = job_topic(job_id)
     except TopicError:
         raise Refused(404, "not_found", "no such job") from None
-    if not await server.may_watch(identity.user, topic):
+    if not await web.may_watch(identity.user, topic):
         raise Refused(404, "not_found", "no such job")
     return topic
 
 
 def integer(request: Request, name: str, default: int, most: int) -> int:
-    """A parameter of the query, from 0 to ``most``.
+    """Return an integer of the query, from 0 to ``most``.
 
     Raises:
-        Refused: it is something else.
+        Refused: it is anything else.
     """
     text = request.query_params.get(name)
     if text is None:
@@ -187,7 +186,7 @@ def integer(request: Request, name: str, default: int, most: int) -> int:
 
 
 def _matches(condition: str, etag: str) -> bool:
-    """RFC 9110, section 13.1.2: a list of tags, weak ones too, or a star."""
+    """Compare as in RFC 9110, section 13.1.2: a list of tags, weak ones too, or a star."""
     tags = [tag.strip().removeprefix("W/") for tag in condition.split(",")]
     return etag in tags or "*" in tags
 

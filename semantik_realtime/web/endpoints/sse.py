@@ -1,4 +1,4 @@
-"""Server-sent events: the native wire's frames over plain HTTP, for who only reads."""
+"""Server-sent events: the native wire's frames over plain HTTP, for clients that only read."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from starlette.types import Receive, Scope, Send
 
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.session import MAX_HISTORY, CloseCode
+from semantik_realtime.core.limits import MAX_HISTORY
+from semantik_realtime.core.session import CloseCode
 from semantik_realtime.core.topic import check_topic
 from semantik_realtime.errors import BackendError, TopicError
-from semantik_realtime.hookspecs import Snapshot
 from semantik_realtime.web.access import Identity
 from semantik_realtime.web.endpoints.rest import Refused, identify, integer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
-from semantik_realtime.web.hub.channel import Outgoing
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.wires.native import NativeWire, reconnect_seconds
+from semantik_realtime.web.wires.wire import Outgoing, Sync
 
 logger = logging.getLogger(__name__)
 
@@ -33,40 +33,40 @@ HEARTBEAT_SECONDS = 15.0
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 MEDIA_TYPE = "text/event-stream"
 COMMENT = ""
-"""The frame that says nothing."""
+"""A frame without content, for the heartbeat."""
 _COUNTED_AS = {"not_found": "forbidden", "bad_input": "bad_frame", "bad_topic": "bad_frame"}
 
 
-async def get_events(request: Request, server: WebState, job_id: str | None = None) -> Response:
-    """The events of a job, or of the topics of the query, for as long as the client stays.
+async def get_events(request: Request, web: WebState, job_id: str | None = None) -> Response:
+    """Stream the events of a job, or of the topics of the query, until the client leaves.
 
-    Who is refused is told before the stream begins. While nobody can tell, it
-    is the stream that says so: a browser never comes back from an error.
+    A refusal is an HTTP error. While nobody can tell whether to refuse, the
+    answer is a stream that ends: after an error a browser never reconnects.
     """
-    refused = server.hub.stats.refused
+    stats = web.hub.stats
     try:
-        if not server.access.allows_origin(request):
+        if not web.access.allows_origin(request):
             raise Refused(403, "origin", "not for pages of this origin")
-        identity = await identify(request, server)
-        asked = _asked(request, server, job_id)
+        identity = await identify(request, web)
+        asked = _asked(request, web, job_id)
         history = integer(request, "history", 0, MAX_HISTORY)
-        if not await _may_begin(server, identity.user, asked):
+        if not await _may_begin(web, identity.user, asked):
             raise Refused(404, "not_found", "no such job" if job_id else "no such topic")
     except Refused as error:
-        refused[_COUNTED_AS.get(error.code, error.code)] += 1
+        stats.count_refused(_COUNTED_AS.get(error.code, error.code))
         return error.response
     except BackendError as error:
         logger.warning("sse: not opened error=%s", error)
-        refused["server_error"] += 1
+        stats.count_refused("server_error")
         return Response(_farewell(CloseCode.SERVER_ERROR), headers=HEADERS, media_type=MEDIA_TYPE)
-    return EventStream(server, identity, asked, history)
+    return EventStream(web, identity, asked, history)
 
 
 class Placed(str):
-    """A frame, and where its topics stand after it; None: nowhere.
+    """A frame, and the position of its topics after it; None: the topic has no position.
 
-    The places travel with the frame, for only what was sent before may be in
-    the id of what is sent next.
+    The positions stay with the frame, because the id of an event may only
+    contain positions that were sent before it or with it.
     """
 
     places: Mapping[str, Cursor | None]
@@ -78,23 +78,17 @@ class Placed(str):
 
 
 class SseWire(NativeWire):
-    """The native wire without what answers a client or stands in a close frame."""
+    """The native wire, without answers to a client and without close frames."""
 
     name = "sse"
 
     def __init__(self, topics: Iterable[str]) -> None:
         self.open = set(topics)
-        """Those that were neither denied nor deleted."""
+        """The topics that were neither denied nor deleted."""
 
-    def sync(
-        self,
-        topic: str,
-        asked: Cursor | None,
-        snapshot: Snapshot,
-        recalled: Mapping[str, bytes] | None,
-    ) -> list[str]:
-        told = super().sync(topic, asked, snapshot, recalled)
-        return [Placed(frame, {topic: snapshot.cursor}) for frame in told]
+    def sync(self, sync: Sync) -> list[str]:
+        places = {sync.topic: sync.snapshot.cursor}
+        return [Placed(frame, places) for frame in super().sync(sync)]
 
     def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
         places = {topic: outgoing.cursor for topic, outgoing in waiting}
@@ -112,32 +106,32 @@ class SseWire(NativeWire):
         return [COMMENT]
 
     def bye(self) -> list[str]:
-        # It says why, and so comes last, whatever the reason.
+        # The stream's last event says `bye`, for every reason.
         return []
 
 
 class EventStream(Response):
-    """The answer that goes on; made once, for one request."""
+    """The response that goes on; made once, for one request."""
 
     media_type = MEDIA_TYPE
 
     def __init__(
-        self, server: WebState, identity: Identity, asked: Mapping[str, Cursor | None], history: int
+        self, web: WebState, identity: Identity, asked: Mapping[str, Cursor | None], history: int
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
-        self._server = server
+        self._web = web
         self._identity = identity
         self._asked = asked
         self._history = history
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        server, wire, places = self._server, SseWire(self._asked), dict(self._asked)
+        web, wire, places = self._web, SseWire(self._asked), dict(self._asked)
         has_begun = False
 
         async def write(frame: str) -> None:
             nonlocal has_begun
-            # In JSON that somebody else has encoded, line ends are white space.
+            # An application may have encoded JSON with line ends; there they are white space.
             line = frame.replace("\n", " ").replace("\r", " ")
             text = f"data: {line}\n\n" if line else ":\n\n"
             if isinstance(frame, Placed):
@@ -160,18 +154,19 @@ class EventStream(Response):
 
         connection = Connection(
             wire,
-            server.hub,
-            server.may_watch,
+            web.hub,
+            web.outage,
+            web.may_watch,
             self._identity,
             write,
-            heartbeat_seconds=min(HEARTBEAT_SECONDS, server.settings.heartbeat_seconds),
+            heartbeat_seconds=min(HEARTBEAT_SECONDS, web.settings.heartbeat_seconds),
         )
         # So that the stream begins at once.
         connection.post(COMMENT)
         for topic, cursor in self._asked.items():
             connection.subscribe(topic, cursor, self._history)
         try:
-            await run(server, connection, read, secrets.token_hex(8))
+            await run(web, connection, read, secrets.token_hex(8))
         except Ended as ended:
             if not has_begun:
                 refused = Refused(429, "too_many_connections", ended.reason)
@@ -183,19 +178,19 @@ class EventStream(Response):
                     await send(last)
 
 
-async def _may_begin(server: WebState, user: str, topics: Iterable[str]) -> bool:
-    """Whether one of ``topics`` may be watched, or nobody can tell now."""
+async def _may_begin(web: WebState, user: str, topics: Iterable[str]) -> bool:
+    """Return True if the user may watch one of ``topics``, or if nobody can tell now."""
     try:
         for topic in topics:
-            if await server.may_watch(user, topic):
+            if await web.may_watch(user, topic):
                 return True
     except BackendError:
         return True
     return False
 
 
-def _asked(request: Request, server: WebState, job_id: str | None) -> dict[str, Cursor | None]:
-    """The topics that are asked for, in their order, and the cursors that came with them."""
+def _asked(request: Request, web: WebState, job_id: str | None) -> dict[str, Cursor | None]:
+    """Return the topics of the request, in their order, with their cursors."""
     names = request.query_params.getlist("topic") if job_id is None else [f"job:{job_id}"]
     try:
         topics = [check_topic(name) for name in dict.fromkeys(names)]
@@ -203,10 +198,10 @@ def _asked(request: Request, server: WebState, job_id: str | None) -> dict[str, 
         if job_id is None:
             raise Refused(422, error.code, str(error)) from None
         raise Refused(404, "not_found", "no such job") from None
-    limit = server.settings.max_topics
+    limit = web.settings.max_topics
     if not 1 <= len(topics) <= limit:
         raise Refused(422, "bad_input", f"give 1 to {limit} topics")
-    # A browser comes back to the same URL: what it remembers is newer than what stands there.
+    # A browser reconnects to the same URL, so its Last-Event-ID is newer than the query.
     last = request.headers.get("last-event-id") or request.query_params.get("cursor", "")
     cursors = [Cursor.parse(text) if text else None for text in last.split(",")]
     return dict(zip(topics, cursors + [None] * len(topics), strict=False))

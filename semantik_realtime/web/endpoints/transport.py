@@ -1,4 +1,4 @@
-"""What every transport does with a connection: seat it, read and write, count how it ends."""
+"""The life of a connection on any transport: count it, read and write, record how it ends."""
 
 from __future__ import annotations
 
@@ -19,59 +19,59 @@ from semantik_realtime.web.state import WebState
 logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 2.0
-"""How long a client may take to hear why it ends."""
+"""How long the last frames to a client may take."""
 _BY_CLIENT = (WebSocketDisconnect, ClientDisconnect, OSError)
 
 
 @contextlib.contextmanager
-def counting_refusals(server: WebState) -> Iterator[None]:
-    """Count whoever is not let in, by why."""
-    refused = server.hub.stats.refused
+def counting_refusals(web: WebState) -> Iterator[None]:
+    """Count a connection that is refused, by reason."""
+    stats = web.hub.stats
     try:
         yield
     except Ended as ended:
-        refused[ended.code.name.lower()] += 1
+        stats.count_refused(ended.code.name.lower())
         raise
     except (AccessError, TopicError):
-        refused["policy"] += 1
+        stats.count_refused("policy")
         raise
     except BackendError:
-        refused["server_error"] += 1
+        stats.count_refused("server_error")
         raise
 
 
 async def run(
-    server: WebState,
+    web: WebState,
     connection: Connection,
     read: Callable[[Connection], Coroutine[Any, Any, None]],
-    seat: str,
+    connection_id: str,
 ) -> None:
-    """Read and write until one of them ends, with a seat of the user's.
+    """Read and write until one of the two ends, as one of the user's connections.
 
-    Returns when the client or the network has ended it.
+    Returns when the client or the network has ended the connection.
 
     Raises:
-        Ended: by the server, for whatever reason; no free seat is one, and
-            then nothing was written.
+        Ended: the server has ended it. If the user has too many connections,
+            nothing was written.
     """
-    user, hub = connection.identity.user, server.hub
-    with counting_refusals(server):
-        if not await server.seats.take(user, seat):
+    user, hub = connection.identity.user, web.hub
+    with counting_refusals(web):
+        if not await web.limiter.admit(user, connection_id):
             connection.close()
             raise Ended(CloseCode.TOO_MANY_CONNECTIONS, "too many connections of this user")
     loop = asyncio.get_running_loop()
     writer = loop.create_task(connection.write(), name="semantik-realtime-writer")
     reader = loop.create_task(read(connection), name="semantik-realtime-reader")
-    hub.enter(connection)
+    hub.register(connection)
     try:
         await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
         if connection.ended is not None and not writer.done():
-            # What was answered to the last frame is still to be sent.
+            # The answer to the last frame must still be sent.
             await asyncio.wait((writer,), timeout=CLOSE_SECONDS)
     finally:
-        hub.leave(connection)
+        hub.unregister(connection)
         connection.close()
-        server.seats.give_back(user, seat)
+        web.limiter.release(user, connection_id)
         writer.cancel()
         reader.cancel()
         await asyncio.wait((writer, reader))
@@ -80,8 +80,7 @@ async def run(
         if not any(isinstance(fault, _BY_CLIENT) for fault in faults):
             logger.error("transport: connection failed", exc_info=faults[0])
             connection.end(CloseCode.SERVER_ERROR, "server error")
-    closed = hub.stats.closed
     if connection.ended is not None:
-        closed[connection.ended.code.name.lower()] += 1
+        hub.stats.count_closed(connection.ended.code.name.lower())
         raise connection.ended
-    closed["client"] += 1
+    hub.stats.count_closed("client")

@@ -13,9 +13,10 @@ import time
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from semantik_realtime.clock import now_text
 from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.session import (
-    MAX_HISTORY,
     Action,
     Authenticate,
     Close,
@@ -29,28 +30,28 @@ from semantik_realtime.core.session import (
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.hookspecs import Credentials
-from semantik_realtime.runtime import now_text
 from semantik_realtime.web.access import Identity, accepted_subprotocol, credentials_of
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, counting_refusals, run
-from semantik_realtime.web.hub.connection import Connection, Ended, Wire
+from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.wires.compat import HISTORY, CompatWire
 from semantik_realtime.web.wires.native import NativeWire
+from semantik_realtime.web.wires.wire import Wire
 
 logger = logging.getLogger(__name__)
 
 COMPAT_PING_SECONDS = 30.0
 
 
-async def serve_native(websocket: WebSocket, server: WebState) -> None:
-    """One connection of `semantik.realtime.v1`, from handshake to close."""
-    if not server.access.allows_origin(websocket):
+async def serve_native(websocket: WebSocket, web: WebState) -> None:
+    """Serve one connection of `semantik.realtime.v1`, from handshake to close."""
+    if not web.access.allows_origin(websocket):
         # Before accepting: the server answers 403.
-        server.hub.stats.refused["origin"] += 1
+        web.hub.stats.count_refused("origin")
         await websocket.close()
         return
     await websocket.accept(subprotocol=accepted_subprotocol(websocket))
-    settings = server.settings
+    settings = web.settings
     limits = SessionLimits(topics=settings.max_topics, heartbeat_seconds=settings.heartbeat_seconds)
     session = Session(secrets.token_hex(8), limits, time.monotonic())
 
@@ -59,17 +60,17 @@ async def serve_native(websocket: WebSocket, server: WebState) -> None:
     async def read(connection: Connection) -> None:
         while connection.ended is None:
             text = await _receive(websocket)
-            # What was denied or is gone counts no longer.
-            session.topics &= connection.topics
+            # Topics that were denied or deleted no longer count.
+            session.retain(connection.topics)
             for action in session.receive(text):
-                await _carry_out(action, session, connection, server, credentials)
+                await _carry_out(action, session, connection, web, credentials)
 
     try:
-        with counting_refusals(server):
-            identity = await _open_session(websocket, server, session, credentials)
-        connection = _connect(websocket, server, NativeWire(), identity)
+        with counting_refusals(web):
+            identity = await _open_session(websocket, web, session, credentials)
+        connection = _connect(websocket, web, NativeWire(), identity)
         connection.post(*_frames(session.authenticated()))
-        await run(server, connection, read, session.id)
+        await run(web, connection, read, session.id)
     except Ended as ended:
         await _close(websocket, ended.code, ended.reason)
     except BackendError as error:
@@ -79,23 +80,23 @@ async def serve_native(websocket: WebSocket, server: WebState) -> None:
         pass
 
 
-async def serve_compat(websocket: WebSocket, server: WebState, job_id: str | None = None) -> None:
-    """One connection of the compatibility wire, for a job or else for the user's own feed.
+async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None = None) -> None:
+    """Serve one connection of the compatibility wire, for a job or else for the user's own feed.
 
-    Ending without a close frame is how these clients are told to come back.
+    These clients reconnect only after an end without a close frame.
     """
-    if not server.access.allows_origin(websocket):
-        server.hub.stats.refused["origin"] += 1
+    if not web.access.allows_origin(websocket):
+        web.hub.stats.count_refused("origin")
         await websocket.close()
         return
     await websocket.accept(subprotocol=accepted_subprotocol(websocket))
     last_id = websocket.query_params.get("last_id")
     after = Cursor.parse(last_id) if last_id else None
     try:
-        with counting_refusals(server):
-            identity = await server.access.authenticate(credentials_of(websocket))
+        with counting_refusals(web):
+            identity = await web.access.authenticate(credentials_of(websocket))
             topic = user_topic(identity.user) if job_id is None else job_topic(job_id)
-            if not await server.may_watch(identity.user, topic):
+            if not await web.may_watch(identity.user, topic):
                 raise Ended(CloseCode.POLICY, "not yours, or not there")
         wire = CompatWire(topic, now_text, after)
 
@@ -103,10 +104,10 @@ async def serve_compat(websocket: WebSocket, server: WebState, job_id: str | Non
             while connection.ended is None:
                 connection.post(*wire.answer(await _receive(websocket)))
 
-        connection = _connect(websocket, server, wire, identity, COMPAT_PING_SECONDS)
-        # Always from the state: these clients need a status before anything else.
+        connection = _connect(websocket, web, wire, identity, COMPAT_PING_SECONDS)
+        # Always with a snapshot: these clients need a status before anything else.
         connection.subscribe(topic, None, MAX_HISTORY if after else HISTORY)
-        await run(server, connection, read, secrets.token_hex(8))
+        await run(web, connection, read, secrets.token_hex(8))
     except (AccessError, TopicError) as error:
         await _close(websocket, CloseCode.POLICY, str(error))
     except Ended as ended:
@@ -123,11 +124,11 @@ async def serve_compat(websocket: WebSocket, server: WebState, job_id: str | Non
 
 
 def _drop() -> None:
-    """End without a close frame: a word that ASGI does not have.
+    """End without a close frame, which ASGI has no message for.
 
-    Every uvicorn cuts the socket when its own ClientDisconnected comes out of
-    the application. When the application just returns, some versions do
-    (0.39, 0.54) and some leave the connection open (0.34) until they send a
+    Every uvicorn cuts the socket when its own ClientDisconnected leaves the
+    application. When the application just returns, some versions do so too
+    (0.39, 0.54), and some leave the connection open (0.34) until they send a
     close frame.
     """
     uvicorn = sys.modules.get("uvicorn.protocols.utils")
@@ -136,18 +137,18 @@ def _drop() -> None:
 
 
 async def _open_session(
-    websocket: WebSocket, server: WebState, session: Session, credentials: Credentials
+    websocket: WebSocket, web: WebState, session: Session, credentials: Credentials
 ) -> Identity:
-    """Who connects: by the handshake, else by the first frame, in time.
+    """Authenticate by the handshake, or else by the first frame, before the deadline.
 
     Raises:
-        Ended: nobody we know, or nothing in time.
+        Ended: the credential was refused, or none came in time.
         BackendError: nobody can tell now.
     """
     if credentials.token is None:
-        # A host may know the user by other means, and development knows everyone.
+        # The host may know the user by other means, and with authentication off everybody passes.
         with contextlib.suppress(AccessError):
-            return await server.access.authenticate(credentials)
+            return await web.access.authenticate(credentials)
         try:
             async with asyncio.timeout(session.auth_seconds_left(time.monotonic())):
                 token = await _first_token(websocket, session)
@@ -155,7 +156,7 @@ async def _open_session(
             raise _ended(session.tick(math.inf)) from None
         credentials = msgspec.structs.replace(credentials, token=token)
     try:
-        return await server.access.authenticate(credentials)
+        return await web.access.authenticate(credentials)
     except AccessError as error:
         raise _refusal(session, error) from None
 
@@ -176,7 +177,7 @@ async def _carry_out(
     action: Action,
     session: Session,
     connection: Connection,
-    server: WebState,
+    web: WebState,
     credentials: Credentials,
 ) -> None:
     match action:
@@ -190,7 +191,7 @@ async def _carry_out(
                 connection.unsubscribe(topic)
         case Authenticate(token):
             try:
-                fresh = await server.access.authenticate(
+                fresh = await web.access.authenticate(
                     msgspec.structs.replace(credentials, token=token)
                 )
             except AccessError as error:
@@ -198,7 +199,7 @@ async def _carry_out(
                 connection.end(ended.code, ended.reason)
                 return
             except BackendError as error:
-                # Nobody can tell now; the old credential stands.
+                # Nobody can tell now; the old credential stays valid.
                 connection.post(session.error(error.code, "not checked, try again").frame)
                 return
             if fresh.user == connection.identity.user:
@@ -211,7 +212,7 @@ async def _carry_out(
 
 def _connect(
     websocket: WebSocket,
-    server: WebState,
+    web: WebState,
     wire: Wire,
     identity: Identity,
     heartbeat_seconds: float | None = None,
@@ -221,11 +222,12 @@ def _connect(
 
     return Connection(
         wire,
-        server.hub,
-        server.may_watch,
+        web.hub,
+        web.outage,
+        web.may_watch,
         identity,
         send,
-        heartbeat_seconds=heartbeat_seconds or server.settings.heartbeat_seconds,
+        heartbeat_seconds=heartbeat_seconds or web.settings.heartbeat_seconds,
     )
 
 

@@ -1,39 +1,41 @@
-"""What a process knows of one watched topic, and who watches it."""
+"""One watched topic of a process: its position, its newest events and its watchers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import msgspec
 
+from semantik_realtime.backoff import Backoff
 from semantik_realtime.core import frames
 from semantik_realtime.core.backpressure import Limits, Write, conflate, plan_write
 from semantik_realtime.core.event import Cursor, Event
-from semantik_realtime.core.resume import Reason
-from semantik_realtime.core.splice import Admission, EventBuffer
+from semantik_realtime.core.limits import KEEP_EVENTS
+from semantik_realtime.core.splice import NOWHERE, Admission, Phase, ResyncReason, Splice
+from semantik_realtime.errors import BackendError
 from semantik_realtime.hookspecs import Snapshot
+from semantik_realtime.web.wires.wire import Outgoing, Sync
 
-KEEP_EVENTS = 100
-"""EventBuffer events kept a channel even when every watcher has them."""
-MAX_HELD = 1000
-NOWHERE = Cursor("", 0, 0)
-"""The position in a topic that the backend does not know."""
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY_SECONDS = 0.2
+LAST_RETRY_SECONDS = 1.0
 
 
 class Watcher(Protocol):
-    """A connection, as its channels see it."""
+    """A connection, as the hub and its channels see it."""
 
     @property
-    def shown(self) -> Collection[str]:
-        """The topics that it may be told of."""
+    def allowed(self) -> Collection[str]:
+        """The topics whose states it may get."""
 
     @property
     def wire_name(self) -> str:
-        """How it speaks."""
+        """The name of its wire."""
 
     @property
     def subscriptions(self) -> int:
@@ -41,171 +43,357 @@ class Watcher(Protocol):
 
     @property
     def outbox_bytes(self) -> int:
-        """About how much waits to be sent to it, or is being sent."""
+        """About how many bytes wait to be sent to it, or are being sent."""
 
     def wake(self, subscription: Subscription) -> None:
-        """Something waits; come and collect it."""
+        """Events or a snapshot wait: collect them."""
 
     def gone(self, subscription: Subscription) -> None:
-        """The topic was deleted; the subscription is over."""
+        """The topic was deleted, and the subscription with it."""
 
     def tick(self, now: float) -> None:
-        """About once a second."""
+        """Check deadlines. Called about once a second with the monotonic time."""
 
     def degraded(self, since: str) -> None:
-        """The backend is away; what is shown may be outdated."""
+        """The backend is away since ``since``: what is shown may be outdated."""
 
     def restored(self) -> None:
-        """It is back, and every topic is up to date again."""
+        """The backend is back, and every topic is up to date again."""
 
     def provisional(self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]) -> None:
-        """What is known of ``topic`` without the backend, as JSON, until it is restored."""
+        """Show ``states`` (JSON) of ``topic``, known without the backend, until it is restored."""
 
     def drain(self) -> None:
-        """The server stops: end in a way that brings the client back."""
+        """The server stops: end in a way that makes the client reconnect."""
 
 
 class Subscription:
-    """One connection's place in one channel."""
+    """The place of one connection in one channel."""
 
-    __slots__ = ("channel", "cursor", "pending", "recalling", "watcher")
+    __slots__ = ("_cursor", "_pending", "channel", "watcher")
 
     def __init__(self, watcher: Watcher, channel: Channel, cursor: Cursor) -> None:
         self.watcher = watcher
         self.channel = channel
-        self.cursor = cursor
-        """What was last handed to the connection."""
-        self.pending: Snapshot | None = None
-        """A snapshot that must be handed over before anything else."""
-        self.recalling: asyncio.Task[None] | None = None
-        """Asks the host for what goes with a snapshot of a topic that nobody knows."""
+        # The position after what the connection has collected.
+        self._cursor = cursor
+        # A snapshot that the connection must get before any event.
+        self._pending: Snapshot | None = None
+
+    @property
+    def cursor(self) -> Cursor:
+        """The position after what the connection has collected."""
+        return self._cursor
+
+    @property
+    def pending(self) -> Snapshot | None:
+        """The snapshot that the connection must get before any event."""
+        return self._pending
+
+    def restart(self, snapshot: Snapshot, cursor: Cursor | None = None) -> None:
+        """Give the connection ``snapshot`` before any event; ``cursor`` replaces the client's."""
+        self._pending = snapshot
+        self._cursor = cursor or self._cursor
+        self.watcher.wake(self)
+
+    def collect_pending(self) -> tuple[Cursor | None, Snapshot] | None:
+        """Move to the pending snapshot, if there is one; return the cursor before, and it.
+
+        A snapshot of a topic that the backend does not know stays pending until
+        `settle`, because the host has to be asked for its record first.
+        """
+        snapshot = self._pending
+        if snapshot is None:
+            return None
+        before = self._cursor if self._cursor.epoch else None
+        self._cursor = snapshot.cursor or NOWHERE
+        if snapshot.cursor is not None:
+            self._pending = None
+        return before, snapshot
+
+    def settle(self, snapshot: Snapshot) -> bool:
+        """Return True if ``snapshot`` was still pending: now it is not any more."""
+        if self._pending is not snapshot:
+            return False
+        self._pending = None
+        return True
+
+    def collect_events(self) -> Outgoing | None:
+        """Move past the events that wait; None: there are so many that the connection must end."""
+        outgoing = self.channel.outgoing(self._cursor)
+        if outgoing is not None and outgoing.events:
+            self._cursor = outgoing.cursor
+        return outgoing
 
 
-class Outgoing(msgspec.Struct, frozen=True):
-    """What waits at one position, ready for every watcher there."""
+class ChannelIO(NamedTuple):
+    """What a channel needs of the process around it."""
 
-    cursor: Cursor
-    events: Sequence[Event]
-    member: bytes
-    """The topic's member of an ``events`` frame."""
-    frame: str
-    """A whole frame for a connection that watches nothing else."""
-    since: float | None
-    """The time of the oldest of the events, in seconds since 1970; None: it has none."""
+    subscribe: Callable[[str], Awaitable[None]]
+    """Make the backend deliver the topic to the hub."""
+    read: Callable[[str, Cursor | None, int], Coroutine[Any, Any, Snapshot]]
+    """`semantik_realtime.hookspecs.Backend.snapshot`."""
+    pause: Callable[[float], Awaitable[None]]
+    """Wait for so many seconds, and while the backend is away until it is back."""
+    spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]]
+    """Start a task that ends with the hub."""
+    count_resync: Callable[[ResyncReason], None]
 
 
 class Channel:
-    """What the process knows of one watched topic."""
+    """The position of one watched topic, and the watchers that follow it.
 
-    def __init__(self, topic: str, limits: Limits) -> None:
+    The rules are those of `semantik_realtime.core.splice.Splice`; this class
+    makes the calls that it asks for and wakes the watchers. For one loop.
+    """
+
+    def __init__(self, topic: str, limits: Limits, io: ChannelIO) -> None:
         self.topic = topic
-        self.recent = EventBuffer()
-        self.watchers: set[Subscription] = set()
-        self.users = 0
-        """Connections that watch or are about to; at 0 the topic is unsubscribed."""
-        self.subscribed: asyncio.Task[None] | None = None
-        self.resyncing: asyncio.Task[None] | None = None
-        self.held: deque[tuple[str, int, Sequence[Event]]] | None = self.hold()
-        """Live batches that came before a position was known, or during a resync."""
-        self.reading: dict[tuple[Cursor | None, int], asyncio.Future[Snapshot]] = {}
         self._limits = limits
+        self._io = io
+        self._splice = Splice()
+        # Who follows; added by `_join`, removed by `leave`.
+        self._watchers: set[Subscription] = set()
+        # Connections that follow or are about to. The hub drops the channel at 0.
+        self._users = 0
+        # The subscription at the backend; started anew if it failed.
+        self._subscribing: asyncio.Task[None] | None = None
+        # The resync under way, which waits out an outage; None while there is none.
+        self._resyncing: asyncio.Task[None] | None = None
+        # Readings under way, by cursor and history: equal requests share one.
+        self._readings: dict[tuple[Cursor | None, int], asyncio.Task[Snapshot]] = {}
+        # Encoded events by the offset they follow; cleared when new events arrive.
         self._outgoing: dict[int, Outgoing | None] = {}
+        # The last answer to a subscription: a crowd that joins gets the same one.
+        self._last_sync: Sync | None = None
 
-    @staticmethod
-    def hold() -> deque[tuple[str, int, Sequence[Event]]]:
-        """Room for batches. The oldest go first, so that what was lost leaves a gap."""
-        return deque(maxlen=MAX_HELD)
+    @property
+    def buffer_bytes(self) -> int:
+        """The bytes of the events that are kept."""
+        return self._splice.buffer.bytes
 
-    def begin(self, cursor: Cursor) -> None:
-        """Take ``cursor`` as the position, and what was held after it."""
-        self.recent.restart(cursor)
-        self._outgoing.clear()
+    @property
+    def cursor(self) -> Cursor:
+        """The newest position."""
+        return self._splice.buffer.cursor
 
-    def release_held(self) -> bool:
-        """Take the held batches; False: they leave a gap."""
-        held, self.held = self.held, None
-        return self.take_all(held or ())
+    @property
+    def held(self) -> int:
+        """How many live batches wait until the position is known."""
+        return self._splice.held
 
-    def take_all(self, batches: Iterable[tuple[str, int, Sequence[Event]]]) -> bool:
-        """Take each of ``batches``; False: there is a gap."""
-        complete = True
-        for batch in batches:
-            complete = self.take(*batch) and complete
-        return complete
+    @property
+    def phase(self) -> Phase:
+        """Whether the position is known."""
+        return self._splice.phase
 
-    def take(self, epoch: str, prev: int, events: Sequence[Event]) -> bool:
-        """Admit a live batch and wake the watchers; False: there is a gap."""
-        if self.held is not None:
-            self.held.append((epoch, prev, events))
-            return True
-        if self.recent.epoch == "" and prev == 0:
-            # The topic did not exist; this is its beginning.
-            self.begin(Cursor(epoch, 0, 0))
-        admission = self.recent.admit(epoch, prev, events)
+    @property
+    def resyncing(self) -> asyncio.Task[None] | None:
+        """The resync under way."""
+        return self._resyncing
+
+    @property
+    def users(self) -> int:
+        """Connections that follow the topic or are about to."""
+        return self._users
+
+    def bytes_since(self, cursor: Cursor) -> int:
+        """Return about how many bytes of events follow ``cursor``."""
+        return self._splice.buffer.bytes_since(cursor.offset)
+
+    def add_user(self) -> None:
+        """Count a connection that is about to follow."""
+        self._users += 1
+
+    def remove_user(self) -> bool:
+        """Count a connection that has left. Return True if it was the last one."""
+        self._users -= 1
+        return self._users == 0
+
+    async def subscribed(self) -> None:
+        """Wait until the backend delivers the topic.
+
+        Raises:
+            BackendError: it does not; the next call tries again.
+        """
+        task = self._subscribing
+        if task is None or has_failed(task):
+            task = self._subscribing = self._io.spawn(self._subscribe(), "subscribe")
+        await asyncio.shield(task)
+
+    def close(self) -> None:
+        """Cancel what is under way: nobody follows any more."""
+        if self._resyncing is not None:
+            self._resyncing.cancel()
+
+    # Live batches.
+
+    def receive(self, epoch: str, prev: int, events: Sequence[Event]) -> None:
+        """Receive a live batch and wake the watchers, or read the topic again after a gap."""
+        admission = self._splice.receive(epoch, prev, events)
         if admission is Admission.FRESH:
-            self._outgoing.clear()
-            if len(self.recent) > 2 * KEEP_EVENTS or (
-                self.recent.bytes > self._limits.evict_above_bytes
-            ):
-                self._trim()
-            for subscription in self.watchers:
-                subscription.watcher.wake(subscription)
-        return admission in (Admission.FRESH, Admission.KNOWN)
+            self._wake_watchers()
+        elif admission.is_broken:
+            logger.info("hub: gap topic=%s offset=%d prev=%d", self.topic, self.cursor.offset, prev)
+            self.resync(ResyncReason.GAP)
+
+    def gone(self) -> None:
+        """The topic was deleted: end every subscription."""
+        for subscription in list(self._watchers):
+            subscription.watcher.gone(subscription)
+
+    # Subscriptions.
+
+    async def follow(
+        self, watcher: Watcher, asked: Cursor | None, history: int
+    ) -> tuple[Subscription, Snapshot]:
+        """Add a watcher at a cursor.
+
+        The snapshot is what the client gets first; the subscription continues
+        exactly after it. From here on the watcher is woken.
+
+        Raises:
+            BackendError: the watcher was not added.
+        """
+        buffer = self._splice.buffer
+        while True:
+            if self.phase is Phase.LIVE and buffer.epoch and asked and buffer.knows(asked):
+                events = buffer.since(asked.offset)
+                assert events is not None
+                snapshot = Snapshot(self.cursor, None, None, {}, events)
+                return self._add(watcher, self.cursor), snapshot
+            snapshot = await self._read(asked, history)
+            place = snapshot.cursor or NOWHERE
+            before = self.cursor
+            replay = snapshot.events if snapshot.reason is None else None
+            reason = self._splice.join(asked, place, replay)
+            if self.cursor != before:
+                self._wake_watchers()
+            if reason is not None:
+                self.resync(reason)
+            if self._resyncing is not None:
+                await asyncio.shield(self._resyncing)
+            # At a position outside this history the watcher would not notice a rewriting.
+            if buffer.knows(place):
+                return self._add(watcher, place), snapshot
+
+    def leave(self, subscription: Subscription) -> None:
+        """Remove a watcher."""
+        self._watchers.discard(subscription)
 
     def outgoing(self, cursor: Cursor) -> Outgoing | None:
-        """What waits for a watcher at ``cursor``; None: so much that it is to be evicted."""
+        """Return the events that follow ``cursor``; None: too many, the connection must end."""
         if cursor.offset in self._outgoing:
             return self._outgoing[cursor.offset]
-        events = self.recent.since(cursor.offset)
-        made = None
+        buffer = self._splice.buffer
+        events = buffer.since(cursor.offset)
+        outgoing = None
         if events is not None:
             plan = plan_write(sum(len(event.json) for event in events), self._limits)
             if plan is not Write.EVICT:
                 kept = conflate(events) if plan is Write.CONFLATED else events
-                # A watcher that read ahead of the feed has nothing to get, and must not go back.
-                place = self.recent.cursor if events else cursor
+                # A watcher that read ahead of the live events must not be moved back.
+                place = buffer.cursor if events else cursor
                 member = frames.topic_events(
                     self.topic, cursor.offset, place, kept, len(events) - len(kept)
                 )
                 since = _time_of(kept[0]) if kept else None
-                made = Outgoing(place, kept, member, frames.events_frame([member]), since)
-        self._outgoing[cursor.offset] = made
-        return made
+                outgoing = Outgoing(place, kept, member, frames.events_frame([member]), since)
+        self._outgoing[cursor.offset] = outgoing
+        return outgoing
 
-    def restart(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot: every watcher must have it first."""
-        self.begin(snapshot.cursor or NOWHERE)
-        for subscription in self.watchers:
-            subscription.pending = snapshot
+    def answer(
+        self,
+        asked: Cursor | None,
+        snapshot: Snapshot,
+        recalled: Mapping[str, bytes] | None = None,
+    ) -> Sync:
+        """Return the answer to a subscription. A snapshot is encoded once for all who get it."""
+        last = self._last_sync
+        if last is None or not last.answers(asked, snapshot, recalled):
+            last = self._last_sync = Sync(self.topic, asked, snapshot, recalled)
+        return last
+
+    # Resync.
+
+    def resync(self, reason: ResyncReason) -> None:
+        """Read again what was missed, once for all watchers. Does nothing if that is under way."""
+        if self._users and self._splice.start_resync():
+            self._io.count_resync(reason)
+            self._resyncing = self._io.spawn(self._resync(), "resync")
+
+    async def _resync(self) -> None:
+        backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
+        try:
+            while True:
+                asked = self._splice.asked
+                try:
+                    snapshot = await self._io.read(self.topic, asked, 0)
+                except Exception as error:
+                    # Whatever it was: a channel that held its events for ever would be worse.
+                    if not isinstance(error, BackendError):
+                        logger.exception("hub: resync failed topic=%s", self.topic)
+                    await self._io.pause(backoff.next_seconds())
+                    continue
+                if self._apply(asked, snapshot):
+                    return
+        finally:
+            self._resyncing = None
+
+    def _apply(self, asked: Cursor | None, snapshot: Snapshot) -> bool:
+        """Continue from what a resync has read. Return False if it must read once more."""
+        if snapshot.deleted:
+            # The subscription lost the notice of it.
+            self.gone()
+        before = self.cursor
+        is_replay = snapshot.cursor is not None and snapshot.reason is None and asked is not None
+        if not is_replay and (snapshot.cursor is not None or before.epoch):
+            logger.info("hub: resync topic=%s reason=%s", self.topic, snapshot.reason)
+        is_complete = self._splice.finish_resync(
+            snapshot.cursor or NOWHERE, snapshot.events if is_replay else None
+        )
+        if not is_replay:
+            # Also where the backend still does not know the topic: the host's record may differ.
+            for subscription in self._watchers:
+                subscription.restart(snapshot)
+        self._wake_watchers()
+        return is_complete
+
+    async def _subscribe(self) -> None:
+        await self._io.subscribe(self.topic)
+
+    async def _read(self, asked: Cursor | None, history: int) -> Snapshot:
+        key = (asked, history)
+        reading = self._readings.get(key)
+        if reading is None:
+            reading = self._io.spawn(self._io.read(self.topic, asked, history), "snapshot")
+            self._readings[key] = reading
+            reading.add_done_callback(lambda _: self._readings.pop(key, None))
+        return await asyncio.shield(reading)
+
+    def _add(self, watcher: Watcher, cursor: Cursor) -> Subscription:
+        subscription = Subscription(watcher, self, cursor)
+        self._watchers.add(subscription)
+        if self.cursor.offset > cursor.offset:
+            watcher.wake(subscription)
+        return subscription
+
+    def _wake_watchers(self) -> None:
+        self._outgoing.clear()
+        buffer = self._splice.buffer
+        if len(buffer) > 2 * KEEP_EVENTS or buffer.bytes > self._limits.evict_above_bytes:
+            needed = min(
+                (subscription.cursor.offset for subscription in self._watchers),
+                default=buffer.offset,
+            )
+            buffer.trim(needed, KEEP_EVENTS, self._limits.evict_above_bytes)
+        for subscription in self._watchers:
             subscription.watcher.wake(subscription)
 
-    def _trim(self) -> None:
-        needed = min(
-            (subscription.cursor.offset for subscription in self.watchers),
-            default=self.recent.offset,
-        )
-        self.recent.trim(needed, KEEP_EVENTS, self._limits.evict_above_bytes)
 
-
-def reason_of(asked: Cursor | None, snapshot: Snapshot, *, is_recalled: bool) -> Reason | None:
-    """Why the answer to a subscription is a snapshot; None: it is a replay."""
-    if snapshot.cursor is None:
-        if is_recalled:
-            return Reason.RECALLED
-        return Reason.NEW if asked is None else Reason.EPOCH
-    if snapshot.reason is None and asked is None:
-        return Reason.NEW
-    return snapshot.reason
-
-
-def states_of(snapshot: Snapshot) -> dict[str, bytes]:
-    """The bare states of a snapshot, as JSON."""
-    states = {}
-    for key, event in snapshot.states.items():
-        head = Event(0, 0, event).head()
-        if isinstance(head.state, msgspec.Raw):
-            states[key] = bytes(head.state)
-    return states
+def has_failed(task: asyncio.Task[None]) -> bool:
+    """Return True if ``task`` ended with an error or was cancelled."""
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 class _Stamp(msgspec.Struct):
@@ -219,5 +407,5 @@ def _time_of(event: Event) -> float | None:
     try:
         return _decode_stamp(event.json).time.timestamp()
     except msgspec.DecodeError:
-        # The log takes any text for a time.
+        # A log accepts any text for a time.
         return None

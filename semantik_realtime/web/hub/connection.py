@@ -1,4 +1,4 @@
-"""One client's link: what waits for it, and the one task that writes."""
+"""One client's connection: its subscriptions, and the frames and events that wait for it."""
 
 from __future__ import annotations
 
@@ -8,68 +8,26 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.limits import MAX_POSTED, MAX_POSTED_BYTES
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError, BackendUnavailable
-from semantik_realtime.hookspecs import Snapshot
 from semantik_realtime.web.access import Identity, has_expired
-from semantik_realtime.web.hub.channel import NOWHERE, Outgoing, Subscription, reason_of
-from semantik_realtime.web.hub.hub import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Hub
+from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Subscription
+from semantik_realtime.web.hub.hub import Hub
+from semantik_realtime.web.outage import DegradedMode
+from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
 
 logger = logging.getLogger(__name__)
 
 RECALL_RETRY_SECONDS = 5.0
-MAX_POSTED = 1000
-"""Frames that may wait beside events: answers, syncs, heartbeats."""
-MAX_POSTED_BYTES = 16 * 2**20
-"""The same in bytes. What is posted last may go beyond both, for a snapshot has no limit."""
-
-
-class Wire(Protocol):
-    """How a connection speaks. Pure: frames come out, nothing is sent."""
-
-    name: str
-
-    def sync(
-        self,
-        topic: str,
-        asked: Cursor | None,
-        snapshot: Snapshot,
-        recalled: Mapping[str, bytes] | None,
-    ) -> list[str]:
-        """The answer to a subscription."""
-
-    def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
-        """What waits in one or more topics."""
-
-    def denied(self, topic: str) -> list[str]:
-        """This topic is not for the client, or does not exist. Nothing: the connection ends."""
-
-    def gone(self, topic: str) -> list[str]:
-        """The topic was deleted."""
-
-    def degraded(self, since: str) -> list[str]:
-        """The backend is away."""
-
-    def restored(self) -> list[str]:
-        """It is back."""
-
-    def provisional(
-        self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]
-    ) -> list[str]:
-        """What is known of a topic without the backend, as JSON."""
-
-    def heartbeat(self, places: Mapping[str, Cursor]) -> list[str]:
-        """A sign of life."""
-
-    def bye(self) -> list[str]:
-        """The server stops."""
 
 
 class Ended(Exception):
-    """The server ends the connection, and says why."""
+    """The server ends the connection, with a close code and a reason."""
 
     def __init__(self, code: CloseCode, reason: str) -> None:
         super().__init__(reason)
@@ -78,17 +36,27 @@ class Ended(Exception):
 
 
 class Connection:
-    """Subscriptions of one client, and everything that is to be sent to it.
+    """A `semantik_realtime.web.hub.channel.Watcher`: one client's subscriptions and its outbox.
 
-    All sending is done by `write`, in one task; everyone else leaves frames
-    or a wake-up and goes on. What has to end the connection is left in
-    `end`, and comes out of `write` as `Ended`.
+    Only `write`, in one task, sends; everybody else posts a frame or wakes it.
+    `end` makes `write` raise `Ended`.
+
+    Args:
+        wire: how frames are encoded.
+        hub: the process's hub.
+        outage: the process's degraded mode.
+        may_watch: whether a user may watch a topic; raises BackendError if
+            nobody can tell now.
+        identity: who is connected, and until when.
+        send: sends one frame to the client.
+        heartbeat_seconds: between two heartbeats.
     """
 
     def __init__(
         self,
         wire: Wire,
         hub: Hub,
+        outage: DegradedMode,
         may_watch: Callable[[str, str], Awaitable[bool]],
         identity: Identity,
         send: Callable[[str], Awaitable[None]],
@@ -96,37 +64,50 @@ class Connection:
         heartbeat_seconds: float,
     ) -> None:
         self.identity = identity
+        """Who is connected; replaced by `reauthorize`."""
         self._wire = wire
         self._hub = hub
+        self._outage = outage
         self._may_watch = may_watch
         self._send = send
         self._heartbeat_seconds = heartbeat_seconds
+        # Topics that are followed, and those whose subscription is under way.
         self._subscriptions: dict[str, Subscription] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
+        # Topics that `may_watch` has allowed; provisional states are sent for these only.
         self._allowed: set[str] = set()
+        # Frames that wait, and how many bytes they have.
         self._posted: deque[str] = deque()
         self._posted_bytes = 0
+        # The frames that `write` is sending.
         self._sending: Sequence[str] = ()
+        # Subscriptions with events or a snapshot to collect, in the order of their wake-ups.
         self._dirty: dict[Subscription, None] = {}
+        # Asks the host for its record of topics that the backend does not know.
+        self._recalls: dict[Subscription, asyncio.Task[None]] = {}
+        # Set to make `write` collect and send.
         self._wake = asyncio.Event()
+        # Why the server ends the connection; set once.
         self._ended: Ended | None = None
+        # Since when `write` waits for the socket; None while it does not.
         self._sending_since: float | None = None
         self._next_heartbeat = time.monotonic() + heartbeat_seconds
+        # The task that runs `write`.
         self._writer: asyncio.Task[Any] | None = None
 
     @property
     def topics(self) -> set[str]:
-        """What is watched, or about to be."""
+        """The topics that are followed, or about to be."""
         return self._subscriptions.keys() | self._joining.keys()
 
     @property
-    def shown(self) -> Collection[str]:
-        """What it may be told of."""
+    def allowed(self) -> Collection[str]:
+        """The topics whose states it may get."""
         return self._allowed
 
     @property
     def wire_name(self) -> str:
-        """How it speaks."""
+        """The name of its wire."""
         return self._wire.name
 
     @property
@@ -136,17 +117,22 @@ class Connection:
 
     @property
     def outbox_bytes(self) -> int:
-        """About how much waits to be sent, or is being sent."""
+        """About how many bytes wait to be sent, or are being sent."""
         behind = sum(
-            subscription.channel.recent.bytes_since(subscription.cursor.offset)
+            subscription.channel.bytes_since(subscription.cursor)
             for subscription in list(self._dirty)
         )
         return self._posted_bytes + sum(map(len, self._sending)) + behind
 
-    # What the client asks for.
+    @property
+    def ended(self) -> Ended | None:
+        """Why the server ends it; None while it does not."""
+        return self._ended
+
+    # Called for the client.
 
     def subscribe(self, topic: str, asked: Cursor | None, history: int) -> None:
-        """Authorize, sync, then follow, in a task of its own. Repeating it syncs anew."""
+        """Authorize, sync, then follow, in a task. A topic that is followed is synced anew."""
         self.unsubscribe(topic)
         self._joining[topic] = self._hub.spawn(self._join(topic, asked, history), "join")
 
@@ -161,7 +147,7 @@ class Connection:
             self._leave(subscription)
 
     def reauthorize(self, identity: Identity) -> None:
-        """A fresh credential: check again what is open."""
+        """Replace the credential, and authorize every open topic again."""
         self.identity = identity
         for topic in list(self._subscriptions):
             self._hub.spawn(self._recheck(topic), "recheck")
@@ -176,12 +162,17 @@ class Connection:
         self._wake.set()
 
     def end(self, code: CloseCode, reason: str) -> None:
-        """End the connection: after what is already posted has been sent."""
+        """End the connection, after the frames that are posted already were sent."""
         if self._ended is None:
             self._ended = Ended(code, reason)
         self._wake.set()
 
-    # Watcher: called by the hub.
+    def close(self) -> None:
+        """Leave every topic: the connection has ended."""
+        for topic in [*self._joining, *self._subscriptions]:
+            self.unsubscribe(topic)
+
+    # Watcher: called by the hub and by channels.
 
     def wake(self, subscription: Subscription) -> None:
         self._dirty[subscription] = None
@@ -197,14 +188,14 @@ class Connection:
             if now - self._sending_since > self._hub.limits.stall_seconds:
                 self.end(CloseCode.EVICTED, "too slow")
                 if self._writer is not None:
-                    # It waits for a socket that takes nothing.
+                    # It waits for a socket that accepts nothing.
                     self._writer.cancel()
             return
         if has_expired(self.identity):
             self.end(CloseCode.EXPIRED, "the token has expired")
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._heartbeat_seconds
-            # Events on their way would make a cursor that the client does not have yet.
+            # While events wait, their cursor is one that the client does not have yet.
             if not self._dirty:
                 places = {
                     topic: subscription.cursor
@@ -229,7 +220,7 @@ class Connection:
     # Writing.
 
     async def write(self) -> None:
-        """Send what waits, for as long as the connection lives.
+        """Send frames and events for as long as the connection lives.
 
         Raises:
             Ended: the server ends it.
@@ -245,80 +236,78 @@ class Connection:
             self._sending_since = None
             self._sending = ()
             if batches:
-                self._hub.stats.written(batches, time.time())
+                self._hub.stats.count_written(batches, time.time())
             if self._ended is not None and not self._posted:
                 raise self._ended
 
-    @property
-    def ended(self) -> Ended | None:
-        """Why the server ends it, if it does."""
-        return self._ended
-
-    def close(self) -> None:
-        """Give everything back."""
-        for topic in [*self._joining, *self._subscriptions]:
-            self.unsubscribe(topic)
-
     def _collect(self) -> tuple[list[str], list[Outgoing]]:
-        """Everything that waits, as frames, and the batches in them; the subscriptions move on."""
+        """Return all that waits, as frames, and the batches of events in them."""
         out = list(self._posted)
         self._posted.clear()
         self._posted_bytes = 0
         dirty, self._dirty = self._dirty, {}
         waiting: list[tuple[str, Outgoing]] = []
         for subscription in dirty:
-            channel = subscription.channel
-            if self._subscriptions.get(channel.topic) is not subscription:
+            topic = subscription.channel.topic
+            if self._subscriptions.get(topic) is not subscription:
                 continue
-            if (snapshot := subscription.pending) is not None:
-                before = subscription.cursor if subscription.cursor.epoch else None
-                subscription.cursor = snapshot.cursor or NOWHERE
+            pending = subscription.collect_pending()
+            if pending is not None:
+                before, snapshot = pending
                 if snapshot.cursor is None:
-                    if subscription.recalling is None or subscription.recalling.done():
-                        recall = self._recall(subscription, before)
-                        subscription.recalling = self._hub.spawn(recall, "answer")
+                    self._start_recall(subscription, before)
                     continue
-                subscription.pending = None
-                out += self._answer(channel.topic, before, snapshot, None)
-            outgoing = channel.outgoing(subscription.cursor)
+                out += self._answer(subscription.channel.answer(before, snapshot))
+            outgoing = subscription.collect_events()
             if outgoing is None:
                 self.end(CloseCode.EVICTED, "too slow")
                 break
             if outgoing.events:
-                subscription.cursor = outgoing.cursor
-                waiting.append((channel.topic, outgoing))
+                waiting.append((topic, outgoing))
         if waiting:
             out += self._wire.events(waiting)
         return out, [outgoing for _, outgoing in waiting]
 
-    async def _recall(self, subscription: Subscription, before: Cursor | None) -> None:
-        """Ask the host for what the backend does not know, beside the writer.
+    def _answer(self, sync: Sync) -> list[str]:
+        self._hub.stats.count_sync(sync.reason)
+        return self._wire.sync(sync)
 
-        Until it has answered the client is told nothing of the topic, unless
-        the backend comes to know it and a snapshot takes this one's place.
+    # Topics that the backend does not know.
+
+    def _start_recall(self, subscription: Subscription, before: Cursor | None) -> None:
+        running = self._recalls.get(subscription)
+        if running is None or running.done():
+            recall = self._recall(subscription, before)
+            self._recalls[subscription] = self._hub.spawn(recall, "answer")
+
+    async def _recall(self, subscription: Subscription, before: Cursor | None) -> None:
+        """Ask the host for its record, outside the writer, which must not wait for it.
+
+        Until the host has answered the client gets nothing of the topic, unless
+        the backend comes to know it and a snapshot replaces the pending one.
         """
-        topic = subscription.channel.topic
+        channel = subscription.channel
         while (snapshot := subscription.pending) is not None and snapshot.cursor is None:
             try:
-                recalled = await self._hub.recall(topic)
+                recalled = await self._outage.recall(channel.topic)
             except BackendUnavailable:
                 await asyncio.sleep(RECALL_RETRY_SECONDS)
                 continue
-            if subscription.pending is snapshot:
-                subscription.pending = None
-                self.post(*self._answer(topic, before, snapshot, recalled))
+            if subscription.settle(snapshot):
+                self.post(*self._answer(channel.answer(before, snapshot, recalled)))
                 self.wake(subscription)
 
+    # Joining and leaving.
+
     async def _join(self, topic: str, asked: Cursor | None, history: int) -> None:
-        retry_seconds = FIRST_RETRY_SECONDS
-        # A cancellation can get lost in a library (wait_for until Python 3.12).
+        backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
+        # A library may swallow a cancellation (wait_for until Python 3.12).
         while self._is_joining(topic):
             try:
                 await self._try_join(topic, asked, history)
             except BackendError as error:
                 logger.debug("connection: join waits topic=%s error=%s", topic, error)
-                await self._hub.wait_for_backend(retry_seconds)
-                retry_seconds = min(retry_seconds * 2, LAST_RETRY_SECONDS)
+                await self._outage.wait_for_backend(backoff.next_seconds())
             except Exception:
                 self.end(CloseCode.SERVER_ERROR, "server error")
                 raise
@@ -326,17 +315,6 @@ class Connection:
                 break
         if self._is_joining(topic):
             del self._joining[topic]
-
-    def _answer(
-        self,
-        topic: str,
-        asked: Cursor | None,
-        snapshot: Snapshot,
-        recalled: Mapping[str, bytes] | None,
-    ) -> list[str]:
-        reason = reason_of(asked, snapshot, is_recalled=recalled is not None)
-        self._hub.stats.syncs[reason or "replay"] += 1
-        return self._wire.sync(topic, asked, snapshot, recalled)
 
     def _is_joining(self, topic: str) -> bool:
         return self._joining.get(topic) is asyncio.current_task()
@@ -347,32 +325,25 @@ class Connection:
             return
         if self._is_joining(topic):
             self._allowed.add(topic)
-            self._hub.meanwhile.show(topic, self)
-        channel = await self._hub.acquire(topic)
-        try:
-            subscription, snapshot = await self._hub.sync(self, channel, asked, history)
-        except BaseException:
-            self._hub.release(channel)
-            raise
+            self._outage.show(topic, self)
+        subscription, snapshot = await self._hub.follow(self, topic, asked, history)
         if not self._is_joining(topic):
             self._leave(subscription)
             return
-        # No await from joining to posting: nothing may come between the sync and what follows.
+        # No await from here to the post: no event may be sent before the sync.
         self._subscriptions[topic] = subscription
         if snapshot.deleted:
-            # It is this very task: leaving the topic is not to cancel it.
+            # `gone` must not cancel this very task.
             del self._joining[topic]
             self.gone(subscription)
-            return
-        if snapshot.cursor is None:
-            subscription.pending = snapshot
-            subscription.cursor = asked or NOWHERE
+        elif snapshot.cursor is None:
+            subscription.restart(snapshot, asked)
         else:
-            self.post(*self._answer(topic, asked, snapshot, None))
-        self.wake(subscription)
+            self.post(*self._answer(subscription.channel.answer(asked, snapshot)))
+            self.wake(subscription)
 
     async def _recheck(self, topic: str) -> None:
-        # Until somebody can be asked the old answer stands; the token itself is good.
+        # While nobody can tell, the earlier answer stands; the token itself is valid.
         with contextlib.suppress(BackendError):
             allowed = await self._may_watch(self.identity.user, topic)
             if not allowed and topic in self._subscriptions:
@@ -380,14 +351,14 @@ class Connection:
                 self._deny(topic)
 
     def _deny(self, topic: str) -> None:
-        told = self._wire.denied(topic)
-        self.post(*told)
-        if not told:
+        frames = self._wire.denied(topic)
+        self.post(*frames)
+        if not frames:
             self.end(CloseCode.POLICY, "not yours, or not there")
 
     def _leave(self, subscription: Subscription) -> None:
-        if subscription.recalling is not None:
-            subscription.recalling.cancel()
-        subscription.channel.watchers.discard(subscription)
+        recall = self._recalls.pop(subscription, None)
+        if recall is not None:
+            recall.cancel()
         self._dirty.pop(subscription, None)
-        self._hub.release(subscription.channel)
+        self._hub.leave(subscription)

@@ -1,4 +1,4 @@
-"""What a web process counts of itself: plain numbers, so that counting costs next to nothing."""
+"""The counts of a web process, as plain numbers: counting is on the hot path."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import msgspec
 
 from semantik_realtime.core.resume import Reason
 from semantik_realtime.core.session import CloseCode
+from semantik_realtime.core.splice import ResyncReason
 
 if TYPE_CHECKING:
-    from semantik_realtime.web.hub.channel import Outgoing
+    from semantik_realtime.web.wires.wire import Outgoing
 
 LAG_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-"""Upper bounds in seconds of all buckets but the last, which has none."""
-RESYNC_REASONS = ("gap", "interrupted", "tail", "ahead", "outage")
+"""Upper bounds of the buckets, in seconds; the last bucket has none."""
 CLOSE_REASONS = tuple(code.name.lower() for code in CloseCode)
 
 
@@ -30,18 +30,19 @@ class Lag(msgspec.Struct):
     """
 
     buckets: list[int] = msgspec.field(default_factory=lambda: [0] * (len(LAG_BOUNDS) + 1))
-    """How many fell into each bucket alone."""
+    """How many fell into each bucket, not cumulated."""
     sum: float = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count ``seconds``; what clocks that disagree make negative counts as none."""
+        """Count ``seconds``. A negative value, from clocks that disagree, counts as zero."""
         self.buckets[bisect_left(LAG_BOUNDS, seconds)] += 1
         if seconds > 0:
             self.sum += seconds
 
 
 def _zeros(*names: str) -> dict[str, int]:
-    # A reason that never came is told as zero: without a first value there is no increase.
+    # A reason that never occurred is exported as zero: Prometheus sees no increase without a
+    # first value.
     return msgspec.field(default_factory=lambda: dict.fromkeys(names, 0))
 
 
@@ -49,24 +50,38 @@ class HubStats(msgspec.Struct):
     """Counts since the process began."""
 
     received: int = 0
-    """Events that the backend's feed brought."""
+    """Events that the backend delivered."""
     delivered: int = 0
-    """Events written to connections, each as often as it was written; syncs left out."""
+    """Events written to connections, counted for each connection; those in syncs excluded."""
     lag: Lag = msgspec.field(default_factory=Lag)
     """From the time of the oldest event of a written batch to the end of the write."""
     syncs: dict[str, int] = _zeros("replay", *Reason)
     """Answers to subscriptions: replays, and snapshots by reason."""
-    resyncs: dict[str, int] = _zeros(*RESYNC_REASONS)
-    """Topics read again, by what made it necessary."""
+    resyncs: dict[str, int] = _zeros(*ResyncReason)
+    """Topics read again, by reason."""
     refused: dict[str, int] = _zeros("origin", *CLOSE_REASONS)
-    """Connections that were not let in."""
+    """Connections that were refused, by reason."""
     closed: dict[str, int] = _zeros("client", *CLOSE_REASONS)
-    """Connections that have ended."""
-    degraded_seconds: float = 0.0
-    """Of outages that are over."""
+    """Connections that have ended, by reason."""
 
-    def written(self, batches: Sequence[Outgoing], now: float) -> None:
-        """A connection was written ``batches``, each once, at ``now``."""
+    def count_sync(self, reason: Reason | None) -> None:
+        """Count an answer to a subscription; None: a replay."""
+        self.syncs[reason or "replay"] += 1
+
+    def count_resync(self, reason: ResyncReason) -> None:
+        """Count a topic that is read again."""
+        self.resyncs[reason] += 1
+
+    def count_refused(self, reason: str) -> None:
+        """Count a connection that was refused."""
+        self.refused[reason] += 1
+
+    def count_closed(self, reason: str) -> None:
+        """Count a connection that has ended."""
+        self.closed[reason] += 1
+
+    def count_written(self, batches: Sequence[Outgoing], now: float) -> None:
+        """Count ``batches`` that were written to a connection at ``now`` (seconds since 1970)."""
         for batch in batches:
             self.delivered += len(batch.events)
             if batch.since is not None:

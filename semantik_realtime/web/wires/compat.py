@@ -1,8 +1,8 @@
-"""The compatibility wire: one JSON message an event, for browsers that were there first.
+"""The compatibility wire: one JSON message an event, for pages written for an older protocol.
 
-They believe every message, and come back only after a connection that ended
-without a close frame (docs/protocol.md). So history never contradicts the
-state that was told first, and an end is told once.
+These clients apply every message, and reconnect only after a connection that
+ended without a close frame (docs/protocol.md). So history never contradicts the
+state that was sent first, and an end is sent once.
 """
 
 from __future__ import annotations
@@ -12,29 +12,31 @@ from typing import Any
 
 import msgspec
 
-from semantik_realtime.core.event import ENDS, Cursor, Event, StateChange
-from semantik_realtime.core.fold import ENDED, is_ahead
+from semantik_realtime.core.event import Cursor, Event, StateChange
+from semantik_realtime.core.fold import is_ahead
+from semantik_realtime.core.lifecycle import END_STATUSES, END_TYPES
+from semantik_realtime.core.limits import MAX_FRAME_BYTES
 from semantik_realtime.core.topic import split_topic
 from semantik_realtime.hookspecs import Snapshot
-from semantik_realtime.web.hub.channel import Outgoing, states_of
+from semantik_realtime.web.wires.wire import Outgoing, Sync
 
 HISTORY = 100
+"""Events of history that a client gets after the state."""
 _SHOWN = ("status", "progress", "current", "total", "job_id")
-"""What of the state goes into the messages of history."""
-MAX_FRAME_BYTES = 65_536
+"""The members of the state that messages of history repeat."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
 def flatten(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state as these clients want it: one level, with a status.
+    """Return a state as these clients expect it: one level, with a status.
 
     >>> flatten({"status": "running", "progress": {"current": 1, "total": 4}, "fields": {"a": 0}})
     {'a': 0, 'status': 'running', 'progress': 25.0, 'current': 1, 'total': 4}
 
-    An application may put anything into a state; what has another shape is
-    passed on as it is.
+    An application may put anything into a state; members of another shape are
+    passed on unchanged.
     """
     fields, progress, error = (state.get(name) for name in ("fields", "progress", "error"))
     flat: dict[str, Any] = dict(fields) if isinstance(fields, Mapping) else {}
@@ -61,26 +63,26 @@ def _percent(current: Any, total: Any) -> float | None:
     return None
 
 
-class _Told(msgspec.Struct):
-    """What the client was told of a job last."""
+class _Shown(msgspec.Struct):
+    """The last state of a job that was sent to the client."""
 
     state: dict[str, Any]
     flat: dict[str, Any]
     provisional: bool
-    """Whether it is not of the log."""
+    """Whether it does not come from the log."""
 
 
 class CompatWire:
     """Messages of one connection that watches one topic.
 
-    On a job's topic every message is about that job. On any other, a feed,
-    each is about the job that is its event's key, and says so in
-    ``data.job_id``; what an application says there without a state is told
-    as it is.
+    On a job's topic every message is about that job. On any other topic, a
+    feed, each message is about the job that is its event's key and names it in
+    ``data.job_id``; an event without a state is sent there as it is.
 
     Args:
-        now: gives the time, as events have it.
-        after: what the client has seen of the topic before; its history goes on there.
+        topic: the topic.
+        now: returns the time, as events have it.
+        after: the last event that the client has seen; its history continues there.
     """
 
     name = "compat"
@@ -91,25 +93,20 @@ class CompatWire:
         self._job = ident if kind == "job" else None
         self._now = now
         self._after = after
-        self._told: dict[str, _Told] = {}
+        # The last state that was sent of each job.
+        self._shown: dict[str, _Shown] = {}
 
-    def sync(
-        self,
-        topic: str,
-        asked: Cursor | None,
-        snapshot: Snapshot,
-        recalled: Mapping[str, bytes] | None,
-    ) -> list[str]:
-        if self._told and snapshot.cursor is None and recalled is None:
-            # The log has expired under a page that still shows it: nothing to add.
+    def sync(self, sync: Sync) -> list[str]:
+        snapshot, states = sync.snapshot, sync.states
+        if self._shown and snapshot.cursor is None and sync.recalled is None:
+            # The log has expired while a page shows it: the page keeps what it shows.
             return []
-        states = states_of(snapshot) if recalled is None else recalled
         place = str(snapshot.cursor) if snapshot.cursor else None
-        self._told.clear()
+        self._shown.clear()
         out = []
         for job in states if self._job is None else (self._job,):
-            told = self._take(job, _decode(states[job]) if job in states else {})
-            out.append(self._message("current_state", self._now(), told.flat, place))
+            shown = self._show(job, _decode(states[job]) if job in states else {})
+            out.append(self._message("current_state", self._now(), shown.flat, place))
         for event in self._unseen(snapshot):
             out += self._replayed(event, _place(snapshot.cursor, event))
         return out
@@ -127,9 +124,9 @@ class CompatWire:
                 type = head.type
                 if isinstance(head.state, msgspec.Raw) and head.key == job:
                     type = self._follow(job, head.type, _decode(head.state) or {})
-                told = self._told.get(job)
-                # The state wins: a total must not jump to what one event says of itself.
-                data = _decode(head.data) | (told.flat if told else {})
+                shown = self._shown.get(job)
+                # The state wins: a total must not jump to the one in an event's data.
+                data = _decode(head.data) | (shown.flat if shown else {})
                 out.append(self._message(type, head.time, data, cursor))
         return out
 
@@ -137,10 +134,10 @@ class CompatWire:
         return []
 
     def gone(self, topic: str) -> list[str]:
-        jobs = list(self._told) if self._job is None else [self._job]
+        jobs = list(self._shown) if self._job is None else [self._job]
         return [self._deleted(job, self._now()) for job in jobs]
 
-    # The old browsers know neither of the two types, and ignore them.
+    # Older pages ignore these two types.
 
     def degraded(self, since: str) -> list[str]:
         return self._about_backend("degraded", {"degraded_since": since})
@@ -153,13 +150,13 @@ class CompatWire:
     ) -> list[str]:
         out = []
         for job in states if self._job is None else states.keys() & {self._job}:
-            state, told = _decode(states[job]), self._told.get(job)
-            if told is not None and not is_ahead(state, told.state):
-                # An end stands; and what says nothing new is not worth a message.
-                has_ended = told.flat["status"] in ENDED
-                if has_ended or state == told.state or is_ahead(told.state, state):
+            state, shown = _decode(states[job]), self._shown.get(job)
+            if shown is not None and not is_ahead(state, shown.state):
+                # An end stays, and a state that is not new needs no message.
+                has_ended = shown.flat["status"] in END_STATUSES
+                if has_ended or state == shown.state or is_ahead(shown.state, state):
                     continue
-            flat = self._take(job, state, provisional=True).flat
+            flat = self._show(job, state, provisional=True).flat
             out.append(self._message("current_state", self._now(), flat, provisional=True))
         return out
 
@@ -170,7 +167,7 @@ class CompatWire:
         return []
 
     def answer(self, text: str | bytes) -> list[str]:
-        """What to say to a client's message."""
+        """Answer a client's message."""
         if len(text) > MAX_FRAME_BYTES:
             return [self._error("too big")]
         if text in ("ping", b"ping"):
@@ -188,49 +185,50 @@ class CompatWire:
 
     def _replayed(self, event: Event, cursor: str) -> list[str]:
         head = event.head()
-        told = self._told.get(self._job or head.key)
-        if told is None and head.change is StateChange.DROP and self._after is not None:
-            # Who was here before may still show it.
+        shown = self._shown.get(self._job or head.key)
+        if shown is None and head.change is StateChange.DROP and self._after is not None:
+            # A client that was connected before may still show it.
             return [self._deleted(head.key, head.time, cursor, replayed=True)]
-        # An end that is over: `current_state` has told it, or a newer attempt has begun.
-        if head.terminal or (told is None and head.change is not StateChange.KEEP):
+        # `current_state` has reported the end, or a newer attempt has begun since.
+        if head.terminal or (shown is None and head.change is not StateChange.KEEP):
             return []
         data = _decode(head.data)
-        if told is not None:
-            data |= {name: told.flat[name] for name in _SHOWN if name in told.flat}
+        if shown is not None:
+            data |= {name: shown.flat[name] for name in _SHOWN if name in shown.flat}
         return [self._message(head.type, head.time, data, cursor, replayed=True)]
 
     def _deleted(
         self, job: str, time: str, cursor: str | None = None, *, replayed: bool = False
     ) -> str:
-        told = self._told.pop(job, None) or _Told({}, self._named(job, {}), False)
-        data = {**told.flat, "status": "deleted"}
+        shown = self._shown.pop(job, None) or _Shown({}, self._named(job, {}), False)
+        data = {**shown.flat, "status": "deleted"}
         return self._message("job_deleted", time, data, cursor, replayed=replayed)
 
     def _follow(self, job: str, type: str, state: dict[str, Any]) -> str:
-        """Take the state of a live event; returns the type to tell it by."""
-        was = self._told.get(job)
+        """Show the state of a live event; return the type to send it with."""
+        was = self._shown.get(job)
         if was is None or not was.provisional:
-            self._take(job, state)
+            self._show(job, state)
         elif not is_ahead(was.state, state):
-            told = self._take(job, state)
-            if type in ENDS and told.flat["status"] == was.flat["status"]:
-                # The end was told while it was provisional, and is told once.
+            shown = self._show(job, state)
+            if type in END_TYPES and shown.flat["status"] == was.flat["status"]:
+                # The end was sent while it was provisional, and is sent once.
                 return "current_state"
         return type
 
-    def _take(self, job: str, state: dict[str, Any], *, provisional: bool = False) -> _Told:
-        told = _Told(state, self._named(job, flatten(state)), provisional)
-        self._told[job] = told
-        return told
+    def _show(self, job: str, state: dict[str, Any], *, provisional: bool = False) -> _Shown:
+        shown = _Shown(state, self._named(job, flatten(state)), provisional)
+        self._shown[job] = shown
+        return shown
 
     def _named(self, job: str, flat: dict[str, Any]) -> dict[str, Any]:
         return flat if self._job is not None else {**flat, "job_id": job}
 
     def _about_backend(self, type: str, data: Mapping[str, Any]) -> list[str]:
-        # Nothing before the first status: these clients take it from any message.
+        # Nothing before the first status: these clients read one from any message.
         return [
-            self._message(type, self._now(), {**told.flat, **data}) for told in self._told.values()
+            self._message(type, self._now(), {**shown.flat, **data})
+            for shown in self._shown.values()
         ]
 
     def _unseen(self, snapshot: Snapshot) -> Sequence[Event]:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.hookspecs import Snapshot
-from semantik_realtime.web.hub.channel import Outgoing, reason_of, states_of
+from semantik_realtime.web.wires.wire import Outgoing, Sync
 
 RECONNECT_SECONDS = 3.0
 
@@ -18,20 +17,8 @@ class NativeWire:
 
     name = "native"
 
-    def sync(
-        self,
-        topic: str,
-        asked: Cursor | None,
-        snapshot: Snapshot,
-        recalled: Mapping[str, bytes] | None,
-    ) -> list[str]:
-        reason = reason_of(asked, snapshot, is_recalled=recalled is not None)
-        if reason is None:
-            assert asked is not None
-            assert snapshot.cursor is not None
-            return [frames.replay_frame(topic, asked.offset, snapshot.cursor, snapshot.events)]
-        states = (recalled or {}) if snapshot.cursor is None else states_of(snapshot)
-        return [frames.snapshot_frame(topic, reason, snapshot.cursor, states, snapshot.events)]
+    def sync(self, sync: Sync) -> list[str]:
+        return [sync.frame]
 
     def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
         if len(waiting) == 1:
@@ -72,5 +59,5 @@ class NativeWire:
 
 
 def reconnect_seconds() -> float:
-    """When to come back. Jitter: a fleet's clients must not all do so in the same moment."""
+    """Return when a client should reconnect: random, so that a fleet's clients spread out."""
     return round(random.uniform(0.1, RECONNECT_SECONDS), 2)  # noqa: S311

@@ -1,4 +1,4 @@
-"""The hooks of a backend, over one SQLite file."""
+"""The hooks of a backend on one SQLite file."""
 
 from __future__ import annotations
 
@@ -11,26 +11,38 @@ from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
-from semantik_realtime_sqlite.link import Link
-from semantik_realtime_sqlite.log import Log, forget
-from semantik_realtime_sqlite.look import read_snapshot, read_tops
+from semantik_realtime_sqlite.database import Database
+from semantik_realtime_sqlite.log import TopicLog, delete_rows
 from semantik_realtime_sqlite.settings import load_sqlite_settings, path_of
+from semantik_realtime_sqlite.snapshot import read_snapshot, read_tops
 from semantik_realtime_sqlite.subscriber import Subscriber
 
 SWEEP_SECONDS = 60.0
+"""Least time between two sweeps of a process."""
 SWEEP_TOPICS = 100
+"""Most topics that a sweep removes: it is part of a `publish`, which must not take long."""
 
 
 class SqliteBackend:
-    """SQLite 3.35 or newer, on a disk of this host."""
+    """SQLite 3.35 or newer, on a disk of this host.
+
+    Implements `semantik_realtime.hookspecs.BackendSpec`.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._own = load_sqlite_settings()
+        self._sqlite_settings = load_sqlite_settings()
         self._path = path_of(settings.url)
-        self._writer = Link(self._path, self._own.synchronous, settings.timeout_seconds)
-        self._feed: Subscriber | None = None
+        self._writer = Database(
+            self._path, self._sqlite_settings.synchronous, settings.timeout_seconds
+        )
+        self._subscriber: Subscriber | None = None
+        """From `open` to `close`."""
         self._sweep_at = 0.0
+        """When the next `publish` sweeps: seconds since 1970. Changed in a transaction only."""
 
     # Writes: synchronous, from any thread.
 
@@ -38,14 +50,14 @@ class SqliteBackend:
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         if not drafts:
             return []
-        with self._writer.writing() as db:
+        with self._writer.write() as db:
             now = time.time()
-            logs: dict[str, Log] = {}
+            logs: dict[str, TopicLog] = {}
             receipts = []
             for draft in drafts:
                 log = logs.get(draft.topic)
                 if log is None:
-                    log = logs[draft.topic] = Log(db, draft.topic, self._settings, now)
+                    log = logs[draft.topic] = TopicLog(db, draft.topic, self._settings, now)
                 receipts.append(log.append(draft))
             for log in logs.values():
                 log.save()
@@ -56,29 +68,29 @@ class SqliteBackend:
 
     @hookimpl
     def claim(self, topic: str, job: str, token: str) -> int:
-        with self._writer.writing() as db:
-            log = Log(db, topic, self._settings, time.time())
+        with self._writer.write() as db:
+            log = TopicLog(db, topic, self._settings, time.time())
             attempt = log.claim(job, token)
             log.save()
         return attempt
 
     @hookimpl
     def delete(self, topic: str) -> bool:
-        with self._writer.writing() as db:
-            log = Log(db, topic, self._settings, time.time())
+        with self._writer.write() as db:
+            log = TopicLog(db, topic, self._settings, time.time())
             was_known = log.delete()
             log.save()
         return was_known
 
     @hookimpl
     def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
-        with self._writer.writing() as db:
+        with self._writer.write() as db:
             now = time.time()
             db.execute("DELETE FROM leases WHERE name = ? AND ends_at <= ?", [name, now])
-            [taken_by_others] = db.execute(
+            [held_by_others] = db.execute(
                 "SELECT count(*) FROM leases WHERE name = ? AND holder != ?", [name, holder]
             ).fetchone()
-            if taken_by_others >= limit:
+            if held_by_others >= limit:
                 return False
             db.execute(
                 "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", [name, holder, now + seconds]
@@ -87,7 +99,7 @@ class SqliteBackend:
 
     @hookimpl
     def release(self, name: str, holder: str) -> bool:
-        with self._writer.writing() as db:
+        with self._writer.write() as db:
             removed = db.execute(
                 "DELETE FROM leases WHERE name = ? AND holder = ?", [name, holder]
             ).rowcount
@@ -101,43 +113,43 @@ class SqliteBackend:
 
     @hookimpl
     async def open(self) -> None:
-        if self._feed is not None:
-            if self._feed.loop is asyncio.get_running_loop():
+        if self._subscriber is not None:
+            if self._subscriber.loop is asyncio.get_running_loop():
                 return
-            # What belonged to another loop (a test client's) ended with it.
-            self._feed.close()
-        feed = Subscriber(self._path, self._own, self._settings.timeout_seconds)
+            # What was opened on another loop (that of a test client) ended with that loop.
+            self._subscriber.close()
+        subscriber = Subscriber(self._path, self._sqlite_settings, self._settings.timeout_seconds)
         try:
-            await feed.open()
+            await subscriber.open()
         except BaseException:
-            feed.close()
+            subscriber.close()
             raise
-        self._feed = feed
+        self._subscriber = subscriber
 
     @hookimpl
     async def close(self) -> None:
-        feed, self._feed = self._feed, None
-        if feed is not None:
-            feed.close()
+        subscriber, self._subscriber = self._subscriber, None
+        if subscriber is not None:
+            subscriber.close()
 
     @hookimpl
     async def subscribe(self, topic: str, sink: Sink) -> None:
-        await self._reader().subscribe(topic, sink)
+        await self._opened().subscribe(topic, sink)
 
     @hookimpl
     async def unsubscribe(self, topic: str) -> None:
-        if self._feed is not None:
-            self._feed.unsubscribe(topic)
+        if self._subscriber is not None:
+            self._subscriber.unsubscribe(topic)
 
     @hookimpl
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
-        return await self._reader().ask(
+        return await self._opened().read(
             lambda db: read_snapshot(db, topic, after, history, time.time())
         )
 
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:
-        return await self._reader().ask(lambda db: read_tops(db, topics, time.time()))
+        return await self._opened().read(lambda db: read_tops(db, topics, time.time()))
 
     @hookimpl
     async def status(self) -> Status:
@@ -147,24 +159,24 @@ class SqliteBackend:
         except BackendError as error:
             return Status("sqlite", False, f"{server}: {error}")
         warnings = []
-        if self._own.synchronous == "normal":
+        if self._sqlite_settings.synchronous == "normal":
             warnings.append(
-                "a power failure may take the newest events along; "
+                "a power failure may lose the newest events; "
                 "set SEMANTIK_REALTIME_SQLITE_SYNCHRONOUS=full to wait for the disk"
             )
         return Status("sqlite", True, server, warnings, 0.0)
 
-    def _reader(self) -> Subscriber:
-        if self._feed is None:
+    def _opened(self) -> Subscriber:
+        if self._subscriber is None:
             raise BackendUnavailable("the backend is not open")
-        return self._feed
+        return self._subscriber
 
 
-def _sweep(db: sqlite3.Connection, now_seconds: float) -> None:
-    """Remove what has expired and nobody wrote to again."""
+def _sweep(db: sqlite3.Connection, now: float) -> None:
+    """Remove topics and leases that have expired."""
     expired = db.execute(
-        "SELECT topic FROM topics WHERE expires_at <= ? LIMIT ?", [now_seconds, SWEEP_TOPICS]
+        "SELECT topic FROM topics WHERE expires_at <= ? LIMIT ?", [now, SWEEP_TOPICS]
     ).fetchall()
     for (topic,) in expired:
-        forget(db, topic)
-    db.execute("DELETE FROM leases WHERE ends_at <= ?", [now_seconds])
+        delete_rows(db, topic)
+    db.execute("DELETE FROM leases WHERE ends_at <= ?", [now])

@@ -1,4 +1,4 @@
-"""One topic's log, within a transaction."""
+"""The log of one topic, within a write transaction."""
 
 from __future__ import annotations
 
@@ -18,62 +18,63 @@ from semantik_realtime.core.event import (
 )
 
 MAX_PRODUCERS = 256
-TABLES = ("topics", "events", "states", "standings", "producers")
+"""Most producers of a topic whose numbers are kept; those that wrote longest ago are removed."""
+TABLES = ("topics", "events", "states", "attempts", "producers")
 
 
-def forget(db: sqlite3.Connection, topic: str) -> None:
-    """Remove whatever belongs to ``topic``."""
+def delete_rows(db: sqlite3.Connection, topic: str) -> None:
+    """Remove everything that is stored of ``topic``."""
     for table in TABLES:
         db.execute(f"DELETE FROM {table} WHERE topic = ?", [topic])  # noqa: S608
 
 
-class Log:
-    """What a writer knows of a topic; a topic that has expired is begun anew.
+class TopicLog:
+    """A topic's log for one write transaction. Call `save` before the transaction ends.
 
-    Call `save` before the transaction ends.
+    If the topic is unknown or has expired, a new epoch begins.
     """
 
-    def __init__(
-        self, db: sqlite3.Connection, topic: str, settings: Settings, now_seconds: float
-    ) -> None:
+    def __init__(self, db: sqlite3.Connection, topic: str, settings: Settings, now: float) -> None:
         self._db = db
         self._topic = topic
         self._settings = settings
-        self._now = now_seconds
+        self._now = now
+        """Seconds since 1970."""
         row = db.execute(
             "SELECT epoch, offset, chain, owner, expires_at, deleted FROM topics WHERE topic = ?",
             [topic],
         ).fetchone()
-        if row is None or row[4] <= now_seconds:
-            forget(db, topic)
+        if row is None or row[4] <= now:
+            delete_rows(db, topic)
             row = (secrets.token_hex(5), 0, 0, None, 0.0, 0)
+        # As of the last append; written to the topic's row by `save`.
         self.epoch, self.offset, self.chain, self.owner, self._expires_at, deleted = row
         self.is_deleted = bool(deleted)
-        self._stood: str | None = None
-        """The job whose standing changed last."""
+        self._changed_job: str | None = None
+        """The job whose attempt changed last in this transaction; None if none did."""
 
     @property
     def cursor(self) -> Cursor:
-        """Where the log ends."""
+        """The position after the last event."""
         return Cursor(self.epoch, self.offset, self.chain)
 
     def append(self, draft: Draft) -> Receipt:
-        """Append ``draft``, or say why not."""
+        """Append ``draft``, unless the fence refuses it."""
         if self.is_deleted:
             return Receipt(Outcome.CLOSED)
         if draft.number <= self._last_number(draft.producer):
             return Receipt(Outcome.DUPLICATE, self._first_position(draft))
         if len(draft.body) > self._settings.max_event_bytes:
             return Receipt(Outcome.TOO_BIG)
-        standing: fence.AttemptState | None = None
+        changed: fence.AttemptState | None = None
         if draft.job is not None:
-            known = self._standing(draft.job)
+            known = self._attempt_state(draft.job)
             verdict = fence.check_fence(
                 known or fence.AttemptState(), draft.attempt, draft.terminal
             )
             if isinstance(verdict, fence.Refusal):
                 return Receipt(Outcome(verdict.value))
-            standing = verdict if verdict != known else None
+            changed = verdict if verdict != known else None
         if draft.change is StateChange.SET and not self._has_room_for(draft.key):
             return Receipt(Outcome.TOO_MANY_KEYS)
         self.offset += 1
@@ -92,8 +93,8 @@ class Log:
             self._db.execute(
                 "DELETE FROM states WHERE topic = ? AND key = ?", [self._topic, draft.key]
             )
-        if draft.job is not None and standing is not None:
-            self._stand(draft.job, standing.attempt, draft.terminal)
+        if draft.job is not None and changed is not None:
+            self._set_attempt(draft.job, changed.attempt, draft.terminal)
         self._db.execute(
             "INSERT OR REPLACE INTO producers VALUES (?, ?, ?, ?)",
             [self._topic, draft.producer, draft.number, self.offset],
@@ -106,23 +107,23 @@ class Log:
         return Receipt(Outcome.APPENDED, self.cursor)
 
     def claim(self, job: str, token: str) -> int:
-        """The number of a new attempt, the same for the same ``token``; 0 if deleted."""
+        """See `semantik_realtime.hookspecs.BackendSpec.claim`."""
         if self.is_deleted:
             return 0
         row = self._db.execute(
-            "SELECT attempt, token FROM standings WHERE topic = ? AND job = ?", [self._topic, job]
+            "SELECT attempt, token FROM attempts WHERE topic = ? AND job = ?", [self._topic, job]
         ).fetchone()
         attempt, known_token = row or (0, "")
         if known_token == token:
             return int(attempt)
-        self._stand(job, attempt + 1, False, token)
+        self._set_attempt(job, attempt + 1, False, token)
         self._expires_at = self._now + self._settings.retention_seconds
         return int(attempt) + 1
 
     def delete(self) -> bool:
-        """Forget everything but the deletion itself; was anything known?"""
+        """Remove everything but the deletion itself; return True if the topic was known."""
         was_known = self.offset > 0 and not self.is_deleted
-        forget(self._db, self._topic)
+        delete_rows(self._db, self._topic)
         self._db.execute(
             "INSERT INTO events (topic, offset, chain, producer, number) VALUES (?, 0, 0, '', 0)",
             [self._topic],
@@ -132,7 +133,7 @@ class Log:
         return was_known
 
     def save(self) -> None:
-        """Write where the log ends, and drop what it keeps no longer."""
+        """Write the topic's row, and remove what is over the limits."""
         self._db.execute(
             "INSERT OR REPLACE INTO topics VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
@@ -154,16 +155,15 @@ class Log:
             "FROM producers WHERE topic = ?1 ORDER BY wrote_at DESC LIMIT -1 OFFSET ?2)",
             [self._topic, MAX_PRODUCERS],
         )
-
-        if self._stood is not None:
-            # Jobs without a state (deleted, or only claimed) take no key, so no key ever makes
-            # room for them: the oldest go.
+        if self._changed_job is not None:
+            # Jobs without a state (deleted, or only claimed) have no key, so `_has_room_for` never
+            # removes them: here the oldest are removed.
             self._db.execute(
-                "DELETE FROM standings WHERE topic = ?1 AND job IN (SELECT job "
-                "FROM standings LEFT JOIN states ON states.topic = ?1 AND key = job "
-                "WHERE standings.topic = ?1 AND key IS NULL "
+                "DELETE FROM attempts WHERE topic = ?1 AND job IN (SELECT job "
+                "FROM attempts LEFT JOIN states ON states.topic = ?1 AND key = job "
+                "WHERE attempts.topic = ?1 AND key IS NULL "
                 "ORDER BY job = ?2 DESC, abs(ended_at) DESC LIMIT -1 OFFSET ?3)",
-                [self._topic, self._stood, self._settings.max_keys],
+                [self._topic, self._changed_job, self._settings.max_keys],
             )
 
     def _last_number(self, producer: str) -> int:
@@ -180,40 +180,38 @@ class Log:
         ).fetchone()
         return Cursor(self.epoch, *row) if row else None
 
-    def _standing(self, job: str) -> fence.AttemptState | None:
+    def _attempt_state(self, job: str) -> fence.AttemptState | None:
         row = self._db.execute(
-            "SELECT attempt, ended_at FROM standings WHERE topic = ? AND job = ?",
+            "SELECT attempt, ended_at FROM attempts WHERE topic = ? AND job = ?",
             [self._topic, job],
         ).fetchone()
         return fence.AttemptState(row[0], row[1] > 0) if row else None
 
-    def _stand(self, job: str, attempt: int, ended: bool, token: str | None = None) -> None:
+    def _set_attempt(self, job: str, attempt: int, ended: bool, token: str | None = None) -> None:
         place = self.offset if ended else -self.offset
         self._db.execute(
-            "INSERT INTO standings VALUES (?1, ?2, ?3, ?4, coalesce(?5, '')) ON CONFLICT DO "
+            "INSERT INTO attempts VALUES (?1, ?2, ?3, ?4, coalesce(?5, '')) ON CONFLICT DO "
             "UPDATE SET attempt = ?3, ended_at = ?4, token = coalesce(?5, token)",
             [self._topic, job, attempt, place, token],
         )
-        self._stood = job
+        self._changed_job = job
 
     def _has_room_for(self, key: str) -> bool:
-        """Whether ``key`` may have a state; if need be, jobs that ended lose theirs."""
+        """Return True if ``key`` may have a state; removes ended jobs to make room."""
         known = self._db.execute(
             "SELECT 1 FROM states WHERE topic = ? AND key = ?", [self._topic, key]
         ).fetchone()
         if known or self._count_states() < self._settings.max_keys:
             return True
-        # A quarter at once, longest ended first: a full topic must not pay this for every key.
+        # A quarter at once, longest ended first: in a full topic it is too slow for every new key.
         ended = self._db.execute(
-            "SELECT job FROM standings JOIN states ON states.topic = ?1 AND key = job "
-            "WHERE standings.topic = ?1 AND ended_at > 0 ORDER BY ended_at LIMIT ?2",
+            "SELECT job FROM attempts JOIN states ON states.topic = ?1 AND key = job "
+            "WHERE attempts.topic = ?1 AND ended_at > 0 ORDER BY ended_at LIMIT ?2",
             [self._topic, max(1, self._settings.max_keys // 4)],
         ).fetchall()
         for (job,) in ended:
             self._db.execute("DELETE FROM states WHERE topic = ? AND key = ?", [self._topic, job])
-            self._db.execute(
-                "DELETE FROM standings WHERE topic = ? AND job = ?", [self._topic, job]
-            )
+            self._db.execute("DELETE FROM attempts WHERE topic = ? AND job = ?", [self._topic, job])
         return self._count_states() < self._settings.max_keys
 
     def _count_states(self) -> int:

@@ -1,3 +1,4 @@
+-- One row for each topic that is known, or deleted and still refusing drafts.
 CREATE TABLE topics (
     topic TEXT PRIMARY KEY,
     epoch TEXT NOT NULL,
@@ -9,8 +10,8 @@ CREATE TABLE topics (
 ) WITHOUT ROWID;
 CREATE INDEX topics_by_expiry ON topics (expires_at);
 
--- AUTOINCREMENT: a key is never used again, even when the newest rows are gone.
--- A deletion is a row too: offset 0, without an event.
+-- AUTOINCREMENT: a key is never used again, even after the newest rows are deleted.
+-- The deletion of a topic is a row, too: with offset 0 and without json.
 CREATE TABLE events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     topic TEXT NOT NULL,
@@ -22,6 +23,7 @@ CREATE TABLE events (
 );
 CREATE UNIQUE INDEX events_of_a_topic ON events (topic, offset);
 
+-- For each key, the last event with a state.
 CREATE TABLE states (
     topic TEXT NOT NULL,
     key TEXT NOT NULL,
@@ -29,9 +31,10 @@ CREATE TABLE states (
     PRIMARY KEY (topic, key)
 );
 
--- ended_at: the offset of the attempt's last event; while it goes on, minus that at which it
--- began.
-CREATE TABLE standings (
+-- For each job, its newest attempt. ended_at: the offset of the attempt's terminal event; while
+-- the attempt runs, the negative of the topic's offset when it was claimed or its first event
+-- was appended.
+CREATE TABLE attempts (
     topic TEXT NOT NULL,
     job TEXT NOT NULL,
     attempt INTEGER NOT NULL,
@@ -40,6 +43,7 @@ CREATE TABLE standings (
     PRIMARY KEY (topic, job)
 ) WITHOUT ROWID;
 
+-- For each producer, the number of its last draft, and the offset of that event (wrote_at).
 CREATE TABLE producers (
     topic TEXT NOT NULL,
     producer TEXT NOT NULL,

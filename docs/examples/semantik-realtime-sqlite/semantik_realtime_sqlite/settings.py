@@ -1,4 +1,4 @@
-"""Where the file is, and what else an operator may choose."""
+"""The settings of this backend, and the file's path."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ class SqliteSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
     poll_seconds: float = Field(
-        0.02, ge=0.001, le=10, description="Time between two looks for news: the latency."
+        0.02,
+        ge=0.001,
+        le=10,
+        description="How often a reader polls the file for new events: their longest latency.",
     )
     synchronous: Literal["normal", "full"] = Field(
         "normal",
-        description="full: on the disk before it is acknowledged. normal: a power failure may "
-        "take the newest events along, the end of a process may not.",
+        description="full: an event is on the disk before it is acknowledged. normal: a power "
+        "failure may lose the newest events; a crash of a process loses none.",
     )
 
 
 def load_sqlite_settings() -> SqliteSettings:
-    """Settings from the environment.
+    """Read the settings from the environment.
 
     Raises:
-        ConfigError: naming every wrong variable.
+        ConfigError: the message names every wrong variable.
     """
     try:
         return SqliteSettings()
@@ -45,11 +48,11 @@ def load_sqlite_settings() -> SqliteSettings:
 
 
 def path_of(url: str | None) -> Path:
-    """The file of a URL such as ``sqlite:////var/lib/app/realtime.db``.
+    """Return the path in a URL such as ``sqlite:////var/lib/app/realtime.db``.
 
     Raises:
-        ConfigError: it is no such URL. The message does not repeat it: where
-            only REDIS_URL is set, that is what came, password included.
+        ConfigError: it is no such URL. The message does not repeat the URL, which may be that
+            of Redis (from REDIS_URL) with its password.
     """
     path = Path((url or "").removeprefix(SCHEME))
     if not (url or "").startswith(SCHEME) or not path.is_absolute():

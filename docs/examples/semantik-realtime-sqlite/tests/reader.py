@@ -1,4 +1,4 @@
-"""Watches a topic until it is killed; says each event: who wrote it, its number, its offset."""
+"""Watch a topic until killed; print each event as JSON: its writer, number and offset."""
 
 import asyncio
 import json
@@ -9,22 +9,22 @@ from semantik_realtime.config import load_settings
 
 
 class Printer:
-    """A sink that says what it hears."""
+    """A sink that prints every call."""
 
     def events(self, topic, epoch, prev, events):
         for event in events:
             data = json.loads(event.json)["data"]
-            say([data["by"], data["n"], event.offset])
+            print_json([data["by"], data["n"], event.offset])
 
     def interrupted(self, topic):
-        say("interrupted")
+        print_json("interrupted")
 
     def gone(self, topic):
-        say("gone")
+        print_json("gone")
 
 
-def say(what):
-    sys.stdout.write(json.dumps(what) + "\n")
+def print_json(value):
+    sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 
@@ -32,7 +32,7 @@ async def watch(url, topic):
     backend = load_backend(load_settings(backend="sqlite", url=url))
     await backend.open()
     await backend.subscribe(topic, Printer())
-    say("watching")
+    print_json("watching")
     await asyncio.Event().wait()
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong, and which word the backend has for it."""
+"""Faults of the file and of the settings, and the errors that they raise."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from semantik_realtime_sqlite.backend import SqliteBackend
 
 from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
@@ -25,13 +26,12 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_backend(file: Path) -> Iterator[Callable[..., Any]]:
-    made: list[Any] = []
+def make_backend(file: Path) -> Iterator[Callable[..., SqliteBackend]]:
+    made: list[SqliteBackend] = []
 
-    def make(**settings: Any) -> Any:
-        made.append(
-            load_backend(load_settings(backend="sqlite", url=f"sqlite:///{file}", **settings))
-        )
+    def make(**settings: Any) -> SqliteBackend:
+        url = f"sqlite:///{file}"
+        made.append(SqliteBackend(load_settings(backend="sqlite", url=url, **settings)))
         return made[-1]
 
     yield make
@@ -39,8 +39,8 @@ def make_backend(file: Path) -> Iterator[Callable[..., Any]]:
         backend.close_writer()
 
 
-def test_a_file_that_is_locked_for_too_long_is_unavailable_and_nothing_was_written(
-    file: Path, make_backend: Callable[..., Any]
+def test_a_file_that_is_locked_for_too_long_is_unavailable_and_nothing_is_written(
+    file: Path, make_backend: Callable[..., SqliteBackend]
 ) -> None:
     backend, draft = make_backend(timeout_seconds=0.3), Author().draft(TOPIC)
     backend.close_writer()
@@ -56,14 +56,16 @@ def test_a_file_that_is_locked_for_too_long_is_unavailable_and_nothing_was_writt
     assert (receipt.outcome, receipt.cursor.offset) == (Outcome.APPENDED, 2)
 
 
-def test_what_is_no_database_is_refused(file: Path, make_backend: Callable[..., Any]) -> None:
-    file.write_text("A letter to nobody in particular. " * 100)
+def test_a_file_that_is_no_database_is_refused(
+    file: Path, make_backend: Callable[..., SqliteBackend]
+) -> None:
+    file.write_text("This is not a database. " * 100)
     with pytest.raises(BackendRefused, match="not a database"):
         make_backend().publish([Author().draft(TOPIC)])
 
 
 def test_a_schema_of_another_version_is_refused(
-    file: Path, make_backend: Callable[..., Any]
+    file: Path, make_backend: Callable[..., SqliteBackend]
 ) -> None:
     other = sqlite3.connect(file)
     other.execute("PRAGMA user_version = 2")
@@ -73,8 +75,8 @@ def test_a_schema_of_another_version_is_refused(
 
 
 @pytest.mark.asyncio
-async def test_a_missing_folder_is_unavailable_until_it_is_there(
-    file: Path, make_backend: Callable[..., Any]
+async def test_a_missing_folder_is_unavailable_until_it_is_created(
+    file: Path, make_backend: Callable[..., SqliteBackend]
 ) -> None:
     file.parent.rmdir()
     backend = make_backend()
@@ -92,7 +94,7 @@ async def test_a_missing_folder_is_unavailable_until_it_is_there(
 @pytest.mark.parametrize(
     "url", [None, "redis://user:secret@host/0", "sqlite:///relative.db", "sqlite://"]
 )
-def test_a_url_that_is_no_absolute_path_is_refused_without_repeating_it(
+def test_a_url_without_an_absolute_path_is_refused_without_repeating_it(
     url: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
@@ -101,8 +103,8 @@ def test_a_url_that_is_no_absolute_path_is_refused_without_repeating_it(
     assert "secret" not in str(caught.value)
 
 
-def test_a_wrong_setting_is_named(
-    make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_an_error_names_the_wrong_setting(
+    make_backend: Callable[..., SqliteBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SEMANTIK_REALTIME_SQLITE_POLL_SECONDS", "0")
     with pytest.raises(ConfigError, match="SEMANTIK_REALTIME_SQLITE_POLL_SECONDS"):

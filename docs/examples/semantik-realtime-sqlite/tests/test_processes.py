@@ -1,4 +1,4 @@
-"""Several processes of one host, and what their sudden end leaves behind."""
+"""Several processes on one host, some of them killed or forked."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from semantik_realtime_sqlite.backend import SqliteBackend
 
-from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.testing.contract import Author, Recorder, until
 
@@ -32,7 +32,7 @@ def url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def start(url: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts one of the programs beside this file; its lines come through a pipe."""
+    """A function that starts a program beside this file, with a pipe for its output."""
     started: list[subprocess.Popen[str]] = []
 
     def run(program: str, *arguments: str) -> subprocess.Popen[str]:
@@ -52,53 +52,53 @@ def start(url: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.stdout.close()
 
 
-def line(process: subprocess.Popen[str]) -> Any:
-    """The next thing a program says."""
+def read_line(process: subprocess.Popen[str]) -> Any:
+    """Return the next value that a program prints."""
     assert process.stdout is not None
     return json.loads(process.stdout.readline())
 
 
-def test_what_one_process_publishes_another_sees_as_it_happens(
+def test_a_process_gets_what_another_one_publishes(
     start: Callable[..., subprocess.Popen[str]],
 ) -> None:
     reader = start("reader.py")
-    assert line(reader) == "watching"
+    assert read_line(reader) == "watching"
     writer = start("writer.py", "a", "1")
     for number in range(20):
-        assert line(writer) == number
-        assert line(reader) == ["a", number, number + 1]
+        assert read_line(writer) == number
+        assert read_line(reader) == ["a", number, number + 1]
 
 
-def test_a_killed_writer_loses_nothing_that_was_acknowledged_and_leaves_no_half_batch(
+def test_a_killed_writer_loses_no_acknowledged_batch_and_leaves_none_incomplete(
     start: Callable[..., subprocess.Popen[str]],
 ) -> None:
     reader = start("reader.py")
-    assert line(reader) == "watching"
+    assert read_line(reader) == "watching"
     acknowledged: dict[str, int] = {}
     for name in "abc":
         writer = start("writer.py", name, str(BATCH))
         for _ in range(3):
-            line(writer)
+            read_line(writer)
         writer.send_signal(signal.SIGKILL)
         rest, _ = writer.communicate()
         acknowledged[name] = 3 + len(rest.splitlines())
-    # Somebody can still write, and comes last.
+    # Another process can still write; its event is the last one.
     last = start("writer.py", "z", "1")
-    assert line(last) == 0
+    assert read_line(last) == 0
     seen: list[Any] = []
     while not seen or seen[-1][0] != "z":
-        seen.append(line(reader))
+        seen.append(read_line(reader))
     assert [offset for _, _, offset in seen] == [*range(1, len(seen) + 1)]
     for name, batches in acknowledged.items():
         counts = Counter(number for by, number, _ in seen if by == name)
         assert set(counts.values()) == {BATCH}
-        # The last one may be there without our having heard of it.
+        # One more batch may be stored, whose number the writer had not printed yet.
         assert list(counts) in ([*range(batches)], [*range(batches + 1)])
 
 
 @pytest.mark.asyncio
 async def test_a_fork_while_a_thread_writes_leaves_both_processes_able_to_write(url: str) -> None:
-    backend: Any = load_backend(load_settings(backend="sqlite", url=url, retention_events=100_000))
+    backend = SqliteBackend(load_settings(backend="sqlite", url=url, retention_events=100_000))
     await backend.open()
     stop = threading.Event()
     written: list[int] = []
@@ -133,10 +133,10 @@ async def test_a_fork_while_a_thread_writes_leaves_both_processes_able_to_write(
 
 
 @pytest.mark.asyncio
-async def test_watchers_of_a_file_that_was_replaced_hear_that_they_may_have_missed_something(
+async def test_a_sink_gets_interrupted_when_the_file_is_replaced(
     url: str,
 ) -> None:
-    backend: Any = load_backend(load_settings(backend="sqlite", url=url))
+    backend = SqliteBackend(load_settings(backend="sqlite", url=url))
     author, sink = Author(), Recorder()
     await backend.open()
     backend.publish([author.draft(TOPIC)])

@@ -1,4 +1,4 @@
-"""Publishes numbered batches until it is killed, and says each number once it is acknowledged."""
+"""Publish numbered batches until killed; print each number once the batch is acknowledged."""
 
 import json
 import sys

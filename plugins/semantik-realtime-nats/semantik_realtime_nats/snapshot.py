@@ -1,0 +1,96 @@
+"""Snapshots and tops of topics."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+
+from semantik_realtime.core.event import Cursor, Event
+from semantik_realtime.core.resume import LogInfo, plan_sync
+from semantik_realtime.hookspecs import Snapshot, Top
+
+from semantik_realtime_nats.ledger import Gap
+from semantik_realtime_nats.log import TopicLog, decode_message
+from semantik_realtime_nats.records import LogMessage
+from semantik_realtime_nats.stream import Stream
+from semantik_realtime_nats.subjects import Subjects
+
+TOPS_AT_ONCE = 100
+"""Logs of one read request: their last messages may be large, and only the headers are used."""
+
+
+async def read_snapshot(
+    stream: Stream,
+    subjects: Subjects,
+    topic: str,
+    after: Cursor | None,
+    history: int,
+    retention_events: int,
+) -> Snapshot:
+    """See `semantik_realtime.hookspecs.BackendSpec.snapshot`."""
+    while True:
+        log = await TopicLog.read(stream, subjects, topic)
+        if log is None or stream.now() >= log.ledger.alive_until:
+            return Snapshot(None)
+        if log.ledger.deleted or log.ledger.offset == 0:
+            return Snapshot(None, deleted=log.ledger.deleted)
+        # On a gap the log has changed too much since it was read: read it again.
+        with contextlib.suppress(Gap):
+            return await _read_sync(log, after, history, retention_events)
+
+
+async def read_tops(stream: Stream, subjects: Subjects, topics: Sequence[str]) -> dict[str, Top]:
+    """See `semantik_realtime.hookspecs.BackendSpec.tops`."""
+    tops = {}
+    by_log = {subjects.log(topic): topic for topic in topics}
+    logs = list(by_log)
+    for start in range(0, len(logs), TOPS_AT_ONCE):
+        for log, stored in (await stream.read_last(logs[start : start + TOPS_AT_ONCE])).items():
+            last = decode_message(stored)
+            if not last.is_unknown and not last.is_expired(stream.now()):
+                tops[by_log[log]] = Top(last.cursor, last.header.owner)
+    return tops
+
+
+async def _read_sync(
+    log: TopicLog, after: Cursor | None, history: int, retention_events: int
+) -> Snapshot:
+    """Return the events after ``after``, or the states and the reason for them.
+
+    Raises:
+        Gap: the log is outdated.
+    """
+    ledger = log.ledger
+    first = ledger.first_offset(retention_events)
+    info = LogInfo(ledger.epoch, ledger.offset, ledger.chain, first)
+    # First with the chain that it claims: a cursor that fails even so needs no reading.
+    reason = plan_sync(after, info, after.chain if after else None)
+    if reason is None:
+        assert after is not None
+        tail = await log.read_after(after.offset)
+        reason = plan_sync(after, info, chain_at(tail, after.offset))
+        if reason is None:
+            events = events_after(tail, after.offset)
+            return Snapshot(ledger.cursor, ledger.owner, None, {}, events)
+    states = await log.read_states()
+    newest: list[Event] = []
+    if history:
+        start = max(first, ledger.offset - history + 1) - 1
+        newest = events_after(await log.read_after(start), start)
+    return Snapshot(ledger.cursor, ledger.owner, reason, states, newest)
+
+
+def events_after(messages: Iterable[LogMessage], offset: int) -> list[Event]:
+    """Return the events after an offset."""
+    return [event for message in messages for event in message.events() if event.offset > offset]
+
+
+def chain_at(messages: Iterable[LogMessage], offset: int) -> int | None:
+    """Return the chain after the event at an offset; None if the messages do not reach to it."""
+    for message in messages:
+        if message.header.offset == offset:
+            return message.header.chain
+        for event in message.events():
+            if event.offset == offset:
+                return event.chain
+    return None

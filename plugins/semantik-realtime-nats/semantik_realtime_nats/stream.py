@@ -1,0 +1,302 @@
+"""The JetStream stream on one connection: conditional publishes, reads and purges."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+import nats.errors
+from nats.aio.msg import Msg
+from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
+from tenacity import retry, retry_if_exception_type, wait_random_exponential
+
+from semantik_realtime_nats.connection import Connection
+from semantik_realtime_nats.errors import (
+    STREAM_EXISTS,
+    STREAM_MISSING,
+    JetStreamError,
+    SequenceConflict,
+    check_reply,
+    explain,
+    explain_reset,
+)
+from semantik_realtime_nats.settings import ConnectOptions
+from semantik_realtime_nats.subjects import Subjects
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+SERVER_SECONDS = 2.0
+"""Longest wait for one of several servers, so that one that hangs leaves time for the others."""
+HANDSHAKES = 3
+"""Attempts to receive a server's error message: a server that refuses credentials closes the
+connection at once, and the message may be lost with it."""
+BATCH = 500
+"""Most subjects, or messages, of one read request."""
+BATCH_BYTES = 4 * 2**20
+"""Most bytes of one reply; the rest is requested after it."""
+FIRST_CONFLICT_SECONDS = 0.002
+LAST_CONFLICT_SECONDS = 0.1
+
+_encode = msgspec.json.Encoder().encode
+
+
+class StoredMessage(msgspec.Struct, frozen=True):
+    """A message of the stream. ``stored_at`` is the server's time, in seconds since 1970."""
+
+    subject: str
+    seq: int
+    stored_at: float
+    data: bytes
+
+
+class Stream:
+    """The stream on one connection. Lives and dies with it, see `Connection`."""
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self.connection = connection
+        self.clock_ahead_seconds = 0.0
+        """How far the server's clock is ahead of ours; measured once, by `open`."""
+        self._name = name
+
+    @classmethod
+    async def open(
+        cls, options: ConnectOptions, subjects: Subjects, timeout_seconds: float
+    ) -> Stream:
+        """Connect to one of the servers, in random order, and find or create the stream.
+
+        Args:
+            options: the servers, and the credentials.
+            subjects: the stream's name and configuration.
+            timeout_seconds: for all servers together.
+
+        Raises:
+            BackendUnavailable: no server answers.
+            BackendRefused: a server answers, and its version, permissions or stream forbid its
+                use.
+        """
+        failures: list[BackendError] = []
+        each_seconds = timeout_seconds if len(options.urls) == 1 else SERVER_SECONDS
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                for url in random.sample(options.urls, len(options.urls)):
+                    try:
+                        return await cls._open_on(url, options, subjects, each_seconds)
+                    except BackendError as error:
+                        host = urlsplit(url).netloc.rpartition("@")[2]
+                        failure = explain(error)
+                        failures.append(type(failure)(f"{failure} (server {host})"))
+        except TimeoutError:
+            failures.append(BackendUnavailable(f"no connection in {timeout_seconds:g} s"))
+        for failure in failures:
+            if isinstance(failure, BackendRefused):
+                raise failure
+        raise BackendUnavailable("; ".join(map(str, failures)))
+
+    @classmethod
+    async def _open_on(
+        cls, url: str, options: ConnectOptions, subjects: Subjects, timeout_seconds: float
+    ) -> Stream:
+        for _ in range(HANDSHAKES):
+            connection = Connection()
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await connection.connect(url, options)
+                    stream = cls(connection, subjects.stream)
+                    await stream._prepare(subjects)
+                return stream
+            except BaseException as error:
+                await connection.close()
+                if isinstance(error, BackendError) or not isinstance(error, Exception):
+                    raise
+                cause = connection.error or error
+            if not isinstance(cause, ConnectionResetError | BrokenPipeError):
+                raise explain(cause) from cause
+        raise explain_reset(cause, connection.server_info) from cause
+
+    async def _prepare(self, subjects: Subjects) -> None:
+        """Find the stream, or create it, and measure the difference of the clocks.
+
+        Raises:
+            BackendRefused: the server has no JetStream, or the stream another configuration
+                than we need.
+        """
+        sent_at = time.time()
+        try:
+            info = await self._find_or_create(subjects.stream_config())
+        except nats.errors.NoRespondersError:
+            raise BackendRefused(
+                "the server has no JetStream; start it with -js or a jetstream block"
+            ) from None
+        config = info["config"]
+        wrong = [
+            name for name, value in subjects.needed_config().items() if config.get(name) != value
+        ]
+        if wrong:
+            raise BackendRefused(
+                f"the stream {self._name} has other settings than we need ({', '.join(wrong)}); "
+                "delete it, or set SEMANTIK_REALTIME_NATS_STREAM and SEMANTIK_REALTIME_PREFIX so "
+                "that another one is used"
+            )
+        if "ts" in info:
+            self.clock_ahead_seconds = parse_time(info["ts"]) - (sent_at + time.time()) / 2
+
+    def now(self) -> float:
+        """Return the server's time as we estimate it, in seconds since 1970."""
+        return time.time() + self.clock_ahead_seconds
+
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        expected_seq: int,
+        *,
+        expected_on: str | None = None,
+        rollup: bool = False,
+        ttl_seconds: int | None = None,
+    ) -> int:
+        """Store a message on a condition, and return its sequence.
+
+        Args:
+            subject: of the message.
+            data: of the message.
+            expected_seq: what the sequence of the last message of ``expected_on`` must be; 0 if
+                there must be none.
+            expected_on: a subject; by default the message's own.
+            rollup: purge the older messages of the subject.
+            ttl_seconds: how long the server keeps the message; by default until it is purged.
+
+        Raises:
+            SequenceConflict: the condition does not hold. Nothing was stored.
+            NoReply: it may have been stored.
+        """
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(expected_seq)}
+        if expected_on is not None:
+            headers["Nats-Expected-Last-Subject-Sequence-Subject"] = expected_on
+        if rollup:
+            headers["Nats-Rollup"] = "sub"
+        if ttl_seconds is not None:
+            headers["Nats-TTL"] = str(ttl_seconds)
+        reply = await self._request_json(subject, data, headers)
+        return int(reply["seq"])
+
+    async def read_last(self, subjects: list[str]) -> dict[str, StoredMessage]:
+        """Return the last message of each of these subjects, as of one moment.
+
+        A message that is replaced during the call may be absent.
+        """
+        found: dict[str, StoredMessage] = {}
+        for start in range(0, len(subjects), BATCH):
+            request: dict[str, Any] = {
+                "multi_last": subjects[start : start + BATCH],
+                "max_bytes": BATCH_BYTES,
+            }
+            while True:
+                messages, end = await self._read(request)
+                found.update((message.subject, message) for message in messages)
+                if not messages or end["Nats-Num-Pending"] == "0":
+                    break
+                request["up_to_seq"] = int(end["Nats-UpTo-Sequence"])
+                request["seq"] = messages[-1].seq + 1
+        return found
+
+    async def read_from(self, subject: str, seq: int) -> list[StoredMessage]:
+        """Return all messages of a subject with the sequence ``seq`` or a later one."""
+        found: list[StoredMessage] = []
+        while True:
+            request = {
+                "next_by_subj": subject,
+                "seq": seq,
+                "batch": BATCH,
+                "max_bytes": BATCH_BYTES,
+            }
+            messages, end = await self._read(request)
+            found += messages
+            if not messages or end["Nats-Num-Pending"] == "0":
+                return found
+            seq = messages[-1].seq + 1
+
+    async def purge(self, subject: str, below_seq: int) -> None:
+        """Remove the messages of a subject (it may have wildcards) with lower sequences."""
+        if below_seq <= 1:
+            # There are none, and servers 2.11 and 2.12 would remove all of them.
+            return
+        await self.request_api(f"STREAM.PURGE.{self._name}", {"filter": subject, "seq": below_seq})
+
+    async def read_info(self, **request: Any) -> dict[str, Any]:
+        """Return the server's STREAM.INFO."""
+        return await self.request_api(f"STREAM.INFO.{self._name}", request)
+
+    async def request_api(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request to JetStream's API and return its reply."""
+        return await self._request_json(f"$JS.API.{name}", _encode(request))
+
+    async def _find_or_create(self, config: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return await self.read_info()
+        except JetStreamError as error:
+            if error.error_code != STREAM_MISSING:
+                raise
+        try:
+            return await self.request_api(f"STREAM.CREATE.{self._name}", config)
+        except JetStreamError as error:
+            # Another process created it in between.
+            if error.error_code != STREAM_EXISTS:
+                raise
+        return await self.read_info()
+
+    async def _request_json(
+        self, subject: str, data: bytes, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        reply: dict[str, Any] = json.loads(await self.connection.request(subject, data, headers))
+        check_reply(reply)
+        return reply
+
+    async def _read(self, request: dict[str, Any]) -> tuple[list[StoredMessage], dict[str, str]]:
+        messages, end = await self.connection.request_parts(
+            f"$JS.API.DIRECT.GET.{self._name}", _encode(request)
+        )
+        if end.get("Status") not in ("204", "404"):
+            raise BackendRefused(
+                f"JetStream refuses a read: {end.get('Status')} {end.get('Description')}"
+            )
+        return [_to_stored(message) for message in messages], end
+
+
+def retry_conflicts(
+    function: Callable[Params, Awaitable[Result]],
+) -> Callable[Params, Awaitable[Result]]:
+    """Decorate a coroutine function: on `SequenceConflict` it is called again, with no limit.
+
+    The random pauses grow up to `LAST_CONFLICT_SECONDS`. The caller sets the deadline.
+    """
+    return retry(
+        retry=retry_if_exception_type(SequenceConflict),
+        wait=wait_random_exponential(FIRST_CONFLICT_SECONDS, max=LAST_CONFLICT_SECONDS),
+    )(function)
+
+
+def parse_time(text: str) -> float:
+    """Return the seconds since 1970 of a time in JetStream's format.
+
+    >>> parse_time("1970-01-01T00:00:01.5Z")
+    1.5
+    """
+    return datetime.fromisoformat(text).timestamp()
+
+
+def _to_stored(message: Msg) -> StoredMessage:
+    headers = message.headers or {}
+    return StoredMessage(
+        headers["Nats-Subject"],
+        int(headers["Nats-Sequence"]),
+        parse_time(headers["Nats-Time-Stamp"]),
+        message.data,
+    )

@@ -1,0 +1,97 @@
+"""The states of drafts that an outage delays, shown until the backend is back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from semantik_realtime.core.event import Draft, Event, StateChange
+from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
+
+ENTRY_BYTES = 200
+"""What a key or a job costs beside its text and its state, about."""
+
+
+class DelayedStates:
+    """The last delayed state of each key of each topic, bounded in bytes.
+
+    The fence orders the drafts of a job as a log does: a draft of an outdated
+    attempt does not replace the state of a newer one. Above the bound the
+    topic that has been quiet for longest is forgotten; its watchers get its
+    state when the backend is back.
+
+    >>> from semantik_realtime.core.drafts import make_drafts
+    >>> delayed = DelayedStates(max_bytes=1000)
+    >>> delayed.add(make_drafts({"job:1": None}, "note", "", "1", state={"n": 1}))
+    {'job:1'}
+    >>> delayed.of("job:1")
+    {'1': b'{"n":1}'}
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        # The topic that changed longest ago comes first.
+        self._topics: OrderedDict[str, _Topic] = OrderedDict()
+        self._bytes = 0
+
+    def add(self, drafts: Iterable[Draft]) -> set[str]:
+        """Add delayed drafts, in order; return the topics whose states changed."""
+        changed = set()
+        for draft in drafts:
+            topic = self._topics.setdefault(draft.topic, _Topic())
+            self._topics.move_to_end(draft.topic)
+            before = topic.bytes
+            if topic.add(draft):
+                changed.add(draft.topic)
+            self._bytes += topic.bytes - before
+            while self._bytes > self._max_bytes:
+                name, forgotten = self._topics.popitem(last=False)
+                self._bytes -= forgotten.bytes
+                changed.discard(name)
+        return changed
+
+    def of(self, topic: str) -> Mapping[str, bytes]:
+        """Return the delayed states of ``topic``, as JSON."""
+        known = self._topics.get(topic)
+        return {} if known is None else dict(known.states)
+
+    def clear(self) -> None:
+        """Forget everything: the backend has acknowledged it."""
+        self._topics.clear()
+        self._bytes = 0
+
+
+class _Topic:
+    """What is delayed in one topic."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, bytes] = {}
+        """The last state of each key, as JSON."""
+        self.bytes = 0
+        """About how much memory the topic takes."""
+        # The newest attempt of each job.
+        self._attempts: dict[str, AttemptState] = {}
+
+    def add(self, draft: Draft) -> bool:
+        """Add a draft. Return True if a state changed."""
+        if draft.job is not None:
+            known = self._attempts.get(draft.job)
+            verdict = check_fence(known or AttemptState(), draft.attempt, draft.terminal)
+            if isinstance(verdict, Refusal):
+                return False
+            if known is None:
+                self.bytes += len(draft.job) + ENTRY_BYTES
+            self._attempts[draft.job] = verdict
+        if draft.change is StateChange.KEEP:
+            return False
+        was = self.states.pop(draft.key, None)
+        if was is not None:
+            self.bytes -= len(draft.key) + len(was) + ENTRY_BYTES
+        if draft.change is StateChange.SET:
+            state = Event(0, 0, draft.body).head().state
+            assert isinstance(state, msgspec.Raw)
+            self.states[draft.key] = bytes(state)
+            self.bytes += len(draft.key) + len(state) + ENTRY_BYTES
+        return True

@@ -1,0 +1,86 @@
+"""From one event to the drafts that append it to several topics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from semantik_realtime.core.event import Draft, StateChange, encode_body
+from semantik_realtime.core.limits import MAX_EVENT_BYTES
+from semantik_realtime.core.topic import check_topic, user_topic
+
+
+def owners_of(topic: str, others: Sequence[str], owner: str | None) -> dict[str, str | None]:
+    """Return the topics of an event, each with the owner that it gets.
+
+    The owner of an event owns its ``topic`` and their own feed. ``others`` may
+    be shared topics, which must not become the property of the first job that
+    writes to them.
+
+    >>> owners_of("job:1", ["user:7", "collection:9"], "7")
+    {'job:1': '7', 'user:7': '7', 'collection:9': None}
+    """
+    feed = None if owner is None else user_topic(owner)
+    return {topic: owner} | {
+        other: owner if other == feed else None for other in others if other != topic
+    }
+
+
+def make_drafts(
+    topics: Mapping[str, str | None],
+    type: str,
+    time: str,
+    key: str,
+    *,
+    state: Mapping[str, Any] | msgspec.UnsetType | None = msgspec.UNSET,
+    data: Mapping[str, Any] | None = None,
+    job: str | None = None,
+    attempt: int | None = None,
+    terminal: bool = False,
+    max_bytes: int = MAX_EVENT_BYTES,
+) -> list[Draft]:
+    """Return one draft for each of ``topics``; the body is encoded once.
+
+    Args:
+        topics: each topic with the owner it gets (see `owners_of`).
+        type: the event's type.
+        time: when it happened, as `semantik_realtime.clock.now_text` writes it.
+        key: whose state it is.
+        state: the whole state; None deletes the key, unset leaves it as it is.
+        data: further members, for this event only.
+        job: the job whose attempts the fence orders.
+        attempt: the number of the attempt; None means the newest one.
+        terminal: whether it ends the attempt.
+        max_bytes: limit of the encoded event.
+
+    Raises:
+        InvalidInput: a name is outside its grammar, or the event cannot be
+            encoded or is too big.
+
+    >>> drafts = make_drafts({"job:1": "7", "collection:9": None}, "note", "", "1")
+    >>> [draft.owner for draft in drafts]
+    ['7', None]
+    """
+    body = encode_body(
+        type, time, key, state=state, data=data, terminal=terminal, max_bytes=max_bytes
+    )
+    if state is msgspec.UNSET:
+        change = StateChange.KEEP
+    else:
+        change = StateChange.DROP if state is None else StateChange.SET
+    return [
+        Draft(
+            topic=check_topic(topic),
+            type=type,
+            key=key,
+            body=body,
+            change=change,
+            terminal=terminal,
+            job=job,
+            attempt=attempt,
+            owner=owner,
+        )
+        for topic, owner in topics.items()
+    ]

@@ -1,0 +1,33 @@
+"""The life of a job: the event types that report it, and the status that each sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+STATUS_OF_TYPE: Mapping[str, str] = {
+    "job_queued": "queued",
+    "job_started": "running",
+    "job_retrying": "retrying",
+    "job_completed": "completed",
+    "job_failed": "failed",
+    "job_cancelled": "cancelled",
+    "job_lost": "lost",
+}
+END_TYPES = frozenset({"job_completed", "job_failed", "job_cancelled", "job_lost"})
+"""Types of the events that end a job's attempt, and with it the job until a newer attempt."""
+END_STATUSES = frozenset(STATUS_OF_TYPE[type] for type in END_TYPES)
+"""The ``status`` of a job whose newest attempt has ended."""
+RESERVED_TYPES = frozenset({*STATUS_OF_TYPE, "job_progress", "job_deleted", "log"})
+"""Types that this package sends itself; a task cannot emit them."""
+
+
+def has_ended(state: Mapping[str, Any]) -> bool:
+    """Return True if a job with ``state`` has ended.
+
+    >>> has_ended({"status": "lost"}), has_ended({"status": "retrying"}), has_ended({})
+    (True, False, False)
+    """
+    status = state.get("status")
+    # A state comes from an application, and its status may be anything, a list for example.
+    return isinstance(status, str) and status in END_STATUSES

@@ -1,0 +1,34 @@
+"""The numbers that bound what a process keeps, reads and sends. Settings override some of them."""
+
+from __future__ import annotations
+
+MAX_REPLAY = 1000
+"""Most events of a replay; beyond that a snapshot is cheaper for everyone."""
+MAX_HISTORY = MAX_REPLAY
+"""Most events of history that a client may ask for beside a snapshot."""
+RETENTION_EVENTS = MAX_REPLAY
+"""Events that a topic's log keeps, unless the settings say otherwise."""
+MAX_KEYS = 1000
+"""States that a topic keeps, unless the settings say otherwise."""
+MAX_EVENT_BYTES = 64 * 1024
+"""Largest encoded event, unless the settings say otherwise."""
+MAX_FRAME_BYTES = 64 * 1024
+"""Largest frame of a client, on both wires."""
+MAX_TOPICS = 100
+"""Topics that a connection may watch, unless the settings say otherwise."""
+MAX_BAD_FRAMES = 10
+"""Unreadable frames after which a connection is closed."""
+
+SPOOL_DRAFTS = 10_000
+"""Drafts that may wait in a process, unless the settings say otherwise."""
+SPOOL_BYTES = 16 * 2**20
+"""Bytes of the drafts that may wait in a process, unless the settings say otherwise."""
+
+KEEP_EVENTS = 100
+"""Recent events that a channel keeps even when every watcher has them."""
+MAX_HELD_BATCHES = 1000
+"""Live batches that a channel holds until its position is known."""
+MAX_POSTED = 1000
+"""Frames that may wait for a connection beside events: answers, syncs, heartbeats."""
+MAX_POSTED_BYTES = 16 * 2**20
+"""Bytes of those frames. The last one may exceed it, for a snapshot has no limit."""

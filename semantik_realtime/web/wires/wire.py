@@ -1,0 +1,137 @@
+"""What a wire encodes: the answer to a subscription, and events that wait for a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import msgspec
+
+from semantik_realtime.core import frames
+from semantik_realtime.core.event import Cursor, Event
+from semantik_realtime.core.resume import Reason
+from semantik_realtime.hookspecs import Snapshot
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """The events that wait at one position, encoded once for every watcher there."""
+
+    cursor: Cursor
+    """The position after the events."""
+    events: Sequence[Event]
+    member: bytes
+    """The topic's member of an ``events`` frame."""
+    frame: str
+    """A whole frame for a connection with no other events."""
+    since: float | None
+    """The time of the oldest event, in seconds since 1970; None: it has no readable time."""
+
+
+class Sync:
+    """The answer to one or more equal subscriptions: a replay, or a snapshot with its reason.
+
+    Args:
+        topic: the topic.
+        asked: the client's cursor; None if it has none.
+        snapshot: what the backend returned.
+        recalled: the host's record, when the backend does not know the topic.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        asked: Cursor | None,
+        snapshot: Snapshot,
+        recalled: Mapping[str, bytes] | None = None,
+    ) -> None:
+        self.topic = topic
+        self.asked = asked
+        self.snapshot = snapshot
+        self.recalled = recalled
+
+    @cached_property
+    def reason(self) -> Reason | None:
+        """Why it is a snapshot; None: it is a replay."""
+        if self.snapshot.cursor is None:
+            if self.recalled is not None:
+                return Reason.RECALLED
+            return Reason.NEW if self.asked is None else Reason.EPOCH
+        if self.snapshot.reason is None and self.asked is None:
+            return Reason.NEW
+        return self.snapshot.reason
+
+    @cached_property
+    def states(self) -> Mapping[str, bytes]:
+        """The states as JSON, without the events around them."""
+        if self.recalled is not None:
+            return self.recalled
+        return states_of(self.snapshot)
+
+    @cached_property
+    def frame(self) -> str:
+        """The ``sync`` frame of the native wire, encoded once."""
+        snapshot = self.snapshot
+        if self.reason is None:
+            assert self.asked is not None
+            assert snapshot.cursor is not None
+            return frames.replay_frame(
+                self.topic, self.asked.offset, snapshot.cursor, snapshot.events
+            )
+        return frames.snapshot_frame(
+            self.topic, self.reason, snapshot.cursor, self.states, snapshot.events
+        )
+
+    def answers(
+        self, asked: Cursor | None, snapshot: Snapshot, recalled: Mapping[str, bytes] | None
+    ) -> bool:
+        """Return True if this is the answer to that subscription too."""
+        if self.snapshot is not snapshot or self.recalled is not recalled:
+            return False
+        # With a snapshot of the log the cursor of the client makes no difference.
+        return self.asked == asked or (snapshot.cursor is not None and snapshot.reason is not None)
+
+
+def states_of(snapshot: Snapshot) -> dict[str, bytes]:
+    """Return the states of a snapshot as JSON, without the events around them."""
+    states = {}
+    for key, event in snapshot.states.items():
+        head = Event(0, 0, event).head()
+        if isinstance(head.state, msgspec.Raw):
+            states[key] = bytes(head.state)
+    return states
+
+
+class Wire(Protocol):
+    """How a server speaks to one connection. Pure: returns frames, sends nothing."""
+
+    name: str
+
+    def sync(self, sync: Sync) -> list[str]:
+        """Answer a subscription."""
+
+    def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
+        """Deliver the events that wait, by topic."""
+
+    def denied(self, topic: str) -> list[str]:
+        """Refuse a topic. An empty list: the connection ends."""
+
+    def gone(self, topic: str) -> list[str]:
+        """Report that the topic was deleted."""
+
+    def degraded(self, since: str) -> list[str]:
+        """Report that the backend has been away since ``since`` (RFC 3339)."""
+
+    def restored(self) -> list[str]:
+        """Report that the backend is back."""
+
+    def provisional(
+        self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]
+    ) -> list[str]:
+        """Deliver states, as JSON, that are known without the backend."""
+
+    def heartbeat(self, places: Mapping[str, Cursor]) -> list[str]:
+        """Prove that the connection lives, with the position in each topic."""
+
+    def bye(self) -> list[str]:
+        """Announce that the server stops."""
