@@ -27,8 +27,9 @@ from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.splice import NOWHERE, Phase, ResyncReason
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import Snapshot, Status, Top
-from semantik_realtime.web.hub.channel import Channel, ChannelIO, Subscription, Watcher, has_failed
+from semantik_realtime.web.hub.channel import Channel, ChannelIO, has_failed
 from semantik_realtime.web.hub.stats import HubStats
+from semantik_realtime.web.hub.subscription import Subscription, Watcher
 from semantik_realtime.web.outage import DegradedMode
 
 logger = logging.getLogger(__name__)
