@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "semantik_realtime"
 PAGE = (ROOT / "docs" / "operations.md").read_text()
-SECTION = PAGE.partition("## What the log says")[2].partition("\n## ")[0]
+SECTION = PAGE.partition("## Log lines")[2].partition("\n## ")[0]
 LEVELS = {"info", "warning", "error", "exception", "critical"}
 
 
