@@ -54,56 +54,62 @@ class Settings(BaseSettings):
         None,
         validation_alias=AliasChoices(PREFIX + "URL", "REDIS_URL"),
         repr=False,
-        description="Where the backend's server is; also read from REDIS_URL.",
+        description="URL of the backend's server; also read from REDIS_URL.",
     )
     prefix: str = Field(
-        "semantik", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Begins every key of ours."
+        "semantik", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Prefix of every key."
     )
     retention_events: int = Field(
-        RETENTION_EVENTS, ge=1, le=1_000_000, description="Events kept a topic."
+        RETENTION_EVENTS, ge=1, le=1_000_000, description="Events that a topic keeps."
     )
     retention_seconds: float = Field(
-        86_400, gt=0, description="How long a topic lives after its last append."
+        86_400, gt=0, description="How long a topic is kept after its last append."
     )
     grace_seconds: float = Field(
-        3600, gt=0, description="How long a job's topic lives after its end."
+        3600, gt=0, description="How long a job's topic is kept after its end."
     )
-    max_keys: int = Field(MAX_KEYS, ge=1, description="States kept a topic; ended ones go first.")
-    max_event_bytes: int = Field(MAX_EVENT_BYTES, ge=256, description="Largest encoded event.")
+    max_keys: int = Field(
+        MAX_KEYS, ge=1, description="States that a topic keeps; those of ended jobs go first."
+    )
+    max_event_bytes: int = Field(
+        MAX_EVENT_BYTES, ge=256, description="Size limit of an encoded event."
+    )
     timeout_seconds: float = Field(5.0, gt=0, description="Deadline of one call to the backend.")
 
     mirror: bool = Field(True, description="Whether every Celery task is mirrored.")
-    progress_seconds: float = Field(0.1, ge=0, description="Least time between two progresses.")
+    progress_seconds: float = Field(
+        0.1, ge=0, description="Minimum interval between two progress events."
+    )
     feed_seconds: float = Field(
-        0.5, ge=0, description="Least time between two progresses of a job in its owner's feed."
+        0.5, ge=0, description="The same for the progress of a job in its owner's feed."
     )
     flush_seconds: float = Field(
-        2.0, ge=0, description="Longest wait of an ending task for its last event."
+        2.0, ge=0, description="How long an ending task waits at most for its last event."
     )
-    spool_drafts: int = Field(SPOOL_DRAFTS, ge=1, description="Drafts that may wait in a process.")
-    spool_bytes: int = Field(SPOOL_BYTES, ge=2**16, description="Bytes that may wait in a process.")
+    spool_drafts: int = Field(SPOOL_DRAFTS, ge=1, description="Drafts in the spool of a process.")
+    spool_bytes: int = Field(SPOOL_BYTES, ge=2**16, description="Bytes in the spool of a process.")
     spool_directory: Annotated[str | None, UnsetIfEmpty] = Field(
         None,
-        description="Where what waits is kept on disk too, until it is sent; unset: memory only.",
+        description="Directory that also keeps the spool, until it is sent; unset: memory only.",
     )
     worker_metrics: Annotated[str | None, UnsetIfEmpty] = Field(
         None,
         pattern=r"^\S+:\d{1,5}$",
-        description="Where a worker shows its metrics, host:port, to all who can reach it; "
-        "unset: nowhere.",
+        description="Address, host:port, at which a worker serves its metrics without a token; "
+        "unset: it serves none.",
     )
 
-    path: str = Field("/realtime", pattern=r"^/", description="Where the routes are.")
+    path: str = Field("/realtime", pattern=r"^/", description="Path of the routes.")
     compat_path: str = Field(
         "/ws/jobs/{job_id}",
         pattern=r"^(/.*)?$",
-        description="Path template of the compatibility wire for a job; its parameter may have any "
-        "name. Empty: not served.",
+        description="Path template of the compatibility wire for a job, with one parameter of any "
+        "name; empty: not served.",
     )
     compat_feed_path: str = Field(
         "",
         pattern=r"^(/.*)?$",
-        description="Where the compatibility wire gives users their own feed; empty: nowhere.",
+        description="Path of the compatibility wire for a user's own feed; empty: not served.",
     )
     jwt_secret: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
         None,
@@ -111,7 +117,7 @@ class Settings(BaseSettings):
         description="Key of HMAC-signed tokens; also read from JWT_SECRET_KEY.",
     )
     jwt_jwks_url: Annotated[str | None, UnsetIfEmpty] = Field(
-        None, description="Where public keys of tokens are."
+        None, description="URL of the public keys of tokens."
     )
     jwt_algorithms: Names = Field(
         ["HS256"], description="Accepted algorithms, separated by commas."
@@ -121,13 +127,13 @@ class Settings(BaseSettings):
     jwt_user_claim: str = Field("sub", description="The claim with the user's id.")
     allowed_origins: Names = Field(
         [],
-        description="Origins of pages that may connect, separated by commas, beside the "
-        "server's own. * allows all.",
+        description="Further origins whose pages may connect, separated by commas; * allows all.",
     )
     disable_auth: bool = Field(
         False,
         validation_alias=AliasChoices(PREFIX + "DISABLE_AUTH", "DISABLE_AUTH"),
-        description="Everyone may watch everything. For development only; also DISABLE_AUTH.",
+        description="Let everyone watch everything, in development only; also read from "
+        "DISABLE_AUTH.",
     )
     environment: str = Field(
         "production",
@@ -135,28 +141,30 @@ class Settings(BaseSettings):
         description="development, test or production; also read from ENVIRONMENT.",
     )
     max_connections: int = Field(
-        10, ge=1, description="Connections a user may have at once, over all servers."
+        10, ge=1, description="Connections of a user at the same time, over all servers."
     )
-    max_topics: int = Field(MAX_TOPICS, ge=1, description="Topics a connection may watch.")
-    heartbeat_seconds: float = Field(20.0, gt=0, description="Time between two heartbeats.")
-    tops_seconds: float = Field(10.0, gt=0, description="Time between two looks for lost tails.")
+    max_topics: int = Field(MAX_TOPICS, ge=1, description="Topics that a connection may watch.")
+    heartbeat_seconds: float = Field(20.0, gt=0, description="Interval between two heartbeats.")
+    tops_seconds: float = Field(
+        10.0, gt=0, description="Interval between two checks for missed last events."
+    )
     start_tries: int = Field(
         4,
         ge=1,
-        description="Tries to reach the backend, 1, 2, 4… s apart, before a web server starts "
-        "without it.",
+        description="Attempts to reach the backend, with pauses of 1, 2, 4… s, before a web server "
+        "starts without it.",
     )
     recall_seconds: float = Field(
         20.0,
         gt=0,
-        description="Time between two looks into the host's record while the backend is away; "
-        "varied by 15 %.",
+        description="Interval between two calls of `recall` while the backend is away, varied by "
+        "15 %.",
     )
     degraded_is_ready: bool = Field(
-        True, description="Whether health says ready while the backend is away."
+        True, description="Whether the health route is ready while the backend is away."
     )
     metrics_token: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
-        None, description="What a scrape of the metrics must bear; unset: nobody gets them."
+        None, description="Token that a scrape of the metrics must send; unset: not served."
     )
 
     @property
