@@ -29,7 +29,7 @@ from benchmarks.report import Measurement, Report, make_row
 from benchmarks.traffic import Told, begin_job, keep, read_event, share, tell
 from benchmarks.watcher import Seen, Watcher, watching
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.job import enter, job, leave
+from semantik_realtime.worker.current import job, pop_job, push_job
 
 ROWS = 4
 PIPELINE = 100
@@ -102,7 +102,7 @@ def measure_progress(runtime: Runtime, watcher: Watcher, calls: int, seconds: fl
     watcher.watch([f"job:{ident}"])
     one = begin_job(runtime, ident)
     runtime.emitter.flush(FLUSH_SECONDS)
-    enter(one)
+    push_job(one)
     made = 0
     start = time.perf_counter()
     while made < calls and time.perf_counter() - start < seconds:
@@ -110,7 +110,7 @@ def measure_progress(runtime: Runtime, watcher: Watcher, calls: int, seconds: fl
         for current in range(first + 1, made + 1):
             job.progress(current, calls)
     took = time.perf_counter() - start
-    leave(one)
+    pop_job(one)
     one.end("job_completed")
     runtime.emitter.flush(FLUSH_SECONDS)
     appended = stats.appended - before
