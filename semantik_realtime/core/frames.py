@@ -1,4 +1,4 @@
-"""The frames of the native wire, built from bytes that are already JSON."""
+"""The frames of the native wire (docs/protocol.md). Events and states stay encoded."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ _decode = msgspec.json.Decoder().decode
 
 
 def encode(frame: Mapping[str, Any]) -> str:
-    """A frame without events."""
+    """Encode a frame that has no events.
+
+    >>> encode({"op": "pong"})
+    '{"op":"pong"}'
+    """
     return _encode(frame).decode()
 
 
 def decode(text: str | bytes) -> dict[str, Any] | None:
-    """A client's frame, or None if it is not a JSON object with an ``op``."""
+    """Decode a client's frame. None if it is not a JSON object with a string ``op``.
+
+    >>> decode('{"op":"ping"}'), decode("[1]")
+    ({'op': 'ping'}, None)
+    """
     try:
         frame = _decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -33,7 +41,14 @@ def decode(text: str | bytes) -> dict[str, Any] | None:
 def topic_events(
     topic: str, prev: int, cursor: Cursor, events: Sequence[Event], conflated: int = 0
 ) -> bytes:
-    """One topic's member of an ``events`` frame.
+    """Encode one topic's member of an ``events`` frame.
+
+    Args:
+        topic: its name.
+        prev: the offset that the first event follows.
+        cursor: the position after the last event.
+        events: the events that are sent.
+        conflated: how many events were left out.
 
     >>> topic_events("job:1", 4, Cursor("e", 5, 1), [Event(5, 1, b'{"offset":5}')])
     b'"job:1":{"prev":4,"offset":5,"cursor":"e.5.00000001","events":[{"offset":5}]}'
@@ -50,12 +65,16 @@ def topic_events(
 
 
 def events_frame(members: Iterable[bytes]) -> str:
-    """An ``events`` frame of one or more topics."""
+    """Join the results of `topic_events` to an ``events`` frame.
+
+    >>> events_frame([b'"job:1":{}'])
+    '{"op":"events","topics":{"job:1":{}}}'
+    """
     return (b'{"op":"events","topics":{%b}}' % b",".join(members)).decode()
 
 
 def replay_frame(topic: str, prev: int, cursor: Cursor, events: Sequence[Event]) -> str:
-    """A ``sync`` that continues from the client's cursor."""
+    """Encode a ``sync`` with all events after ``prev``, the offset of the client's cursor."""
     return (
         b'{"op":"sync","topic":"%b","mode":"replay","prev":%d,"offset":%d,"cursor":"%b",'
         b'"events":[%b]}'
@@ -76,10 +95,10 @@ def snapshot_frame(
     states: Mapping[str, bytes],
     history: Sequence[Event] = (),
 ) -> str:
-    """A ``sync`` that replaces what the client knows; ``states`` are JSON objects.
+    """Encode a ``sync`` that replaces the client's states by ``states``, each in JSON.
 
-    Without a cursor (the host's own record) the client starts at offset 0, so
-    that every event of the log is news to it.
+    Without a cursor (the states are the host's record) the client continues
+    from offset 0, so that it applies every event of a log that begins later.
     """
     members = _members(states)
     return (
@@ -97,7 +116,7 @@ def snapshot_frame(
 
 
 def provisional_frame(topic: str, epoch: str, source: str, states: Mapping[str, bytes]) -> str:
-    """What is known of a topic while the backend is away.
+    """Encode the states that a topic has while the backend is away, each in JSON.
 
     >>> provisional_frame("job:1", "m:0", "recall", {"1": b'{"status":"running"}'})
     '{"op":"provisional","topic":"job:1","epoch":"m:0","source":"recall","states":{"1":{"status":"running"}}}'
@@ -113,7 +132,11 @@ def _members(values: Mapping[str, bytes]) -> bytes:
 
 
 def tops_frame(tops: Mapping[str, Cursor]) -> str:
-    """Where the connection stands in each of its topics."""
+    """Encode the position of a connection in each of its topics.
+
+    >>> tops_frame({"job:1": Cursor("e", 5, 1)})
+    '{"op":"tops","topics":{"job:1":{"offset":5,"cursor":"e.5.00000001"}}}'
+    """
     return encode(
         {
             "op": "tops",

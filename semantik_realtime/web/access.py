@@ -129,7 +129,7 @@ class Access:
         """Who asks.
 
         Raises:
-            AccessError: with the reason ``unauthenticated`` or ``expired``.
+            AccessError: with the code ``unauthenticated`` or ``expired``, or the host's own.
             BackendUnavailable: the host or the server with the keys cannot be asked now.
         """
         if self._settings.disable_auth:

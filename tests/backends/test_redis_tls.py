@@ -52,7 +52,7 @@ async def check(url: str) -> None:
     try:
         await backend.subscribe(TOPIC, sink)
         backend.publish([author.draft(TOPIC, state={"n": n}) for n in range(10)])
-        await sink.heard(10)
+        await sink.wait_for_events(10)
         snapshot = await backend.snapshot(TOPIC, None, 10)
         assert sink.received == list(snapshot.events)
         assert backend.lease("place", "holder", 1, 60.0)

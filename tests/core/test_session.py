@@ -15,12 +15,12 @@ from semantik_realtime.core.session import (
     Authenticate,
     Close,
     CloseCode,
-    Happening,
     Phase,
     Send,
     Session,
     SessionLimits,
     Subscribe,
+    Trigger,
     Unsubscribe,
 )
 from semantik_realtime.core.topic import check_topic
@@ -70,13 +70,13 @@ INPUTS = {
     "ping": lambda session: say(session, op="ping"),
     "dance": lambda session: say(session, op="dance"),
     "ACCEPTED": lambda session: say(session, op="ACCEPTED"),
-    Happening.ACCEPTED: lambda session: session.authenticated(),
-    Happening.REFUSED: lambda session: session.rejected(False, "no"),
-    Happening.EXPIRED: lambda session: session.rejected(True, "old"),
-    Happening.NO_AUTH: lambda session: session.tick(110.0),
-    Happening.BAD_FRAME: lambda session: bad_frames(session, 1),
-    Happening.TOO_MANY_BAD_FRAMES: lambda session: bad_frames(session, MAX_BAD_FRAMES),
-    Happening.TOO_BIG_FRAME: lambda session: session.receive("x" * 2001),
+    Trigger.ACCEPTED: lambda session: session.authenticated(),
+    Trigger.REFUSED: lambda session: session.rejected(False, "no"),
+    Trigger.EXPIRED: lambda session: session.rejected(True, "old"),
+    Trigger.NO_AUTH: lambda session: session.tick(110.0),
+    Trigger.BAD_FRAME: lambda session: bad_frames(session, 1),
+    Trigger.TOO_MANY_BAD_FRAMES: lambda session: bad_frames(session, MAX_BAD_FRAMES),
+    Trigger.TOO_BIG_FRAME: lambda session: session.receive("x" * 2001),
 }
 NO_TRANSITION = (None, "unauthenticated", "unknown_op")
 # The answers while waiting, and when open.
@@ -87,13 +87,13 @@ ANSWERS = {
     "ping": ("unauthenticated", "pong"),
     "dance": ("unauthenticated", "unknown_op"),
     "ACCEPTED": ("unauthenticated", "unknown_op"),
-    Happening.ACCEPTED: ("welcome", None),
-    Happening.REFUSED: (CloseCode.UNAUTHENTICATED, CloseCode.UNAUTHENTICATED),
-    Happening.EXPIRED: (CloseCode.EXPIRED, CloseCode.EXPIRED),
-    Happening.NO_AUTH: (CloseCode.AUTH_TIMEOUT, None),
-    Happening.BAD_FRAME: ("bad_frame", "bad_frame"),
-    Happening.TOO_MANY_BAD_FRAMES: (CloseCode.BAD_FRAME, CloseCode.BAD_FRAME),
-    Happening.TOO_BIG_FRAME: (CloseCode.TOO_BIG, CloseCode.TOO_BIG),
+    Trigger.ACCEPTED: ("welcome", None),
+    Trigger.REFUSED: (CloseCode.UNAUTHENTICATED, CloseCode.UNAUTHENTICATED),
+    Trigger.EXPIRED: (CloseCode.EXPIRED, CloseCode.EXPIRED),
+    Trigger.NO_AUTH: (CloseCode.AUTH_TIMEOUT, None),
+    Trigger.BAD_FRAME: ("bad_frame", "bad_frame"),
+    Trigger.TOO_MANY_BAD_FRAMES: (CloseCode.BAD_FRAME, CloseCode.BAD_FRAME),
+    Trigger.TOO_BIG_FRAME: (CloseCode.TOO_BIG, CloseCode.TOO_BIG),
 }
 PAIRS = [
     *((waiting, what, answers[0]) for what, answers in ANSWERS.items()),
@@ -128,7 +128,7 @@ def test_every_phase_has_its_answer_to_every_input(make, what, answer):
 
 def test_the_table_has_no_input_that_is_not_tried_here():
     assert {what for _, what in TRANSITIONS} <= set(INPUTS)
-    assert set(Happening) <= set(INPUTS)
+    assert set(Trigger) <= set(INPUTS)
     assert {phase for phase, _ in TRANSITIONS} == {Phase.WAITING, Phase.OPEN}
 
 

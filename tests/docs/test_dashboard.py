@@ -31,8 +31,8 @@ def registry() -> Iterator[CollectorRegistry]:
     """The metrics of a web server that has just been made."""
     settings = Settings(backend="memory", jwt_secret="a secret of at least thirty-two bytes")
     realtime = Realtime(settings)
-    assert realtime.server.metrics is not None
-    yield realtime.server.metrics.registry
+    assert realtime.web.metrics is not None
+    yield realtime.web.metrics.registry
     realtime.close()
 
 
@@ -158,7 +158,7 @@ def test_variables_are_filled_from_metrics_that_all_processes_have(
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(panels())))
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert used == variables.keys() | {"__rate_interval", "__range"}
-    everywhere = PAGE.partition("## What is told of every process that writes")[2]
+    everywhere = PAGE.partition("## Metrics of every process that writes")[2]
     for name in ("job", "instance"):
         [(asked, label)] = re.findall(
             r"^label_values\((.*), (\w+)\)$", variables[name]["definition"]

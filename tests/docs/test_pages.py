@@ -90,7 +90,11 @@ def test_every_variable_that_is_named_is_a_setting(page: Path) -> None:
 
 
 @every_page
-def test_python_examples_compile_and_import_what_exists(page: Path) -> None:
+def test_python_examples_compile_and_import_what_exists(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A page of an example imports the example, installed or not.
+    monkeypatch.syspath_prepend(page.parent)
     for block in blocks(page, "python"):
         compile(block, page.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         for node in ast.walk(ast.parse(block)):

@@ -108,7 +108,7 @@ async def test_a_hole_is_found_by_the_next_event(
 async def test_a_dead_subscription_is_found_by_the_canary(
     site: Here, client: Native, publisher: Publisher
 ) -> None:
-    feed = site.rt.unguarded._feed
+    feed = site.rt.unguarded._subscriber
     await feed._connection.send_command("UNSUBSCRIBE", check_health=False)
     await publisher.publish("job:1", 1)
     # Nothing comes, and nothing is broken: only the canary can tell.

@@ -82,7 +82,7 @@ async def who(rules: Access, credential: str | None) -> str:
 async def refusal(rules: Access, credential: str | None) -> str:
     with pytest.raises(AccessError) as caught:
         await rules.authenticate(Credentials(credential))
-    return caught.value.reason
+    return caught.value.code
 
 
 # Settings.
