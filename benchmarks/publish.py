@@ -38,7 +38,8 @@ from benchmarks.traffic import (
     read_event,
 )
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.job import Job, enter, job, leave
+from semantik_realtime.worker.current import job, pop_job, push_job
+from semantik_realtime.worker.job import Job
 
 ROWS = 4
 """Of each backend; NATS and memory have no bare XADD."""
@@ -117,7 +118,7 @@ def measure_progress(
     stats = runtime.emitter.stats
     before = stats.appended
     with _running_jobs(runtime, recorder, 1) as [one]:
-        enter(one)
+        push_job(one)
         made = 0
         start = time.perf_counter()
         while made < calls and time.perf_counter() - start < seconds:
@@ -125,7 +126,7 @@ def measure_progress(
             for current in range(first + 1, made + 1):
                 job.progress(current, calls)
         elapsed = time.perf_counter() - start
-        leave(one)
+        pop_job(one)
     appended = stats.appended - before
     received = read_events(recorder.collect(appended)[one.topic])
     currents = [event.state.progress.current for event in received]
