@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from semantik_realtime.backends import loader
 from semantik_realtime.backends.loader import (
     BACKENDS,
     PLUGINS,
@@ -64,6 +65,14 @@ def test_an_unknown_name_is_an_error_that_says_what_there_is():
         load_backend(settings("nope"))
     for part in ("'nope'", "memory", "redis", "SEMANTIK_REALTIME_BACKEND"):
         assert part in str(wrong.value)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest_one():
+    with pytest.raises(ConfigError, match="'rediss', did you mean 'redis'"):
+        load_backend(settings("rediss"))
+    with pytest.raises(ConfigError) as far:
+        load_backend(settings("kafka"))
+    assert "did you mean" not in str(far.value)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +242,10 @@ def test_a_plugin_of_the_group_cannot_take_the_place_of_the_backend(site, caplog
     assert manager.hook.publish(drafts=[]) == []
 
 
-def test_a_hook_of_the_backend_alone_is_its_own_method_and_a_wrapped_one_is_not():
+def test_a_hook_of_the_backend_alone_is_its_own_method_and_a_wrapped_one_is_not(monkeypatch):
+    # A plugin that happens to be installed here may wrap hooks too.
+    monkeypatch.setattr(loader, "PLUGINS", "nothing.is.registered.here")
+
     class Watcher:
         @hookimpl(wrapper=True)
         def publish(self, drafts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
 from collections.abc import Callable, Iterable
@@ -38,9 +39,11 @@ def load_backend(settings: Settings) -> Backend:
     name = settings.backend
     found = list(entry_points(group=BACKENDS, name=name))
     if not found:
+        installed = backend_names()
+        near = difflib.get_close_matches(name, installed, 1)
         raise ConfigError(
-            f"there is no backend {name!r}; installed: {', '.join(backend_names())} "
-            f"(set SEMANTIK_REALTIME_BACKEND)"
+            f"there is no backend {name!r}{f', did you mean {near[0]!r}?' if near else ''}; "
+            f"installed: {', '.join(installed)} (set SEMANTIK_REALTIME_BACKEND)"
         )
     if len({entry.value for entry in found}) > 1:
         raise ConfigError(

@@ -126,7 +126,7 @@ async def test_a_server_without_such_a_websocket_ends_it_with_what_it_said(
             await numbers_until(url, "job:1", 1)
     said = str(raised.value)
     assert f"/somewhere: the server answered {status} {phrase}" in said
-    assert "expected is ws://host:port/realtime/ws" in said
+    assert "expected: ws://host:port/realtime/ws" in said
     assert "token" not in said
 
 
@@ -141,7 +141,7 @@ async def test_a_refused_handshake_ends_it(status: int) -> None:
     "url", ["http://127.0.0.1:8000", "127.0.0.1:8000", "ws://127.0.0.1:99999/", "ws:///x", ""]
 )
 async def test_a_url_that_is_no_websockets_is_refused_before_connecting(url: str) -> None:
-    with pytest.raises(InvalidInput, match=r"expected is ws://host:port/realtime/ws"):
+    with pytest.raises(InvalidInput, match=r"expected: ws://host:port/realtime/ws"):
         await numbers_until(url, "job:1", 1)
 
 

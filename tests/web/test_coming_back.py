@@ -98,19 +98,19 @@ async def test_who_waits_for_the_backend_is_let_go_though_a_call_failed_while_it
 ) -> None:
     await hub.follow(Silent(), "job:a", None, 0)
     backend.is_away = True
-    await until(lambda: hub._outage.since)
+    await until(lambda: hub._degraded_mode.since)
 
     backend.gate.clear()
     backend.is_away = False
-    await until(hub._outage._answers.is_set)
+    await until(hub._degraded_mode._answers.is_set)
     # Every topic is being read again. Now somebody comes, and just his call fails.
     backend.fails_once_for = "job:b"
     with pytest.raises(BackendUnavailable):
         await hub.top("job:b")
-    waiting = asyncio.create_task(hub._outage.wait_for_backend(0.1))
+    waiting = asyncio.create_task(hub._degraded_mode.wait_for_backend(0.1))
     backend.gate.set()
     await asyncio.wait_for(waiting, 10)
-    await until(lambda: hub._outage.since is None)
+    await until(lambda: hub._degraded_mode.since is None)
 
 
 async def test_a_hub_that_was_closed_during_an_outage_shows_nothing_of_it_afterwards(
@@ -118,17 +118,17 @@ async def test_a_hub_that_was_closed_during_an_outage_shows_nothing_of_it_afterw
 ) -> None:
     await hub.open()
     backend.is_away = True
-    await until(lambda: hub._outage.since)
+    await until(lambda: hub._degraded_mode.since)
     await hub.close()
     backend.is_away = False
     shown: list[object] = []
     watcher = Silent()
     watcher.allowed = ("job:a",)
     watcher.provisional = lambda *told: shown.append(told)  # type: ignore[attr-defined]
-    hub._outage._recall_host = lambda topic: _states()  # type: ignore[assignment]
+    hub._degraded_mode._recall_host = lambda topic: _states()  # type: ignore[assignment]
     await hub.open()
     hub.register(watcher)
-    hub._outage.show("job:a", watcher)
+    hub._degraded_mode.show("job:a", watcher)
     await until(lambda: not any("show" in task.get_name() for task in hub._tasks))
     assert shown == []
 
@@ -150,8 +150,10 @@ async def test_the_hosts_record_is_asked_for_a_few_topics_at_a_time(hub: Hub) ->
         return {"a": b"{}"}
 
     await hub.open()
-    hub._outage._recall_host = recall  # type: ignore[assignment]
-    told = await asyncio.gather(*(hub._outage.recall(f"job:{number}") for number in range(50)))
+    hub._degraded_mode._recall_host = recall  # type: ignore[assignment]
+    told = await asyncio.gather(
+        *(hub._degraded_mode.recall(f"job:{number}") for number in range(50))
+    )
     assert told == [{"a": b"{}"}] * 50
     assert most == MAX_RECALLS
 

@@ -157,7 +157,7 @@ async def test_many_who_ask_the_same_share_one_reading(
     for client in clients:
         await client.open()
     channels = site.rt.web.hub._channels
-    await until(lambda: "job:1" in channels and channels["job:1"].users == 8)
+    await until(lambda: "job:1" in channels and channels["job:1"].reservations == 8)
     assert slow.waiting == 1
     slow.gate.set()
     for client in clients:

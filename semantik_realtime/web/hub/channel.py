@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -18,6 +18,7 @@ from semantik_realtime.core.limits import KEEP_EVENTS
 from semantik_realtime.core.splice import NOWHERE, Admission, Phase, ResyncReason, Splice
 from semantik_realtime.errors import BackendError
 from semantik_realtime.hookspecs import Snapshot
+from semantik_realtime.web.hub.subscription import Subscription, Watcher
 from semantik_realtime.web.wires.wire import Outgoing, Sync
 
 logger = logging.getLogger(__name__)
@@ -26,111 +27,11 @@ FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 1.0
 
 
-class Watcher(Protocol):
-    """A connection, as the hub and its channels see it."""
-
-    @property
-    def allowed(self) -> Collection[str]:
-        """The topics whose states it may get."""
-
-    @property
-    def wire_name(self) -> str:
-        """The name of its wire."""
-
-    @property
-    def subscriptions(self) -> int:
-        """How many topics it follows."""
-
-    @property
-    def outbox_bytes(self) -> int:
-        """About how many bytes wait to be sent to it, or are being sent."""
-
-    def wake(self, subscription: Subscription) -> None:
-        """Events or a snapshot wait: collect them."""
-
-    def gone(self, subscription: Subscription) -> None:
-        """The topic was deleted, and the subscription with it."""
-
-    def tick(self, now: float) -> None:
-        """Check deadlines. Called about once a second with the monotonic time."""
-
-    def degraded(self, since: str) -> None:
-        """The backend is away since ``since``: what is shown may be outdated."""
-
-    def restored(self) -> None:
-        """The backend is back, and every topic is up to date again."""
-
-    def provisional(self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]) -> None:
-        """Show ``states`` (JSON) of ``topic``, known without the backend, until it is restored."""
-
-    def drain(self) -> None:
-        """The server stops: end in a way that makes the client reconnect."""
-
-
-class Subscription:
-    """The place of one connection in one channel."""
-
-    __slots__ = ("_cursor", "_pending", "channel", "watcher")
-
-    def __init__(self, watcher: Watcher, channel: Channel, cursor: Cursor) -> None:
-        self.watcher = watcher
-        self.channel = channel
-        # The position after what the connection has collected.
-        self._cursor = cursor
-        # A snapshot that the connection must get before any event.
-        self._pending: Snapshot | None = None
-
-    @property
-    def cursor(self) -> Cursor:
-        """The position after what the connection has collected."""
-        return self._cursor
-
-    @property
-    def pending(self) -> Snapshot | None:
-        """The snapshot that the connection must get before any event."""
-        return self._pending
-
-    def restart(self, snapshot: Snapshot, cursor: Cursor | None = None) -> None:
-        """Give the connection ``snapshot`` before any event; ``cursor`` replaces the client's."""
-        self._pending = snapshot
-        self._cursor = cursor or self._cursor
-        self.watcher.wake(self)
-
-    def collect_pending(self) -> tuple[Cursor | None, Snapshot] | None:
-        """Move to the pending snapshot, if there is one; return the cursor before, and it.
-
-        A snapshot of a topic that the backend does not know stays pending until
-        `settle`, because the host has to be asked for its record first.
-        """
-        snapshot = self._pending
-        if snapshot is None:
-            return None
-        before = self._cursor if self._cursor.epoch else None
-        self._cursor = snapshot.cursor or NOWHERE
-        if snapshot.cursor is not None:
-            self._pending = None
-        return before, snapshot
-
-    def settle(self, snapshot: Snapshot) -> bool:
-        """Return True if ``snapshot`` was still pending: now it is not any more."""
-        if self._pending is not snapshot:
-            return False
-        self._pending = None
-        return True
-
-    def collect_events(self) -> Outgoing | None:
-        """Move past the events that wait; None: there are so many that the connection must end."""
-        outgoing = self.channel.outgoing(self._cursor)
-        if outgoing is not None and outgoing.events:
-            self._cursor = outgoing.cursor
-        return outgoing
-
-
 class ChannelIO(NamedTuple):
     """What a channel needs of the process around it."""
 
-    subscribe: Callable[[str], Awaitable[None]]
-    """Make the backend deliver the topic to the hub."""
+    subscribe: Callable[[], Awaitable[None]]
+    """Make the backend deliver the topic's events to `Channel.receive`."""
     read: Callable[[str, Cursor | None, int], Coroutine[Any, Any, Snapshot]]
     """`semantik_realtime.hookspecs.Backend.snapshot`."""
     pause: Callable[[float], Awaitable[None]]
@@ -154,8 +55,8 @@ class Channel:
         self._splice = Splice()
         # Who follows; added by `_join`, removed by `leave`.
         self._watchers: set[Subscription] = set()
-        # Connections that follow or are about to. The hub drops the channel at 0.
-        self._users = 0
+        # Connections that watch or are about to. The hub removes the channel at 0.
+        self._reserved = 0
         # The subscription at the backend; started anew if it failed.
         self._subscribing: asyncio.Task[None] | None = None
         # The resync under way, which waits out an outage; None while there is none.
@@ -193,22 +94,22 @@ class Channel:
         return self._resyncing
 
     @property
-    def users(self) -> int:
-        """Connections that follow the topic or are about to."""
-        return self._users
+    def reservations(self) -> int:
+        """How many connections watch the topic, or are about to."""
+        return self._reserved
 
     def bytes_since(self, cursor: Cursor) -> int:
         """Return about how many bytes of events follow ``cursor``."""
         return self._splice.buffer.bytes_since(cursor.offset)
 
-    def add_user(self) -> None:
-        """Count a connection that is about to follow."""
-        self._users += 1
+    def reserve(self) -> None:
+        """Keep the channel for a connection that is about to watch, until `release`."""
+        self._reserved += 1
 
-    def remove_user(self) -> bool:
-        """Count a connection that has left. Return True if it was the last one."""
-        self._users -= 1
-        return self._users == 0
+    def release(self) -> bool:
+        """Undo one `reserve`. Return True if it was the last one."""
+        self._reserved -= 1
+        return self._reserved == 0
 
     async def subscribed(self) -> None:
         """Wait until the backend delivers the topic.
@@ -318,7 +219,7 @@ class Channel:
 
     def resync(self, reason: ResyncReason) -> None:
         """Read again what was missed, once for all watchers. Does nothing if that is under way."""
-        if self._users and self._splice.start_resync():
+        if self._reserved and self._splice.start_resync():
             self._io.count_resync(reason)
             self._resyncing = self._io.spawn(self._resync(), "resync")
 
@@ -360,7 +261,7 @@ class Channel:
         return is_complete
 
     async def _subscribe(self) -> None:
-        await self._io.subscribe(self.topic)
+        await self._io.subscribe()
 
     async def _read(self, asked: Cursor | None, history: int) -> Snapshot:
         key = (asked, history)

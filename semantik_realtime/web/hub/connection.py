@@ -16,8 +16,9 @@ from semantik_realtime.core.limits import MAX_POSTED, MAX_POSTED_BYTES
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.web.access import Identity, has_expired
-from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, Subscription
+from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from semantik_realtime.web.hub.hub import Hub
+from semantik_realtime.web.hub.subscription import Subscription
 from semantik_realtime.web.outage import DegradedMode
 from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
 
@@ -36,7 +37,7 @@ class Ended(Exception):
 
 
 class Connection:
-    """A `semantik_realtime.web.hub.channel.Watcher`: one client's subscriptions and its outbox.
+    """One client: its subscriptions and its outbox. It is a `web.hub.subscription.Watcher`.
 
     Only `write`, in one task, sends; everybody else posts a frame or wakes it.
     `end` makes `write` raise `Ended`.

@@ -1,0 +1,1 @@
+"""Stamps every event and measures every hook that moves data."""

@@ -1,0 +1,114 @@
+"""Who follows a channel: the connection as the hub sees it, and its place in one channel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.splice import NOWHERE
+from semantik_realtime.hookspecs import Snapshot
+from semantik_realtime.web.wires.wire import Outgoing
+
+if TYPE_CHECKING:
+    from semantik_realtime.web.hub.channel import Channel
+
+
+class Watcher(Protocol):
+    """A connection, as the hub and its channels see it."""
+
+    @property
+    def allowed(self) -> Collection[str]:
+        """The topics whose states it may get."""
+
+    @property
+    def wire_name(self) -> str:
+        """The name of its wire."""
+
+    @property
+    def subscriptions(self) -> int:
+        """How many topics it follows."""
+
+    @property
+    def outbox_bytes(self) -> int:
+        """About how many bytes wait to be sent to it, or are being sent."""
+
+    def wake(self, subscription: Subscription) -> None:
+        """Events or a snapshot wait: collect them."""
+
+    def gone(self, subscription: Subscription) -> None:
+        """The topic was deleted, and the subscription with it."""
+
+    def tick(self, now: float) -> None:
+        """Check deadlines. Called about once a second with the monotonic time."""
+
+    def degraded(self, since: str) -> None:
+        """The backend is away since ``since``: what is shown may be outdated."""
+
+    def restored(self) -> None:
+        """The backend is back, and every topic is up to date again."""
+
+    def provisional(self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]) -> None:
+        """Show ``states`` (JSON) of ``topic``, known without the backend, until it is restored."""
+
+    def drain(self) -> None:
+        """The server stops: end in a way that makes the client reconnect."""
+
+
+class Subscription:
+    """The place of one connection in one channel."""
+
+    __slots__ = ("_cursor", "_pending", "channel", "watcher")
+
+    def __init__(self, watcher: Watcher, channel: Channel, cursor: Cursor) -> None:
+        self.watcher = watcher
+        self.channel = channel
+        # The position after what the connection has collected.
+        self._cursor = cursor
+        # A snapshot that the connection must get before any event.
+        self._pending: Snapshot | None = None
+
+    @property
+    def cursor(self) -> Cursor:
+        """The position after what the connection has collected."""
+        return self._cursor
+
+    @property
+    def pending(self) -> Snapshot | None:
+        """The snapshot that the connection must get before any event."""
+        return self._pending
+
+    def restart(self, snapshot: Snapshot, cursor: Cursor | None = None) -> None:
+        """Give the connection ``snapshot`` before any event; ``cursor`` replaces the client's."""
+        self._pending = snapshot
+        self._cursor = cursor or self._cursor
+        self.watcher.wake(self)
+
+    def collect_pending(self) -> tuple[Cursor | None, Snapshot] | None:
+        """Move to the pending snapshot, if there is one; return the cursor before, and it.
+
+        A snapshot of a topic that the backend does not know stays pending until
+        `settle`, because the host has to be asked for its record first.
+        """
+        snapshot = self._pending
+        if snapshot is None:
+            return None
+        before = self._cursor if self._cursor.epoch else None
+        self._cursor = snapshot.cursor or NOWHERE
+        if snapshot.cursor is not None:
+            self._pending = None
+        return before, snapshot
+
+    def settle(self, snapshot: Snapshot) -> bool:
+        """Return True if ``snapshot`` was still pending: now it is not any more."""
+        if self._pending is not snapshot:
+            return False
+        self._pending = None
+        return True
+
+    def collect_events(self) -> Outgoing | None:
+        """Move past the events that wait; None: there are so many that the connection must end."""
+        outgoing = self.channel.outgoing(self._cursor)
+        if outgoing is not None and outgoing.events:
+            self._cursor = outgoing.cursor
+        return outgoing
