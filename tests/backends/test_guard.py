@@ -51,7 +51,7 @@ REPLIES: dict[str, Any] = {
 
 
 class FakeBackend:
-    """Answers each hook, or fails, or hangs, as the test says."""
+    """A backend whose hooks return, raise or hang, as the test sets them."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -297,11 +297,15 @@ async def test_a_probe_has_the_deadline_of_a_read(
     assert backend.fails_writes
 
 
+@pytest.mark.parametrize("fails", [False, True])
 async def test_a_thorough_probe_leaves_no_subscription(
-    backend: GuardedBackend, fake: FakeBackend
+    fails: bool, backend: GuardedBackend, fake: FakeBackend
 ) -> None:
-    await backend.probe(thorough=True)
+    if fails:
+        fake.errors["subscribe"] = BackendUnavailable()
+    assert await fails_probing(backend, thorough=True) is fails
     assert [call for call in fake.calls if "subscribe" in call] == ["subscribe", "unsubscribe"]
+    assert backend.is_away is fails
 
 
 async def test_a_listener_is_called_once_an_opening_in_the_thread_of_the_failing_call(
@@ -334,6 +338,19 @@ async def test_a_listener_is_called_once_an_opening_in_the_thread_of_the_failing
     fake.errors["publish"] = error
     publish()
     assert failures[4:] == [(error, here), (error, 0)]
+
+
+async def test_a_listener_that_raises_changes_neither_the_call_nor_the_other_listeners(
+    backend: GuardedBackend, fake: FakeBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures: list[object] = []
+    backend.listen(lambda error: 1 / 0)
+    backend.listen(failures.append)
+    error = fake.errors["publish"] = AppendUncertain("half")
+    with pytest.raises(AppendUncertain):
+        WRITES["publish"](backend)
+    assert failures == [error]
+    assert "guard: listener failed" in caplog.text
 
 
 async def test_a_publish_that_hangs_counts_as_failing_after_a_second_until_it_returns(

@@ -8,7 +8,7 @@ import msgspec
 from histories import draft, drafts, log_of, logs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.resume import LogInfo, plan_sync
@@ -255,6 +255,7 @@ class Splicing(RuleBasedStateMachine):
         self.line: deque[tuple[str, int, list[Event]]] = deque()
         self.readings: list[Reading] = []
         self.resync_reading: Reading | None = None
+        self.resync_is_late = False
         self.followers: list[Follower] = []
 
     @property
@@ -284,6 +285,11 @@ class Splicing(RuleBasedStateMachine):
         assert asked is not None
         return Reading(asked, end, self.log[asked.offset :])
 
+    @initialize(is_joined=st.booleans(), data=st.data())
+    def begin(self, is_joined: bool, data: st.DataObject) -> None:
+        if is_joined:
+            self.read_and_join(data)
+
     # The backend.
 
     @rule(size=st.integers(1, 3))
@@ -299,18 +305,27 @@ class Splicing(RuleBasedStateMachine):
         self.log += events
         self.line.append((self.epoch, prev.offset, events))
 
-    @rule(keep=st.integers(0, 3))
-    def trim_log(self, keep: int) -> None:
-        self.first = max(self.first, len(self.log) - keep + 1)
+    @rule(times=st.lists(st.sampled_from([1, 1, 1, 2, 0]), min_size=1, max_size=4))
+    def append_and_deliver(self, times: list[int]) -> None:
+        for number in times:
+            self.append(1)
+            self.deliver(number)
 
-    @rule()
-    def expire(self) -> None:
-        self.log = []
+    @rule(data=st.data())
+    def trouble(self, data: st.DataObject) -> None:
+        """One rule for all troubles, so that most of the time all is well."""
+        what = data.draw(st.sampled_from(["trim", "expire", "interrupt", "fail over"]))
+        if what == "trim":
+            self.first = max(self.first, len(self.log) - data.draw(st.integers(0, 3)) + 1)
+        elif what == "expire":
+            self.log = []
+        elif what == "interrupt":
+            self.interrupt()
+        elif len(self.log) > 1:
+            self.fail_over(data.draw(st.integers(1, min(3, len(self.log) - 1))), data)
 
-    @precondition(lambda self: len(self.log) > 1)
-    @rule(data=st.data(), fresh=st.integers(0, 3))
-    def fail_over(self, data: st.DataObject, fresh: int) -> None:
-        lost = data.draw(st.integers(0, min(3, len(self.log) - 1)))
+    def fail_over(self, lost: int, data: st.DataObject) -> None:
+        fresh = data.draw(st.integers(0, 3))
         self.log = self.log[: len(self.log) - lost]
         self.first = min(self.first, len(self.log) + 1)
         self.histories[self.epoch].append(self.log)
@@ -335,11 +350,12 @@ class Splicing(RuleBasedStateMachine):
             elif admission.is_broken:
                 assert self.splice.start_resync()
 
-    @rule()
     def interrupt(self) -> None:
         self.line.clear()
         was = self.splice.phase
         assert self.splice.start_resync() == (was is not Phase.RESYNCING)
+        assert self.splice.held == 0
+        self.resync_is_late |= self.resync_reading is not None
 
     @rule(data=st.data())
     def read(self, data: st.DataObject) -> None:
@@ -363,10 +379,22 @@ class Splicing(RuleBasedStateMachine):
             assert reason in (ResyncReason.GAP, ResyncReason.AHEAD)
             assert self.splice.start_resync()
 
+    @rule(data=st.data())
+    def read_and_join(self, data: st.DataObject) -> None:
+        self.read(data)
+        self.join(data)
+
+    @precondition(lambda self: self.splice.phase is Phase.RESYNCING)
+    @rule()
+    def resync(self) -> None:
+        self.read_for_resync()
+        self.finish_resync()
+
     @precondition(lambda self: self.splice.phase is Phase.RESYNCING)
     @rule()
     def read_for_resync(self) -> None:
         self.resync_reading = self.read_from(self.splice.asked)
+        self.resync_is_late = False
 
     @precondition(lambda self: self.resync_reading is not None)
     @rule()
@@ -378,7 +406,8 @@ class Splicing(RuleBasedStateMachine):
             for follower in self.followers:
                 follower.place = reading.end
         assert self.splice.phase is (Phase.LIVE if is_complete else Phase.RESYNCING)
-        assert self.splice.held == 0
+        assert not (is_complete and self.resync_is_late)
+        assert not (is_complete and self.splice.held)
         # If the topic is unknown, late publications of its last epoch may be admitted.
         if reading.end == self.end != NOWHERE:
             assert self.splice.buffer.cursor == self.end
@@ -443,4 +472,4 @@ class Splicing(RuleBasedStateMachine):
 
 
 TestSplicing: Any = Splicing.TestCase
-TestSplicing.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestSplicing.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
