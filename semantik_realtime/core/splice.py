@@ -208,8 +208,8 @@ class Splice:
         # Live batches while not LIVE, oldest first. The oldest are dropped, so that a loss
         # leaves a gap, which is noticed.
         self._held: deque[Batch] = deque(maxlen=max_held)
-        # Whether a resync was asked for during a resync, whose reading may then be too old. Set by
-        # `start_resync`, cleared by `finish_resync`.
+        # Whether `start_resync` was called during a resync, whose reading may then be too old.
+        # Cleared by `finish_resync`.
         self._reads_again = False
 
     @property

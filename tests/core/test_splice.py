@@ -253,6 +253,8 @@ class Splicing(RuleBasedStateMachine):
         self.first = 1
         self.made = 0
         self.line: deque[tuple[str, int, list[Event]]] = deque()
+        # The end of the newest publication that reached the splice since the last interruption.
+        self.delivered = NOWHERE
         self.readings: list[Reading] = []
         self.resync_reading: Reading | None = None
         self.resync_is_late = False
@@ -342,16 +344,19 @@ class Splicing(RuleBasedStateMachine):
     def deliver(self, times: int) -> None:
         batch = self.line.popleft()
         for _ in range(times):
-            held_before = self.splice.held
+            self.delivered = Cursor(batch[0], batch[2][-1].offset, batch[2][-1].chain)
+            held_before, before = self.splice.held, self.splice.buffer.cursor
             admission = self.splice.receive(*batch)
             if self.splice.phase is not Phase.LIVE:
                 assert admission is Admission.HELD
                 assert self.splice.held == min(held_before + 1, MAX_HELD)
             elif admission.is_broken:
+                assert self.splice.buffer.cursor == before
                 assert self.splice.start_resync()
 
     def interrupt(self) -> None:
         self.line.clear()
+        self.delivered = NOWHERE
         was = self.splice.phase
         assert self.splice.start_resync() == (was is not Phase.RESYNCING)
         assert self.splice.held == 0
@@ -451,6 +456,14 @@ class Splicing(RuleBasedStateMachine):
         return base.offset <= len(history) and base.chain == chain and after == events
 
     @invariant()
+    def a_live_position_includes_every_publication_that_was_delivered(self) -> None:
+        buffer = self.splice.buffer
+        is_current = self.log and self.delivered.epoch == self.epoch
+        if self.splice.phase is Phase.LIVE and is_current:
+            assert buffer.epoch == self.epoch
+            assert buffer.offset >= self.delivered.offset
+
+    @invariant()
     def held_batches_are_bounded(self) -> None:
         assert self.splice.held <= MAX_HELD
 
@@ -472,4 +485,4 @@ class Splicing(RuleBasedStateMachine):
 
 
 TestSplicing: Any = Splicing.TestCase
-TestSplicing.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
+TestSplicing.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
