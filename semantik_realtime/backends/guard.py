@@ -1,9 +1,9 @@
 """The one object of a process that knows whether its backend answers.
 
 `GuardedBackend` wraps a backend. It gives `snapshot`, `tops` and `status` a
-deadline, and has two circuit breakers, one for reads and one for writes,
-because a server whose memory is full, or a replica, answers reads and refuses
-writes. A failed call opens a breaker. While it is open, further calls fail
+deadline, and has a circuit breaker for reads and one for writes, because a
+server whose memory is full, or a replica, answers reads and refuses writes. A
+failed call opens a breaker. While it is open, further calls fail
 without reaching the server, except for a few that find out whether it is back:
 
 - In a web process that is `probe`, called by `semantik_realtime.web.outage`.
@@ -76,6 +76,9 @@ class GuardedBackend:
     def _reset(self) -> None:
         self._reads = CircuitBreaker(RETRY_SECONDS)
         self._writes = CircuitBreaker(RETRY_SECONDS)
+        # Claims wait in the threads of tasks. After a failed one the next tasks do not wait, also
+        # where every publish succeeds (a right that is missing), and closes the other breaker.
+        self._claims = CircuitBreaker(RETRY_SECONDS)
         # Whether `probe` was called since the last reset. From then on nothing else is let through
         # an open breaker.
         self._is_probed = False
@@ -156,7 +159,15 @@ class GuardedBackend:
 
     def claim(self, topic: str, job: str, token: str) -> int:
         self._check(self._writes)
-        return self._write(lambda: self._backend.claim(topic, job, token))
+        if not self._claims.admits(time.monotonic()):
+            raise BackendUnavailable("the last claim failed")
+        try:
+            attempt = self._write(lambda: self._backend.claim(topic, job, token))
+        except BackendError:
+            self._claims.failed(time.monotonic())
+            raise
+        self._claims.succeeded()
+        return attempt
 
     def delete(self, topic: str) -> bool:
         self._check(self._writes)

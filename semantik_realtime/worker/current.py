@@ -24,7 +24,7 @@ class CurrentJob:
     """The job that runs in this context; outside a job every method does nothing.
 
     A thread that a task starts has a context of its own: pass it
-    `current_job()`, whose methods are the same.
+    `current_job`, whose methods are the same.
     """
 
     __slots__ = ()

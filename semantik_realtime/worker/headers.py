@@ -1,4 +1,4 @@
-"""What a task's message, or Celery's request, says about the job."""
+"""What a task's message, or Celery's request, states about the job."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_job_message(task_name: Any, headers: Any) -> bool:
 
 
 def read_job_meta(message: Any, *, id: str | None = None, name: str | None = None) -> JobMeta:
-    """Return what the headers of a task's message, or Celery's request, say about the job.
+    """Return what the headers of a task's message, or Celery's request, state about the job.
 
     An owner or a topic outside its grammar is left out.
 

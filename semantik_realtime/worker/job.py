@@ -27,7 +27,7 @@ _serials = itertools.count()
 
 
 class JobMeta(msgspec.Struct, frozen=True):
-    """What a task's message says about the job.
+    """What a task's message states about the job.
 
     ``topics`` get the job's states too, beside the owner's feed.
     """
@@ -198,7 +198,7 @@ class Job:
             self.has_ended = True
 
     def declare_end(self, type: str, error: dict[str, str]) -> None:
-        """Note how the task says that it will end; `end` sends it."""
+        """Note the end that the task announces. Nothing is sent before `end`."""
         self.declared_end = type, error
 
     def stop_sending(self) -> None:

@@ -25,7 +25,6 @@ from celery import signals
 from semantik_realtime.backends.guard import log_warnings
 from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings
-from semantik_realtime.core.breaker import CircuitBreaker
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
@@ -46,8 +45,6 @@ from semantik_realtime.worker.values import describe_error
 
 logger = logging.getLogger(__name__)
 
-CLAIM_PAUSE_SECONDS = 5.0
-"""How long after a failed claim no task of this process claims."""
 WARNINGS_PAUSE_SECONDS = 5.0
 """How long after a backend that does not answer it is called for its warnings again."""
 INSTALLING_MODULE = "semantik_realtime.worker.command"
@@ -69,9 +66,6 @@ class TaskTracker:
         self._runtime: Runtime | None = None
         # Whether the settings turned it off; cleared by `use`.
         self._is_off = False
-        # A claim waits in a task's thread: after a failed one the next tasks do not wait, even if
-        # publishing works. Written by `_claim`.
-        self._claims = CircuitBreaker(CLAIM_PAUSE_SECONDS)
         # In the main process of a worker: the requests that Celery still holds, by task id.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         # The jobs whose tasks run in this process, by task id: from prerun to postrun.
@@ -201,19 +195,16 @@ class TaskTracker:
 
     def _claim(self, runtime: Runtime, job_id: str, expected: int) -> int:
         """Return the number of a new attempt; ``expected`` if the backend does not answer."""
-        if runtime.backend.fails_writes or not self._claims.admits(time.monotonic()):
+        if runtime.backend.fails_writes:
             return expected
         topic = job_topic(job_id)
         try:
-            attempt = runtime.backend.claim(topic, job_id, secrets.token_hex(8))
+            return runtime.backend.claim(topic, job_id, secrets.token_hex(8))
         except Exception:
-            self._claims.failed(time.monotonic())
             self.failures["claim"] += 1
             if self.failures["claim"] == 1:
                 logger.warning("tracker: attempt not claimed job=%s (logged once)", job_id)
             return expected
-        self._claims.succeeded()
-        return attempt
 
     def _success(self, sender: Any, **_: Any) -> None:
         job = self._job(sender.request.id)

@@ -39,6 +39,9 @@ class ChannelIO(NamedTuple):
     spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]]
     """Start a task that ends with the hub."""
     count_resync: Callable[[ResyncReason], None]
+    """Count a topic that is read again."""
+    ended: Callable[[Channel], None]
+    """Remove the channel: nobody watches it any more."""
 
 
 class Channel:
@@ -106,10 +109,13 @@ class Channel:
         """Keep the channel for a connection that is about to watch, until `release`."""
         self._reserved += 1
 
-    def release(self) -> bool:
-        """Undo one `reserve`. Return True if it was the last one."""
+    def release(self) -> None:
+        """Undo one `reserve`. After the last one the channel ends."""
         self._reserved -= 1
-        return self._reserved == 0
+        if self._reserved == 0:
+            if self._resyncing is not None:
+                self._resyncing.cancel()
+            self._io.ended(self)
 
     async def subscribed(self) -> None:
         """Wait until the backend delivers the topic.
@@ -121,11 +127,6 @@ class Channel:
         if task is None or has_failed(task):
             task = self._subscribing = self._io.spawn(self._subscribe(), "subscribe")
         await asyncio.shield(task)
-
-    def close(self) -> None:
-        """Cancel what is under way: nobody follows any more."""
-        if self._resyncing is not None:
-            self._resyncing.cancel()
 
     # Live batches.
 
@@ -179,8 +180,9 @@ class Channel:
                 return self._add(watcher, place), snapshot
 
     def leave(self, subscription: Subscription) -> None:
-        """Remove a watcher."""
+        """Remove a watcher, and the reservation under which it joined."""
         self._watchers.discard(subscription)
+        self.release()
 
     def outgoing(self, cursor: Cursor) -> Outgoing | None:
         """Return the events that follow ``cursor``; None: too many, the connection must end."""
