@@ -249,6 +249,22 @@ async def test_without_a_prober_publish_is_always_let_through(
     assert not backend.fails_writes
 
 
+async def test_after_a_failed_claim_the_next_ones_fail_at_once_even_if_publishing_works(
+    backend: GuardedBackend, fake: FakeBackend, clock: Clock
+) -> None:
+    fake.errors["claim"] = BackendRefused()
+    for _ in range(3):
+        for _ in range(10):
+            assert fails(lambda: WRITES["claim"](backend))
+            WRITES["publish"](backend)
+            assert not backend.fails_writes
+        clock.seconds += RETRY_SECONDS
+    assert fake.count("claim") == 3
+    fake.errors.clear()
+    for _ in range(2):
+        WRITES["claim"](backend)
+
+
 async def test_opening_is_let_through_and_closes_the_breaker_of_reads(
     backend: GuardedBackend, fake: FakeBackend
 ) -> None:
