@@ -392,17 +392,18 @@ async def test_a_publish_that_hangs_counts_as_failing_after_a_second_until_it_re
 async def test_closing_the_writer_forgets_everything_as_a_forked_child_must(
     backend: GuardedBackend, fake: FakeBackend, clock: Clock
 ) -> None:
-    fake.errors["tops"] = BackendUnavailable()
+    fake.errors["claim"] = fake.errors["tops"] = BackendUnavailable()
+    assert fails(lambda: WRITES["claim"](backend))
     assert await fails_probing(backend, thorough=False)
     fake.hanging.add("publish")
     backend._publishing[object()] = clock.seconds
     clock.seconds += 2 * HANG_SECONDS
     assert backend.fails_writes
+    fake.calls.clear()
     backend.close_writer()
     assert fake.count("close_writer") == 1
     assert not backend.is_away
-    # Nobody probes in the child, so a failing call is tried again there.
-    fake.errors["claim"] = BackendUnavailable()
+    # No prober runs in the child, so a failing call is tried again there.
     for _ in range(2):
         assert fails(lambda: WRITES["claim"](backend))
         clock.seconds += RETRY_SECONDS
