@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from failing_backend import FailingBackend
-from fleet import until
+from fake_hub import FakeHub
+from waiting import until
 
 from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.core.drafts import make_drafts
@@ -19,80 +20,6 @@ from semantik_realtime.core.event import Draft
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.web import outage as outage_module
 from semantik_realtime.web.outage import DegradedMode
-
-Frame = tuple[Any, ...]
-
-
-class RecordingViewer:
-    """A connection that keeps every notice, with the thread that sent it."""
-
-    def __init__(self, *allowed: str) -> None:
-        self.allowed = allowed
-        self.notices: list[Frame] = []
-        self.threads: set[int] = set()
-
-    def degraded(self, since: str) -> None:
-        self._add("degraded", since)
-
-    def restored(self) -> None:
-        self._add("restored")
-
-    def provisional(self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]) -> None:
-        decoded = {key: json.loads(state) for key, state in states.items()}
-        self._add("provisional", topic, epoch, source, decoded)
-
-    def _add(self, *notice: object) -> None:
-        self.notices.append(notice)
-        self.threads.add(threading.get_ident())
-
-    def ops(self) -> list[str]:
-        return [notice[0] for notice in self.notices]
-
-    def shown(self, source: str) -> list[tuple[str, dict[str, Any]]]:
-        """The topic and the states of each provisional notice from ``source``."""
-        notices = [notice for notice in self.notices if notice[0] == "provisional"]
-        return [(topic, states) for _, topic, _, where, states in notices if where == source]
-
-
-class FakeHub:
-    """A `Fanout` whose resyncs end when the test says so."""
-
-    def __init__(self, backend: GuardedBackend, steps: list[str]) -> None:
-        self.connections: set[RecordingViewer] = set()
-        self.tasks: dict[asyncio.Task[Any], str] = {}
-        self.resynced = asyncio.Event()
-        self.resynced.set()
-        self.fails_tops = False
-        self._backend = backend
-        self._steps = steps
-
-    def add(self, *allowed: str) -> RecordingViewer:
-        viewer = RecordingViewer(*allowed)
-        self.connections.add(viewer)
-        return viewer
-
-    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(work)
-        self.tasks[task] = name
-        return task
-
-    def running(self, name: str) -> list[asyncio.Task[Any]]:
-        return [task for task, other in self.tasks.items() if other == name and not task.done()]
-
-    async def connect(self) -> None:
-        await self._backend.open()
-
-    async def check_tops(self) -> None:
-        if self.fails_tops:
-            await self._backend.tops(["job:fails"])
-
-    def resync_all(self) -> set[asyncio.Task[None]]:
-        self._steps.append("resync")
-        return {asyncio.ensure_future(self._resync())}
-
-    async def _resync(self) -> None:
-        await self.resynced.wait()
-        self._steps.append("resynced")
 
 
 class Setup:
