@@ -15,12 +15,12 @@ _decode = msgspec.json.Decoder().decode
 
 
 def encode(frame: Mapping[str, Any]) -> str:
-    """A frame without events."""
+    """Return a frame without events, as JSON."""
     return _encode(frame).decode()
 
 
 def decode(text: str | bytes) -> dict[str, Any] | None:
-    """A client's frame, or None if it is not a JSON object with an ``op``."""
+    """Return a client's frame, or None if it is not a JSON object with an ``op``."""
     try:
         frame = _decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -33,7 +33,10 @@ def decode(text: str | bytes) -> dict[str, Any] | None:
 def topic_events(
     topic: str, prev: int, cursor: Cursor, events: Sequence[Event], conflated: int = 0
 ) -> bytes:
-    """One topic's member of an ``events`` frame.
+    """Return one topic's member of an ``events`` frame.
+
+    ``prev`` is the offset before the events, ``cursor`` the position after
+    them, and ``conflated`` the number of events that were left out.
 
     >>> topic_events("job:1", 4, Cursor("e", 5, 1), [Event(5, 1, b'{"offset":5}')])
     b'"job:1":{"prev":4,"offset":5,"cursor":"e.5.00000001","events":[{"offset":5}]}'
@@ -50,12 +53,12 @@ def topic_events(
 
 
 def events_frame(members: Iterable[bytes]) -> str:
-    """An ``events`` frame of one or more topics."""
+    """Return an ``events`` frame of one or more topics."""
     return (b'{"op":"events","topics":{%b}}' % b",".join(members)).decode()
 
 
 def replay_frame(topic: str, prev: int, cursor: Cursor, events: Sequence[Event]) -> str:
-    """A ``sync`` that continues from the client's cursor."""
+    """Return a ``sync`` that continues from the client's cursor, at the offset ``prev``."""
     return (
         b'{"op":"sync","topic":"%b","mode":"replay","prev":%d,"offset":%d,"cursor":"%b",'
         b'"events":[%b]}'
@@ -76,10 +79,10 @@ def snapshot_frame(
     states: Mapping[str, bytes],
     history: Sequence[Event] = (),
 ) -> str:
-    """A ``sync`` that replaces what the client knows; ``states`` are JSON objects.
+    """Return a ``sync`` that replaces the client's states; ``states`` are JSON objects.
 
     Without a cursor (the host's own record) the client starts at offset 0, so
-    that every event of the log is news to it.
+    that it applies every event of the log.
     """
     members = _members(states)
     return (
@@ -97,7 +100,7 @@ def snapshot_frame(
 
 
 def provisional_frame(topic: str, epoch: str, source: str, states: Mapping[str, bytes]) -> str:
-    """What is known of a topic while the backend is away.
+    """Return a ``provisional`` frame: states that are known while the backend is away.
 
     >>> provisional_frame("job:1", "m:0", "recall", {"1": b'{"status":"running"}'})
     '{"op":"provisional","topic":"job:1","epoch":"m:0","source":"recall","states":{"1":{"status":"running"}}}'
@@ -113,7 +116,7 @@ def _members(values: Mapping[str, bytes]) -> bytes:
 
 
 def tops_frame(tops: Mapping[str, Cursor]) -> str:
-    """Where the connection stands in each of its topics."""
+    """Return a ``tops`` frame: the connection's position in each of its topics."""
     return encode(
         {
             "op": "tops",

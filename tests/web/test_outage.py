@@ -228,18 +228,22 @@ async def test_connections_are_restored_only_after_the_flush_and_every_resync(
     assert await setup.outage.states("job:1") is None
 
 
-async def test_a_call_that_fails_during_the_resyncs_keeps_it_degraded_until_the_next_probe(
-    setup: Setup,
+@pytest.mark.parametrize("failure", ["call", "status"])
+async def test_a_failure_during_the_resyncs_keeps_it_degraded_until_the_next_probe(
+    setup: Setup, failure: str
 ) -> None:
     viewer = setup.hub.add("job:1")
     setup.hub.resynced.clear()
     await setup.begin()
     setup.backend.recover()
     await until(lambda: "resync" in setup.steps)
-    setup.backend.fails_once_for = "job:fails"
-    with pytest.raises(BackendUnavailable):
-        await setup.guarded.tops(["job:fails"])
-    # The next write closes no read breaker, and the end of the resyncs alone restores nothing.
+    if failure == "call":
+        setup.backend.fails_once_for = "job:fails"
+        with pytest.raises(BackendUnavailable):
+            await setup.guarded.tops(["job:fails"])
+    else:
+        # The hub reports a status that is not reachable, which opens no breaker.
+        setup.outage.begin("not reachable")
     setup.hub.resynced.set()
     await until(lambda: "restored" in viewer.ops())
     assert setup.steps.count("flush") == 2
