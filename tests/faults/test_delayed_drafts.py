@@ -75,7 +75,7 @@ async def test_after_many_outages_every_event_is_in_the_log_once_and_in_order(
     rng = random.Random(7)
     delayed: list[Draft] = []
     publisher.rt.emitter.on_delayed(delayed.extend)
-    troubles: list[tuple[Callable[[], None], Callable[[], None]]] = [
+    faults: list[tuple[Callable[[], None], Callable[[], None]]] = [
         (server.kill, server.start),
         (server.pause, server.resume),
     ]
@@ -85,7 +85,7 @@ async def test_after_many_outages_every_event_is_in_the_log_once_and_in_order(
             publisher.emit(rng.choice(TOPICS))
             await asyncio.sleep(rng.choice((0, 0, 0.001)))
 
-    for begin, end in (troubles * 3)[:5]:
+    for begin, end in (faults * 3)[:5]:
         await emit_some(60)
         begin()
         await emit_some(60)

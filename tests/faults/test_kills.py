@@ -114,7 +114,7 @@ async def test_after_repeated_kills_of_the_broker_every_client_catches_up(
         "events appended": worker_report["appended"],
         "connections": sum(client.connections for client in clients),
         "worst seconds from the return to live": round(max(lives), 2),
-        "worst seconds from an end, or the return, to its watchers": round(max(lateness), 2),
+        "worst seconds from an end, or the return, to its clients": round(max(lateness), 2),
         "seconds until all was right": round(right_seconds, 2),
         "faults": dict(+faults),
         "snapshots": dict(reasons),

@@ -10,15 +10,14 @@ from typing import Any
 
 from semantik_realtime.backends.guard import GuardedBackend
 
-Frame = tuple[Any, ...]
-
 
 class RecordingViewer:
     """A connection that keeps every notice, with the thread that sent it."""
 
     def __init__(self, *allowed: str) -> None:
         self.allowed = allowed
-        self.notices: list[Frame] = []
+        self.notices: list[tuple[Any, ...]] = []
+        """The op and the arguments of each notice, in order."""
         self.threads: set[int] = set()
 
     def degraded(self, since: str) -> None:
@@ -39,24 +38,26 @@ class RecordingViewer:
         return [notice[0] for notice in self.notices]
 
     def shown(self, source: str) -> list[tuple[str, dict[str, Any]]]:
-        """The topic and the states of each provisional notice from ``source``."""
+        """Return the topic and the states of each provisional notice from ``source``."""
         notices = [notice for notice in self.notices if notice[0] == "provisional"]
         return [(topic, states) for _, topic, _, where, states in notices if where == source]
 
 
 class FakeHub:
-    """A `Fanout` whose resyncs end when the test says so."""
+    """A `Fanout` whose resyncs end when `resynced` is set."""
 
     def __init__(self, backend: GuardedBackend, steps: list[str]) -> None:
         self.connections: set[RecordingViewer] = set()
         self.tasks: dict[asyncio.Task[Any], str] = {}
+        """Every task that was spawned, with its name."""
         self.resynced = asyncio.Event()
+        """Cleared: a resync does not end."""
         self.resynced.set()
-        self.fails_tops = False
         self._backend = backend
         self._steps = steps
 
     def add(self, *allowed: str) -> RecordingViewer:
+        """Add a connection that may get the states of these topics."""
         viewer = RecordingViewer(*allowed)
         self.connections.add(viewer)
         return viewer
@@ -67,14 +68,14 @@ class FakeHub:
         return task
 
     def running(self, name: str) -> list[asyncio.Task[Any]]:
+        """Return the tasks of this name that have not ended."""
         return [task for task, other in self.tasks.items() if other == name and not task.done()]
 
     async def connect(self) -> None:
         await self._backend.open()
 
     async def check_tops(self) -> None:
-        if self.fails_tops:
-            await self._backend.tops(["job:fails"])
+        pass
 
     def resync_all(self) -> set[asyncio.Task[None]]:
         self._steps.append("resync")

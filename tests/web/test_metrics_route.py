@@ -1,4 +1,4 @@
-"""The route of the metrics: who may read it, and several processes on one page."""
+"""The route of the metrics: access, the host's registry, and several processes on one page."""
 
 from __future__ import annotations
 

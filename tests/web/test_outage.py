@@ -29,7 +29,7 @@ class Setup:
         self.backend = FailingBackend()
         self.guarded = GuardedBackend(self.backend, 5)
         self.steps: list[str] = []
-        """What happened on the way back, in order."""
+        """The steps of the returns, in order."""
         self.hub = FakeHub(self.guarded, self.steps)
         self.can_flush = True
         self.record: dict[str, dict[str, Any]] = {}
@@ -57,7 +57,7 @@ class Setup:
         with pytest.raises(BackendUnavailable):
             await self.guarded.tops(["job:1"])
         assert self.outage.since is not None
-        # The first look at the host's record, which would show delayed drafts too.
+        # Let the first reading of the record end, which would show delayed drafts too.
         for _ in range(10):
             await asyncio.sleep(0)
 
@@ -332,4 +332,17 @@ async def test_stop_ends_the_outage_and_everything_that_it_shows(setup: Setup) -
     assert not setup.hub.running("show")
     # On the next loop nothing of the outage is known.
     setup.outage.start(setup.hub)
+    assert setup.outage.since is None
+
+
+async def test_after_stop_a_failure_begins_no_outage(setup: Setup) -> None:
+    viewer = setup.hub.add("job:1")
+    setup.outage.stop()
+    setup.backend.fail()
+    with pytest.raises(BackendUnavailable):
+        await setup.guarded.tops(["job:1"])
+    with pytest.raises(BackendUnavailable):
+        await asyncio.to_thread(setup.guarded.publish, [one("job:1")])
+    await asyncio.sleep(0.02)
+    assert viewer.notices == []
     assert setup.outage.since is None

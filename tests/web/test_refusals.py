@@ -87,7 +87,7 @@ async def test_too_many_topics_are_refused_and_none_of_them_is_opened(
         (token(["7"]), 4401),
         (token("7", nbf=10**11), 4401),
     ],
-    ids=["rubbish", "signature", "expired", "nobody", "list", "not yet valid"],
+    ids=["unreadable", "signature", "expired", "no user", "list", "not yet valid"],
 )
 async def test_a_bad_credential_is_refused(
     web_server: InProcessServer, publisher: Publisher, credential: str, code: int

@@ -24,6 +24,7 @@ class DelayedReads:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self.waiting = 0
+        """How many snapshots wait at the gate."""
         self.gate = asyncio.Event()
         self.gate.set()
 
