@@ -83,7 +83,8 @@ def _directory(data: str | None) -> Iterator[Path]:
             yield Path(name)
     else:
         path = Path(data).absolute()
-        path.mkdir(parents=True, exist_ok=True)
+        # With the users' uploads and logs in it; a directory that exists keeps its mode.
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         yield path
 
 
