@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from semantik_realtime import __version__
+from semantik_realtime.cli.terminal import visible
 from semantik_realtime.errors import RealtimeError
 
 
@@ -55,7 +56,8 @@ def demo(**options: Any) -> None:
     default="ws://127.0.0.1:8000/realtime/ws",
     show_default=True,
     envvar="SEMANTIK_REALTIME_WS",
-    help="The server's WebSocket; also from SEMANTIK_REALTIME_WS.",
+    help="Of the web server (http://host:port/prefix) or of its WebSocket; "
+    "also from SEMANTIK_REALTIME_WS.",
 )
 @click.option(
     "--token",
@@ -87,7 +89,7 @@ def publish(topic: str, type: str, data: str, owner: str | None) -> None:
     """Append one event of TYPE to TOPIC, through the configured backend."""
     from semantik_realtime.cli.publish import run_publish
 
-    click.echo(run_publish(topic, type, data, owner))
+    click.echo(visible(run_publish(topic, type, data, owner)))
 
 
 def main() -> None:
@@ -95,7 +97,8 @@ def main() -> None:
     try:
         cli()
     except RealtimeError as error:
-        sys.exit(f"semantik-realtime: {error}")
+        # Its text may be a server's.
+        sys.exit(f"semantik-realtime: {visible(error, keep=chr(10))}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("semantik_realtime"):
             raise

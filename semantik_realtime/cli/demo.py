@@ -14,11 +14,12 @@ from types import FrameType
 
 import msgspec
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from semantik_realtime.cli.index_once import index_once
 from semantik_realtime.cli.installation import USER, Installation, installed
 from semantik_realtime.cli.program import DemoFailed
+from semantik_realtime.cli.terminal import plain
 
 CHECK_SECONDS = 0.5
 
@@ -70,7 +71,8 @@ def run_demo(options: Options) -> int:
     except KeyboardInterrupt:
         return 130 if options.once else 0
     except DemoFailed as failure:
-        error_console.print(f"[red]demo:[/] {escape(str(failure))}", highlight=False)
+        # The tail of a log has the names of files.
+        error_console.print(Text("demo:", "red"), plain(failure, keep="\n\t"))
         return 1
 
 

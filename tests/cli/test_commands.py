@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from commandline import COMMAND, run
 
 from semantik_realtime.cli import demo, installation
 from semantik_realtime.testing.servers import (
@@ -26,20 +26,6 @@ from semantik_realtime.testing.servers import (
     running,
     valkey_program,
 )
-
-COMMAND = [sys.executable, "-c", "from semantik_realtime.cli import main; main()"]
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        env={**kept, "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
 
 
 def children_of(pid: int) -> set[int]:
@@ -300,7 +286,7 @@ def test_watch_follows_a_job_to_its_end(tmp_path: Path, folder: Path) -> None:
 
 
 def test_watch_explains_a_wrong_address() -> None:
-    done = run("watch", "1", "--url", "http://127.0.0.1:8000/realtime/ws")
+    done = run("watch", "1", "--url", "ftp://127.0.0.1:8000/realtime/ws")
     assert done.returncode == 1
     assert "expected: ws://host:port/realtime/ws" in done.stderr
     assert "Traceback" not in done.stderr
