@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+
+
+def obey_signals() -> None:
+    """Undo what a shell does to a command in the background, where SIGINT or SIGHUP is ignored.
+
+    For ``preexec_fn``: a child inherits from the tests that a signal is ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
 
 COMMAND = [sys.executable, "-c", "from semantik_realtime.cli import main; main()"]
 

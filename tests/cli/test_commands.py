@@ -9,12 +9,12 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
-from commandline import COMMAND, run
+from commandline import COMMAND, obey_signals, run
 
 from semantik_realtime.cli import demo, installation
 from semantik_realtime.testing.servers import (
@@ -102,6 +102,7 @@ def test_demo_prints_its_address_and_stops_all_its_processes_on_ctrl_c(
         stdout=subprocess.PIPE,
         text=True,
         cwd=folder,
+        preexec_fn=obey_signals,
     )
     started: set[int] = set()
     printed = ""
@@ -248,6 +249,7 @@ def test_watch_follows_a_job_to_its_end(tmp_path: Path, folder: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "COLUMNS": "200"},
+        preexec_fn=obey_signals,
     )
     try:
         assert demo.stdout is not None
@@ -292,17 +294,36 @@ def test_watch_explains_a_wrong_address() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.fixture(params=["foreground", "background"])
+def sigint(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let SIGINT be what a shell makes of it for tests in the foreground and in the background."""
+    in_background = request.param == "background"
+    before = signal.signal(
+        signal.SIGINT, signal.SIG_IGN if in_background else signal.default_int_handler
+    )
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_watch_prints_why_it_reconnects(options: tuple[str, ...]) -> None:
     url = f"ws://127.0.0.1:{free_port()}/realtime/ws"
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([*COMMAND, "watch", "1", "--url", url, *options], **output) as watching:
-        try:
-            assert watching.stdout is not None
-            line = watching.stdout.readline()
-        finally:
-            watching.send_signal(signal.SIGINT)
-            watching.communicate(timeout=30)
+    watching = subprocess.Popen(
+        [*COMMAND, "watch", "1", "--url", url, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=obey_signals,
+    )
+    try:
+        assert watching.stdout is not None
+        line = watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=30)
+    finally:
+        watching.kill()
+        watching.communicate()
     assert re.match(r"reconnecting: .*Connect call failed", line)
     assert watching.returncode == 130
 
