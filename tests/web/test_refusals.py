@@ -263,7 +263,7 @@ async def test_a_topic_outside_the_grammar_is_refused_everywhere(
 ) -> None:
     with pytest.raises(TopicError):
         await site.rt.publish("../x", "step")
-    for name in ("..", "%2e%2e", "a%20b", "%00", "x" * 300, "%C3%A4"):
+    for name in ("..", "%2e%2e", "a%20b", "%00", "x" * 300, "%C3%A4", "%C3%A4" * 80):
         assert (await refused(site.compat(name) + f"?token={token()}"))[0] == 1008, name
     async with site.client() as http:
         for name in ("%2e%2e", "a%20b", "%00", "x" * 300):
