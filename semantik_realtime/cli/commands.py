@@ -73,11 +73,12 @@ def watch(job: str, url: str, token: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-def doctor() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def doctor(as_json: bool) -> None:
     """Check the settings, the backend's server and the plugins. Exits with 1 if a check fails."""
     from semantik_realtime.cli.doctor import run_doctor
 
-    sys.exit(run_doctor())
+    sys.exit(run_doctor(as_json=as_json))
 
 
 @cli.command()

@@ -19,7 +19,7 @@ from rich.text import Text
 from semantik_realtime.cli.index_once import index_once
 from semantik_realtime.cli.installation import USER, Installation, installed
 from semantik_realtime.cli.program import DemoFailed
-from semantik_realtime.cli.terminal import plain
+from semantik_realtime.cli.terminal import make_console, plain
 
 CHECK_SECONDS = 0.5
 
@@ -38,8 +38,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_demo(options: Options) -> int:
     """Run until Ctrl-C, or with ``once`` until the job ends; return the exit code."""
-    console = Console()
-    error_console = Console(stderr=True)
+    console = make_console()
+    error_console = make_console(stderr=True)
     _interrupt_on_signals()
     try:
         with _directory(options.data) as directory, contextlib.ExitStack() as stack:

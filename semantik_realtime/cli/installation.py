@@ -21,6 +21,8 @@ from semantik_realtime.cli.program import DemoFailed, Program
 START_SECONDS = 30.0
 USER = "demo"
 PREFERRED_PORT = 8000
+LOG_CONFIG = Path(__file__).parent.parent / "demo" / "logging.json"
+"""Gives each line of the web server a time and a level."""
 
 open_local = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 """Like `urllib.request.urlopen`, but never through a proxy of the environment: it cannot reach a
@@ -140,7 +142,7 @@ def installed(
         installation.start(
             "web",
             *(*python, "uvicorn", "--factory", "semantik_realtime.demo.app:create_app"),
-            *("--host", "127.0.0.1", "--port", str(web_port), "--log-level", "warning"),
+            *("--host", "127.0.0.1", "--port", str(web_port), "--log-config", str(LOG_CONFIG)),
         )
         installation.wait_until(lambda: _is_healthy(installation.address))
         installation.wait_until(lambda: " ready." in worker.log_tail())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
 _BIDI_CONTROLS = frozenset(
@@ -37,6 +39,14 @@ def visible(text: object, keep: str = "") -> str:
 
 def _is_harmless(character: str) -> bool:
     return character not in _BIDI_CONTROLS and unicodedata.category(character) not in _CATEGORIES
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a console that wraps lines in a terminal only: a program reads whole lines."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, soft_wrap=not stream.isatty())
 
 
 def plain(text: object, style: str = "", keep: str = "") -> Text:

@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from semantik_realtime.cli.terminal import plain, visible
+from semantik_realtime.cli.terminal import make_console, plain, visible
 from semantik_realtime.client import Update, watch
 from semantik_realtime.core.lifecycle import has_ended
 from semantik_realtime.core.topic import job_topic
@@ -88,12 +88,12 @@ def websocket_url(address: str) -> str:
 
 async def _watch(topic: str, url: str, token: str | None, *, as_json: bool) -> int:
     key = topic.partition(":")[2]
-    console = Console()
+    console = make_console()
     updates = watch(url, topic, token=token, history=HISTORY_EVENTS)
     progress = job_progress(console)
     bar = progress.add_task("waiting", total=None, link="")
     # With --json a program reads stdout: only events may be printed there.
-    notes = Console(stderr=True) if as_json else progress.console
+    notes = make_console(stderr=True) if as_json else progress.console
     since, reason = None, ""
     with nullcontext() if as_json else progress:
         async with aclosing(updates):
