@@ -350,7 +350,10 @@ class Splicing(RuleBasedStateMachine):
             if self.splice.phase is not Phase.LIVE:
                 assert admission is Admission.HELD
                 assert self.splice.held == min(held_before + 1, MAX_HELD)
-            elif admission.is_broken:
+                continue
+            if before.epoch not in ("", batch[0]):
+                assert admission is Admission.OTHER_EPOCH
+            if admission.is_broken:
                 assert self.splice.buffer.cursor == before
                 assert self.splice.start_resync()
 
