@@ -1,4 +1,4 @@
-"""The clients and servers of the web tests, over a broker that may be broken."""
+"""Settings and a publisher over a broker of the test's own, which the test may break."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "web"))
 
-from fleet import Publisher, make_settings
+from configuration import make_settings
+from publisher import Publisher
 
 from semantik_realtime.config import Settings
 from semantik_realtime.testing.servers import ROWS, Server
@@ -18,12 +19,12 @@ from semantik_realtime.testing.servers import ROWS, Server
 
 @pytest.fixture
 def without_tops() -> None:
-    """Nobody looks for lost tails: what is to be found must be found otherwise."""
+    """Switch the look at the tops off, so that a loss must be found in another way."""
 
 
 @pytest.fixture
 def settings(row: str, server: Server, request: pytest.FixtureRequest) -> Settings:
-    """Impatient: what takes 5 s or 10 s by default takes 1 s."""
+    """Settings with deadlines of 1 s in place of 5 s and 10 s."""
     tops_seconds = 3600.0 if "without_tops" in request.fixturenames else 1.0
     return make_settings(
         server.url, backend=ROWS[row].backend, timeout_seconds=1.0, tops_seconds=tops_seconds
