@@ -58,9 +58,7 @@ class Realtime(Runtime):
         """What the routes share. Made at first use.
 
         Raises:
-            ConfigError: nothing can check a credential, authentication is
-                switched off outside development, or the registry has such
-                metrics already.
+            ConfigError: the registry has such metrics already.
         """
         if self._web is None:
             self._web = WebState(self, self._registry)
@@ -80,8 +78,11 @@ class Realtime(Runtime):
         adds its lifespan to the application's. In a mounted sub-application,
         whose lifespan never runs, it opens at the first request.
 
+        What decides who may watch what is checked when the application starts,
+        not here: a worker that imports the application has no such settings.
+
         Raises:
-            ConfigError: as `web`.
+            ConfigError: as `web`, or a path has no parameter for the job.
         """
         if authenticate is not None or authorize is not None:
             if self._web is not None:
@@ -147,7 +148,7 @@ class Realtime(Runtime):
         """Add the routes to ``app``, and itself as ``app.state.realtime``.
 
         Raises:
-            ConfigError: as `web`.
+            ConfigError: as `router`.
         """
         app.include_router(self.router())
         app.state.realtime = self

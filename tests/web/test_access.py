@@ -15,6 +15,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from fastapi import FastAPI
 from fleet import (
     SECRET,
     Compat,
@@ -27,6 +28,7 @@ from fleet import (
     token,
     until,
 )
+from starlette.testclient import TestClient
 
 from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
@@ -92,7 +94,7 @@ def test_authentication_cannot_be_switched_off_in_production() -> None:
     with pytest.raises(
         ConfigError, match="DISABLE_AUTH is set, but the environment is 'production'"
     ):
-        access(disable_auth=True)
+        access(disable_auth=True).check()
 
 
 @pytest.mark.parametrize("environment", ["development", "test", "Local"])
@@ -104,12 +106,45 @@ async def test_in_development_everyone_may_watch_everything(environment: str) ->
 
 def test_without_anything_that_checks_a_credential_nothing_starts() -> None:
     with pytest.raises(ConfigError, match="set SEMANTIK_REALTIME_JWT_SECRET"):
-        access(jwt_secret=None)
+        access(jwt_secret=None).check()
 
 
 def test_a_public_key_is_never_taken_for_a_secret() -> None:
     with pytest.raises(ConfigError, match="SEMANTIK_REALTIME_JWT_ALGORITHMS=RS256"):
-        access(jwt_jwks_url="http://127.0.0.1:1/keys")
+        access(jwt_jwks_url="http://127.0.0.1:1/keys").check()
+
+
+WRONG_ACCESS = [
+    ({"jwt_secret": None}, "nothing can check a credential"),
+    ({"disable_auth": True}, "DISABLE_AUTH is set"),
+    ({"jwt_jwks_url": "http://127.0.0.1:1/keys"}, "would accept a public key"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "fault"), WRONG_ACCESS)
+async def test_a_worker_may_import_an_application_that_would_not_start(
+    wrong: dict[str, Any], fault: str
+) -> None:
+    app = FastAPI()
+    Realtime(make_settings("", backend="memory", **wrong)).install(app)
+    with pytest.raises(ConfigError, match=fault):
+        async with app.router.lifespan_context(app):
+            pass
+
+
+@pytest.mark.parametrize(("wrong", "fault"), WRONG_ACCESS)
+async def test_without_a_lifespan_wrong_settings_let_nobody_in(
+    wrong: dict[str, Any], fault: str
+) -> None:
+    app = FastAPI()
+    Realtime(make_settings("", backend="memory", **wrong)).install(app)
+    client = TestClient(app)
+    for path in ("/realtime/jobs/1", "/realtime/events?topic=job:1", "/realtime/metrics"):
+        with pytest.raises(ConfigError, match=fault):
+            client.get(path)
+    for path in (f"/realtime/ws?token={token()}", "/ws/jobs/1"):
+        with pytest.raises(ConfigError, match=fault), client.websocket_connect(path) as socket:
+            socket.receive_json()
 
 
 # Tokens.

@@ -123,6 +123,8 @@ async def get_health(web: WebState) -> Response:
 
 async def get_metrics(request: Request, web: WebState) -> Response:
     """Return all metrics for Prometheus, to clients with the token of the settings."""
+    # Without a lifespan nothing has checked whether authentication may be off.
+    web.access.check()
     expected = web.settings.metrics_token
     try:
         if expected is None:
