@@ -25,6 +25,7 @@ from semantik_realtime.core.lifecycle import has_ended
 from semantik_realtime.core.topic import job_topic
 
 HISTORY_EVENTS = 20
+AMOUNTS = ("current", "total")
 
 
 def job_progress(console: Console) -> Progress:
@@ -46,15 +47,20 @@ def show_update(progress: Progress, bar: TaskID, update: Update, job: str) -> di
     """Show an update in the bar; return the job's state."""
     state: dict[str, Any] | None = update.view.states.get(job)
     link = "" if update.connection == "live" else _connection_text(update)
-    if state is None:
+    # An application may have sent members of any shape.
+    if not isinstance(state, dict):
         progress.update(bar, link=link)
         return None
-    amount = state.get("progress") or {}
+    amount = state.get("progress")
+    current, total = (
+        number if isinstance(number, int | float) else None
+        for number in (amount.get(name) if isinstance(amount, dict) else None for name in AMOUNTS)
+    )
     progress.update(
         bar,
-        description=state.get("message") or state.get("status", ""),
-        completed=amount.get("current") or 0,
-        total=amount.get("total"),
+        description=str(state.get("message") or state.get("status", "")),
+        completed=current or 0,
+        total=total,
         link=link,
     )
     return state
@@ -111,5 +117,10 @@ def _connection_text(update: Update) -> str:
 
 
 def _event_line(event: dict[str, Any]) -> str:
-    data = " ".join(f"{name}={value}" for name, value in (event.get("data") or {}).items())
+    members = event.get("data")
+    data = (
+        " ".join(f"{name}={value}" for name, value in members.items())
+        if isinstance(members, dict)
+        else ""
+    )
     return escape(f"{event['offset']:>5}  {event['time'][11:23]}  {event['type']}  {data}")

@@ -320,7 +320,10 @@ class TaskTracker:
         attempts: list[int | None] = [None]
         if has_run:
             stored = read_stored_state(runtime, meta.id)
-            stored_attempt = stored.get("attempt", 0)
+            # An application may have stored another shape.
+            stored_attempt = stored.get("attempt")
+            if not isinstance(stored_attempt, int):
+                stored_attempt = 0
             expected = max(known["attempt"], stored_attempt)
             if stored_attempt < expected:
                 # job_started may still be in a spool file. Send the end twice: with the expected

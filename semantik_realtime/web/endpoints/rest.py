@@ -54,7 +54,7 @@ async def get_job(request: Request, web: WebState, job_id: str) -> Response:
         "topic": topic,
         "cursor": str(snapshot.cursor),
         "offset": snapshot.cursor.offset,
-        "states": _raw(states_of(snapshot)),
+        "states": _raw(states_of(topic, snapshot)),
     }
     return _json(body, ETag=etag)
 
