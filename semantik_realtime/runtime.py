@@ -23,7 +23,13 @@ from semantik_realtime.core.shape import (
     complete_state,
     near_misses,
 )
-from semantik_realtime.core.topic import job_topic, split_topic, user_topic
+from semantik_realtime.core.topic import (
+    job_topic,
+    name_topic,
+    plain_id,
+    split_topic,
+    user_topic,
+)
 from semantik_realtime.emitter.emitter import Emitter
 from semantik_realtime.errors import EventError
 from semantik_realtime.hookspecs import Backend, Top
@@ -99,6 +105,7 @@ class Runtime:
     ) -> Receipt:
         """Append an event from the web side and wait for the receipt.
 
+        ``topic`` is the name of a topic, or its kind and a plain id: ``job:import:42``.
         On a job's topic the event belongs to the job's newest attempt, so after
         the end it is refused (`Outcome.CLOSED`); a type that ends a job ends
         it, unless ``key`` is another one, a child's. There the status of the
@@ -115,6 +122,8 @@ class Runtime:
                 names the member. Nothing was sent.
             BackendUnavailable: the event was dropped, because too many wait already.
         """
+        topic = name_topic(topic)
+        owner = None if owner is None else plain_id(owner)
         kind, ident = split_topic(topic)
         is_jobs_own = kind == "job" and (key or ident) == ident
         if data is not None:
@@ -129,7 +138,7 @@ class Runtime:
                 check_job_state(state)
                 self._note_near_misses(topic, near_misses(state))
         drafts = make_drafts(
-            owners_of(topic, also, owner),
+            owners_of(topic, [name_topic(other) for other in also], owner),
             type,
             now_text(),
             key or ident,
@@ -159,8 +168,10 @@ class Runtime:
         The owner is looked up if not given.
 
         Raises:
+            TopicError: it is no id of a job.
             BackendError: the job may still exist.
         """
+        job_id = plain_id(job_id)
         topic = job_topic(job_id)
         if owner is None:
             top = await self._top(topic)

@@ -22,7 +22,8 @@ from rich.progress import (
 
 from semantik_realtime.client import Update, watch
 from semantik_realtime.core.lifecycle import has_ended
-from semantik_realtime.core.topic import job_topic
+from semantik_realtime.core.topic import name_topic, split_topic
+from semantik_realtime.errors import TopicError
 
 HISTORY_EVENTS = 20
 AMOUNTS = ("current", "total")
@@ -68,7 +69,10 @@ def show_update(progress: Progress, bar: TaskID, update: Update, job: str) -> di
 
 def run_watch(job: str, url: str, token: str | None, *, as_json: bool) -> int:
     """Follow a job until it ends; return the exit code: 0 if it completed."""
-    topic = job if ":" in job else job_topic(job)
+    try:
+        topic = name_topic(job)
+    except TopicError:
+        topic = name_topic(f"job:{job}")
     try:
         return asyncio.run(_watch(topic, url, token, as_json=as_json))
     except KeyboardInterrupt:
@@ -76,7 +80,7 @@ def run_watch(job: str, url: str, token: str | None, *, as_json: bool) -> int:
 
 
 async def _watch(topic: str, url: str, token: str | None, *, as_json: bool) -> int:
-    key = topic.partition(":")[2]
+    _, key = split_topic(topic)
     console = Console()
     updates = watch(url, topic, token=token, history=HISTORY_EVENTS)
     progress = job_progress(console)

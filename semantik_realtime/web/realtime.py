@@ -105,24 +105,28 @@ class Realtime(Runtime):
         if self.settings.compat_path:
             job_parameter = _job_parameter(self.settings.compat_path)
 
-            @router.websocket(self.settings.compat_path)
+            # An id may have slashes.
+            template = re.sub(r"\{(\w+)\}$", r"{\1:path}", self.settings.compat_path)
+
+            @router.websocket(template)
             async def compat(websocket: WebSocket) -> None:
                 await serve_compat(websocket, web, websocket.path_params[job_parameter])
 
-        @router.get(f"{base}/jobs/{{job_id}}")
-        async def job(request: Request, job_id: str) -> Response:
-            """The state of a job now; ETag is the cursor."""
-            return await rest.get_job(request, web, job_id)
-
-        @router.get(f"{base}/jobs/{{job_id}}/history")
+        # An id may have slashes, so the routes with an end of their own come first.
+        @router.get(f"{base}/jobs/{{job_id:path}}/history")
         async def history(request: Request, job_id: str) -> Response:
             """The retained events of a job, oldest first."""
             return await rest.get_history(request, web, job_id)
 
-        @router.get(f"{base}/jobs/{{job_id}}/events")
+        @router.get(f"{base}/jobs/{{job_id:path}}/events")
         async def job_events(request: Request, job_id: str) -> Response:
             """The events of a job as they happen, as server-sent events."""
             return await sse.get_events(request, web, job_id)
+
+        @router.get(f"{base}/jobs/{{job_id:path}}")
+        async def job(request: Request, job_id: str) -> Response:
+            """The state of a job now; ETag is the cursor."""
+            return await rest.get_job(request, web, job_id)
 
         @router.get(f"{base}/events")
         async def events(request: Request) -> Response:
