@@ -11,7 +11,12 @@ from typing import Any
 import msgspec
 
 from semantik_realtime.backends.guard import GuardedBackend
-from semantik_realtime.backends.loader import bind_hooks, build_plugins, load_backend
+from semantik_realtime.backends.loader import (
+    bind_hooks,
+    build_plugins,
+    load_backend,
+    log_unknown_settings,
+)
 from semantik_realtime.clock import now_text
 from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.core.drafts import make_drafts, owners_of
@@ -64,6 +69,7 @@ class Runtime:
         backend: object | None = None,
     ) -> None:
         self.settings = settings or load_settings()
+        log_unknown_settings()
         self._is_configured_backend = backend is None
         self._given_plugins = tuple(plugins)
         self.unguarded: Any = load_backend(self.settings) if backend is None else backend

@@ -66,6 +66,7 @@ def test_a_type_of_a_jobs_life_sets_the_status(runtime: Runtime, type: str) -> N
 def test_the_status_is_added_to_a_state_without_one(runtime: Runtime) -> None:
     publish(runtime, "job:1", "job_failed", state={"attempt": 2, "status": None}, also=["user:7"])
     assert states(runtime, "job:1") == {"1": {"status": "failed", "attempt": 2}}
+    assert runtime.emitter.flush(5)
     assert states(runtime, "user:7") == states(runtime, "job:1")
 
 

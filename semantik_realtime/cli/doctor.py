@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from semantik_realtime.backends.loader import BACKENDS, PLUGINS, backend_names
+from semantik_realtime.backends.loader import BACKENDS, PLUGINS, backend_names, unknown_settings
 from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.errors import BackendError, RealtimeError
 from semantik_realtime.hookspecs import Status
@@ -111,6 +111,9 @@ def _distribution(backend: str) -> str:
 def _examine_settings(settings: Settings) -> Iterator[Finding]:
     given = ", ".join(sorted(settings.model_fields_set)) or "nothing, all defaults"
     yield Finding("settings", f"set: {given}", "ok")
+    for name, nearest in unknown_settings().items():
+        meant = f", is {nearest} meant?" if nearest else ""
+        yield Finding("settings", f"{name} is no setting{meant}", "warn")
     if settings.disable_auth:
         grade = "warn" if settings.is_development else "fail"
         yield Finding(

@@ -268,6 +268,14 @@ def test_doctor_names_the_wrong_setting() -> None:
     assert "RETENTION_EVENTS" in done.stdout.upper()
 
 
+def test_doctor_reports_a_misspelt_setting() -> None:
+    done = run(
+        "doctor", SEMANTIK_REALTIME_BACKEND="memory", SEMANTIK_REALTIME_RETENSION_SECONDS="60"
+    )
+    assert re.search(r"warn +settings +SEMANTIK_REALTIME_RETENSION_SECONDS is no", done.stdout)
+    assert "SEMANTIK_REALTIME_RETENTION_SECONDS meant" in done.stdout
+
+
 def test_doctor_fails_when_authentication_is_off_in_production() -> None:
     done = run("doctor", DISABLE_AUTH="1", SEMANTIK_REALTIME_BACKEND="memory")
     assert done.returncode == 1
