@@ -21,7 +21,7 @@ from websockets.uri import parse_uri
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.fold import View
 from semantik_realtime.core.session import SUBPROTOCOL, CloseCode
-from semantik_realtime.core.topic import check_topic
+from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import AccessError, InvalidInput
 
 OPEN_SECONDS = 10.0
@@ -73,7 +73,8 @@ async def watch(
 
     Args:
         url: Of the server's WebSocket.
-        topic: Name of the topic, for example ``job:42``.
+        topic: Name of the topic, for example ``job:42``, or its kind and a plain id:
+            ``job:import:42``. In ``view.states`` the key is the plain id.
         token: Sent as bearer token; None: no credential.
         history: The most events to get with a snapshot, 0 to 1000.
 
@@ -83,7 +84,7 @@ async def watch(
             environment names a SOCKS proxy and ``python-socks`` is not installed.
         AccessError: The server refuses the credential or the topic for good.
     """
-    view = View(check_topic(topic))
+    view = View(name_topic(topic))
     try:
         parse_uri(url)
     except (InvalidURI, ValueError) as error:

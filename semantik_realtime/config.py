@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -35,6 +37,8 @@ def split_list(value: object) -> object:
     return value
 
 
+CLIENT_VARIABLES = frozenset({"WS", "TOKEN"})
+"""Variables of the command line, without the prefix. They are no settings."""
 UnsetIfEmpty = BeforeValidator(lambda value: value or None)
 """An empty variable counts as unset, because Compose files pass on variables that are not set."""
 Names = Annotated[list[str], NoDecode, BeforeValidator(split_list)]
@@ -44,11 +48,16 @@ class Settings(BaseSettings):
     """All settings. Frozen.
 
     Each is read from ``SEMANTIK_REALTIME_<NAME>`` and from the further
-    variables that its description names; a keyword comes before them.
+    variables that its description names; a keyword comes before them. No file
+    is read: whoever starts the process loads a ``.env``.
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="ignore", frozen=True, populate_by_name=True
+        # An unknown keyword is refused. (Variables of the environment are not checked by this.)
+        env_prefix=PREFIX,
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
     )
 
     backend: str = Field("redis", description="Name of the backend's entry point.")
@@ -207,6 +216,27 @@ def load_settings(**given: object) -> Settings:
         )
         # Not chained: pydantic's error shows the values, and one of them may be a secret.
         raise ConfigError(f"wrong settings: {faults}") from None
+
+
+def unknown_variables(names: Iterable[str], plugins: Iterable[str]) -> dict[str, str]:
+    """Return the names that begin like a setting's but are none, each with the nearest setting.
+
+    ``plugins`` are the names of backends and plugins, which have settings of
+    their own. Without any that resembles it the nearest one is empty.
+
+    >>> unknown_variables(["SEMANTIK_REALTIME_RETENSION_SECONDS", "REDIS_URL"], [])
+    {'SEMANTIK_REALTIME_RETENSION_SECONDS': 'SEMANTIK_REALTIME_RETENTION_SECONDS'}
+    """
+    known = {name.upper() for name in Settings.model_fields} | CLIENT_VARIABLES
+    theirs = tuple(f"{plugin.upper().replace('-', '_')}_" for plugin in plugins)
+    unknown = {}
+    for variable in sorted(names):
+        # Not case-sensitive, as the settings are.
+        name = variable.upper().removeprefix(PREFIX)
+        if variable.upper() != name and name not in known and not name.startswith(theirs):
+            near = difflib.get_close_matches(name, known, 1)
+            unknown[variable] = PREFIX + near[0] if near else ""
+    return unknown
 
 
 def _variable(place: str) -> str:

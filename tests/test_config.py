@@ -1,13 +1,18 @@
 """Every setting is documented and read from its variable; errors name the variable."""
 
+import logging
+import re
 import traceback
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from semantik_realtime.config import PREFIX, Settings, load_settings
+from semantik_realtime.backends import loader
+from semantik_realtime.config import PREFIX, Settings, load_settings, unknown_variables
 from semantik_realtime.errors import ConfigError
+from semantik_realtime.runtime import Runtime
 
 FIELDS = Settings.model_fields
 ALIASES = {
@@ -182,3 +187,50 @@ def test_only_a_named_development_environment_is_one(text, expected):
 def test_an_empty_variable_counts_as_unset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"SEMANTIK_REALTIME_{name}", "")
     assert getattr(load_settings(), name.lower()) is None
+
+
+def test_every_variable_of_the_package_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [PREFIX + name.upper() for name in FIELDS]
+    names += [name.lower() for name in names] + list(ALIASES.values())
+    names += [PREFIX + name for name in ("WS", "TOKEN", "NATS_REPLICAS", "MY_PLUGIN_X")]
+    assert unknown_variables(names, ["nats", "my-plugin"]) == {}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_misspelt_variable_is_reported_with_the_nearest_name(name: str) -> None:
+    right = PREFIX + name.upper()
+    wrong = right[:-1] + "Q"
+    assert unknown_variables([wrong, "PATH"], []) == {wrong: right}
+
+
+def test_a_misspelt_variable_is_logged_once_at_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(PREFIX + "RETENSION_SECONDS", "60")
+    monkeypatch.setenv(PREFIX + "XYZZY", "60")
+    loader.log_unknown_settings.cache_clear()
+    for _ in range(3):
+        Runtime(Settings(backend="memory"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "config: SEMANTIK_REALTIME_RETENSION_SECONDS is no setting, "
+        "is SEMANTIK_REALTIME_RETENTION_SECONDS meant?",
+        "config: SEMANTIK_REALTIME_XYZZY is no setting",
+    ]
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+def test_a_misspelt_keyword_is_refused() -> None:
+    with pytest.raises(ConfigError, match="SEMANTIK_REALTIME_RETENSION_SECONDS"):
+        load_settings(retension_seconds=60)
+    with pytest.raises(ValueError, match="retension_seconds"):
+        Settings(retension_seconds=60)  # type: ignore[call-arg]
+
+
+def test_no_env_file_is_read_and_the_example_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text(f"{PREFIX}PREFIX=from-a-file\n")
+    assert load_settings().prefix == FIELDS["prefix"].default
+    first = (Path(__file__).parents[1] / ".env.example").read_text().splitlines()[0]
+    assert re.match("# No file is read. Load it yourself", first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import Any, cast
 
 import pluggy
 
-from semantik_realtime.config import Settings
+from semantik_realtime.config import Settings, unknown_variables
 from semantik_realtime.errors import ConfigError, RealtimeError
 from semantik_realtime.hookspecs import BACKEND_HOOKS, PROJECT, Backend, HostSpec, SinkProxy
 
@@ -27,6 +28,19 @@ PLUGINS = "semantik_realtime.plugins"
 def backend_names() -> list[str]:
     """Return the names of the installed backends."""
     return sorted(entry_points(group=BACKENDS).names)
+
+
+def unknown_settings() -> dict[str, str]:
+    """Return the variables of the environment that are no settings (`unknown_variables`)."""
+    plugins = {*entry_points(group=BACKENDS).names, *entry_points(group=PLUGINS).names}
+    return unknown_variables(os.environ, plugins)
+
+
+@functools.cache
+def log_unknown_settings() -> None:
+    """Log each variable that may be a misspelt setting, once a process."""
+    for name, nearest in unknown_settings().items():
+        logger.warning("config: %s is no setting%s", name, f", is {nearest} meant?" * bool(nearest))
 
 
 def load_backend(settings: Settings) -> Backend:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from semantik_realtime.backends.loader import BACKENDS, PLUGINS, backend_names
+from semantik_realtime.backends.loader import BACKENDS, PLUGINS, backend_names, unknown_settings
 from semantik_realtime.cli.terminal import plain, visible
 from semantik_realtime.config import Settings, hide_password, load_settings
 from semantik_realtime.errors import BackendError, RealtimeError
@@ -165,6 +165,9 @@ def _distribution(backend: str) -> str:
 def _examine_settings(settings: Settings) -> Iterator[Finding]:
     given = ", ".join(sorted(settings.model_fields_set)) or "nothing, all defaults"
     yield Finding("settings", f"set: {given}", "ok")
+    for name, nearest in unknown_settings().items():
+        meant = f", is {nearest} meant?" if nearest else ""
+        yield Finding("settings", f"{name} is no setting{meant}", "warn")
     if settings.disable_auth:
         grade = "warn" if settings.is_development else "fail"
         text = f"authentication is off (environment {settings.environment})"

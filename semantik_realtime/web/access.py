@@ -89,36 +89,48 @@ class Access:
     The host's hooks come first. Where they return None, a signed JWT names the
     user, and only the owner of a topic may watch it.
 
-    Raises:
-        ConfigError: authentication is switched off outside development, or
-            nothing is configured that could check a credential.
+    Making one checks nothing: a worker imports the web application too, and has
+    none of its settings. `check` does, when the application starts; without it
+    the first request does, so nobody gets in by wrong settings.
     """
 
     def __init__(self, settings: Settings, plugins: pluggy.PluginManager) -> None:
         self._settings = settings
         self._plugins = plugins
-        # Fetches and caches the public keys; None: tokens are checked with the secret, or by hooks.
+        # Fetches and caches the public keys at the first token. None: there is no URL of any, and
+        # tokens are checked with the secret or by hooks.
         self._keys: jwt.PyJWKClient | None = None
+        if settings.jwt_jwks_url:
+            self._keys = jwt.PyJWKClient(settings.jwt_jwks_url, timeout=5)
+
+    def check(self) -> None:
+        """Check that the settings can tell who may watch what.
+
+        Raises:
+            ConfigError: authentication is switched off outside development,
+                nothing is configured that could check a credential, or a
+                public key would be accepted as a secret.
+        """
+        settings = self._settings
         if settings.disable_auth:
             if not settings.is_development:
                 raise ConfigError(
                     "DISABLE_AUTH is set, but the environment is "
                     f"{settings.environment!r}: set ENVIRONMENT=development, or unset DISABLE_AUTH"
                 )
-            return
-        if settings.jwt_jwks_url:
+        elif settings.jwt_jwks_url:
             symmetric = [name for name in settings.jwt_algorithms if name.startswith("HS")]
             if symmetric:
                 raise ConfigError(
                     f"with SEMANTIK_REALTIME_JWT_JWKS_URL, {symmetric[0]} would accept a public "
                     "key as a secret: set SEMANTIK_REALTIME_JWT_ALGORITHMS=RS256"
                 )
-            self._keys = jwt.PyJWKClient(settings.jwt_jwks_url, timeout=5)
-        elif settings.jwt_secret is None and not plugins.hook.authenticate.get_hookimpls():
-            raise ConfigError(
-                "nothing can check a credential: set SEMANTIK_REALTIME_JWT_SECRET or "
-                "SEMANTIK_REALTIME_JWT_JWKS_URL, or give an authenticate hook"
-            )
+        elif settings.jwt_secret is None:
+            if not self._plugins.hook.authenticate.get_hookimpls():
+                raise ConfigError(
+                    "nothing can check a credential: set SEMANTIK_REALTIME_JWT_SECRET or "
+                    "SEMANTIK_REALTIME_JWT_JWKS_URL, or give an authenticate hook"
+                )
 
     def allows_origin(self, connection: HTTPConnection) -> bool:
         """Return True if the page's origin is the same host, listed, or absent (not a browser)."""
@@ -138,7 +150,9 @@ class Access:
         Raises:
             AccessError: with the code ``unauthenticated`` or ``expired``, or the host's own.
             BackendUnavailable: the host or the server with the keys cannot be asked now.
+            ConfigError: as `check`.
         """
+        self.check()
         if self._settings.disable_auth:
             return Identity(ANY_USER)
         user = await call_host(self._plugins.hook.authenticate, credentials=credentials)
@@ -156,7 +170,9 @@ class Access:
 
         Raises:
             BackendUnavailable: the host does not answer now.
+            ConfigError: as `check`.
         """
+        self.check()
         if self._settings.disable_auth:
             return True
         try:

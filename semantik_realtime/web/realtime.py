@@ -59,9 +59,7 @@ class Realtime(Runtime):
         """The state that the routes share, made at first use.
 
         Raises:
-            ConfigError: nothing can check a credential, authentication is
-                switched off outside development, or the registry has such
-                metrics already.
+            ConfigError: the registry has such metrics already.
         """
         if self._web is None:
             self._web = WebState(self, self._registry)
@@ -82,8 +80,11 @@ class Realtime(Runtime):
         mounted sub-application, whose lifespan never runs, it opens at the
         first request.
 
+        What decides who may watch what is checked when the application starts,
+        not here: a worker that imports the application has no such settings.
+
         Raises:
-            ConfigError: as `web`.
+            ConfigError: as `web`, or a path has no parameter for the job.
         """
         if authenticate is not None or authorize is not None:
             if self._web is not None:
@@ -106,24 +107,28 @@ class Realtime(Runtime):
         if self.settings.compat_path:
             job_parameter = _job_parameter(self.settings.compat_path)
 
-            @router.websocket(self.settings.compat_path)
+            # An id may have slashes.
+            template = re.sub(r"\{(\w+)\}$", r"{\1:path}", self.settings.compat_path)
+
+            @router.websocket(template)
             async def compat(websocket: WebSocket) -> None:
                 await serve_compat(websocket, web, websocket.path_params[job_parameter])
 
-        @router.get(f"{base}/jobs/{{job_id}}")
-        async def job(request: Request, job_id: str) -> Response:
-            """Return the present state of a job; the ETag is the cursor."""
-            return await rest.get_job(request, web, job_id)
-
-        @router.get(f"{base}/jobs/{{job_id}}/history")
+        # An id may have slashes, so the routes with an end of their own come first.
+        @router.get(f"{base}/jobs/{{job_id:path}}/history")
         async def history(request: Request, job_id: str) -> Response:
             """Return the retained events of a job, oldest first."""
             return await rest.get_history(request, web, job_id)
 
-        @router.get(f"{base}/jobs/{{job_id}}/events")
+        @router.get(f"{base}/jobs/{{job_id:path}}/events")
         async def job_events(request: Request, job_id: str) -> Response:
             """Stream the events of a job, as server-sent events."""
             return await sse.get_events(request, web, job_id)
+
+        @router.get(f"{base}/jobs/{{job_id:path}}")
+        async def job(request: Request, job_id: str) -> Response:
+            """Return the present state of a job; the ETag is the cursor."""
+            return await rest.get_job(request, web, job_id)
 
         @router.get(f"{base}/events")
         async def events(request: Request) -> Response:
@@ -149,7 +154,7 @@ class Realtime(Runtime):
         """Add the routes to ``app``, and itself as ``app.state.realtime``.
 
         Raises:
-            ConfigError: as `web`.
+            ConfigError: as `router`.
         """
         app.include_router(self.router())
         app.state.realtime = self

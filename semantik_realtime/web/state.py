@@ -79,7 +79,12 @@ class WebState:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
-        """Open at start, drain and close at the end. Composes with the host's own lifespan."""
+        """Open at start, drain and close at the end. Composes with the host's own lifespan.
+
+        Raises:
+            ConfigError: as `Access.check`; the application does not start.
+        """
+        self.access.check()
         restore = self._drain_before_stop(asyncio.get_running_loop())
         try:
             try:

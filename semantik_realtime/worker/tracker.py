@@ -18,6 +18,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import UUID
 
 from billiard.process import current_process
 from celery import signals
@@ -30,6 +31,7 @@ from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.current import current_job, pop_job, push_job
 from semantik_realtime.worker.headers import (
+    OWNER,
     QUEUED_AT,
     count_attempts,
     headers_of,
@@ -163,7 +165,11 @@ class TaskTracker:
         if not is_job_message(sender, headers) or self.runtime() is None:
             return
         job = current_job()
-        if job is None or job.id != headers["id"]:
+        owner = headers.get(OWNER)
+        if isinstance(owner, UUID):
+            # Not every transport can encode one in a header.
+            headers[OWNER] = str(owner)
+        if job is None or job.id != str(headers["id"]):
             headers.setdefault(QUEUED_AT, now_text())
         else:
             headers.update(headers_of(job))
@@ -173,8 +179,10 @@ class TaskTracker:
             return
         runtime = self.runtime()
         job = current_job()
-        if runtime is not None and (job is None or job.id != headers["id"]):
-            Job(runtime, read_job_meta(headers), 0).queue()
+        if runtime is not None and (job is None or job.id != str(headers["id"])):
+            meta = read_job_meta(headers)
+            if meta is not None:
+                Job(runtime, meta, 0).queue()
 
     # In the process that runs the task.
 
@@ -183,6 +191,8 @@ class TaskTracker:
         if runtime is None or not is_job(task.name):
             return
         meta = read_job_meta(task.request, id=task_id, name=task.name)
+        if meta is None:
+            return
         attempt = self._claim(runtime, meta.id, count_attempts(task.request) + 1)
         job = Job(runtime, meta, attempt)
         if attempt == 0:
@@ -286,7 +296,7 @@ class TaskTracker:
     def _job(self, task_id: str | None) -> Job | None:
         """Return the job of a task that runs in this process."""
         job = current_job()
-        if job is not None and job.id == task_id:
+        if job is not None and job.id == str(task_id):
             return job
         return None if task_id is None else self._running.get(task_id)
 
@@ -315,12 +325,17 @@ class TaskTracker:
         received = self._requests.get(task_id)
         source = request if received is None else received.request_dict
         meta = read_job_meta(source, id=task_id, name=name)
+        if meta is None:
+            return
         known: dict[str, Any] = {"attempt": count_attempts(source) + has_run}
         # None is the newest attempt.
         attempts: list[int | None] = [None]
         if has_run:
             stored = read_stored_state(runtime, meta.id)
-            stored_attempt = stored.get("attempt", 0)
+            # An application may have stored another shape.
+            stored_attempt = stored.get("attempt")
+            if not isinstance(stored_attempt, int):
+                stored_attempt = 0
             expected = max(known["attempt"], stored_attempt)
             if stored_attempt < expected:
                 # job_started may still be in a spool file. Send the end twice: with the expected

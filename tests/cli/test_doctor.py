@@ -134,3 +134,11 @@ def test_the_json_of_a_good_server_is_ok(server_url: Callable[[str], str]) -> No
     report = json.loads(done.stdout)
     assert (done.returncode, report["ok"]) == (0, True)
     assert {"subject", "text", "grade", "advice"} == set(report["findings"][0])
+
+
+def test_doctor_reports_a_misspelt_setting() -> None:
+    done = run(
+        "doctor", SEMANTIK_REALTIME_BACKEND="memory", SEMANTIK_REALTIME_RETENSION_SECONDS="60"
+    )
+    assert re.search(r"warn +settings +SEMANTIK_REALTIME_RETENSION_SECONDS is no", done.stdout)
+    assert "SEMANTIK_REALTIME_RETENTION_SECONDS meant" in done.stdout

@@ -57,7 +57,7 @@ def test_a_wrong_name_or_value_is_refused():
     with pytest.raises(TopicError):
         make_drafts({"job:1": None, "../x": None}, "note", "", "1")
     with pytest.raises(TopicError):
-        owners_of("job:1", [], "../x")
+        owners_of("job:1", [], "a\n")
     with pytest.raises(EventError):
         make_drafts({"job:1": None}, "Note", "", "1")
     with pytest.raises(EventError):

@@ -2,6 +2,7 @@
 
 import string
 import unicodedata
+import uuid
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from semantik_realtime.core.topic import (
     check_topic,
     check_type,
     job_topic,
+    name_topic,
     split_topic,
     user_topic,
 )
@@ -50,7 +52,7 @@ def test_a_topic_is_accepted_exactly_by_the_grammar(text):
     assert accepted == is_topic(text)
 
 
-@given(st.from_regex(r"[a-z][a-z0-9_]{0,31}:[A-Za-z0-9_][A-Za-z0-9_.@=+~-]{0,199}", fullmatch=True))
+@given(st.from_regex(r"[a-z][a-z0-9_]{0,31}:[A-Za-z0-9_][A-Za-z0-9_.@=+-]{0,199}", fullmatch=True))
 def test_kind_and_id_together_are_the_topic(topic):
     assert ":".join(split_topic(topic)) == topic
 
@@ -67,12 +69,43 @@ def test_a_refused_name_is_shortened_in_the_message():
     assert len(str(refused.value)) < 200
 
 
-def test_an_id_cannot_change_the_kind():
-    for ident in ("../x", "1:2", "", "a/b", "a b", "1\n"):
+def test_an_id_cannot_smuggle_in_another_kind():
+    for ident in ("../x", "1:2", "a/b", "a b"):
+        for kind, name in (("job", job_topic), ("user", user_topic)):
+            assert split_topic(check_topic(name(ident))) == (kind, ident)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=60))
+def test_every_id_has_a_topic_of_its_own_that_gives_it_back(ident):
+    try:
+        topic = job_topic(ident)
+    except TopicError:
+        # Each character has up to four bytes, of three characters each.
+        assert sum(3 * len(character.encode()) for character in ident) >= 200
+        return
+    assert split_topic(check_topic(topic)) == ("job", ident)
+    assert name_topic(topic) == topic
+    if set(ident) <= set(NAME + ".@=+-") and ident[0] in NAME:
+        assert topic == f"job:{ident}"
+
+
+@given(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.@=+~-]{0,30}", fullmatch=True))
+def test_every_topic_is_that_of_one_id(ident):
+    assert job_topic(split_topic(f"job:{ident}")[1]) == f"job:{ident}"
+
+
+@pytest.mark.parametrize("ident", [7, uuid.UUID(int=1)])
+def test_an_id_may_be_an_integer_or_a_uuid(ident):
+    assert job_topic(ident) == f"job:{ident}"
+
+
+@pytest.mark.parametrize(
+    "ident", ["", "1\n", "a\x00", "\ud800", "x" * 201, None, True, b"1", ["1"], 1.5]
+)
+def test_what_is_no_id_is_refused(ident):
+    for name in (job_topic, user_topic):
         with pytest.raises(TopicError):
-            job_topic(ident)
-        with pytest.raises(TopicError):
-            user_topic(ident)
+            name(ident)
 
 
 @given(st.text(LOWER + DIGITS + "_.A-\n é", max_size=70))

@@ -12,7 +12,7 @@ from semantik_realtime.core.event import Cursor, Event, link
 from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
 from semantik_realtime.core.fold import View, fold
 from semantik_realtime.core.resume import LogInfo, plan_sync
-from semantik_realtime.core.topic import check_topic
+from semantik_realtime.core.topic import check_topic, job_topic, name_topic, split_topic
 from semantik_realtime.errors import TopicError
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -40,6 +40,28 @@ def test_topic(case):
         with pytest.raises(TopicError) as refused:
             check_topic(case["topic"])
         assert refused.value.code == "bad_topic"
+
+
+@cases("topic", label="topic")
+def test_the_topic_that_a_name_means(case):
+    if case["valid"] or "named" in case:
+        assert name_topic(case["topic"]) == case.get("named", case["topic"])
+    else:
+        with pytest.raises(TopicError):
+            name_topic(case["topic"])
+
+
+IDS = json.loads((VECTORS / "topic.json").read_text(encoding="utf-8"))["ids"]
+
+
+@pytest.mark.parametrize("case", IDS, ids=[ascii(case["id"])[:40] for case in IDS])
+def test_ids_in_topics(case):
+    if case["encoded"] is None:
+        with pytest.raises(TopicError):
+            job_topic(case["id"])
+    else:
+        assert job_topic(case["id"]) == check_topic(f"job:{case['encoded']}")
+        assert split_topic(f"job:{case['encoded']}") == ("job", case["id"])
 
 
 @cases("chain")

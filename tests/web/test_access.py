@@ -15,7 +15,9 @@ from clients import CompatClient, NativeClient, refusal
 from configuration import SECRET, make_settings, token
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from fastapi import FastAPI
 from publisher import Publisher
+from starlette.testclient import TestClient
 from waiting import until
 from web_servers import InProcessServer, serve_realtime
 
@@ -83,7 +85,7 @@ def test_authentication_cannot_be_switched_off_in_production() -> None:
     with pytest.raises(
         ConfigError, match="DISABLE_AUTH is set, but the environment is 'production'"
     ):
-        make_access(disable_auth=True)
+        make_access(disable_auth=True).check()
 
 
 @pytest.mark.parametrize("environment", ["development", "test", "Local"])
@@ -97,12 +99,45 @@ async def test_disable_auth_in_development_lets_every_user_watch_every_topic(
 
 def test_a_configuration_that_cannot_check_credentials_is_refused() -> None:
     with pytest.raises(ConfigError, match="set SEMANTIK_REALTIME_JWT_SECRET"):
-        make_access(jwt_secret=None)
+        make_access(jwt_secret=None).check()
 
 
 def test_symmetric_algorithms_are_refused_beside_public_keys() -> None:
     with pytest.raises(ConfigError, match="SEMANTIK_REALTIME_JWT_ALGORITHMS=RS256"):
-        make_access(jwt_jwks_url="http://127.0.0.1:1/keys")
+        make_access(jwt_jwks_url="http://127.0.0.1:1/keys").check()
+
+
+WRONG_ACCESS = [
+    ({"jwt_secret": None}, "nothing can check a credential"),
+    ({"disable_auth": True}, "DISABLE_AUTH is set"),
+    ({"jwt_jwks_url": "http://127.0.0.1:1/keys"}, "would accept a public key"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "fault"), WRONG_ACCESS)
+async def test_a_worker_may_import_an_application_that_would_not_start(
+    wrong: dict[str, Any], fault: str
+) -> None:
+    app = FastAPI()
+    Realtime(make_settings("", backend="memory", **wrong)).install(app)
+    with pytest.raises(ConfigError, match=fault):
+        async with app.router.lifespan_context(app):
+            pass
+
+
+@pytest.mark.parametrize(("wrong", "fault"), WRONG_ACCESS)
+async def test_without_a_lifespan_wrong_settings_let_nobody_in(
+    wrong: dict[str, Any], fault: str
+) -> None:
+    app = FastAPI()
+    Realtime(make_settings("", backend="memory", **wrong)).install(app)
+    client = TestClient(app)
+    for path in ("/realtime/jobs/1", "/realtime/events?topic=job:1", "/realtime/metrics"):
+        with pytest.raises(ConfigError, match=fault):
+            client.get(path)
+    for path in (f"/realtime/ws?token={token()}", "/ws/jobs/1"):
+        with pytest.raises(ConfigError, match=fault), client.websocket_connect(path) as socket:
+            socket.receive_json()
 
 
 # Tokens.

@@ -152,7 +152,8 @@ class Channel:
         """Add a watcher at a cursor.
 
         The snapshot is what the client gets first; the subscription continues
-        exactly after it. From here on the watcher is woken.
+        exactly after it. From here on the watcher is woken for events that
+        arrive; for those that follow the snapshot already it wakes itself.
 
         Raises:
             BackendError: the watcher was not added.
@@ -195,13 +196,13 @@ class Channel:
             plan = plan_write(sum(len(event.json) for event in events), self._limits)
             if plan is not Write.EVICT:
                 kept = conflate(events) if plan is Write.CONFLATED else events
-                # A watcher that read ahead of the live events must not be moved back.
-                place = buffer.cursor if events else cursor
                 member = frames.topic_events(
-                    self.topic, cursor.offset, place, kept, len(events) - len(kept)
+                    self.topic, cursor.offset, buffer.cursor, kept, len(events) - len(kept)
                 )
                 since = _time_of(kept[0]) if kept else None
-                outgoing = Outgoing(place, kept, member, frames.events_frame([member]), since)
+                outgoing = Outgoing(
+                    buffer.cursor, kept, member, frames.events_frame([member]), since
+                )
         self._outgoing[cursor.offset] = outgoing
         return outgoing
 
@@ -277,8 +278,6 @@ class Channel:
     def _add(self, watcher: Watcher, cursor: Cursor) -> Subscription:
         subscription = Subscription(watcher, self, cursor)
         self._watchers.add(subscription)
-        if self.cursor.offset > cursor.offset:
-            watcher.wake(subscription)
         return subscription
 
     def _wake_watchers(self) -> None:
