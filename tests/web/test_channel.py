@@ -215,6 +215,7 @@ async def test_a_replay_that_is_ahead_of_the_live_events_reaches_the_other_clien
     io = ScriptedIO(log)
     log.append(5)
     [client] = await joined(1, log, io)
+    client.collect()
     log.append(2)
     late = Client(log, client.channel)
     late.view = log.view_at(3)
