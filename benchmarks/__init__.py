@@ -1,5 +1,4 @@
-"""What the package can carry, measured beside a yardstick in the same run.
+"""Measures the speed of the package beside a yardstick in the same run.
 
-Every measurement is also a count: a run in which an event was lost, doubled or
-out of order has failed, however fast it was.
+A run fails if one event of ours was lost, doubled or disordered, however fast it was.
 """

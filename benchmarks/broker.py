@@ -1,4 +1,4 @@
-"""The broker that is measured, started here."""
+"""The brokers of the benchmarks: servers on free ports of the loopback interface."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ PROGRAMS = {"valkey": valkey_program, "redis": redis_program, "nats": nats_progr
 
 @contextlib.contextmanager
 def server_url(backend: str) -> Iterator[str | None]:
-    """A running server as one is operated: what it keeps is on disk, synced each second.
+    """Run a server that syncs its log to disk each second, as in production.
 
-    Gives its URL; None where no server is needed.
+    Yields its URL, or None if the backend needs no server.
+
+    Raises:
+        ServerMissing: its program is not installed.
     """
     if backend == "nats":
-        with running(_operated_nats()) as nats:
+        with running(_nats_server()) as nats:
             yield nats.url
     elif backend in PROGRAMS:
         program = PROGRAMS[backend]()
@@ -43,23 +46,23 @@ def server_url(backend: str) -> Iterator[str | None]:
 
 
 def server_versions(backends: Collection[str]) -> dict[str, str]:
-    """What the servers of ``backends`` say of themselves; none where there is no program."""
+    """Return the versions of the servers of ``backends`` whose programs are installed."""
     versions = {}
     for name, find in PROGRAMS.items():
         if name in backends:
             with contextlib.suppress(ServerMissing):
-                told = subprocess.run([find(), "--version"], capture_output=True, text=True)
-                found = re.search(r"\d+\.\d+\.\d+", told.stdout)
-                versions[name] = found.group() if found else told.stdout.strip()
+                process = subprocess.run([find(), "--version"], capture_output=True, text=True)
+                found = re.search(r"\d+\.\d+\.\d+", process.stdout)
+                versions[name] = found.group() if found else process.stdout.strip()
     return versions
 
 
-def settings_for(backend: str, url: str | None, **given: object) -> Settings:
-    """Settings that choose ``backend`` at ``url``, and are the defaults in all else."""
-    return load_settings(backend=ROWS[backend].backend, url=url, **given)
+def settings_for(backend: str, url: str | None, **changes: object) -> Settings:
+    """Return the default settings with ``backend`` at ``url``, and with the given changes."""
+    return load_settings(backend=ROWS[backend].backend, url=url, **changes)
 
 
-def _operated_nats() -> NatsServer:
+def _nats_server() -> NatsServer:
     server = NatsServer(nats_program(), jetstream=False)
     with (server.directory / "conf").open("a") as conf:
         conf.write(f'\njetstream {{ store_dir: "{server.directory}", sync_interval: "1s" }}\n')

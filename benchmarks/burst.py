@@ -1,4 +1,4 @@
-"""Numbered events at a pace, and what their publisher shares with the clients."""
+"""A burst of numbered events at a given pace, and the state its processes share."""
 
 from __future__ import annotations
 
@@ -8,55 +8,62 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from benchmarks.traffic import keep
+from benchmarks.traffic import job_topic, numbers_without
 
 READY_SECONDS = 20.0
+"""How long a publisher may take to create its topic."""
 GO_SECONDS = 90.0
+"""How long the clients may take to join."""
 PAUSE_SECONDS = 0.0005
-SLICE = 200
-"""Most events between two looks at the clock."""
+"""Between two looks at what the clients have received."""
+SLICE_EVENTS = 200
+"""The most events between two looks at the clock."""
 
 
 class Publisher(Protocol):
-    """Publishes events of one topic. The topic exists as soon as the publisher does."""
+    """Publishes the events of one topic. The topic exists as soon as the publisher does."""
 
-    def tell(self, numbers: Sequence[int]) -> None:
+    def publish(self, numbers: Sequence[int]) -> None:
         """Publish an event for each number, in order."""
 
     def flush(self) -> None:
-        """Return when nothing waits here."""
+        """Return when the broker has every event."""
 
     def close(self) -> None:
-        """Give back what was opened."""
+        """Close the connections."""
 
 
 @dataclass
 class Pace:
-    """How much to publish, and when.
+    """How many events to publish, and when.
 
-    ``window`` is how many events may be published that the slowest client does
-    not have; ``rate`` is events a second, whatever the clients do. Without
-    either, everything at once.
+    With ``window``, at most so many events are published that the slowest client does not
+    have yet. With ``rate``, so many events are published per second, whatever the clients do.
+    Without either, all are published at once.
     """
 
     events: int
     seconds: float
-    """No more is published after that."""
+    """Publishing ends after that."""
     window: int | None = None
     rate: float | None = None
     lose: int = 0
-    """Leave out every so-manieth event: what a count must find."""
+    """Every so many events, one is left out, to show that it is missed; 0 leaves out none."""
 
-    def due(self, reached: int, seconds: float) -> int:
-        """Up to which number to publish, so long after the start.
+    def due(self, received: int, seconds: float) -> int:
+        """Return how many events are due ``seconds`` after the start.
 
-        >>> Pace(1000, 10, window=100).due(reached=50, seconds=1.0)
+        Args:
+            received: how many of them the slowest client has.
+            seconds: since publishing began.
+
+        >>> Pace(1000, 10, window=100).due(received=50, seconds=1.0)
         150
-        >>> Pace(1000, 10, rate=200).due(reached=50, seconds=1.0)
+        >>> Pace(1000, 10, rate=200).due(received=50, seconds=1.0)
         201
         """
         if self.window is not None:
-            return min(reached + self.window, self.events)
+            return min(received + self.window, self.events)
         if self.rate is not None:
             return min(int(seconds * self.rate) + 1, self.events)
         return self.events
@@ -64,40 +71,40 @@ class Pace:
 
 @dataclass
 class Burst:
-    """One topic's events: shared between processes, each value with one writer."""
+    """The events of one topic, shared between processes; each value has one writer."""
 
     job_id: str
     pace: Pace
     ready: Any
-    """Set by the publisher: the topic exists."""
+    """Event, set by the publisher: the topic exists."""
     go: Any
-    """Set by the clients: publish."""
-    reached: Any
-    """By the clients: the number up to which the slowest of them has got."""
-    told: Any
-    """By the publisher: up to which number it has published."""
+    """Event, set by the clients: publishing may begin."""
+    received: Any
+    """Integer, written by the clients: how many events the slowest of them has."""
+    published: Any
+    """Integer, written by the publisher: how many events it has published."""
     done: Any
-    """Set by the publisher: ``told`` is final."""
+    """Event, set by the publisher: ``published`` is final."""
     started_at: Any
-    """By the publisher: when it began, in seconds on the clock of `time.monotonic`."""
+    """Seconds on the clock of `time.monotonic`, written by the publisher: when it began."""
     ended_at: Any
-    """By the publisher: when the last event was with the broker."""
+    """The same: when the broker had the last event. 0 until then."""
 
     @property
     def topic(self) -> str:
-        """Where the events go."""
-        return f"job:{self.job_id}"
+        """The topic of the events."""
+        return job_topic(self.job_id)
 
 
 def make_burst(processes: multiprocessing.context.BaseContext, job_id: str, pace: Pace) -> Burst:
-    """A burst that has not begun."""
+    """Return a burst that has not begun."""
     return Burst(
         job_id,
         pace,
         ready=processes.Event(),
         go=processes.Event(),
-        reached=processes.Value("q", 0, lock=False),
-        told=processes.Value("q", 0, lock=False),
+        received=processes.Value("q", 0, lock=False),
+        published=processes.Value("q", 0, lock=False),
         done=processes.Event(),
         started_at=processes.Value("d", 0.0, lock=False),
         ended_at=processes.Value("d", 0.0, lock=False),
@@ -105,20 +112,20 @@ def make_burst(processes: multiprocessing.context.BaseContext, job_id: str, pace
 
 
 def publish_burst(publisher: Publisher, burst: Burst) -> None:
-    """Publish when told, at the burst's pace."""
+    """Wait until the clients have joined, and publish at the burst's pace."""
     pace = burst.pace
     burst.ready.set()
     if not burst.go.wait(GO_SECONDS):
         return
     burst.started_at.value = start = time.monotonic()
-    told = 0
-    while told < pace.events and (spent := time.monotonic() - start) < pace.seconds:
-        due = pace.due(burst.reached.value, spent)
-        if due > told:
-            end = min(due, told + SLICE)
-            publisher.tell(keep(told, end, pace.lose))
-            told = end
-            burst.told.value = told
+    published = 0
+    while published < pace.events and (elapsed := time.monotonic() - start) < pace.seconds:
+        due = pace.due(burst.received.value, elapsed)
+        if due > published:
+            end = min(due, published + SLICE_EVENTS)
+            publisher.publish(numbers_without(published, end, pace.lose))
+            published = end
+            burst.published.value = published
         else:
             time.sleep(PAUSE_SECONDS)
     publisher.flush()

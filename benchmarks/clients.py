@@ -1,7 +1,7 @@
-"""Many WebSocket clients in one process: raw sockets, and as little work for a frame as will do.
+"""Many WebSocket clients in one process: raw sockets, and little work for each frame.
 
-What they get is still checked whole: every socket keeps each event it got. The
-same clients stand before every server, whatever it speaks (`benchmarks.wires`).
+Every client keeps every event it receives, so that errors can be counted. The same clients
+connect to every contender, through its wire (`benchmarks.wires`).
 """
 
 from __future__ import annotations
@@ -12,42 +12,51 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 
-from benchmarks.census import Census, take_census
-from benchmarks.traffic import Told
-from benchmarks.wires import Heard, Reader, Wire
+from benchmarks.measurement import DeliveryErrors, count_errors
+from benchmarks.traffic import NumberedEvent
+from benchmarks.wires import Content, Reader, Wire
 
 CONNECT_SECONDS = 10.0
 JOIN_SECONDS = 60.0
-RECV_BYTES = 2**16
-"""At a time. A megabyte takes longer to get from the system than to fill."""
+"""How long it may take until every client has joined."""
+RECEIVE_BYTES = 2**16
+"""The most to read at a time: to allocate a megabyte takes longer than to fill 64 KiB."""
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
+"""Opcodes (RFC 6455, 5.2)."""
 
 
 class Client:
-    """One socket and what came out of it."""
+    """One connection, and the events it received."""
 
-    def __init__(self, link: socket.socket, reader: Reader) -> None:
-        self.socket = link
+    def __init__(self, connected: socket.socket, reader: Reader) -> None:
+        self.socket = connected
         self.joined = False
+        """Set when the server has confirmed the topic."""
         self.cursor: str | None = None
-        self.reached = 0
-        """Up to which number it has got."""
-        self.frames: list[tuple[int, Sequence[Told]]] = []
-        """The events of each frame, and when it came, in nanoseconds."""
+        """Where to resume; set by every frame that names a place."""
+        self.received = 0
+        """The number of the newest event, plus one."""
+        self.frames: list[tuple[int, Sequence[NumberedEvent]]] = []
+        """When each frame with events arrived (`time.monotonic_ns`), and its events."""
         self._base: int | None = None
+        """The topic's offset when the client joined; None if the server did not name it."""
         self._buffer = bytearray()
+        """Bytes of a frame that is not complete yet."""
         self._reader = reader
 
     @property
-    def events(self) -> list[Told]:
-        """All that came."""
+    def events(self) -> list[NumberedEvent]:
+        """All events, in the order in which they arrived."""
         return [event for _, events in self.frames for event in events]
 
     def upgrade(self, wire: Wire, topic: str, cursor: str | None = None) -> None:
-        """Say hello as a WebSocket client, wait for the answer, and ask for a topic.
+        """Upgrade to WebSocket, blocking, and send the first frame.
 
-        No extension is offered: nothing is compressed. From here on the socket
-        does not block.
+        No extension is offered, so nothing is compressed. Afterwards the socket is
+        non-blocking.
+
+        Raises:
+            ConnectionError: the server refused or closed the connection.
         """
         lines = [
             f"GET {wire.path(topic)} HTTP/1.1",
@@ -61,75 +70,76 @@ class Client:
             lines.append(f"Sec-WebSocket-Protocol: {wire.subprotocol}")
         self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
         while b"\r\n\r\n" not in self._buffer:
-            data = self.socket.recv(65536)
+            data = self.socket.recv(RECEIVE_BYTES)
             if not data:
-                raise ConnectionError("the server closed during the handshake")
+                raise ConnectionError("the server closed the connection during the handshake")
             self._buffer += data
         head, _, rest = bytes(self._buffer).partition(b"\r\n\r\n")
         if b" 101 " not in head.splitlines()[0]:
-            raise ConnectionError(f"no upgrade: {head[:80]!r}")
-        greeting = wire.greeting(topic, cursor)
-        if greeting is None:
+            raise ConnectionError(f"the server refused the upgrade: {head[:80]!r}")
+        first_frame = wire.first_frame(topic, cursor)
+        if first_frame is None:
             self.joined = True
         else:
-            self._send(TEXT, greeting)
+            self._send(TEXT, first_frame)
         self.socket.setblocking(False)
         self._buffer.clear()
         self._read(rest)
 
-    def take(self) -> bool:
-        """Read what there is; whether events came.
+    def receive(self) -> bool:
+        """Read what has arrived, and return True if there were events in it.
 
         Raises:
-            ConnectionError: the server ended the connection.
+            ConnectionError: the server closed the connection.
         """
-        data = self.socket.recv(RECV_BYTES)
+        data = self.socket.recv(RECEIVE_BYTES)
         if not data:
             raise ConnectionError("the server closed the connection")
         return self._read(data)
 
-    def census(self, expected: int) -> Census:
-        """By the publisher's numbers, and by the offsets after the sync where there was one."""
+    def errors(self, expected: int) -> DeliveryErrors:
+        """Count errors by the events' numbers, and by their offsets if the base is known."""
         events = self.events
-        counted = take_census([event.data.n for event in events if event.data.n >= 0], expected)
+        by_number = count_errors([event.data.n for event in events if event.data.n >= 0], expected)
         if self._base is None:
-            return counted
+            return by_number
         first = self._base + 1
-        return counted | take_census([event.offset - first for event in events])
+        return by_number | count_errors([event.offset - first for event in events])
 
     def _read(self, data: bytes) -> bool:
         self._buffer += data
-        before = len(self.frames)
+        frames_before = len(self.frames)
         now = time.monotonic_ns()
         for opcode, payload in self._split():
             if opcode == TEXT:
-                self._hear(self._reader.read(payload), now)
+                self._apply(self._reader.read(payload), now)
             elif opcode == PING:
                 self._send(PONG, payload)
             elif opcode == CLOSE:
-                raise ConnectionError(f"the server closed: {payload!r}")
-        return len(self.frames) > before
+                raise ConnectionError(f"the server closed the connection: {payload!r}")
+        return len(self.frames) > frames_before
 
-    def _hear(self, heard: Heard, now: int) -> None:
-        if heard.events:
-            self.frames.append((now, heard.events))
-            self.reached = heard.events[-1].data.n + 1
-        if heard.cursor is not None:
-            self.cursor = heard.cursor
-        if heard.reply is not None:
-            self._send(TEXT, heard.reply)
-        if heard.joined:
+    def _apply(self, content: Content, now: int) -> None:
+        if content.events:
+            self.frames.append((now, content.events))
+            self.received = content.events[-1].data.n + 1
+        if content.cursor is not None:
+            self.cursor = content.cursor
+        if content.reply is not None:
+            self._send(TEXT, content.reply)
+        if content.joined:
             self.joined = True
-            self._base = heard.offset
+            self._base = content.offset
 
     def _send(self, opcode: int, payload: bytes) -> None:
-        # A client must mask; a mask of zeros changes nothing.
+        # A client must mask its frames (RFC 6455, 5.3); a mask of zeros leaves the bytes alone.
         size = len(payload)
         head = bytes((0x80 | opcode, 0x80 | size)) if size < 126 else bytes((0x80 | opcode, 0xFE))
         length = b"" if size < 126 else struct.pack("!H", size)
         self.socket.sendall(head + length + bytes(4) + payload)
 
     def _split(self) -> Iterator[tuple[int, bytes]]:
+        """Yield opcode and payload of each complete frame, and remove it from the buffer."""
         buffer, start, end = self._buffer, 0, len(self._buffer)
         while end - start >= 2:
             size, head = buffer[start + 1], 2
@@ -138,16 +148,21 @@ class Client:
                 if end - start < head:
                     break
                 size = int.from_bytes(buffer[start + 2 : start + head], "big")
-            body, start_of_next = start + head, start + head + size
-            if end < start_of_next:
+            body, next_start = start + head, start + head + size
+            if end < next_start:
                 break
-            yield buffer[start] & 0x0F, bytes(memoryview(buffer)[body:start_of_next])
-            start = start_of_next
+            yield buffer[start] & 0x0F, bytes(memoryview(buffer)[body:next_start])
+            start = next_start
         del buffer[:start]
 
 
-class Crowd:
-    """Clients that follow one topic."""
+class ClientPool:
+    """Clients that watch one topic.
+
+    Raises:
+        ConnectionError: the server refused a connection.
+        TimeoutError: a client had not joined after `JOIN_SECONDS`.
+    """
 
     def __init__(self, port: int, wire: Wire, topic: str, count: int) -> None:
         self._selector = selectors.DefaultSelector()
@@ -161,29 +176,29 @@ class Crowd:
         deadline = time.monotonic() + JOIN_SECONDS
         while not all(client.joined for client in self.clients):
             if time.monotonic() > deadline:
-                raise TimeoutError("not every client joined")
-            self.take(JOIN_SECONDS)
+                raise TimeoutError(f"not every client had joined after {JOIN_SECONDS:g} s")
+            self.receive(JOIN_SECONDS)
 
-    def take(self, seconds: float) -> bool:
-        """Read what there is, and wait for it so long; whether events came.
+    def receive(self, seconds: float) -> bool:
+        """Wait for data, ``seconds`` at most, read it, and return True if there were events in it.
 
-        A connection that the server ends gets nothing from then on.
+        A connection that the server closed is not read again.
         """
-        came = False
+        any_events = False
         for key, _ in self._selector.select(seconds):
             try:
-                came = key.data.take() or came
+                any_events = key.data.receive() or any_events
             except ConnectionError:
                 self._selector.unregister(key.fileobj)
-        return came
+        return any_events
 
     def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         self._selector.close()
         for client in self.clients:
             client.socket.close()
 
 
 def connect(port: int, reader: Reader) -> Client:
-    """A client whose socket is connected, and has said nothing."""
+    """Return a client that is connected and has sent nothing."""
     return Client(socket.create_connection(("127.0.0.1", port), CONNECT_SECONDS), reader)

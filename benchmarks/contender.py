@@ -1,4 +1,4 @@
-"""What is measured: a way to bring events from one process to the sockets of another."""
+"""Contenders: ways to deliver events from one process to the sockets of another."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from benchmarks.burst import Publisher
 from benchmarks.wires import Wire
 
 OURS = "semantik-realtime"
+"""The name of every contender that is this project."""
 PEERS = {
     "socketio": "benchmarks.contenders.socket_io:SocketIo",
     "channels": "benchmarks.contenders.channels_redis:Channels",
     "channels-pubsub": "benchmarks.contenders.channels_redis:ChannelsPubSub",
     "broadcaster": "benchmarks.contenders.broadcaster:Broadcaster",
-    "pubsub": "benchmarks.contenders.pubsub:PubSubASocket",
+    "pubsub": "benchmarks.contenders.pubsub:PubSubPerSocket",
 }
+"""Where the class of each peer is, by its name on the command line."""
 PEER_BROKER = "valkey"
 MAX_CONNECTIONS = 100_000
-"""Of a peer to the broker. redis-py 8 allows 100 by default, fewer than there are sockets."""
+"""Of a peer to the broker; redis-py 8 allows 100 by default, fewer than there are sockets."""
 
 
 class Contender(Protocol):
-    """One of them. Its methods are called in processes of their own: it can be pickled."""
+    """One contender. It can be pickled, because its methods are called in other processes."""
 
     @property
     def name(self) -> str:
-        """As people know it."""
+        """The name in tables."""
 
     @property
     def broker(self) -> str:
@@ -34,20 +36,20 @@ class Contender(Protocol):
 
     @property
     def wire(self) -> Wire:
-        """What its sockets speak."""
+        """The protocol of its sockets."""
 
     def application(self, url: str | None) -> Any:
-        """The ASGI application."""
+        """Return the ASGI application, connected to the broker at ``url``; None for memory."""
 
     def publisher(self, url: str, job_id: str) -> Publisher:
-        """Who publishes to the topic of this job, from outside of the application."""
+        """Return a publisher for the topic of a job, in another process than the application."""
 
-    def publisher_inside(self, application: Any, job_id: str) -> Publisher:
-        """The same where there is no server: within the application's process."""
+    def local_publisher(self, application: Any, job_id: str) -> Publisher:
+        """Return the same in the application's process, for a backend without a server."""
 
 
 def load_peer(name: str) -> Contender:
-    """The peer with this name in `PEERS`.
+    """Return the peer with this name in `PEERS`.
 
     Raises:
         ImportError: it is not installed.

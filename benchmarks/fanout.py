@@ -1,11 +1,11 @@
-"""How many events one web process hands to many sockets, beside one frame an event.
+"""How many events one web process sends to many sockets, beside one frame per event.
 
 ::
 
     python -m benchmarks.fanout --backends valkey --sockets 500 --json fanout.json
 
-Every socket watches the same topic. The yardstick is the same server with a
-wire that encodes and sends each event by itself (`benchmarks.contenders.ours`).
+Every socket watches the same topic. The yardstick is the same server with a wire that encodes
+and sends each event in its own frame (`benchmarks.contenders.ours`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ import click
 from benchmarks import options
 from benchmarks.broker import server_url
 from benchmarks.burst import Pace
+from benchmarks.client_processes import follow_burst
 from benchmarks.contenders.ours import Ours
-from benchmarks.following import follow
-from benchmarks.report import Measurement, Report, make_row
-from benchmarks.stage import play
+from benchmarks.harness import run_burst
+from benchmarks.measurement import Measurement
+from benchmarks.output import RunProgress
+from benchmarks.report import Report, make_row
+
+ROWS = ("one frame per event", "one frame per batch")
+TARGET_RATIO = 5.0
 
 
 @click.command()
@@ -30,7 +35,7 @@ from benchmarks.stage import play
 @options.number("sockets", 500, 1, "That watch one topic.")
 @options.number("events", 20_000, 1, "Published in a round.")
 @options.number("rounds", 3, 1, "Of each row.")
-@options.seconds(48.0, "Of publishing, over all rows; starting and ending servers comes on top.")
+@options.seconds(48.0, "Of publishing, over all rows, without starting and stopping servers.")
 @options.window
 @options.quick
 @options.lose
@@ -46,25 +51,29 @@ def main(
     lose: int,
     json_file: Path | None,
 ) -> None:
-    """Publish one topic to many sockets. Fails if an event goes astray or the target is missed."""
+    """Publish one topic to many sockets.
+
+    Fails if an event is lost, doubled or disordered, or the target is missed.
+    """
     if quick:
         sockets, events, rounds, seconds = min(sockets, 20), min(events, 400), 1, min(seconds, 8.0)
-    pace = Pace(events, seconds / (len(backends) * rounds * 2), window=window, lose=lose)
-    target = 5 if window >= options.TARGET_WINDOW else None
-    with Report("fanout") as report:
+    count = len(backends) * rounds * len(ROWS)
+    pace = Pace(events, seconds / count, window=window, lose=lose)
+    target = TARGET_RATIO if window >= options.TARGET_WINDOW else None
+    report = Report("fanout")
+    with RunProgress(count) as progress:
         for backend in backends:
-            alone: list[Measurement] = []
-            together: list[Measurement] = []
+            measured: dict[str, list[Measurement]] = {name: [] for name in ROWS}
             with server_url(backend) as url:
                 for turn in range(1, rounds + 1):
-                    for kept, one_frame_an_event in ((alone, True), (together, False)):
-                        what = "one frame an event" if one_frame_an_event else "whatever waits"
-                        report.says(f"{backend}, {what}, round {turn} of {rounds}")
-                        ours = Ours(backend, one_frame_an_event)
-                        kept.append(play(ours, url, pace, follow, sockets))
+                    for name in ROWS:
+                        with progress.step(f"{backend}, {name}, round {turn} of {rounds}"):
+                            ours = Ours(backend, one_frame_per_event=name == ROWS[0])
+                            measured[name].append(run_burst(ours, url, pace, follow_burst, sockets))
+            alone, together = measured.values()
             report.rows += [
-                make_row(backend, "one frame an event", alone),
-                make_row(backend, "all that waits in one", together, alone, target_ratio=target),
+                make_row(backend, ROWS[0], alone),
+                make_row(backend, ROWS[1], together, alone, target_ratio=target),
             ]
     sys.exit(report.finish(json_file, quick))
 

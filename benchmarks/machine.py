@@ -1,4 +1,4 @@
-"""The machine a figure belongs to."""
+"""The machine on which a benchmark runs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ PACKAGES = (
     "channels-redis",
     "broadcaster",
 )
+"""Their versions are recorded if they are installed."""
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processors, versions, what serves, and how busy it was when the run began."""
+    """Return the processors, the versions, the web server's parts, and the load average now."""
     return {
         "cpu_count": os.cpu_count(),
         "cpu": _processor(),
@@ -43,7 +44,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _web_server() -> dict[str, str]:
-    """What uvicorn takes by itself: all web servers here are run so."""
+    """Return what uvicorn chooses by itself; no benchmark changes its choice."""
     return {
         "loop": "uvloop" if find_spec("uvloop") else "asyncio",
         "websockets": getattr(AutoWebSocketsProtocol, "__name__", "none"),

@@ -1,4 +1,4 @@
-"""The options that the benchmarks share."""
+"""Command-line options that the benchmarks share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks.broker import BACKENDS
 
 Command = Callable[..., Any]
 TARGET_WINDOW = 100
-"""The targets of a fan-out are for so many events on the way: with fewer there is less to put
-into one frame."""
+"""The least ``--window`` for which a fan-out has targets: with fewer events on the way, there are
+fewer to send in one frame."""
 
 
 class Names(click.ParamType[tuple[str, ...]]):
-    """Some of a set of names, separated by commas; nothing means none."""
+    """Some names of a set, separated by commas; an empty text is none."""
 
     name = "names"
 
@@ -34,14 +34,14 @@ class Names(click.ParamType[tuple[str, ...]]):
 
 
 def backends(*default: str) -> Callable[[Command], Command]:
-    """Which backends are measured; ``--backend`` is an alias."""
+    """Return the option for the backends; ``--backend`` is an alias."""
     return names("backends", BACKENDS, default, "--backend")
 
 
 def names(
     option: str, known: Sequence[str], default: Sequence[str], *aliases: str
 ) -> Callable[[Command], Command]:
-    """Which of ``known`` are measured."""
+    """Return an option for some names of ``known``."""
     return click.option(
         option,
         f"--{option}",
@@ -49,24 +49,24 @@ def names(
         type=Names(known),
         default=",".join(default),
         show_default=True,
-        help=f"Of {', '.join(known)}; separated by commas.",
+        help=f"Some of {', '.join(known)}; separated by commas.",
     )
 
 
 def number(option: str, default: int, least: int, help: str) -> Callable[[Command], Command]:
-    """A whole number."""
+    """Return an option for a whole number, ``least`` or more."""
     return click.option(
         f"--{option}", type=click.IntRange(least), default=default, show_default=True, help=help
     )
 
 
 def seconds(default: float, help: str) -> Callable[[Command], Command]:
-    """How long it may take."""
+    """Return the option for a time limit."""
     return click.option("--seconds", type=float, default=default, show_default=True, help=help)
 
 
-# 200 are some 57 kB, below the 64 KiB at which our server conflates; 100 are what a channel of
-# channels_redis holds before it drops.
+# 200 events are some 57 kB, less than the 64 KiB above which our server conflates. 100 events are
+# the most that a channel of channels_redis holds before it drops.
 window = click.option(
     "--window",
     type=click.IntRange(1, 200),
@@ -74,18 +74,16 @@ window = click.option(
     show_default=True,
     help="Events that may be on the way to the slowest client.",
 )
-quick = click.option(
-    "--quick", is_flag=True, help="One small round: does it work, not how fast it is."
-)
+quick = click.option("--quick", is_flag=True, help="Run one small round, to see that it works.")
 lose = click.option(
     "--lose",
     type=click.IntRange(0),
     default=0,
-    help="Leave out every so-manieth event: the run must fail.",
+    help="Leave out one event in so many, to see that the run fails.",
 )
 json_file = click.option(
     "--json",
     "json_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where to write the figures for machines.",
+    help="The file for the figures as JSON.",
 )

@@ -1,39 +1,25 @@
-"""Figures for people, as a table, and for machines, as JSON."""
+"""The rows of `publish` and `fanout`: a table for people, JSON for machines."""
 
 from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.census import Census
 from benchmarks.machine import describe_machine
+from benchmarks.measurement import DeliveryErrors, Measurement
+from benchmarks.output import count_text, encode_json, machine_text, make_console
 
-
-class Measurement(msgspec.Struct):
-    """One round of one row."""
-
-    events: int
-    seconds: float
-    census: Census
-    facts: dict[str, Any] = {}
-    """What else was seen, by the names it has in the JSON."""
-
-    @property
-    def events_per_second(self) -> float:
-        """The rate of this round."""
-        return self.events / self.seconds
+TABLE_COLUMNS = 110
 
 
 class Row(msgspec.Struct):
-    """One line of the report: the median of its rounds, and all that went wrong in any of them."""
+    """One line of the report: the median of its rounds, and the sum of their errors."""
 
     backend: str
     name: str
@@ -41,8 +27,10 @@ class Row(msgspec.Struct):
     ratio: float | None
     """To the yardstick of the same round, the median of the rounds; None without a yardstick."""
     target_ratio: float | None
+    """The least ratio that meets the target."""
     microseconds_per_event: float
     target_microseconds: float | None
+    """The target is less than this."""
     lost: int
     doubled: int
     disordered: int
@@ -50,10 +38,11 @@ class Row(msgspec.Struct):
     events: int
     """Of all rounds."""
     facts: dict[str, Any]
+    """Of the last round."""
 
     @property
     def is_met(self) -> bool | None:
-        """Whether it reaches its target; None without one."""
+        """Whether the row meets its target; None without one."""
         if self.target_ratio is not None and self.ratio is not None:
             return self.ratio >= self.target_ratio
         if self.target_microseconds is not None:
@@ -70,8 +59,8 @@ def make_row(
     target_ratio: float | None = None,
     target_microseconds: float | None = None,
 ) -> Row:
-    """Sum up the rounds of one row; ``yardstick`` are those of the row it is compared with."""
-    census = sum((one.census for one in rounds), Census())
+    """Sum up the rounds of one row; ``yardstick`` are the rounds it is compared with, in order."""
+    errors = sum((one.errors for one in rounds), DeliveryErrors())
     ratios = [
         one.events_per_second / bare.events_per_second
         for one, bare in zip(rounds, yardstick, strict=False)
@@ -85,9 +74,9 @@ def make_row(
         target_ratio=target_ratio,
         microseconds_per_event=round(1e6 / rate, 3),
         target_microseconds=target_microseconds,
-        lost=census.lost,
-        doubled=census.doubled,
-        disordered=census.disordered,
+        lost=errors.lost,
+        doubled=errors.doubled,
+        disordered=errors.disordered,
         rounds=len(rounds),
         events=sum(one.events for one in rounds),
         facts=rounds[-1].facts,
@@ -95,57 +84,37 @@ def make_row(
 
 
 class Report:
-    """The rows of one run, with its progress shown on the standard error."""
+    """The rows of one run, and the machine it ran on, described when the run began."""
 
     def __init__(self, scenario: str) -> None:
         self.scenario = scenario
         self.machine = describe_machine()
         self.rows: list[Row] = []
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._progress.add_task(scenario)
-
-    def __enter__(self) -> Report:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def says(self, what: str) -> None:
-        """Show what is being measured now."""
-        self._progress.update(self._task, description=f"{self.scenario}: {what}")
+        """Appended to by the command, in the order of the table."""
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing was lost, doubled or out of order, and something was measured."""
+        """Whether there is a row, and none lost, doubled or disordered an event."""
         return bool(self.rows) and not any(
             row.lost or row.doubled or row.disordered for row in self.rows
         )
 
     @property
     def missed(self) -> list[Row]:
-        """The rows that do not reach their target."""
+        """The rows that miss their target."""
         return [row for row in self.rows if row.is_met is False]
 
     def encode(self) -> bytes:
-        """The report as JSON; the facts of a row are members of it."""
+        """Return the report as JSON; the facts of a row become members of it."""
         rows = []
         for row in self.rows:
             members = msgspec.to_builtins(row)
             facts = members.pop("facts")
             rows.append({**members, "is_met": row.is_met, **facts})
-        return msgspec.json.format(
-            msgspec.json.encode({"scenario": self.scenario, "machine": self.machine, "rows": rows})
-        )
+        return encode_json({"scenario": self.scenario, "machine": self.machine, "rows": rows})
 
     def show(self) -> None:
-        """Print the table, and what it was measured on."""
+        """Print the table and the machine."""
         table = Table(title=f"{self.scenario} (median of the rounds)")
         table.add_column("backend")
         table.add_column("row")
@@ -158,18 +127,17 @@ class Report:
                 f"{row.events_per_second:,.0f}",
                 f"{row.microseconds_per_event:.2f}",
                 "" if row.ratio is None else f"{row.ratio:.2f}",
-                _target(row),
+                _target_text(row),
                 *(count_text(number) for number in (row.lost, row.doubled, row.disordered)),
             )
-        # Not narrower than the table where nobody looks at a terminal.
-        console = Console(width=None if sys.stdout.isatty() else 110)
+        console = make_console(TABLE_COLUMNS)
         console.print(table)
         console.print(machine_text(self.machine), highlight=False)
 
     def finish(self, json_file: Path | None, quick: bool) -> int:
-        """Show the table and write the JSON; the exit code of the run.
+        """Print the table, write the JSON, and return the exit code of the run.
 
-        A quick run measures too little to be held to the targets.
+        A ``quick`` run measures too little to fail because of a missed target.
         """
         self.show()
         if json_file is not None:
@@ -181,38 +149,20 @@ class Report:
         return 0 if self.is_clean and not self.missed else 1
 
 
-def machine_text(machine: Mapping[str, Any]) -> str:
-    """What it was measured on: a line on the machine, and one on what ran there."""
-    servers = {f"{name}-server": version for name, version in machine.get("servers", {}).items()}
-    versions = {**machine["versions"], **servers}
-    web = machine["web_server"]
-    return (
-        f"{machine['cpu_count']} × {machine['cpu']}, {machine['system']}, "
-        f"{machine['python']}, load {machine['load_average']}\n"
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f"; web servers: {web['loop']}, {web['websockets']}"
-    )
-
-
-def count_text(number: int) -> str:
-    """How many events went astray, for a table."""
-    return "0" if number == 0 else f"[bold red]{number:,}[/]"
-
-
-def _target(row: Row) -> str:
+def _target_text(row: Row) -> str:
     if row.target_ratio is not None:
-        wanted, missed = f"≥ {row.target_ratio:g}", f"below target {row.target_ratio:g}"
+        target, missed = f"≥ {row.target_ratio:g}", f"below target {row.target_ratio:g}"
     elif row.target_microseconds is not None:
-        wanted = f"< {row.target_microseconds:g} µs"
+        target = f"< {row.target_microseconds:g} µs"
         missed = f"above target {row.target_microseconds:g} µs"
     else:
         return ""
-    return f"[bold red]{missed}[/]" if row.is_met is False else wanted
+    return f"[bold red]{missed}[/]" if row.is_met is False else target
 
 
 def _missed_text(row: Row) -> str:
     where = f"{row.name} with {row.backend}"
     if row.target_ratio is not None:
-        return f"{where} is at {row.ratio:g} of its yardstick, the target is {row.target_ratio:g}."
-    took, target = row.microseconds_per_event, row.target_microseconds
-    return f"{where} takes {took:g} µs an event, the target is less than {target:g} µs."
+        return f"{where} reaches {row.ratio:g} of its yardstick; the target is {row.target_ratio:g}"
+    actual, target = row.microseconds_per_event, row.target_microseconds
+    return f"{where} takes {actual:g} µs per event; the target is less than {target:g} µs"

@@ -1,4 +1,4 @@
-"""The events that are measured: those of an indexing job, numbered and with their time."""
+"""The events that are measured: those of an indexing job, with a number and a time."""
 
 from __future__ import annotations
 
@@ -12,40 +12,46 @@ from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.job import Job, JobMeta
 
 FIRST_OFFSET = 3
-"""Of the event with number 0: before it, the job has begun."""
+"""Offset of the event with number 0; `begin_job` appends the two before it."""
 
 
-class _Numbered(msgspec.Struct, frozen=True):
+class _Data(msgspec.Struct, frozen=True):
     n: int = -1
     at: int = 0
 
 
-class _Counted(msgspec.Struct, frozen=True):
+class _Progress(msgspec.Struct, frozen=True):
     current: float = -1
 
 
 class _State(msgspec.Struct, frozen=True):
-    progress: _Counted = _Counted()
+    progress: _Progress = _Progress()
 
 
-class Told(msgspec.Struct, frozen=True):
-    """What the census reads of an event: number and progress are -1 where it has none.
+class NumberedEvent(msgspec.Struct, frozen=True):
+    """The members of an event that are measured.
 
-    ``data.at`` is when the publisher was called, in nanoseconds on the clock
-    of `time.monotonic_ns`, which all processes of a machine share.
+    ``data.n`` is the event's number and ``state.progress.current`` its progress, -1 where it
+    has none. ``data.at`` is when the publisher was called, in nanoseconds on the clock of
+    `time.monotonic_ns`, which all processes of a machine share.
     """
 
     offset: int
     terminal: bool = False
-    data: _Numbered = _Numbered()
+    data: _Data = _Data()
     state: _State = _State()
 
 
-read_event = msgspec.json.Decoder(Told).decode
+read_event = msgspec.json.Decoder(NumberedEvent).decode
+
+
+def job_topic(job_id: str) -> str:
+    """Return the topic of a job's events."""
+    return f"job:{job_id}"
 
 
 def begin_job(runtime: Runtime, job_id: str) -> Job:
-    """A running job with a state as applications have it."""
+    """Return a job that has begun, with a state as applications have it."""
     job = Job(runtime, JobMeta(job_id), attempt=1)
     job.progress(17, 40)
     job.set(failed=0)
@@ -53,32 +59,36 @@ def begin_job(runtime: Runtime, job_id: str) -> Job:
     return job
 
 
-def tell(jobs: Sequence[Job], numbers: Iterable[int]) -> None:
+def emit_events(jobs: Sequence[Job], numbers: Iterable[int]) -> None:
     """Emit one event for each number, by each job in turn. Each job numbers its own from 0."""
     for number in numbers:
         turn, place = divmod(number, len(jobs))
         jobs[place].emit("file_completed", file="report.pdf", n=turn, at=time.monotonic_ns())
 
 
-def keep(first: int, end: int, lose: int) -> list[int]:
-    """The numbers from ``first`` up to ``end``; with ``lose``, every so-manieth is left out."""
+def numbers_without(first: int, end: int, lose: int) -> list[int]:
+    """Return the numbers from ``first`` up to ``end``, without every ``lose``-th unless that is 0.
+
+    >>> numbers_without(0, 7, 3)
+    [0, 1, 3, 4, 6]
+    """
     return [number for number in range(first, end) if not lose or number % lose != lose - 1]
 
 
-def share(numbers: int, jobs: int, place: int) -> int:
-    """How many of ``numbers`` the job at ``place`` of ``jobs`` had, taking turns."""
+def job_share(numbers: int, jobs: int, place: int) -> int:
+    """Return how many of ``numbers`` events the job at ``place`` emits if ``jobs`` take turns."""
     return (numbers - place + jobs - 1) // jobs
 
 
 class Template:
-    """The same events without a log: what `tell` makes of one job, member by member."""
+    """Makes events like those of `emit_events` for one job, but without a log."""
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._started_at = now_text()
 
     def event(self, number: int) -> dict[str, object]:
-        """The event with this number, published now."""
+        """Return the event with this number; its times are now."""
         return {
             "offset": FIRST_OFFSET + number,
             "type": "file_completed",
@@ -95,5 +105,5 @@ class Template:
         }
 
     def text(self, number: int) -> str:
-        """`event` as JSON."""
+        """Return `event` as JSON."""
         return msgspec.json.encode(self.event(number)).decode()

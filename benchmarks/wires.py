@@ -1,4 +1,4 @@
-"""What clients say and hear on a WebSocket. Pure: bytes in, values out."""
+"""The protocols that contenders speak on a WebSocket, from the client's side. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -6,46 +6,52 @@ from typing import Protocol
 
 import msgspec
 
-from benchmarks.traffic import Told, read_event
+from benchmarks.traffic import NumberedEvent, read_event
 from semantik_realtime.core.session import SUBPROTOCOL
 
 HEAD_BYTES = 128
+"""How much of a frame is hashed to find it among the known frames."""
 KNOWN_FRAMES = 1024
+"""The most frames that a `Reader` keeps."""
 
 
-class Heard(msgspec.Struct, frozen=True):
-    """What a frame said."""
+class Content(msgspec.Struct, frozen=True):
+    """The content of one frame from a server."""
 
     joined: bool = False
-    """Whether the client follows from now on."""
+    """Whether the client receives the topic's events from now on."""
     reply: bytes | None = None
-    """What to answer."""
+    """The frame to answer with."""
     cursor: str | None = None
     """Where to resume after this frame."""
     offset: int | None = None
-    """Of a sync without events: what follows comes after it."""
-    events: tuple[Told, ...] = ()
+    """The topic's offset, from a sync without events: the next event follows it."""
+    events: tuple[NumberedEvent, ...] = ()
 
 
 class Wire(Protocol):
-    """A protocol on a WebSocket."""
+    """One protocol."""
 
     @property
     def subprotocol(self) -> str | None:
-        """What is asked for in the handshake."""
+        """The WebSocket subprotocol to offer in the handshake."""
 
     def path(self, topic: str) -> str:
-        """Where to connect."""
+        """Return the path to connect to."""
 
-    def greeting(self, topic: str, cursor: str | None) -> bytes | None:
-        """What to say first; None: whoever is connected has joined."""
+    def first_frame(self, topic: str, cursor: str | None) -> bytes | None:
+        """Return the client's first frame; None if connecting is enough to join."""
 
-    def read(self, payload: bytes, topic: str) -> Heard:
-        """What a frame says."""
+    def read(self, payload: bytes, topic: str) -> Content:
+        """Return the content of a frame.
+
+        Raises:
+            msgspec.DecodeError: the frame is not of this protocol.
+        """
 
 
 class _Batch(msgspec.Struct, frozen=True):
-    events: tuple[Told, ...]
+    events: tuple[NumberedEvent, ...]
     cursor: str
 
 
@@ -54,89 +60,90 @@ class _Frame(msgspec.Struct, frozen=True):
     topics: dict[str, _Batch] = {}
     cursor: str | None = None
     offset: int | None = None
-    events: tuple[Told, ...] = ()
+    events: tuple[NumberedEvent, ...] = ()
 
 
 _decode_frame = msgspec.json.Decoder(_Frame).decode
-_decode_emitted = msgspec.json.Decoder(tuple[str, Told]).decode
+_decode_emitted = msgspec.json.Decoder(tuple[str, NumberedEvent]).decode
 
 
 class NativeWire:
-    """Ours, v1."""
+    """The wire `v1` of this project."""
 
     subprotocol: str | None = SUBPROTOCOL
 
     def path(self, topic: str) -> str:
         return "/realtime/ws"
 
-    def greeting(self, topic: str, cursor: str | None) -> bytes:
+    def first_frame(self, topic: str, cursor: str | None) -> bytes:
         return msgspec.json.encode({"op": "subscribe", "topics": {topic: cursor}})
 
-    def read(self, payload: bytes, topic: str) -> Heard:
+    def read(self, payload: bytes, topic: str) -> Content:
         frame = _decode_frame(payload)
         if frame.op == "sync":
             offset = None if frame.events else frame.offset
-            return Heard(True, None, frame.cursor, offset, frame.events)
+            return Content(True, None, frame.cursor, offset, frame.events)
         batch = frame.topics.get(topic) if frame.op == "events" else None
-        return Heard() if batch is None else Heard(cursor=batch.cursor, events=batch.events)
+        return Content() if batch is None else Content(cursor=batch.cursor, events=batch.events)
 
 
 class SocketIoWire:
-    """Socket.IO 5 over Engine.IO 4, straight on a WebSocket. The client asks for a room."""
+    """Socket.IO 5 over Engine.IO 4, without HTTP polling first. The client joins a room."""
 
     subprotocol: str | None = None
 
     def path(self, topic: str) -> str:
         return "/socket.io/?EIO=4&transport=websocket"
 
-    def greeting(self, topic: str, cursor: str | None) -> bytes:
+    def first_frame(self, topic: str, cursor: str | None) -> bytes:
         return b"40"
 
-    def read(self, payload: bytes, topic: str) -> Heard:
+    def read(self, payload: bytes, topic: str) -> Content:
         if payload.startswith(b"42"):
-            return Heard(events=(_decode_emitted(payload[2:])[1],))
+            return Content(events=(_decode_emitted(payload[2:])[1],))
         if payload.startswith(b"40"):
-            return Heard(reply=b"420" + msgspec.json.encode(["watch", topic]))
+            return Content(reply=b"420" + msgspec.json.encode(["watch", topic]))
         if payload == b"2":
-            return Heard(reply=b"3")
-        return Heard(joined=payload.startswith(b"430"))
+            return Content(reply=b"3")
+        return Content(joined=payload.startswith(b"430"))
 
 
 class BareWire:
-    """The event as it was published, one a frame; connecting to a topic's path is joining."""
+    """One event per frame, as it was published. Connecting to a topic's path joins it."""
 
     subprotocol: str | None = None
 
     def path(self, topic: str) -> str:
         return f"/watch/{topic}"
 
-    def greeting(self, topic: str, cursor: str | None) -> None:
+    def first_frame(self, topic: str, cursor: str | None) -> None:
         return None
 
-    def read(self, payload: bytes, topic: str) -> Heard:
-        return Heard(events=(read_event(payload),))
+    def read(self, payload: bytes, topic: str) -> Content:
+        return Content(events=(read_event(payload),))
 
 
 class Reader:
-    """Reads frames of which most come to many sockets: each is decoded once.
+    """Reads the frames of many sockets, and decodes a frame that all of them receive only once.
 
-    A frame counts as known only if every byte of it is.
+    A frame is known only if all its bytes are.
     """
 
     def __init__(self, wire: Wire, topic: str) -> None:
         self._wire = wire
         self._topic = topic
-        self._known: dict[bytes, tuple[bytes, Heard]] = {}
+        self._known: dict[bytes, tuple[bytes, Content]] = {}
+        """Frames by their first `HEAD_BYTES`; cleared when there are `KNOWN_FRAMES`."""
 
-    def read(self, payload: bytes) -> Heard:
-        """What the frame says."""
-        # Hashing some 60 kB takes longer than comparing them, so only the head is hashed.
+    def read(self, payload: bytes) -> Content:
+        """Return the content of the frame."""
+        # To hash some 60 kB takes longer than to compare them, so only the head is hashed.
         head = payload[:HEAD_BYTES]
         known = self._known.get(head)
         if known is not None and known[0] == payload:
             return known[1]
-        heard = self._wire.read(payload, self._topic)
+        content = self._wire.read(payload, self._topic)
         if len(self._known) >= KNOWN_FRAMES:
             self._known.clear()
-        self._known[head] = payload, heard
-        return heard
+        self._known[head] = payload, content
+        return content

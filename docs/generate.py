@@ -1,4 +1,4 @@
-"""Writes what the documentation says about settings, from the settings themselves.
+"""Write docs/configuration.md and .env.example from the fields of ``Settings``.
 
 Run it after a change of ``semantik_realtime/config.py``::
 
@@ -29,17 +29,18 @@ HEAD = """\
 
 <!-- Written by docs/generate.py from semantik_realtime/config.py. Do not edit. -->
 
-Every setting is an environment variable, and may be given in code too:
+Every setting is an environment variable, and also an argument:
 `Settings(backend="memory", retention_events=200)`. A wrong value is refused at start with a
-message that names it. [`.env.example`](../.env.example) has all of them with their defaults.
+message that names the variable. [`.env.example`](../.env.example) lists all settings with their
+defaults.
 
-What only the NATS backend reads, `SEMANTIK_REALTIME_NATS_*`, is in
+The settings of the NATS backend, `SEMANTIK_REALTIME_NATS_*`, are in
 [its README](../plugins/semantik-realtime-nats/README.md#settings).
 """
 
 
 def variables(name: str, field: FieldInfo) -> list[str]:
-    """The environment variables of a setting, the one that wins first."""
+    """Return the environment variables of a setting, in the order of precedence."""
     alias = field.validation_alias
     if alias is None:
         return [PREFIX + name.upper()]
@@ -47,7 +48,7 @@ def variables(name: str, field: FieldInfo) -> list[str]:
 
 
 def default_text(field: FieldInfo) -> str:
-    """A default as it would be written in the environment; empty for none."""
+    """Return a default as an environment variable would have it; empty if there is none."""
     value = field.default
     if value is None or isinstance(value, SecretStr):
         return ""
@@ -59,7 +60,7 @@ def default_text(field: FieldInfo) -> str:
 
 
 def configuration() -> str:
-    """The text of configuration.md."""
+    """Return the text of configuration.md."""
     parts = [HEAD]
     for name, field in Settings.model_fields.items():
         if name in GROUPS:
@@ -74,10 +75,10 @@ def configuration() -> str:
 
 
 def example() -> str:
-    """The text of .env.example: every setting, switched off, with its default."""
+    """Return the text of .env.example: every setting as a comment, with its default."""
     parts = [
-        "# Copy to .env and set what differs. Shown are the defaults.\n"
-        "# Written by docs/generate.py; docs/configuration.md says the same as a table.\n"
+        "# Copy to .env, and set the values that differ from these defaults.\n"
+        "# Written by docs/generate.py; docs/configuration.md has the same as a table.\n"
     ]
     for name, field in Settings.model_fields.items():
         if name in GROUPS:

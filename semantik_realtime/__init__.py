@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from semantik_realtime.config import Settings as Settings
     from semantik_realtime.hookspecs import hookimpl as hookimpl
     from semantik_realtime.web.realtime import Realtime as Realtime
-    from semantik_realtime.worker.job import job as job
+    from semantik_realtime.worker.current import job as job
     from semantik_realtime.worker.progress import track as track
     from semantik_realtime.worker.tracker import install as install
 
@@ -20,7 +20,7 @@ _HOMES = {
     "Settings": "semantik_realtime.config",
     "hookimpl": "semantik_realtime.hookspecs",
     "install": "semantik_realtime.worker.tracker",
-    "job": "semantik_realtime.worker.job",
+    "job": "semantik_realtime.worker.current",
     "track": "semantik_realtime.worker.progress",
 }
 __all__ = [*sorted(_HOMES), "__version__"]

@@ -1,10 +1,9 @@
-"""Follow a topic from Python, over a real WebSocket, for as long as it takes."""
+"""Follow a topic from Python over a WebSocket, through any number of reconnects."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from websockets.exceptions import (
 )
 from websockets.uri import parse_uri
 
+from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.fold import View
 from semantik_realtime.core.session import SUBPROTOCOL, CloseCode
 from semantik_realtime.core.topic import check_topic
@@ -25,12 +25,13 @@ from semantik_realtime.errors import AccessError, InvalidInput
 
 OPEN_SECONDS = 10.0
 WELCOME_SECONDS = 15.0
-"""Longer than a server waits for a credential, to hear what it says then."""
+"""Longer than the 10 s that a server waits for a credential, so that its close code arrives."""
 FIRST_RETRY_SECONDS = 0.5
-LAST_RETRY_SECONDS = 30.0
+LONGEST_RETRY_SECONDS = 30.0
 MISSED_HEARTBEATS = 2.5
+"""A server that is silent for this many heartbeats counts as gone."""
 
-_FINAL = {
+_FINAL_CLOSE_CODES = {
     CloseCode.TOO_BIG,
     CloseCode.BAD_FRAME,
     CloseCode.UNAUTHENTICATED,
@@ -38,26 +39,26 @@ _FINAL = {
     CloseCode.FORBIDDEN,
     CloseCode.AUTH_TIMEOUT,
 }
-_PASSING = {408, 425, 429}
-"""HTTP statuses below 500 that are over soon."""
+_TEMPORARY_STATUSES = {408, 425, 429}
+"""HTTP statuses below 500 after which a retry can succeed."""
 
 
 class Update(msgspec.Struct, frozen=True):
-    """Something changed.
-
-    ``connection`` is ``live``, ``reconnecting``, or ``degraded`` since
-    ``since`` (RFC 3339): then ``view.states`` has the host's record over what
-    the log has told. ``events`` are what is new, or with ``replayed`` the
-    history that came with a snapshot; ``view`` is always current, the same
-    object every time. ``reason`` says why it is reconnecting, for people.
-    """
+    """A change of the topic or of the connection."""
 
     connection: str
+    """``live``, ``reconnecting``, or ``degraded``: connected, but the server's backend is away.
+    Then ``view.states`` has provisional states from the host's record."""
     view: View
+    """What the client knows of the topic: the same object in every update, always current."""
     events: list[dict[str, Any]] = []
+    """The new events, oldest first."""
     replayed: bool = False
+    """Whether ``events`` is the history of a snapshot, which ``view`` already includes."""
     since: str | None = None
+    """When the backend went away, RFC 3339; None unless ``degraded``."""
     reason: str = ""
+    """Why the client is reconnecting, for people; else empty."""
 
 
 async def watch(
@@ -65,23 +66,28 @@ async def watch(
 ) -> AsyncGenerator[Update]:
     """Follow ``topic`` through the server at ``url`` (``ws://host/realtime/ws``).
 
-    Each event comes once and in order, through any number of reconnects;
-    waits between tries are random and grow to 30 s, without end. Ends when
-    the topic is deleted. Close it with ``aclosing`` to end the connection at
-    once.
+    Yields each event once and in order. After a failure it reconnects, without
+    end, after a random wait of at most 30 s. Ends when the topic is deleted.
+    Wrap it in ``aclosing`` to close the connection when you stop iterating.
+
+    Args:
+        url: Of the server's WebSocket.
+        topic: Name of the topic, for example ``job:42``.
+        token: Sent as bearer token; None: no credential.
+        history: The most events to get with a snapshot, 0 to 1000.
 
     Raises:
-        TopicError: ``topic`` is outside the grammar.
-        InvalidInput: ``url`` is no WebSocket's, or its server has no such one.
-        AccessError: the server refuses the credential or the topic, for good.
+        TopicError: ``topic`` is not a topic name.
+        InvalidInput: ``url`` is not a WebSocket URL, or the server has no WebSocket there.
+        AccessError: The server refuses the credential or the topic for good.
     """
     view = View(check_topic(topic))
     try:
         parse_uri(url)
     except (InvalidURI, ValueError) as error:
-        raise _wrong(url, getattr(error, "msg", str(error))) from None
-    was_there = False
-    tries = 0
+        raise _invalid_url(url, getattr(error, "msg", str(error))) from None
+    was_connected = False
+    backoff = Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, jitter=1.0)
     while True:
         try:
             async with connect(
@@ -93,48 +99,50 @@ async def watch(
                 max_size=None,
             ) as socket:
                 async for update in _follow(socket, view, history):
-                    was_there, tries = True, 0
+                    was_connected = True
+                    backoff.reset()
                     yield update
                 return
         except ConnectionClosed as closed:
             reason = "the connection broke"
             if closed.rcvd is not None:
                 reason = f"{closed.rcvd.reason} ({closed.rcvd.code})"
-                if closed.rcvd.code in _FINAL:
+                if closed.rcvd.code in _FINAL_CLOSE_CODES:
                     raise AccessError(reason) from None
         except InvalidStatus as refused:
             status = refused.response.status_code
             reason = f"the server answered {status} {refused.response.reason_phrase}".rstrip()
             if status in (401, 403):
-                # What servers say of a page that may not connect, and some of a path they lack.
-                raise AccessError(str(_wrong(url, reason))) from None
-            # Where it was served once, a proxy says so while the servers are changed.
-            if status < 500 and status not in _PASSING and not was_there:
-                raise _wrong(url, reason) from None
+                # A refused origin; some servers answer like this for an unknown path too.
+                raise AccessError(str(_invalid_url(url, reason))) from None
+            # After a successful connection the URL is right: a proxy may answer 404 while the
+            # servers behind it restart.
+            if status < 500 and status not in _TEMPORARY_STATUSES and not was_connected:
+                raise _invalid_url(url, reason) from None
         except InvalidURI as error:
-            raise _wrong(url, f"the server leads elsewhere, and there {error.msg}") from None
+            raise _invalid_url(
+                url, f"the server redirects to an invalid URL: {error.msg}"
+            ) from None
         except (OSError, WebSocketException) as error:
             reason = str(error) or "no answer in time"
         view.synced = False
         yield Update("reconnecting", view, reason=reason)
-        tries += 1
-        longest = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(tries, 10))
-        await asyncio.sleep(random.uniform(0, longest))  # noqa: S311
+        await asyncio.sleep(backoff.next_seconds())
 
 
-def _wrong(url: str, reason: str) -> InvalidInput:
-    # Without the query, where a credential may be.
+def _invalid_url(url: str, reason: str) -> InvalidInput:
+    # The query is left out: it may have a credential.
     shown = url.partition("?")[0]
-    return InvalidInput(f"{shown}: {reason}; expected is ws://host:port/realtime/ws or wss://…")
+    return InvalidInput(f"{shown}: {reason}; expected: ws://host:port/realtime/ws or wss://…")
 
 
 async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIterator[Update]:
-    """One connection's worth; returns when the topic is gone."""
+    """Yield the updates of one connection; return when the topic is deleted."""
     silence_seconds = WELCOME_SECONDS
-    link, since = "live", None
+    connection, since = "live", None
 
     def update(events: list[dict[str, Any]], replayed: bool = False) -> Update:
-        return Update(link, view, events, replayed, since)
+        return Update(connection, view, events, replayed, since)
 
     while True:
         async with asyncio.timeout(silence_seconds):
@@ -160,13 +168,13 @@ async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIt
                 if view.behind(frame["topics"][view.topic]):
                     await _subscribe(socket, view, history)
             case "degraded":
-                link, since = "degraded", frame["since"]
+                connection, since = "degraded", frame["since"]
                 yield update([])
             case "provisional" if frame["topic"] == view.topic:
                 if view.provisional(frame["states"]):
                     yield update([])
             case "restored":
-                link, since = "live", None
+                connection, since = "live", None
                 view.restored()
                 yield update([])
             case "denied" if frame["topic"] == view.topic:

@@ -1,4 +1,4 @@
-"""Settings, from the environment or by hand. Every field names its unit."""
+"""The settings, from environment variables and keywords. Every number names its unit."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from semantik_realtime.errors import ConfigError
 
 PREFIX = "SEMANTIK_REALTIME_"
 DEVELOPMENT = frozenset({"dev", "development", "local", "test", "testing"})
+"""Values of ``environment``, in lower case, that allow ``disable_auth``."""
 
 
 def split_list(value: object) -> object:
-    """Items of a setting that may be written with commas.
+    """Return the items of a text with commas; any other value as it is.
 
     >>> split_list("HS256, RS256")
     ['HS256', 'RS256']
@@ -34,15 +35,15 @@ def split_list(value: object) -> object:
 
 
 UnsetIfEmpty = BeforeValidator(lambda value: value or None)
-"""Compose files pass variables on that are set to nothing."""
+"""An empty variable counts as unset, because Compose files pass on variables that are not set."""
 Names = Annotated[list[str], NoDecode, BeforeValidator(split_list)]
 
 
 class Settings(BaseSettings):
-    """All settings.
+    """All settings. Frozen.
 
-    Each is read from ``SEMANTIK_REALTIME_<NAME>`` unless its description names
-    further variables, and may be given by keyword.
+    Each is read from ``SEMANTIK_REALTIME_<NAME>`` and from the further
+    variables that its description names; a keyword comes before them.
     """
 
     model_config = SettingsConfigDict(
@@ -54,46 +55,60 @@ class Settings(BaseSettings):
         None,
         validation_alias=AliasChoices(PREFIX + "URL", "REDIS_URL"),
         repr=False,
-        description="Where the backend's server is; also read from REDIS_URL.",
+        description="URL of the backend's server; also read from REDIS_URL.",
     )
     prefix: str = Field(
-        "semantik", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Begins every key of ours."
+        "semantik",
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="The first part of every key in the backend.",
     )
     retention_events: int = Field(
-        RETENTION_EVENTS, ge=1, le=1_000_000, description="Events kept a topic."
+        RETENTION_EVENTS, ge=1, le=1_000_000, description="Events that a topic's log keeps."
     )
     retention_seconds: float = Field(
-        86_400, gt=0, description="How long a topic lives after its last append."
+        86_400, gt=0, description="Seconds that a topic is kept after its last event."
     )
     grace_seconds: float = Field(
-        3600, gt=0, description="How long a job's topic lives after its end."
+        3600, gt=0, description="Seconds that a job's topic is kept after the job has ended."
     )
-    max_keys: int = Field(MAX_KEYS, ge=1, description="States kept a topic; ended ones go first.")
-    max_event_bytes: int = Field(MAX_EVENT_BYTES, ge=256, description="Largest encoded event.")
-    timeout_seconds: float = Field(5.0, gt=0, description="Deadline of one call to the backend.")
+    max_keys: int = Field(
+        MAX_KEYS,
+        ge=1,
+        description="States that a topic keeps; those of ended jobs are dropped first.",
+    )
+    max_event_bytes: int = Field(
+        MAX_EVENT_BYTES, ge=256, description="Largest encoded event, in bytes."
+    )
+    timeout_seconds: float = Field(
+        5.0, gt=0, description="Deadline of one call to the backend, in seconds."
+    )
 
-    mirror: bool = Field(True, description="Whether every Celery task is mirrored.")
-    progress_seconds: float = Field(0.1, ge=0, description="Least time between two progresses.")
+    mirror: bool = Field(True, description="Whether events are emitted for every Celery task.")
+    progress_seconds: float = Field(
+        0.1, ge=0, description="Shortest time between two progress events of a job, in seconds."
+    )
     feed_seconds: float = Field(
-        0.5, ge=0, description="Least time between two progresses of a job in its owner's feed."
+        0.5, ge=0, description="The same in the feed of the job's owner, in seconds."
     )
     flush_seconds: float = Field(
-        2.0, ge=0, description="Longest wait of an ending task for its last event."
+        2.0, ge=0, description="How long a task that ends waits for its last event, in seconds."
     )
-    spool_drafts: int = Field(SPOOL_DRAFTS, ge=1, description="Drafts that may wait in a process.")
-    spool_bytes: int = Field(SPOOL_BYTES, ge=2**16, description="Bytes that may wait in a process.")
+    spool_drafts: int = Field(
+        SPOOL_DRAFTS, ge=1, description="Events that a process keeps while it cannot send them."
+    )
+    spool_bytes: int = Field(SPOOL_BYTES, ge=2**16, description="Most bytes of those events.")
     spool_directory: Annotated[str | None, UnsetIfEmpty] = Field(
         None,
-        description="Where what waits is kept on disk too, until it is sent; unset: memory only.",
+        description="Directory where unsent events are stored too; unset: in memory only.",
     )
     worker_metrics: Annotated[str | None, UnsetIfEmpty] = Field(
         None,
         pattern=r"^\S+:\d{1,5}$",
-        description="Where a worker shows its metrics, host:port, to all who can reach it; "
-        "unset: nowhere.",
+        description="host:port where a worker serves its metrics, without a credential; "
+        "unset: it serves none.",
     )
 
-    path: str = Field("/realtime", pattern=r"^/", description="Where the routes are.")
+    path: str = Field("/realtime", pattern=r"^/", description="Path of the routes.")
     compat_path: str = Field(
         "/ws/jobs/{job_id}",
         pattern=r"^(/.*)?$",
@@ -103,7 +118,7 @@ class Settings(BaseSettings):
     compat_feed_path: str = Field(
         "",
         pattern=r"^(/.*)?$",
-        description="Where the compatibility wire gives users their own feed; empty: nowhere.",
+        description="Path of the compatibility wire for a user's own feed. Empty: not served.",
     )
     jwt_secret: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
         None,
@@ -111,23 +126,24 @@ class Settings(BaseSettings):
         description="Key of HMAC-signed tokens; also read from JWT_SECRET_KEY.",
     )
     jwt_jwks_url: Annotated[str | None, UnsetIfEmpty] = Field(
-        None, description="Where public keys of tokens are."
+        None, description="URL of the public keys that verify tokens."
     )
     jwt_algorithms: Names = Field(
         ["HS256"], description="Accepted algorithms, separated by commas."
     )
-    jwt_audience: str | None = Field(None, description="Expected aud; unset: not checked.")
-    jwt_issuer: str | None = Field(None, description="Expected iss; unset: not checked.")
-    jwt_user_claim: str = Field("sub", description="The claim with the user's id.")
+    jwt_audience: str | None = Field(None, description="Expected claim aud; unset: not checked.")
+    jwt_issuer: str | None = Field(None, description="Expected claim iss; unset: not checked.")
+    jwt_user_claim: str = Field("sub", description="The claim that has the user's id.")
     allowed_origins: Names = Field(
         [],
-        description="Origins of pages that may connect, separated by commas, beside the "
-        "server's own. * allows all.",
+        description="Origins of pages that may connect beside the server's own, separated by "
+        "commas. * allows all.",
     )
     disable_auth: bool = Field(
         False,
         validation_alias=AliasChoices(PREFIX + "DISABLE_AUTH", "DISABLE_AUTH"),
-        description="Everyone may watch everything. For development only; also DISABLE_AUTH.",
+        description="Everyone may watch everything, in development only; also read from "
+        "DISABLE_AUTH.",
     )
     environment: str = Field(
         "production",
@@ -135,48 +151,52 @@ class Settings(BaseSettings):
         description="development, test or production; also read from ENVIRONMENT.",
     )
     max_connections: int = Field(
-        10, ge=1, description="Connections a user may have at once, over all servers."
+        10, ge=1, description="Connections that a user may have at once, over all servers."
     )
-    max_topics: int = Field(MAX_TOPICS, ge=1, description="Topics a connection may watch.")
-    heartbeat_seconds: float = Field(20.0, gt=0, description="Time between two heartbeats.")
-    tops_seconds: float = Field(10.0, gt=0, description="Time between two looks for lost tails.")
+    max_topics: int = Field(MAX_TOPICS, ge=1, description="Topics that a connection may watch.")
+    heartbeat_seconds: float = Field(
+        20.0, gt=0, description="Time between two heartbeats, in seconds."
+    )
+    tops_seconds: float = Field(
+        10.0, gt=0, description="Time between two checks for missed events, in seconds."
+    )
     start_tries: int = Field(
         4,
         ge=1,
-        description="Tries to reach the backend, 1, 2, 4… s apart, before a web server starts "
-        "without it.",
+        description="How often a web server tries to reach the backend, 1, 2, 4… s apart, before "
+        "it starts without it.",
     )
     recall_seconds: float = Field(
         20.0,
         gt=0,
-        description="Time between two looks into the host's record while the backend is away; "
-        "varied by 15 %.",
+        description="Time between two reads of the host's record while the backend is away, in "
+        "seconds; varied by 15 %.",
     )
     degraded_is_ready: bool = Field(
-        True, description="Whether health says ready while the backend is away."
+        True, description="Whether the health route answers ready while the backend is away."
     )
     metrics_token: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
-        None, description="What a scrape of the metrics must bear; unset: nobody gets them."
+        None, description="Bearer token that reads the metrics; unset: nobody can read them."
     )
 
     @property
     def spool_path(self) -> Path | None:
-        """Where the processes of this backend and prefix keep what waits."""
+        """The directory of unsent events for this backend and prefix; None: in memory only."""
         if self.spool_directory is None:
             return None
         return Path(self.spool_directory, f"{self.backend}-{self.prefix}")
 
     @property
     def is_development(self) -> bool:
-        """Whether the environment says that this is nobody's real data."""
+        """Whether ``environment`` is one of `DEVELOPMENT`."""
         return self.environment.lower() in DEVELOPMENT
 
 
 def load_settings(**given: object) -> Settings:
-    """Settings from the environment, ``given`` first.
+    """Return the settings: keywords first, then environment variables, then defaults.
 
     Raises:
-        ConfigError: naming every wrong variable and what is wrong with it.
+        ConfigError: the message names every wrong variable and its fault.
     """
     try:
         return Settings(**given)  # type: ignore[arg-type]
@@ -184,10 +204,10 @@ def load_settings(**given: object) -> Settings:
         faults = "; ".join(
             f"{_variable(str(fault['loc'][0]))}: {fault['msg']}" for fault in error.errors()
         )
-        # Not from the error: it shows the values, and one of them may be a secret.
+        # Not chained: pydantic's error shows the values, and one of them may be a secret.
         raise ConfigError(f"wrong settings: {faults}") from None
 
 
 def _variable(place: str) -> str:
-    # A field with further variables is reported by the first of them, others by their name.
+    # pydantic reports a field with aliases by the first of them, and others by their name.
     return place if place.startswith(PREFIX) else PREFIX + place.upper()

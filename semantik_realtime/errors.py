@@ -1,55 +1,51 @@
-"""Everything that can go wrong, split by what a caller can do about it.
+"""The exceptions of this package, split by what a caller can do about them.
 
 ::
 
     RealtimeError
-    ├── ConfigError            a setting is wrong: change it, restart
-    ├── InvalidInput           the caller's value is wrong: sending it again is useless
+    ├── ConfigError            a setting is wrong: change it and restart
+    ├── InvalidInput           a value is wrong: the same call fails again
     │   ├── TopicError
     │   ├── EventError
     │   └── EventTooBig
-    ├── AccessError            who asks may not
+    ├── AccessError            the user is not known, or not allowed
     └── BackendError
-        ├── BackendUnavailable nothing was written: send it again later
-        ├── AppendUncertain    it may have been written: send the same draft again
-        └── BackendRefused     the server said no for good: rights, memory, version
+        ├── BackendUnavailable nothing was written: make the same call later
+        ├── AppendUncertain    it may have been written: send the same drafts again
+        └── BackendRefused     rights, memory or version: an operator must act first
 
-Each class has a ``code``, stable over releases and used on the wire, and
-``retry_is_safe``: whether the same call can be made again as it was.
+Each error has a ``code`` that is stable over releases and used on the wire.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class RealtimeError(Exception):
-    """Root of the tree."""
+    """The base class of this package's exceptions."""
 
-    code: ClassVar[str] = "error"
-    retry_is_safe: ClassVar[bool] = False
+    code: str = "error"
 
 
 class ConfigError(RealtimeError):
-    """A setting is missing or wrong; the message names it and says what to set."""
+    """A setting is missing or wrong; the message names it and what to set."""
 
     code = "bad_config"
 
 
 class InvalidInput(RealtimeError, ValueError):
-    """A value breaks a rule of the protocol. Nothing was done."""
+    """A value breaks a rule of the protocol. The call had no effect."""
 
     code = "bad_input"
 
 
 class TopicError(InvalidInput):
-    """A topic name is outside the grammar."""
+    """A topic's name is outside the grammar."""
 
     code = "bad_topic"
 
 
 class EventError(InvalidInput):
-    """An event's type, key, state or data cannot be encoded."""
+    """An event's type or key is outside the grammar, or its state or data cannot be encoded."""
 
     code = "bad_event"
 
@@ -61,36 +57,37 @@ class EventTooBig(InvalidInput):
 
 
 class AccessError(RealtimeError):
-    """The credential is missing, wrong or outdated, or the topic is not for this user."""
+    """The credential is missing, wrong or outdated, or the user may not watch the topic.
 
-    code = "forbidden"
+    Args:
+        message: the sentence for the client.
+        code: ``forbidden``, ``unauthenticated`` or ``expired``, for the wire.
+    """
 
     def __init__(self, message: str, code: str = "forbidden") -> None:
         super().__init__(message)
-        self.reason = code
+        self.code = code
 
 
 class BackendError(RealtimeError):
-    """The backend did not do what was asked."""
+    """A call to the backend failed."""
 
     code = "backend_error"
 
 
 class BackendUnavailable(BackendError):
-    """The backend could not be reached. Nothing was written."""
+    """The backend cannot be reached, or cannot write now. Nothing was written."""
 
     code = "backend_unavailable"
-    retry_is_safe = True
 
 
 class AppendUncertain(BackendError):
-    """The drafts may have been appended. Send the same ones again: their fence makes that safe."""
+    """Some drafts may have been appended. Send all of them again; the fence makes that safe."""
 
     code = "append_uncertain"
-    retry_is_safe = True
 
 
 class BackendRefused(BackendError):
-    """The backend answered and said no: wrong password, missing rights, too old a version."""
+    """The server refused the call: wrong password, missing rights, or an old version."""
 
     code = "backend_refused"

@@ -1,7 +1,7 @@
-"""Metrics for Prometheus, and those that every process with a writer has.
+"""Metrics for Prometheus, and those of the emitters, which every process has that writes.
 
-What is counted on a hot path is a plain number. It is carried into a metric
-when somebody looks; where processes share what they count, because
+A hot path counts in a plain number. `Metrics.flush` adds it to the metric at
+each scrape; where processes share their counts, because
 ``PROMETHEUS_MULTIPROC_DIR`` is set, also once a second. Needs prometheus-client.
 """
 
@@ -34,16 +34,21 @@ logger = logging.getLogger(__name__)
 
 NAMESPACE = "semantik_realtime"
 SHARED_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable, prometheus-client's own, that makes processes share their counts."""
 FLUSH_SECONDS = 1.0
+"""How often `MetricsFlusher` flushes."""
 FORK_SECONDS = 0.5
+"""How long a fork waits for a flush to end."""
 
+# Held during a flush, and during a fork.
 _flushing = threading.Lock()
+# Whether the fork that is under way holds `_flushing`.
 _is_held = False
 
 
 def _before_fork() -> None:
-    # A child must not find this locked, nor the lock of prometheus-client, taken under it.
-    # With a limit: nothing that may happen to metrics is worth a fork.
+    # A child must not inherit this lock locked, nor the lock of prometheus-client, which is
+    # acquired under it. With a limit, because metrics must never block a fork.
     global _is_held
     _is_held = _flushing.acquire(timeout=FORK_SECONDS)
 
@@ -64,17 +69,19 @@ os.register_at_fork(
 
 
 class Spread(Protocol):
-    """The counts of a histogram's buckets, not cumulated, and the sum of all values."""
+    """How values are spread over the buckets of a histogram."""
 
     buckets: list[int]
+    """The count of each bucket, not cumulated."""
     sum: float
+    """Of all values."""
 
 
 class Measure(msgspec.Struct, frozen=True):
-    """One metric, and how it is read from a source.
+    """One metric, and how to read it from a source.
 
-    ``read`` returns a number or, with a label, a number for each of its values;
-    for a histogram, which has bounds, a `Spread`.
+    ``read`` returns a number or, with a ``label``, a number for each value of
+    the label; for a histogram, which has ``bounds``, a `Spread`.
     """
 
     type: type[Counter] | type[Gauge] | type[Histogram]
@@ -86,10 +93,10 @@ class Measure(msgspec.Struct, frozen=True):
 
 
 class Metrics:
-    """The ``measures`` of all ``sources``, summed. ``sources`` is called at each update.
+    """The ``measures`` of all ``sources``, summed. ``sources`` is called at each flush.
 
-    A collector for any number of registries. For any thread, and usable after
-    a fork.
+    A collector for any number of registries. Its methods may be called from
+    any thread, also after a fork.
 
     Raises:
         OSError: the directory that processes share cannot be written.
@@ -98,8 +105,9 @@ class Metrics:
     def __init__(self, measures: Sequence[Measure], sources: Callable[[], Iterable[Any]]) -> None:
         self._sources = sources
         self._metrics = [(measure, _metric(measure)) for measure in measures]
-        # The counts of each source that the metrics include already.
+        # The counts of each source that the metrics include already. Written by `flush`.
         self._known: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+        # The process whose counts `_known` has.
         self._pid = os.getpid()
         # Whether `flush_quietly` has failed before.
         self._has_failed = False
@@ -114,7 +122,7 @@ class Metrics:
         """Bring the metrics up to date with their sources."""
         with _flushing:
             if self._pid != os.getpid():
-                # Counts begin anew in a forked process.
+                # A forked process counts from zero again.
                 self._pid = os.getpid()
                 self._known.clear()
             sources = list(self._sources())
@@ -140,15 +148,15 @@ class Metrics:
 
 
 class _Buckets(Histogram):
-    """A histogram of values that were sorted into buckets elsewhere."""
+    """A histogram of values that the source has sorted into buckets."""
 
     def add(self, spread: Spread, known: dict[Any, Any]) -> None:
-        before = known.get(self._name, ([0] * len(spread.buckets), 0.0))
+        known_counts, known_sum = known.get(self._name, ([0] * len(spread.buckets), 0.0))
         counts, total = list(spread.buckets), spread.sum
-        for bucket, count, had in zip(self._buckets, counts, before[0], strict=True):
-            if count > had:
-                bucket.inc(count - had)
-        self._sum.inc(total - before[1])
+        for bucket, count, known_count in zip(self._buckets, counts, known_counts, strict=True):
+            if count > known_count:
+                bucket.inc(count - known_count)
+        self._sum.inc(total - known_sum)
         known[self._name] = counts, total
 
 
@@ -235,10 +243,10 @@ def is_shared() -> bool:
 def register(
     metrics: Iterable[Metrics], registry: CollectorRegistry | None = None
 ) -> CollectorRegistry:
-    """Add ``metrics`` to ``registry``, or to a new one; return the registry to be shown.
+    """Add ``metrics`` to ``registry``, or to a new one; return the registry to serve.
 
-    Where the processes share their counts that is a registry of its own, which
-    shows everything that they count with prometheus-client.
+    Where the processes share their counts that is another registry, which has
+    everything that they count with prometheus-client.
 
     Raises:
         ValueError: the registry has these metrics already.
@@ -248,13 +256,13 @@ def register(
         shared.register(_AllProcesses())
         return shared
     registry = registry or CollectorRegistry()
-    for each in metrics:
-        registry.register(each)
+    for one in metrics:
+        registry.register(one)
     return registry
 
 
 class _AllProcesses:
-    """The counts of all processes, and the gauges of the living ones."""
+    """The counts of all processes, ended ones included, and the gauges of those that run."""
 
     def collect(self) -> Iterable[Metric]:
         for file in Path(os.environ[SHARED_DIRECTORY]).glob("gauge_live*.db"):
@@ -299,12 +307,12 @@ class MetricsFlusher:
 
 
 def serve(address: str, registry: CollectorRegistry) -> None:
-    """Serve ``registry`` at ``address`` (host:port), from a thread. There is no authentication.
+    """Serve ``registry`` at ``address`` (host:port), from a thread, without authentication.
 
     Raises:
         OSError: the address is not available.
     """
     host, _, port = address.rpartition(":")
     server, _ = start_http_server(int(port), host.strip("[]"), registry)
-    # A child that kept the socket open would block the port for the next worker.
+    # A child that kept the socket open would block the port for the worker's successor.
     os.register_at_fork(after_in_child=server.socket.close)

@@ -1,4 +1,4 @@
-"""broadcaster over Redis: one subscription a process and topic, one queue a socket."""
+"""broadcaster over Redis: one subscription per process and topic, one queue per socket."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from fastapi import FastAPI, WebSocket
 
 from benchmarks.contender import PEER_BROKER
 from benchmarks.contenders.calls import AsyncCalls
-from benchmarks.contenders.sockets import send_until_gone
-from benchmarks.traffic import Template
+from benchmarks.contenders.sockets import send_until_disconnect
+from benchmarks.traffic import Template, job_topic
 from benchmarks.wires import BareWire
 
 
 class Broadcaster:
-    """As in its README, without the half that receives, and with one more subscription.
+    """The example of its README, without receiving from clients, and with one more channel.
 
-    broadcaster 0.3.1 lets its listener look for a subscription before redis-py 8
-    has made it; then the listener sleeps until a further channel is subscribed,
-    and everything is lost. So one is subscribed beforehand.
+    In broadcaster 0.3.1 the listener looks for a subscription before redis-py 8 has made it,
+    then sleeps until another channel is subscribed, and every event until then is lost. So a
+    channel is subscribed before the first client connects.
     """
 
     name = "broadcaster"
@@ -33,7 +33,7 @@ class Broadcaster:
 
         @asynccontextmanager
         async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-            async with broadcast, broadcast.subscribe(channel="beforehand"):
+            async with broadcast, broadcast.subscribe(channel="unused"):
                 yield
 
         app = FastAPI(lifespan=lifespan)
@@ -46,13 +46,13 @@ class Broadcaster:
         async def watch(websocket: WebSocket, topic: str) -> None:
             async with broadcast.subscribe(channel=topic) as subscriber:
                 await websocket.accept()
-                await send_until_gone(websocket, send(websocket, subscriber))
+                await send_until_disconnect(websocket, send(websocket, subscriber))
 
         return app
 
     def publisher(self, url: str, job_id: str) -> AsyncCalls:
         broadcast = Broadcast(url)
-        template, topic = Template(job_id), f"job:{job_id}"
+        template, topic = Template(job_id), job_topic(job_id)
         return AsyncCalls(
             lambda number: broadcast.publish(topic, template.text(number)),
             start=broadcast.connect,

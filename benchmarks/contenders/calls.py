@@ -1,6 +1,6 @@
-"""Publishing by one call an event, each awaited: how the peers do it.
+"""Publishers that make one call per event and wait for it, as the peers' do.
 
-Each begins with an event that nobody awaits, so that its connection is there.
+Each publishes one event when it is made, which opens its connection and is not counted.
 """
 
 from __future__ import annotations
@@ -8,19 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-BEFORE = -1
-"""A number that is not counted."""
+UNCOUNTED = -1
+"""The number of that event."""
 
 
 class SyncCalls:
-    """``publish(number)`` for each event."""
+    """Calls ``publish(number)`` for each event."""
 
     def __init__(self, publish: Callable[[int], object], close: Callable[[], object]) -> None:
         self._publish = publish
         self._close = close
-        self.tell([BEFORE])
+        self.publish([UNCOUNTED])
 
-    def tell(self, numbers: Sequence[int]) -> None:
+    def publish(self, numbers: Sequence[int]) -> None:
         for number in numbers:
             self._publish(number)
 
@@ -32,7 +32,7 @@ class SyncCalls:
 
 
 class AsyncCalls:
-    """``await publish(number)`` for each event, on one event loop."""
+    """Awaits ``publish(number)`` for each event, on one event loop."""
 
     def __init__(
         self,
@@ -45,24 +45,24 @@ class AsyncCalls:
         self._close = close
         self._runner = asyncio.Runner()
         if start is not None:
-            self._runner.run(_wait_for(start))
-        self.tell([BEFORE])
+            self._runner.run(_await(start))
+        self.publish([UNCOUNTED])
 
-    def tell(self, numbers: Sequence[int]) -> None:
-        self._runner.run(self._tell(numbers))
+    def publish(self, numbers: Sequence[int]) -> None:
+        self._runner.run(self._publish_all(numbers))
 
     def flush(self) -> None:
         pass
 
     def close(self) -> None:
         if self._close is not None:
-            self._runner.run(_wait_for(self._close))
+            self._runner.run(_await(self._close))
         self._runner.close()
 
-    async def _tell(self, numbers: Sequence[int]) -> None:
+    async def _publish_all(self, numbers: Sequence[int]) -> None:
         for number in numbers:
             await self._publish(number)
 
 
-async def _wait_for(call: Callable[[], Awaitable[object]]) -> None:
+async def _await(call: Callable[[], Awaitable[object]]) -> None:
     await call()

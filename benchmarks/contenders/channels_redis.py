@@ -1,4 +1,4 @@
-"""Django Channels with channels_redis: a consumer in a group, sent to from another process."""
+"""Django Channels with channels_redis: consumers in a group that another process sends to."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from django.urls import path
 
 from benchmarks.contender import MAX_CONNECTIONS, PEER_BROKER
 from benchmarks.contenders.calls import AsyncCalls
-from benchmarks.traffic import Template
+from benchmarks.traffic import Template, job_topic
 from benchmarks.wires import BareWire
 
 
-class Watching(AsyncWebsocketConsumer):  # type: ignore[misc]
-    """Hands the group's messages to its socket."""
+class Consumer(AsyncWebsocketConsumer):  # type: ignore[misc]
+    """Sends the group's messages to its socket."""
 
     async def connect(self) -> None:
-        self.group = group_of(self.scope["url_route"]["kwargs"]["topic"])
+        self.group = group_name(self.scope["url_route"]["kwargs"]["topic"])
         await self.channel_layer.group_add(self.group, self.channel_name)
         await self.accept()
 
@@ -33,7 +33,7 @@ class Watching(AsyncWebsocketConsumer):  # type: ignore[misc]
 
 
 class Channels:
-    """The default Redis layer, which holds 100 messages a channel by default."""
+    """The default Redis layer, which holds 100 messages per channel by default."""
 
     name = "channels"
     broker = PEER_BROKER
@@ -42,13 +42,13 @@ class Channels:
 
     def application(self, url: str | None) -> Any:
         self._configure(url)
-        routes = [path("watch/<str:topic>", Watching.as_asgi())]
+        routes = [path("watch/<str:topic>", Consumer.as_asgi())]
         return ProtocolTypeRouter({"websocket": URLRouter(routes)})
 
     def publisher(self, url: str, job_id: str) -> AsyncCalls:
         self._configure(url)
         layer = get_channel_layer()
-        template, group = Template(job_id), group_of(f"job:{job_id}")
+        template, group = Template(job_id), group_name(job_topic(job_id))
 
         async def publish(number: int) -> None:
             await layer.group_send(group, {"type": "job.event", "text": template.text(number)})
@@ -56,8 +56,8 @@ class Channels:
         return AsyncCalls(publish)
 
     def _configure(self, url: str | None) -> None:
-        # The layer waits 5 s for a message, and redis-py 8 no longer than that for any answer:
-        # without a timeout of None, a quiet group loses its sockets.
+        # The layer waits 5 s for a message, and redis-py 8 waits 5 s at most for any answer:
+        # unless that timeout is None, a group without messages loses its sockets.
         host = {"address": url, "socket_timeout": None, "max_connections": MAX_CONNECTIONS}
         layer = {"BACKEND": self.layer, "CONFIG": {"hosts": [host]}}
         settings.configure(CHANNEL_LAYERS={"default": layer})
@@ -71,6 +71,6 @@ class ChannelsPubSub(Channels):
     layer = "channels_redis.pubsub.RedisPubSubChannelLayer"
 
 
-def group_of(topic: str) -> str:
-    """A group's name for a topic: colons are not allowed in it."""
+def group_name(topic: str) -> str:
+    """Return the name of a topic's group, which must not contain a colon."""
     return topic.replace(":", ".")

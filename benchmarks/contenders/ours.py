@@ -1,4 +1,4 @@
-"""This project: `Realtime` in FastAPI, published to by a job through the emitter."""
+"""This project: `Realtime` in FastAPI, and a job that publishes through the emitter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from fastapi import FastAPI
 
 from benchmarks.broker import settings_for
-from benchmarks.traffic import begin_job, tell
+from benchmarks.contender import OURS
+from benchmarks.traffic import begin_job, emit_events
 from benchmarks.wires import NativeWire
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
@@ -24,19 +25,19 @@ FLUSH_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Ours:
-    """Default settings, but that everyone may watch and have as many sockets as there are."""
+    """Default settings, except that anyone may watch and open any number of sockets."""
 
     broker: str
-    one_frame_an_event: bool = False
+    one_frame_per_event: bool = False
     """The yardstick of `benchmarks.fanout`."""
 
-    name = "semantik-realtime"
+    name = OURS
     wire = NativeWire()
 
     def application(self, url: str | None) -> Any:
-        if self.one_frame_an_event:
+        if self.one_frame_per_event:
             module: Any = websocket
-            module.NativeWire = OneFrameAnEvent
+            module.NativeWire = OneFramePerEvent
         settings = settings_for(
             self.broker,
             url,
@@ -51,20 +52,20 @@ class Ours:
     def publisher(self, url: str, job_id: str) -> JobPublisher:
         return JobPublisher(Runtime(settings_for(self.broker, url)), job_id)
 
-    def publisher_inside(self, application: Any, job_id: str) -> JobPublisher:
+    def local_publisher(self, application: Any, job_id: str) -> JobPublisher:
         return JobPublisher(application.state.realtime, job_id)
 
 
 class JobPublisher:
-    """A job that tells its events."""
+    """Publishes by one job that emits every event."""
 
     def __init__(self, runtime: Runtime, job_id: str) -> None:
         self._runtime = runtime
         self._job = begin_job(runtime, job_id)
         self.flush()
 
-    def tell(self, numbers: Sequence[int]) -> None:
-        tell([self._job], numbers)
+    def publish(self, numbers: Sequence[int]) -> None:
+        emit_events([self._job], numbers)
 
     def flush(self) -> None:
         self._runtime.emitter.flush(FLUSH_SECONDS)
@@ -73,8 +74,8 @@ class JobPublisher:
         self._runtime.close()
 
 
-class OneFrameAnEvent(native.NativeWire):
-    """The same wire, but each event is encoded and sent by itself."""
+class OneFramePerEvent(native.NativeWire):
+    """The same wire, but each event is encoded and sent in its own frame."""
 
     def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
         return [

@@ -1,4 +1,4 @@
-"""What is often written first: every socket has a pub/sub connection of its own."""
+"""The usual first attempt: a pub/sub connection to Redis for every socket."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from redis.asyncio.client import PubSub
 
 from benchmarks.contender import MAX_CONNECTIONS, PEER_BROKER
 from benchmarks.contenders.calls import SyncCalls
-from benchmarks.contenders.sockets import send_until_gone
-from benchmarks.traffic import Template
+from benchmarks.contenders.sockets import send_until_disconnect
+from benchmarks.traffic import Template, job_topic
 from benchmarks.wires import BareWire
 
 SUBSCRIBE_SECONDS = 10.0
 
 
-class PubSubASocket:
+class PubSubPerSocket:
     """redis-py and FastAPI, without a library between them."""
 
-    name = "pub/sub connection a socket"
+    name = "pub/sub connection per socket"
     broker = PEER_BROKER
     wire = BareWire()
 
@@ -37,16 +37,16 @@ class PubSubASocket:
         async def watch(websocket: WebSocket, topic: str) -> None:
             async with client.pubsub() as pubsub:
                 await pubsub.subscribe(topic)
-                # Its first message says that it is subscribed.
+                # The first message confirms the subscription.
                 await pubsub.get_message(timeout=SUBSCRIBE_SECONDS)
                 await websocket.accept()
-                await send_until_gone(websocket, send(websocket, pubsub))
+                await send_until_disconnect(websocket, send(websocket, pubsub))
 
         return app
 
     def publisher(self, url: str, job_id: str) -> SyncCalls:
         client = redis.Redis.from_url(url)
-        template, topic = Template(job_id), f"job:{job_id}"
+        template, topic = Template(job_id), job_topic(job_id)
         return SyncCalls(
             lambda number: client.publish(topic, template.text(number)),
             client.close,

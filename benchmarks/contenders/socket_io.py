@@ -1,4 +1,4 @@
-"""python-socketio: an ASGI server with a Redis manager, emitted to from another process."""
+"""python-socketio: an ASGI server with a Redis manager, to which another process emits."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import socketio
 
 from benchmarks.contender import PEER_BROKER
 from benchmarks.contenders.calls import SyncCalls
-from benchmarks.traffic import Template
+from benchmarks.traffic import Template, job_topic
 from benchmarks.wires import SocketIoWire
 
 
 class SocketIo:
-    """Rooms, and a write-only manager outside, as for a Celery task."""
+    """A room per topic, and a write-only manager in the publisher, as for a Celery task."""
 
     name = "python-socketio"
     broker = PEER_BROKER
@@ -32,7 +32,7 @@ class SocketIo:
 
     def publisher(self, url: str, job_id: str) -> SyncCalls:
         manager = socketio.RedisManager(url, write_only=True)
-        template, room = Template(job_id), f"job:{job_id}"
+        template, room = Template(job_id), job_topic(job_id)
         return SyncCalls(
             lambda number: manager.emit("event", template.event(number), room=room),
             lambda: manager.redis.close(),

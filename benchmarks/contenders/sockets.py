@@ -1,4 +1,4 @@
-"""A socket's endpoint that sends, and ends with its client."""
+"""A WebSocket endpoint that sends until its client disconnects."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from fastapi import WebSocket
 
 
-async def send_until_gone(websocket: WebSocket, sending: Coroutine[Any, Any, None]) -> None:
-    """Run ``sending`` for as long as the client is there."""
+async def send_until_disconnect(websocket: WebSocket, sending: Coroutine[Any, Any, None]) -> None:
+    """Run ``sending`` until the client disconnects, then cancel it."""
     sender = asyncio.create_task(sending)
     try:
         while (await websocket.receive())["type"] != "websocket.disconnect":

@@ -1,12 +1,18 @@
-"""The one place of a process that knows whether its backend answers.
+"""The one object of a process that knows whether its backend answers.
 
-`GuardedBackend` has the hooks of a backend and adds deadlines to its reads and
-a circuit breaker to each direction, because a server that is full, or a
-replica, may answer reads and refuse writes. While a breaker is open, calls fail
-at once. Only the prober calls through: in a web process that is `probe`, which
-`semantik_realtime.web.outage` calls; in a worker it is the emitter, whose
-retries are the probe. Emitter, hub, tracker and routes ask this object or
-listen to it, and keep no opinion of their own.
+`GuardedBackend` wraps a backend. It gives `snapshot`, `tops` and `status` a
+deadline, and has a circuit breaker for reads and one for writes, because a
+server whose memory is full, or a replica, answers reads and refuses writes. A
+failed call opens a breaker. While it is open, further calls fail
+without reaching the server, except for a few that find out whether it is back:
+
+- In a web process that is `probe`, called by `semantik_realtime.web.outage`.
+- In a process that never calls `probe`, such as a Celery worker, `publish` is
+  never refused, because the emitter's retries are the probe. Of the other calls
+  one in `RETRY_SECONDS` is let through.
+
+Emitter, hub, tracker and routes ask this object or listen to it. None of them
+keeps a record of its own of whether the backend is up.
 """
 
 from __future__ import annotations
@@ -26,103 +32,121 @@ from semantik_realtime.hookspecs import Backend, Sink, Snapshot, Status, Top
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
-"""How often a call is let through an open breaker where nobody probes."""
+"""Between two calls that are let through an open breaker, in a process that does not probe."""
+
 HANG_SECONDS = 1.0
-"""A write without an answer for so long counts as failing."""
+"""After so long without a reply a running `publish` makes `fails_writes` and `is_away` true."""
+
 PROBE_TOPIC = "probe:0"
-PROBE_SECONDS = 10.0
-"""How long the lease lasts that a probe of writing takes."""
+"""The topic that a probe reads and subscribes. Nothing is ever appended to it."""
+
+PROBE_LEASE_SECONDS = 10.0
+"""Duration of the lease by which a probe finds out whether writes are accepted."""
 
 Result = TypeVar("Result")
-Listener = Callable[[object], object]
+Listener = Callable[[BackendError], object]
 
 
 class GuardedBackend:
     """A backend with deadlines and circuit breakers. It is a `Backend` itself.
 
-    Writes may be called from any thread, reads on the loop that called `open`.
+    The writes `publish`, `claim`, `delete`, `lease` and `release` block, and may
+    be called from any thread. The coroutines belong to the loop on which `open`
+    was awaited. The properties may be read in any thread, except `is_open`.
 
     Args:
-        backend: the backend, with the plugins that wrap it.
-        timeout_seconds: deadline of `snapshot`, `tops` and `status`. The other
-            calls have a deadline of the backend's own.
+        backend: the configured backend, or `bind_hooks` of it and its plugins.
+        timeout_seconds: deadline of `snapshot`, `tops` and `status`. A backend
+            has deadlines of its own for the other calls (about 5 s).
     """
 
     def __init__(self, backend: Backend, timeout_seconds: float) -> None:
         self._backend = backend
         self._timeout_seconds = timeout_seconds
-        # Names this process among those that probe writing.
+        # Holds this process's own probe lease. After a fork the child may share it: a lease that
+        # is held already is renewed, which proves as much.
         self._holder = secrets.token_hex(6)
-        # Called with the error when a breaker opens; added by `listen`, never removed.
+        # Called with the error when a breaker opens. Added by `listen`, never removed: the one
+        # listener lives as long as this object.
         self._listeners: list[Listener] = []
-        # The loop that `open` was called on; None while closed.
+        # The loop on which `open` was awaited; None while closed.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reset()
 
     def _reset(self) -> None:
         self._reads = CircuitBreaker(RETRY_SECONDS)
         self._writes = CircuitBreaker(RETRY_SECONDS)
-        # Whether `probe` is in use: then it alone calls through an open breaker.
+        # Claims wait in the threads of tasks. After a failed one the next tasks do not wait, also
+        # where every publish succeeds (a right that is missing), and closes the other breaker.
+        self._claims = CircuitBreaker(RETRY_SECONDS)
+        # Whether `probe` was called since the last reset. From then on nothing else is let through
+        # an open breaker.
         self._is_probed = False
-        # When each `publish` began that has no answer yet.
+        # The monotonic time at which each running `publish` began, by an object of its own.
         self._publishing: dict[object, float] = {}
 
     @property
     def is_away(self) -> bool:
-        """Whether the last read or write failed, or a `publish` hangs (`HANG_SECONDS`)."""
+        """Whether a breaker is open, or a `publish` hangs (`HANG_SECONDS`)."""
         return self._reads.is_open or self.fails_writes
 
     @property
     def fails_writes(self) -> bool:
-        """Whether the last write failed, or a `publish` hangs (`HANG_SECONDS`)."""
+        """Whether the breaker of writes is open, or a `publish` hangs (`HANG_SECONDS`)."""
         if self._writes.is_open:
             return True
-        if not self._publishing:
-            return False
-        return time.monotonic() - min(list(self._publishing.values())) > HANG_SECONDS
+        # A copy: another thread's `publish` may begin or end here.
+        began = min(list(self._publishing.values()), default=None)
+        return began is not None and time.monotonic() - began > HANG_SECONDS
 
     @property
     def is_open(self) -> bool:
-        """Whether the running loop may read."""
+        """Whether `open` was awaited on the running loop, so that this coroutine may read."""
         return self._loop is asyncio.get_running_loop()
 
-    def listen(self, failed: Listener) -> None:
-        """Call ``failed`` with the error each time a breaker opens, in the thread of that call.
+    def listen(self, listener: Listener) -> None:
+        """Call ``listener`` with the error each time a breaker opens.
 
-        It must not raise or block.
+        It is called in the thread of the call that failed, before that call
+        raises, and must not block.
         """
-        self._listeners.append(failed)
+        self._listeners.append(listener)
 
     async def probe(self, *, thorough: bool) -> None:
-        """Find out whether the backend answers, through open breakers. It must be open.
+        """Call the server whether or not the breakers are open. Needs `open`.
 
-        Thorough: also whether it accepts a write and a subscription. Once a
-        failure is known, only a thorough probe closes both breakers.
+        A quick probe makes one read. A thorough one also a write and a
+        subscription, so only a thorough one closes the breaker of writes.
 
         Raises:
-            BackendError: it does not.
+            BackendError: one of these calls failed.
         """
         self._is_probed = True
         try:
             await self._read(self._in_time(self._backend.tops([PROBE_TOPIC])))
         except BackendError as error:
-            # A server that does not answer accepts no write either; no caller has to
-            # wait for a deadline to find that out.
+            # A server that does not answer a read accepts no write either. Opening both
+            # breakers saves the next writer from waiting for a deadline.
             self._failed(self._writes, error)
             raise
         if not thorough:
             return
         place = f"{PROBE_TOPIC}:{self._holder}"
         await asyncio.to_thread(
-            self._write, lambda: self._backend.lease(place, self._holder, 1, PROBE_SECONDS)
+            self._write, lambda: self._backend.lease(place, self._holder, 1, PROBE_LEASE_SECONDS)
         )
-        await self._read(self._backend.subscribe(PROBE_TOPIC, _NullSink()))
-        await self._backend.unsubscribe(PROBE_TOPIC)
+        try:
+            await self._read(self._backend.subscribe(PROBE_TOPIC, _NullSink()))
+        finally:
+            # Not by `_read`: its success would close the breaker that a failed subscription opened.
+            await self._backend.unsubscribe(PROBE_TOPIC)
 
     # Writes.
 
     def publish(self, drafts: Sequence[Draft]) -> Sequence[Receipt]:
         if self._is_probed:
+            # While reads fail the probe decides when drafts are sent again: both directions
+            # come back together.
             self._check(self._reads)
             self._check(self._writes)
         call = object()
@@ -130,12 +154,20 @@ class GuardedBackend:
         try:
             return self._write(lambda: self._backend.publish(drafts))
         finally:
-            # Not there any more if a fork came in between.
+            # `close_writer` may have reset it.
             self._publishing.pop(call, None)
 
     def claim(self, topic: str, job: str, token: str) -> int:
         self._check(self._writes)
-        return self._write(lambda: self._backend.claim(topic, job, token))
+        if not self._claims.admits(time.monotonic()):
+            raise BackendUnavailable("the last claim failed")
+        try:
+            attempt = self._write(lambda: self._backend.claim(topic, job, token))
+        except BackendError:
+            self._claims.failed(time.monotonic())
+            raise
+        self._claims.succeeded()
+        return attempt
 
     def delete(self, topic: str) -> bool:
         self._check(self._writes)
@@ -150,14 +182,15 @@ class GuardedBackend:
         return self._write(lambda: self._backend.release(name, holder))
 
     def close_writer(self) -> None:
-        # After a fork the parent may have been changing any of this.
+        # Called after a fork too, where another thread of the parent may have been in the middle
+        # of a change.
         self._reset()
         self._backend.close_writer()
 
     # Reads.
 
     async def open(self) -> None:
-        # Through an open breaker: only the prober opens again.
+        # Through an open breaker: during an outage only the prober calls this.
         await self._read(self._backend.open())
         self._loop = asyncio.get_running_loop()
 
@@ -183,15 +216,15 @@ class GuardedBackend:
     async def status(self) -> Status:
         try:
             return await self._in_time(self._backend.status())
-        except BackendUnavailable as error:
-            return Status("", False, str(error))
+        except BackendError as error:
+            return Status(backend="", reachable=False, server=str(error))
 
     # Inside.
 
     def _check_reading(self) -> None:
-        # Not noted as a failure: that nobody has opened it says nothing of the backend.
+        # This is no failure of the backend, so no breaker opens.
         if not self.is_open:
-            raise BackendUnavailable("the backend is not open")
+            raise BackendUnavailable("the backend is not open on this loop")
         self._check(self._reads)
 
     def _check(self, breaker: CircuitBreaker) -> None:
@@ -217,7 +250,7 @@ class GuardedBackend:
         return result
 
     async def _in_time(self, call: Awaitable[Result]) -> Result:
-        # A client library may retry on its own; the caller waits for one deadline only.
+        # A client library may retry for longer than its own deadline.
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await call
@@ -229,11 +262,14 @@ class GuardedBackend:
     def _failed(self, breaker: CircuitBreaker, error: BackendError) -> None:
         if breaker.failed(time.monotonic()):
             for listener in self._listeners:
-                listener(error)
+                try:
+                    listener(error)
+                except Exception:
+                    logger.exception("guard: listener failed")
 
 
 async def log_warnings(backend: GuardedBackend) -> bool:
-    """Log what the backend's status warns of. Return False if the backend is not reachable."""
+    """Log the warnings of the backend's status. Return False if the backend is not reachable."""
     status = await backend.status()
     if status.reachable:
         for warning in status.warnings:

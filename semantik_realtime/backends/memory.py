@@ -1,4 +1,4 @@
-"""A backend in this process: for development, for tests, and while the broker is away."""
+"""A backend in the memory of one process: for development and tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from semantik_realtime.config import Settings
-from semantik_realtime.core import fence
 from semantik_realtime.core.event import (
     Cursor,
     Draft,
@@ -23,43 +22,53 @@ from semantik_realtime.core.event import (
     link,
     with_offset,
 )
+from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
+from semantik_realtime.core.limits import MAX_PRODUCERS
 from semantik_realtime.core.resume import LogInfo, plan_sync
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
 
-MAX_TOPICS = 10_000
-"""Topics kept, deleted ones too; the one that was quiet for longest goes first."""
-MAX_BYTES = 256 * 2**20
-"""Bytes of the events in logs and states. The topic written to last stays whatever it has: the
-settings bound the size of one."""
-MAX_PRODUCERS = 256
+MAX_LOGS = 10_000
+"""Topics that are kept, deleted ones too; the one that changed longest ago is dropped first."""
+MAX_LOG_BYTES = 256 * 2**20
+"""Bytes of the events in all logs and states. The topic that changed last is never dropped; the
+settings bound its size."""
 
 
 class _Job(msgspec.Struct, frozen=True):
-    """Where a job stands; ``ended_at`` is the offset of its end, 0 while it runs."""
+    """What the fence of a topic knows of one job."""
 
-    standing: fence.AttemptState = fence.AttemptState()
+    state: AttemptState = AttemptState()
     ended_at: int = 0
+    """The offset of its end; 0 while it has not ended."""
     token: str = ""
+    """The token of its newest claim."""
 
 
 class _Log:
-    """One topic."""
+    """One topic. All under the backend's lock."""
 
     def __init__(self, retention_events: int) -> None:
         self.epoch = secrets.token_hex(5)
         self.offset = 0
         self.chain = 0
+        """At ``offset``."""
         self.owner: str | None = None
+        """The owner of the first draft that had one."""
         self.retention_events = retention_events
         self.entries: deque[tuple[Event, str, int]] = deque()
+        """The events that are kept, oldest first, each with its draft's producer and number."""
         self.states: dict[str, bytes] = {}
+        """The last event with a state of each key."""
         self.bytes = 0
-        """Of the events in entries and states."""
+        """Of the events in ``entries`` and ``states``."""
         self.jobs: dict[str, _Job] = {}
-        """Those that changed longest ago come first."""
+        """The one that changed longest ago comes first."""
         self.numbers: OrderedDict[str, int] = OrderedDict()
+        """The last number of each producer; the one that appended longest ago comes first."""
         self.expires_at = 0.0
+        """When the topic is forgotten, on the backend's clock."""
         self.deleted = False
+        """Whether the topic was deleted and refuses drafts until it expires."""
 
     @property
     def cursor(self) -> Cursor:
@@ -67,72 +76,87 @@ class _Log:
 
     @property
     def first(self) -> int:
+        """The offset of the oldest event that is kept."""
         return self.entries[0][0].offset if self.entries else self.offset + 1
 
     def add(self, event: Event, producer: str, number: int) -> None:
-        """Keep an event; the oldest makes room."""
+        """Append an event; drop the oldest if there are too many."""
         self.entries.append((event, producer, number))
         self.bytes += len(event.json)
         if len(self.entries) > self.retention_events:
             self.bytes -= len(self.entries.popleft()[0].json)
 
     def set_state(self, key: str, json: bytes) -> None:
-        """Keep the last event with a state of a key."""
+        """Set the last event with a state of a key."""
         self.drop_state(key)
         self.states[key] = json
         self.bytes += len(json)
 
     def drop_state(self, key: str) -> None:
-        """Forget a key."""
+        """Delete a key."""
         self.bytes -= len(self.states.pop(key, b""))
 
 
 _NEW_JOB = _Job()
+Batch = tuple[str, int, list[Event]]
+"""The epoch, the offset before the first event, and the events."""
 
 
 class MemoryBackend:
-    """The contract within one process. Nothing survives it."""
+    """A `semantik_realtime.hookspecs.Backend` whose topics live and end with this process.
+
+    Args:
+        settings: its limits and times; it has no URL.
+        clock: the time in seconds.
+    """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
+        # Around every read and write of the logs and leases. A sink is scheduled under it too, so
+        # that it receives the events of a topic in the order of the log.
         self._lock = threading.Lock()
+        # The topic that changed longest ago comes first.
         self._logs: OrderedDict[str, _Log] = OrderedDict()
-        """The one that was quiet for longest comes first."""
+        # The sum of the logs' bytes.
         self._bytes = 0
+        # The sink of each subscribed topic; cleared by `close`.
         self._sinks: dict[str, Sink] = {}
+        # For each name the holders of its places, with the time when each place is free again.
         self._leases: dict[str, dict[str, float]] = {}
+        # The loop that `open` was called on, where sinks are called; None while closed.
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @hookimpl
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         receipts: list[Receipt] = []
         with self._lock:
-            batches: dict[str, tuple[str, int, list[Event]]] = {}
+            batches: dict[str, Batch] = {}
             for draft in drafts:
-                log = self._log(draft.topic)
+                log = self._open_log(draft.topic)
                 before, size = log.offset, log.bytes
                 receipt, event = self._append(log, draft)
                 self._bytes += log.bytes - size
                 receipts.append(receipt)
                 if event is not None:
                     batches.setdefault(draft.topic, (log.epoch, before, []))[2].append(event)
-            for topic, (epoch, prev, events) in batches.items():
-                self._tell(topic, "events", epoch, prev, events)
+            for topic, batch in batches.items():
+                if (sink := self._sinks.get(topic)) is not None:
+                    self._schedule(sink.events, topic, *batch)
             self._make_room()
         return receipts
 
     @hookimpl
     def claim(self, topic: str, job: str, token: str) -> int:
         with self._lock:
-            log = self._log(topic)
+            log = self._open_log(topic)
             if log.deleted:
                 return 0
             known = log.jobs.get(job, _NEW_JOB)
-            if known.token == token and known.standing.attempt:
-                return known.standing.attempt
-            attempt = known.standing.attempt + 1
-            self._stand(log, job, _Job(fence.AttemptState(attempt), 0, token))
+            if known.token == token and known.state.attempt:
+                return known.state.attempt
+            attempt = known.state.attempt + 1
+            self._set_job(log, job, _Job(AttemptState(attempt), 0, token))
             log.expires_at = self._clock() + self._settings.retention_seconds
             self._logs.move_to_end(topic)
             self._make_room()
@@ -149,7 +173,7 @@ class MemoryBackend:
     @hookimpl
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
         with self._lock:
-            log = self._known(topic)
+            log = self._find_log(topic)
             if log is None:
                 return Snapshot(None, deleted=topic in self._logs and self._logs[topic].deleted)
             info = LogInfo(log.epoch, log.offset, log.chain, log.first)
@@ -168,20 +192,21 @@ class MemoryBackend:
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:
         with self._lock:
-            logs = ((topic, self._known(topic)) for topic in topics)
+            logs = ((topic, self._find_log(topic)) for topic in topics)
             return {topic: Top(log.cursor, log.owner) for topic, log in logs if log}
 
     @hookimpl
     def delete(self, topic: str) -> bool:
         with self._lock:
-            known = self._known(topic) is not None
+            was_known = self._find_log(topic) is not None
             self._remove(topic)
             log = self._logs[topic] = _Log(self._settings.retention_events)
             log.deleted = True
             log.expires_at = self._clock() + self._settings.grace_seconds
             self._make_room()
-            self._tell(topic, "gone")
-            return known
+            if (sink := self._sinks.get(topic)) is not None:
+                self._schedule(sink.gone, topic)
+            return was_known
 
     @hookimpl
     def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
@@ -225,14 +250,8 @@ class MemoryBackend:
             "memory",
             True,
             "this process",
-            ["only this process sees these events, and they end with it"],
+            ["only this process sees these events, and they are lost when it ends"],
         )
-
-    def clear(self) -> None:
-        """Forget every topic, without a word to the sinks."""
-        with self._lock:
-            self._logs.clear()
-            self._bytes = 0
 
     def _append(self, log: _Log, draft: Draft) -> tuple[Receipt, Event | None]:
         if log.deleted:
@@ -242,15 +261,15 @@ class MemoryBackend:
         if len(draft.body) > self._settings.max_event_bytes:
             return Receipt(Outcome.TOO_BIG), None
         job = _NEW_JOB
-        standing = job.standing
+        state = job.state
         if draft.job is not None:
             job = log.jobs.get(draft.job, _NEW_JOB)
-            verdict = fence.check_fence(job.standing, draft.attempt, draft.terminal)
-            if isinstance(verdict, fence.Refusal):
+            verdict = check_fence(job.state, draft.attempt, draft.terminal)
+            if isinstance(verdict, Refusal):
                 return Receipt(Outcome(verdict.value)), None
-            standing = verdict
+            state = verdict
         if draft.change is StateChange.SET and draft.key not in log.states:
-            if len(log.states) >= self._settings.max_keys and not self._forget_ended(log):
+            if len(log.states) >= self._settings.max_keys and not self._drop_ended(log):
                 return Receipt(Outcome.TOO_MANY_KEYS), None
         log.offset += 1
         log.chain = link(log.chain, draft.digest)
@@ -260,9 +279,9 @@ class MemoryBackend:
             log.set_state(draft.key, event.json)
         elif draft.change is StateChange.DROP:
             log.drop_state(draft.key)
-        if draft.job is not None and (standing != job.standing or draft.job not in log.jobs):
+        if draft.job is not None and (state != job.state or draft.job not in log.jobs):
             ended_at = log.offset if draft.terminal else 0
-            self._stand(log, draft.job, _Job(standing, ended_at, job.token))
+            self._set_job(log, draft.job, _Job(state, ended_at, job.token))
         log.numbers[draft.producer] = draft.number
         log.numbers.move_to_end(draft.producer)
         if len(log.numbers) > MAX_PRODUCERS:
@@ -278,13 +297,15 @@ class MemoryBackend:
 
     @staticmethod
     def _position(log: _Log, draft: Draft) -> Cursor | None:
+        """Return the position of the event that was appended for ``draft``, if it is kept."""
         for event, producer, number in reversed(log.entries):
             if producer == draft.producer and number == draft.number:
                 return Cursor(log.epoch, event.offset, event.chain)
         return None
 
-    def _forget_ended(self, log: _Log) -> bool:
-        # A quarter at once, longest ended first: making room for one costs a walk over all.
+    def _drop_ended(self, log: _Log) -> bool:
+        """Drop the states of the jobs that ended longest ago. Return True if a key has room."""
+        # A quarter of the limit at once, because it takes a walk over all jobs.
         ended = sorted(
             (job.ended_at, name)
             for name, job in log.jobs.items()
@@ -295,26 +316,28 @@ class MemoryBackend:
             log.drop_state(name)
         return len(log.states) < self._settings.max_keys
 
-    def _stand(self, log: _Log, name: str, job: _Job) -> None:
+    def _set_job(self, log: _Log, name: str, job: _Job) -> None:
         log.jobs.pop(name, None)
         log.jobs[name] = job
         limit = self._settings.max_keys
         excess = len(log.jobs) - len(log.states) - limit
         if excess > 0:
-            # Jobs without a state (deleted, or only claimed) take no key, so no key ever makes
-            # room for them: the oldest go.
+            # Jobs without a state (deleted, or only claimed) have no key, so the limit of keys
+            # does not bound them: drop the oldest.
             stateless = [name for name in log.jobs if name not in log.states]
             for old in stateless[: excess + limit // 4]:
                 del log.jobs[old]
 
-    def _known(self, topic: str) -> _Log | None:
+    def _find_log(self, topic: str) -> _Log | None:
+        """Return the log of a topic that has events."""
         log = self._logs.get(topic)
         if log is not None and log.expires_at <= self._clock():
             self._remove(topic)
             return None
         return None if log is None or log.deleted or log.offset == 0 else log
 
-    def _log(self, topic: str) -> _Log:
+    def _open_log(self, topic: str) -> _Log:
+        """Return the log of a topic, a new one if it is unknown or has expired."""
         log = self._logs.get(topic)
         if log is None or log.expires_at <= self._clock():
             self._remove(topic)
@@ -328,22 +351,20 @@ class MemoryBackend:
             self._bytes -= log.bytes
 
     def _make_room(self) -> None:
-        """Let go of what is too much, and of what has expired, but only where it is oldest."""
+        """Drop topics beyond the bounds and those that have expired, as far as they are oldest."""
         now = self._clock()
         while len(self._logs) > 1:
             topic, oldest = next(iter(self._logs.items()))
             if (
-                len(self._logs) <= MAX_TOPICS
-                and self._bytes <= MAX_BYTES
+                len(self._logs) <= MAX_LOGS
+                and self._bytes <= MAX_LOG_BYTES
                 and oldest.expires_at > now
             ):
                 break
             self._remove(topic)
 
-    def _tell(self, topic: str, what: str, *args: object) -> None:
-        sink, loop = self._sinks.get(topic), self._loop
-        if sink is None or loop is None or loop.is_closed():
-            return
-        # Publishers may be in any thread; a sink hears its topic in the order of the log
-        # because the lock is held here.
-        loop.call_soon_threadsafe(getattr(sink, what), topic, *args)
+    def _schedule(self, call: Callable[..., None], *args: object) -> None:
+        """Schedule a call of a sink on its loop. From any thread, under the lock."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(call, *args)

@@ -1,4 +1,4 @@
-"""``semantik-realtime doctor``: what an operator wants to know at 3 a.m."""
+"""``semantik-realtime doctor``: checks of an installation, for an operator."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from semantik_realtime.errors import BackendError, RealtimeError
 from semantik_realtime.hookspecs import Status
 from semantik_realtime.runtime import Runtime
 
-CLOCK_SECONDS = 2.0
-"""A worker's and a server's clocks may differ by so much before times look wrong."""
+MAX_CLOCK_SKEW_SECONDS = 2.0
+"""With a larger difference between the clocks of hosts, shown durations and ages look wrong."""
 PACKAGES = (
     "semantik-realtime",
     "redis",
@@ -37,25 +37,26 @@ _MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One line of the report; ``grade`` is ok, warn, fail or empty for mere facts."""
+    """One line of the report."""
 
-    what: str
+    subject: str
     text: str
     grade: str = ""
+    """``ok``, ``warn`` or ``fail``; empty for a fact that is not checked."""
 
 
 def run_doctor() -> int:
-    """Print the report; 1 if something fails."""
+    """Print the report; return the exit code: 1 if a check failed."""
     findings = list(examine())
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
-        table.add_row(_MARKS[finding.grade], finding.what, finding.text.replace("[", r"\["))
+        table.add_row(_MARKS[finding.grade], finding.subject, finding.text.replace("[", r"\["))
     Console().print(table)
     return int(any(finding.grade == "fail" for finding in findings))
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything, from the settings outwards."""
+    """Check packages, settings, backend and server, in this order; stop where one is unusable."""
     yield Finding("python", platform.python_version())
     for package in PACKAGES:
         try:
@@ -76,21 +77,18 @@ def examine() -> Iterator[Finding]:
     except RealtimeError as error:
         yield Finding("backend", str(error), "fail")
         return
-    yield Finding(
-        "backend",
-        f"{settings.backend}{_origin(settings.backend)} (installed: {', '.join(backend_names())})",
-        "ok",
-    )
-    status, trouble = asyncio.run(_try_backend(runtime))
+    backend = settings.backend + _distribution(settings.backend)
+    yield Finding("backend", f"{backend} (installed: {', '.join(backend_names())})", "ok")
+    status, failure = asyncio.run(_try_backend(runtime))
     runtime.close()
     yield from _examine_server(status)
     if status.reachable:
-        tried = trouble or "takes a look, a write and a subscription"
-        yield Finding("server", tried, "fail" if trouble else "ok")
+        text = failure or "a read, a write and a subscription succeeded"
+        yield Finding("server", text, "fail" if failure else "ok")
 
 
 async def _try_backend(runtime: Runtime) -> tuple[Status, str | None]:
-    """How the backend says it is, and what went wrong when it was used."""
+    """Return the backend's status, and the error of a read, a write and a subscription, if any."""
     status = await runtime.backend.status()
     try:
         await runtime.backend.open()
@@ -102,8 +100,8 @@ async def _try_backend(runtime: Runtime) -> tuple[Status, str | None]:
     return status, None
 
 
-def _origin(backend: str) -> str:
-    """The distribution that a backend of others comes from."""
+def _distribution(backend: str) -> str:
+    """Return " from NAME VERSION" for a backend of another distribution, else an empty text."""
     for entry in entry_points(group=BACKENDS, name=backend):
         if entry.dist is not None and entry.dist.name != PACKAGES[0]:
             return f" from {entry.dist.name} {entry.dist.version}"
@@ -127,23 +125,21 @@ def _examine_settings(settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding(
             "access",
-            "no SEMANTIK_REALTIME_JWT_SECRET and no SEMANTIK_REALTIME_JWT_JWKS_URL: the web side "
-            "starts only with an authenticate hook",
+            "neither SEMANTIK_REALTIME_JWT_SECRET nor SEMANTIK_REALTIME_JWT_JWKS_URL is set: "
+            "the web side starts only with an authenticate hook",
             "warn",
         )
 
 
 def _examine_server(status: Status) -> Iterator[Finding]:
     if not status.reachable:
-        yield Finding("server", f"cannot be used: {status.server}", "fail")
+        yield Finding("server", f"not usable: {status.server}", "fail")
         return
     yield Finding("server", status.server, "ok")
     for warning in status.warnings:
         yield Finding("server", warning, "warn")
     if status.clock_ahead_seconds is not None:
-        apart = abs(status.clock_ahead_seconds)
-        yield Finding(
-            "clock",
-            f"{apart:.1f} s {'ahead of' if status.clock_ahead_seconds > 0 else 'behind'} ours",
-            "ok" if apart < CLOCK_SECONDS else "warn",
-        )
+        skew_seconds = abs(status.clock_ahead_seconds)
+        direction = "ahead of" if status.clock_ahead_seconds > 0 else "behind"
+        grade = "ok" if skew_seconds < MAX_CLOCK_SKEW_SECONDS else "warn"
+        yield Finding("clock", f"{skew_seconds:.1f} s {direction} this host", grade)

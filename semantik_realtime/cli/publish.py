@@ -1,4 +1,4 @@
-"""``semantik-realtime publish``: one event, by hand."""
+"""``semantik-realtime publish``: append one event from the command line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from semantik_realtime.runtime import Runtime
 
 
 def run_publish(topic: str, type: str, data: str, owner: str | None) -> str:
-    """What the backend answered.
+    """Append one event; return the outcome and, if it was appended, the cursor.
 
     Raises:
-        RealtimeError: nothing was appended, or nobody knows.
+        RealtimeError: The event was not appended, or the backend did not answer whether it was.
     """
     try:
         members = json.loads(data)
@@ -26,8 +26,8 @@ def run_publish(topic: str, type: str, data: str, owner: str | None) -> str:
     try:
         receipt = asyncio.run(runtime.publish(topic, type, data=members, owner=owner))
         if receipt.outcome is Outcome.WAITING:
-            # Nobody stays to send it later.
-            raise BackendUnavailable("the backend is away (semantik-realtime doctor says more)")
+            # The event is only buffered in this process, which ends now.
+            raise BackendUnavailable("the backend is away: see semantik-realtime doctor")
     finally:
         runtime.close()
     return f"{receipt.outcome.value} {receipt.cursor or ''}".rstrip()

@@ -1,1 +1,1 @@
-"""The rules, as pure functions and values: no I/O, no clock, no threads."""
+"""The rules of the protocol as pure functions and values: no I/O, no clock, no threads."""

@@ -1,4 +1,4 @@
-"""How much of what waits is sent to one connection."""
+"""What a connection gets that reads more slowly than events arrive."""
 
 from __future__ import annotations
 
@@ -8,59 +8,68 @@ from enum import StrEnum
 import msgspec
 
 from semantik_realtime.core.event import Event, StateChange
+from semantik_realtime.core.limits import CONFLATE_ABOVE_BYTES, EVICT_ABOVE_BYTES, STALL_SECONDS
 
 EDGE = 10
-"""Of the events without state, so many of the first and of the last survive."""
+"""Conflation keeps this many of the first, and of the last, events without a state."""
 
 
 class Limits(msgspec.Struct, frozen=True):
     """When a connection counts as slow."""
 
-    conflate_above_bytes: int = 64 * 1024
-    evict_above_bytes: int = 1024 * 1024
-    stall_seconds: float = 30.0
+    conflate_above_bytes: int = CONFLATE_ABOVE_BYTES
+    evict_above_bytes: int = EVICT_ABOVE_BYTES
+    stall_seconds: float = STALL_SECONDS
 
 
 class Write(StrEnum):
-    """How to write what waits."""
+    """How to write the unsent events of a connection."""
 
     WHOLE = "whole"
+    """All of them."""
     CONFLATED = "conflated"
+    """Those that `conflate` keeps."""
     EVICT = "evict"
+    """None: close the connection."""
 
 
-def plan_write(waiting_bytes: int, limits: Limits) -> Write:
-    """Choose by the bytes that wait for the connection.
+def plan_write(unsent_bytes: int, limits: Limits) -> Write:
+    """Return how to write events of ``unsent_bytes`` bytes; a limit itself is still allowed.
 
     >>> plan_write(70_000, Limits())
     <Write.CONFLATED: 'conflated'>
     """
-    if waiting_bytes > limits.evict_above_bytes:
+    if unsent_bytes > limits.evict_above_bytes:
         return Write.EVICT
-    if waiting_bytes > limits.conflate_above_bytes:
+    if unsent_bytes > limits.conflate_above_bytes:
         return Write.CONFLATED
     return Write.WHOLE
 
 
 def conflate(events: Sequence[Event]) -> list[Event]:
-    """Leave out what later events supersede, in order.
+    """Return ``events``, in order, without those that later ones supersede.
 
-    Kept: the last event with a state of each key, every terminal event, and
-    of the events without a state the first and the last few. Folding the
-    result gives the state that folding all of ``events`` gives.
+    It keeps the last event with a state of each key, every terminal event, and
+    of the events without a state the first and the last `EDGE`. Folding the
+    result gives the same states as folding all of ``events``.
+
+    >>> first = Event(1, 0, b'{"offset":1,"key":"a","state":{"n":1}}')
+    >>> second = Event(2, 0, b'{"offset":2,"key":"a","state":{"n":2}}')
+    >>> [event.offset for event in conflate([first, second])]
+    [2]
     """
     keep: set[int] = set()
     last_of_key: dict[str, int] = {}
-    plain: list[int] = []
+    stateless: list[int] = []
     for index, event in enumerate(events):
         head = event.head()
         if head.terminal:
             keep.add(index)
         if head.change is StateChange.KEEP:
-            plain.append(index)
+            stateless.append(index)
         else:
             last_of_key[head.key] = index
     keep.update(last_of_key.values())
-    keep.update(plain[:EDGE])
-    keep.update(plain[-EDGE:])
+    keep.update(stateless[:EDGE])
+    keep.update(stateless[-EDGE:])
     return [events[index] for index in sorted(keep)]

@@ -1,4 +1,4 @@
-"""Events, drafts and cursors: the values everything else passes around."""
+"""Events, drafts, receipts and cursors: the values that all other modules exchange."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from semantik_realtime.core.topic import check_key, check_type
 from semantik_realtime.errors import EventError, EventTooBig
 
 CHAIN_FACTOR = 1_000_003
+"""The same in ``append.lua`` and in docs/protocol.md; see `link`."""
 CHAIN_MODULUS = 2**32
 
 _encode = msgspec.json.Encoder().encode
@@ -22,9 +23,10 @@ _CURSOR = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9]{1,16})\.([0-9a-f]{8})")
 
 
 class Cursor(msgspec.Struct, frozen=True):
-    """A place in a topic's log: after the event at ``offset``.
+    """A position in a topic's log: after the event at ``offset`` (0: before the first).
 
-    ``chain`` is the rolling hash of the history up to and with that event.
+    ``chain`` is the rolling hash of the history up to and including that event
+    (`link`). It shows when two histories have the same offsets but other events.
 
     >>> str(Cursor("k3x9", 17, 0x9f86d081))
     'k3x9.17.9f86d081'
@@ -39,10 +41,10 @@ class Cursor(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
-        """Read what a client sent.
+        """Read a client's cursor.
 
-        Never raises: anything unreadable becomes a cursor of no epoch, which
-        every log answers with a snapshot.
+        Never raises: an unreadable text becomes a cursor without an epoch, to
+        which every log answers with a snapshot.
 
         >>> Cursor.parse("k3x9.17.9f86d081").offset
         17
@@ -56,14 +58,18 @@ class Cursor(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """One entry of a log. ``json`` is the event as every client gets it, offset included."""
+    """One entry of a log.
+
+    ``json`` is the event as it is stored, published and sent to every client,
+    with its offset. ``chain`` is the chain of the log including this event.
+    """
 
     offset: int
     chain: int
     json: bytes
 
     def head(self) -> Head:
-        """The members a server decides by, decoded from ``json``."""
+        """Decode from ``json`` the members that a server needs."""
         return _decode_head(self.json)
 
 
@@ -71,28 +77,32 @@ class StateChange(StrEnum):
     """What an event does to the state of its key."""
 
     KEEP = ""
+    """Nothing: the event has no state."""
     SET = "set"
+    """It replaces the state."""
     DROP = "drop"
+    """It deletes the key: its state is null."""
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What a server needs to know of an event; the rest stays bytes.
+    """The decoded members of an event. ``state`` and ``data`` stay JSON.
 
-    ``state`` is JSON as it came, ``null`` included; `change` tells them apart.
+    ``state`` is UNSET if the event has none, and ``null`` if it deletes its
+    key (`change`).
     """
 
     offset: int = 0
     type: str = ""
     time: str = ""
     key: str = ""
-    # Not `Raw | None`: msgspec would then take null and refuse everything else.
+    # Not `Raw | None`: msgspec would then accept null and refuse everything else.
     state: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     data: msgspec.Raw = msgspec.Raw(b"{}")
     terminal: bool = False
 
     @property
     def change(self) -> StateChange:
-        """What the event does to the state of its key; without a key nothing."""
+        """What the event does to the state of its key. Without a key it does nothing."""
         if not self.key or self.state is msgspec.UNSET:
             return StateChange.KEEP
         return StateChange.DROP if self.state == _NULL else StateChange.SET
@@ -105,52 +115,59 @@ _decode_head = msgspec.json.Decoder(Head).decode
 class Draft(msgspec.Struct, kw_only=True, eq=False):
     """An event for one topic that is not yet appended.
 
-    ``producer`` and ``number`` make sending it twice harmless: the emitter
-    gives them when it takes the draft in, and they stay. ``job`` and
-    ``attempt`` let the log refuse what an outdated attempt still sends
-    (attempt None: the newest is meant). ``body`` is the encoded event without
-    its offset.
+    ``producer`` and ``number`` make it safe to send a draft twice: the emitter
+    sets both once, and the log appends a number of a producer only once.
     """
 
     topic: str
     type: str
     key: str
     body: bytes
+    """The encoded event without its offset (`encode_body`)."""
     change: StateChange = StateChange.KEEP
+    """Agrees with the body, as ``terminal`` does."""
     terminal: bool = False
+    """Whether it ends the attempt."""
     producer: str = ""
+    """The name of the process that made it; a new one after a fork."""
     number: int = 0
+    """Grows with every draft of the producer."""
     job: str | None = None
+    """The job whose attempts the fence orders; None: the fence does not apply."""
     attempt: int | None = None
+    """The job's attempt; None means the newest one."""
     owner: str | None = None
+    """Becomes the topic's owner if the topic has none yet."""
 
     @property
     def digest(self) -> int:
-        """crc32 of the body: what the chain is made of."""
+        """The crc32 of the body, which `link` adds to the chain."""
         return zlib.crc32(self.body)
 
 
 class Outcome(StrEnum):
-    """What became of a draft. Only the first two left an event in the log.
-
-    WAITING is no backend's answer: the draft is in this process's spool, and
-    will be appended when the backend is back.
-    """
+    """What became of a draft."""
 
     APPENDED = "appended"
     DUPLICATE = "duplicate"
+    """It was appended before."""
     STALE = "stale"
+    """Refused: it belongs to an outdated attempt."""
     CLOSED = "closed"
+    """Refused: its job has ended, or its topic was deleted."""
     TOO_BIG = "too_big"
+    """Refused: its body is over the setting ``max_event_bytes``."""
     TOO_MANY_KEYS = "too_many_keys"
+    """Refused: its key is new and the topic has ``max_keys`` keys of jobs that have not ended."""
     WAITING = "waiting"
+    """Never from a backend: the draft is in this process's queue until the backend is back."""
 
 
 class Receipt(msgspec.Struct, frozen=True):
     """A backend's answer to one draft.
 
-    ``cursor`` is where the event stands, for APPENDED and, as long as the log
-    still keeps it, for DUPLICATE.
+    ``cursor`` is the event's position: for APPENDED always, for DUPLICATE as
+    long as the log keeps the event.
     """
 
     outcome: Outcome
@@ -158,7 +175,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 def link(chain: int, digest: int) -> int:
-    """The chain after one more event.
+    """Return the chain after one more event, whose body has the crc32 ``digest``.
 
     >>> link(0, 5)
     5
@@ -178,16 +195,18 @@ def encode_body(
     terminal: bool = False,
     max_bytes: int = MAX_EVENT_BYTES,
 ) -> bytes:
-    """Encode an event without its offset.
+    """Encode an event without its offset, as one JSON object.
+
+    Without ``state`` the member is absent; None is written as ``null``. Absent
+    are also ``data`` if it is empty and ``terminal`` if it is False. NaN and
+    infinities become null, because JSON has neither.
 
     >>> encode_body("note", "2026-01-01T00:00:00.000Z", "42", data={"n": 1})
     b'{"type":"note","time":"2026-01-01T00:00:00.000Z","key":"42","data":{"n":1}}'
 
-    NaN and infinities become null, as JSON has neither.
-
     Raises:
-        EventError: a member cannot be encoded.
-        EventTooBig: the result is over ``max_bytes``.
+        EventError: the type, the key or a member cannot be encoded.
+        EventTooBig: the result has more than ``max_bytes`` bytes.
     """
     event: dict[str, Any] = {"type": check_type(type), "time": time, "key": check_key(key)}
     if state is not msgspec.UNSET:
@@ -206,7 +225,7 @@ def encode_body(
 
 
 def with_offset(body: bytes, offset: int) -> bytes:
-    """The event as it is stored, published and framed.
+    """Return the event as it is stored, published and sent: ``body`` with its offset in front.
 
     >>> with_offset(b'{"type":"note"}', 17)
     b'{"offset":17,"type":"note"}'

@@ -1,7 +1,6 @@
 """Which drafts of a job may still be appended.
 
-The rule is stated here once for engines written in Python; ``append.lua``
-states it again for Redis, and the contract suite holds both to it.
+``append.lua`` has the same rule for Redis; the contract suite tests both.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import msgspec
 
 
 class AttemptState(msgspec.Struct, frozen=True):
-    """Where a job stands: its newest attempt (0: queued), and whether that has ended."""
+    """The newest attempt of a job (0: queued), and whether it has ended."""
 
     attempt: int = 0
     ended: bool = False
@@ -22,11 +21,18 @@ class Refusal(StrEnum):
     """Why a draft is not appended."""
 
     STALE = "stale"
+    """A newer attempt has begun."""
     CLOSED = "closed"
+    """The newest attempt has ended."""
 
 
 def check_fence(state: AttemptState, attempt: int | None, terminal: bool) -> AttemptState | Refusal:
-    """The job's state after a draft, or why the draft is refused.
+    """Return the job's state after a draft, or why the draft is refused.
+
+    Args:
+        state: the job's state before.
+        attempt: the draft's attempt; None means the newest one.
+        terminal: whether the draft ends the attempt.
 
     >>> check_fence(AttemptState(), 0, False)
     AttemptState(attempt=0, ended=False)
@@ -36,8 +42,6 @@ def check_fence(state: AttemptState, attempt: int | None, terminal: bool) -> Att
     <Refusal.CLOSED: 'closed'>
     >>> check_fence(AttemptState(1, ended=True), 2, False)
     AttemptState(attempt=2, ended=False)
-
-    An attempt of None means the newest one, whichever that is.
     """
     if attempt is None:
         attempt = state.attempt

@@ -1,4 +1,4 @@
-"""Events to state, and the rules a reader of the wire follows (R1 to R6 of docs/protocol.md)."""
+"""From events to states, and the rules of a reader of the wire (R1 to R6 of docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from semantik_realtime.core.lifecycle import has_ended
 
 
 def fold(states: dict[str, msgspec.Raw], heads: Iterable[Head]) -> None:
-    """Bring ``states`` up to date, in place (R1): the last state of each key stands."""
+    """Apply events to ``states``, in place: the last state of each key wins (R1).
+
+    >>> states = {}
+    >>> fold(states, [Head(key="a", state=msgspec.Raw(b'{"n":1}'))])
+    >>> bytes(states["a"])
+    b'{"n":1}'
+    >>> fold(states, [Head(key="a", state=msgspec.Raw(b"null"))])
+    >>> states
+    {}
+    """
     for head in heads:
         if not head.key or head.state is msgspec.UNSET:
             continue
@@ -24,7 +33,10 @@ def fold(states: dict[str, msgspec.Raw], heads: Iterable[Head]) -> None:
 
 
 def is_ahead(state: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether one account of a job is further than another (R6).
+    """Return True if one state of a job is later than another (R6).
+
+    A newer attempt is later, then an end, then more progress. Members that are
+    missing or of another type do not count.
 
     >>> is_ahead({"attempt": 2}, {"attempt": 1, "status": "completed"})
     True
@@ -42,12 +54,23 @@ def is_ahead(state: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 class View:
-    """What a reader knows of one topic.
+    """The states and the position of one topic at a reader of the wire.
 
-    Built from server frames already decoded to dicts; the browser's
-    ``reader.js`` is the same thing, and both run ``tests/vectors/reader.json``
-    and ``overlay.json``. After a gap subscribe again with ``cursor``: until
-    the answer, live events are ignored.
+    The frames are decoded to dicts. ``reader.js`` is the same for browsers;
+    both are tested with ``tests/vectors/reader.json`` and ``overlay.json``.
+    After a gap the caller subscribes again with ``cursor``; until the ``sync``
+    live events are ignored.
+
+    >>> view = View("job:1")
+    >>> sync = {"mode": "snapshot", "offset": 4, "cursor": "e.4.00000000", "states": {}}
+    >>> view.sync(sync)
+    []
+    >>> event = {"offset": 5, "key": "1", "state": {"status": "running"}}
+    >>> batch = {"prev": 4, "offset": 5, "cursor": "e.5.00000001", "events": [event]}
+    >>> view.batch(batch) == [event], view.states
+    (True, {'1': {'status': 'running'}})
+    >>> view.batch({**batch, "prev": 7, "offset": 8, "events": []}) is None
+    True
     """
 
     def __init__(self, topic: str) -> None:
@@ -57,23 +80,26 @@ class View:
         self.overlay: dict[str, Any] = {}
         """Provisional states, shown in place of the folded ones."""
         self.offset = 0
+        """The offset of the newest event that was applied."""
         self.cursor: str | None = None
+        """The position to subscribe from; None before the first ``sync``."""
         self.reason: str | None = None
         """Why the last snapshot was sent."""
         self.synced = False
-        """Whether live events are taken. Set it to False when the connection ends."""
+        """Whether live events are applied. The caller sets it to False when the connection ends."""
+        # The last event that was returned to be shown.
         self._last: dict[str, Any] | None = None
 
     @property
     def states(self) -> Mapping[str, Any]:
-        """What is to be shown: the last state of each key, the overlay applied."""
+        """The states to show: the folded ones, each replaced by the overlay where it has one."""
         return {**self.folded, **self.overlay} if self.overlay else self.folded
 
     def sync(self, frame: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-        """Take a ``sync``; returns the events to show, or None if it left a gap (R2, R3).
+        """Apply a ``sync``. Return the events to show, or None if it leaves a gap (R2, R3).
 
-        Of the history that comes with a snapshot, what was not shown before is
-        returned too, and not folded.
+        For a snapshot they are the events of its history that were not shown
+        before; these are not folded, because its states include them.
         """
         if frame["mode"] == "replay":
             self.synced = True
@@ -91,7 +117,7 @@ class View:
         return self._show(self._unseen(frame.get("events") or ()))
 
     def batch(self, batch: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-        """Take live events; returns the new ones, or None if there is a gap (R2)."""
+        """Apply live events. Return the new ones, or None if there is a gap (R2)."""
         if not self.synced:
             return []
         if batch["prev"] > self.offset:
@@ -111,27 +137,30 @@ class View:
         return self._show(fresh)
 
     def behind(self, top: Mapping[str, Any]) -> bool:
-        """Whether ``tops`` shows that something is missing: then that is a gap (R4)."""
+        """Return True if a topic's member of ``tops`` shows that events are missing: a gap (R4)."""
         if top["offset"] <= self.offset:
             return False
         self.synced = False
         return True
 
     def provisional(self, states: Mapping[str, Any]) -> bool:
-        """Lay ``states`` over the folded ones; whether any of them was taken (R6).
+        """Add provisional states to the overlay. Return True if it accepts any of them (R6).
 
-        Nothing but the overlay changes, and no key moves back.
+        Only the overlay changes, and no key goes back to an earlier state.
         """
-        taken = {key: state for key, state in states.items() if self._is_taken(key, state)}
-        self.overlay.update(taken)
-        return bool(taken)
+        accepted = {key: state for key, state in states.items() if self._accepts(key, state)}
+        self.overlay.update(accepted)
+        return bool(accepted)
 
     def restored(self) -> None:
-        """Drop the overlay, but where the log is yet to catch up or to answer (R6)."""
+        """The backend is back: drop the overlay of each key in which the log has caught up (R6).
+
+        Until the next ``sync`` it stays whole.
+        """
         if self.synced:
             self._lift(set(self.overlay))
 
-    def _is_taken(self, key: str, state: Mapping[str, Any]) -> bool:
+    def _accepts(self, key: str, state: Mapping[str, Any]) -> bool:
         shown = self.overlay.get(key, self.folded.get(key))
         if shown is None or is_ahead(state, shown):
             return True
@@ -149,7 +178,7 @@ class View:
         return events
 
     def _unseen(self, history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        # An offset alone does not tell: a new epoch gives it out again.
+        # Comparing offsets is not enough: a new epoch uses the same ones again.
         if self._last is not None:
             last = _identity(self._last)
             for index, event in enumerate(history):
@@ -168,8 +197,8 @@ def _current(state: Mapping[str, Any]) -> float:
 
 
 def _number(value: object) -> float:
-    # What is no number is NaN, and neither higher nor lower than anything. As in JSON, and not
-    # as in Python, true is none.
+    # Every other value is NaN, which is neither higher nor lower than any number. A boolean is
+    # no number in JSON, though it is one in Python.
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     return math.nan

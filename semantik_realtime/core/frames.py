@@ -1,4 +1,4 @@
-"""The frames of the native wire, built from bytes that are already JSON."""
+"""The frames of the native wire (docs/protocol.md). Events and states stay encoded."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ _decode = msgspec.json.Decoder().decode
 
 
 def encode(frame: Mapping[str, Any]) -> str:
-    """Return a frame without events, as JSON."""
+    """Encode a frame that has no events.
+
+    >>> encode({"op": "pong"})
+    '{"op":"pong"}'
+    """
     return _encode(frame).decode()
 
 
 def decode(text: str | bytes) -> dict[str, Any] | None:
-    """Return a client's frame, or None if it is not a JSON object with an ``op``."""
+    """Decode a client's frame. None if it is not a JSON object with a string ``op``.
+
+    >>> decode('{"op":"ping"}'), decode("[1]")
+    ({'op': 'ping'}, None)
+    """
     try:
         frame = _decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -33,10 +41,14 @@ def decode(text: str | bytes) -> dict[str, Any] | None:
 def topic_events(
     topic: str, prev: int, cursor: Cursor, events: Sequence[Event], conflated: int = 0
 ) -> bytes:
-    """Return one topic's member of an ``events`` frame.
+    """Encode one topic's member of an ``events`` frame.
 
-    ``prev`` is the offset before the events, ``cursor`` the position after
-    them, and ``conflated`` the number of events that were left out.
+    Args:
+        topic: its name.
+        prev: the offset that the first event follows.
+        cursor: the position after the last event.
+        events: the events that are sent.
+        conflated: how many events were left out.
 
     >>> topic_events("job:1", 4, Cursor("e", 5, 1), [Event(5, 1, b'{"offset":5}')])
     b'"job:1":{"prev":4,"offset":5,"cursor":"e.5.00000001","events":[{"offset":5}]}'
@@ -53,12 +65,16 @@ def topic_events(
 
 
 def events_frame(members: Iterable[bytes]) -> str:
-    """Return an ``events`` frame of one or more topics."""
+    """Join the results of `topic_events` to an ``events`` frame.
+
+    >>> events_frame([b'"job:1":{}'])
+    '{"op":"events","topics":{"job:1":{}}}'
+    """
     return (b'{"op":"events","topics":{%b}}' % b",".join(members)).decode()
 
 
 def replay_frame(topic: str, prev: int, cursor: Cursor, events: Sequence[Event]) -> str:
-    """Return a ``sync`` that continues from the client's cursor, at the offset ``prev``."""
+    """Encode a ``sync`` with all events after ``prev``, the offset of the client's cursor."""
     return (
         b'{"op":"sync","topic":"%b","mode":"replay","prev":%d,"offset":%d,"cursor":"%b",'
         b'"events":[%b]}'
@@ -79,10 +95,10 @@ def snapshot_frame(
     states: Mapping[str, bytes],
     history: Sequence[Event] = (),
 ) -> str:
-    """Return a ``sync`` that replaces the client's states; ``states`` are JSON objects.
+    """Encode a ``sync`` that replaces the client's states by ``states``, each in JSON.
 
-    Without a cursor (the host's own record) the client starts at offset 0, so
-    that it applies every event of the log.
+    Without a cursor (the states are the host's record) the client continues
+    from offset 0, so that it applies every event of a log that begins later.
     """
     members = _members(states)
     return (
@@ -100,7 +116,7 @@ def snapshot_frame(
 
 
 def provisional_frame(topic: str, epoch: str, source: str, states: Mapping[str, bytes]) -> str:
-    """Return a ``provisional`` frame: states that are known while the backend is away.
+    """Encode the states that a topic has while the backend is away, each in JSON.
 
     >>> provisional_frame("job:1", "m:0", "recall", {"1": b'{"status":"running"}'})
     '{"op":"provisional","topic":"job:1","epoch":"m:0","source":"recall","states":{"1":{"status":"running"}}}'
@@ -116,7 +132,11 @@ def _members(values: Mapping[str, bytes]) -> bytes:
 
 
 def tops_frame(tops: Mapping[str, Cursor]) -> str:
-    """Return a ``tops`` frame: the connection's position in each of its topics."""
+    """Encode the position of a connection in each of its topics.
+
+    >>> tops_frame({"job:1": Cursor("e", 5, 1)})
+    '{"op":"tops","topics":{"job:1":{"offset":5,"cursor":"e.5.00000001"}}}'
+    """
     return encode(
         {
             "op": "tops",

@@ -19,6 +19,11 @@ MAX_TOPICS = 100
 MAX_BAD_FRAMES = 10
 """Unreadable frames after which a connection is closed."""
 
+MAX_PRODUCERS = 256
+"""Producers whose last number a topic remembers, to recognize a draft that is sent again."""
+MAX_PACED_KEYS = 10_000
+"""Keys whose last progress a process remembers, to pace the next one."""
+
 SPOOL_DRAFTS = 10_000
 """Drafts that may wait in a process, unless the settings say otherwise."""
 SPOOL_BYTES = 16 * 2**20
@@ -26,6 +31,12 @@ SPOOL_BYTES = 16 * 2**20
 
 KEEP_EVENTS = 100
 """Recent events that a channel keeps even when every watcher has them."""
+CONFLATE_ABOVE_BYTES = 64 * 1024
+"""Unsent bytes of a connection above which its events are conflated."""
+EVICT_ABOVE_BYTES = 2**20
+"""Unsent bytes of a connection above which it is closed."""
+STALL_SECONDS = 30.0
+"""How long one write to a connection may take before the connection is closed."""
 MAX_HELD_BATCHES = 1000
 """Live batches that a channel holds until its position is known."""
 MAX_POSTED = 1000

@@ -1,4 +1,4 @@
-"""What a subscriber gets first: the events since its cursor, or a snapshot."""
+"""How a subscription begins: with the events since the client's cursor, or with a snapshot."""
 
 from __future__ import annotations
 
@@ -11,36 +11,50 @@ from semantik_realtime.core.limits import MAX_REPLAY
 
 
 class Reason(StrEnum):
-    """Why a subscriber gets a snapshot."""
+    """Why a client gets a snapshot."""
 
     NEW = "new"
+    """It has no cursor."""
     TRIMMED = "trimmed"
+    """The log no longer keeps all events since the cursor, or cannot check the cursor's chain."""
     EPOCH = "epoch"
+    """The cursor is of another log: this one began later, or the cursor is unreadable."""
     DIVERGED = "diverged"
+    """The log has other events up to the cursor: a failover rewrote the history."""
     AHEAD = "ahead"
+    """The cursor is after the end of the log: a failover lost events."""
     TOO_FAR = "too_far"
+    """More than `MAX_REPLAY` events follow the cursor."""
     RECALLED = "recalled"
+    """The backend does not know the topic, and the states are the host's record."""
 
 
 class LogInfo(msgspec.Struct, frozen=True):
-    """The extent of a log: its end, and the oldest offset kept (``offset + 1`` when none is)."""
+    """The end of a log and its oldest entry."""
 
     epoch: str
     offset: int
+    """Of the newest event ever appended; 0 before the first."""
     chain: int
+    """At ``offset``."""
     first: int
+    """The offset of the oldest event that is kept; ``offset + 1`` if none is."""
 
 
 def plan_sync(
     asked: Cursor | None, log: LogInfo, chain_there: int | None, limit: int = MAX_REPLAY
 ) -> Reason | None:
-    """Choose between a replay (None) and a snapshot (the reason).
+    """Return None for a replay of the events since a cursor, or the reason for a snapshot.
 
-    ``chain_there`` is the log's chain at the asked offset, None when that
-    entry is no longer kept. Offsets are dense.
+    Never raises: a cursor comes from the network, and a snapshot is right for
+    every wrong one.
 
-    Never raises: a cursor comes from the network, and every wrong one has
-    the same safe answer, a snapshot.
+    Args:
+        asked: the client's cursor, if it has one.
+        log: the log, whose offsets are dense.
+        chain_there: the log's chain at the offset of ``asked``; None if that
+            entry is no longer kept.
+        limit: most events of a replay.
 
     >>> log = LogInfo("e", 20, 0xabc, first=11)
     >>> plan_sync(Cursor("e", 17, 0x123), log, 0x123)

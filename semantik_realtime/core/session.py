@@ -1,7 +1,7 @@
-"""The protocol state of one native connection: the table `TRANSITIONS`.
+"""The protocol state of one native connection: a state machine with the table `TRANSITIONS`.
 
-Frames in, actions out; the shell carries them out and tells the session what
-came of them. Nothing here waits or looks at a clock.
+A frame comes in and actions go out. The caller performs them and reports their
+results to the session. Nothing here waits or reads a clock.
 """
 
 from __future__ import annotations
@@ -44,12 +44,16 @@ class CloseCode(IntEnum):
 
 
 class SessionLimits(msgspec.Struct, frozen=True):
-    """What one connection may do."""
+    """The limits of one connection; its ``welcome`` states all but ``auth_seconds``."""
 
     topics: int = MAX_TOPICS
+    """Most topics at once."""
     frame_bytes: int = MAX_FRAME_BYTES
+    """Largest frame of the client."""
     auth_seconds: float = 10.0
+    """How long after the handshake ``auth`` may come."""
     heartbeat_seconds: float = 20.0
+    """Time between two heartbeats of the server."""
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -65,20 +69,20 @@ class Authenticate(msgspec.Struct, frozen=True):
 
 
 class Subscribe(msgspec.Struct, frozen=True):
-    """Authorize and sync these topics; a topic already open is synced anew."""
+    """Authorize and sync each topic from its cursor; a topic that is open is synced again."""
 
     topics: dict[str, Cursor | None]
     history: int
 
 
 class Unsubscribe(msgspec.Struct, frozen=True):
-    """Stop these topics."""
+    """Stop sending these topics."""
 
     topics: list[str]
 
 
 class Close(msgspec.Struct, frozen=True):
-    """End the connection."""
+    """Close the connection."""
 
     code: CloseCode
     reason: str
@@ -88,32 +92,36 @@ Action = Send | Authenticate | Subscribe | Unsubscribe | Close
 
 
 class Phase(StrEnum):
-    """Where a session stands."""
+    """The states of the state machine."""
 
     WAITING = "waiting"
+    """No credential was accepted yet."""
     OPEN = "open"
     CLOSED = "closed"
 
 
-class Happening(Enum):
-    """What a session takes in beside the ops of the client.
+class Trigger(Enum):
+    """What causes a transition beside the ops of the client.
 
-    No text, so that no client can send one as its op.
+    The values are not strings, so that no client can send one as its op.
     """
 
     ACCEPTED = auto()
-    """A credential is good."""
+    """A credential was accepted."""
     REFUSED = auto()
+    """A credential was refused."""
     EXPIRED = auto()
+    """A credential has expired."""
     NO_AUTH = auto()
-    """The time in which auth must come is over."""
+    """No credential came in time."""
     BAD_FRAME = auto()
+    """A frame is not a JSON object with an op."""
     TOO_MANY_BAD_FRAMES = auto()
     TOO_BIG_FRAME = auto()
 
 
 class Session:
-    """State machine of one connection.
+    """The state machine of one connection. ``now`` is in seconds, on a clock that does not go back.
 
     >>> session = Session("s1", SessionLimits(), now=0.0)
     >>> session.receive('{"op":"ping"}')
@@ -128,67 +136,72 @@ class Session:
 
     def __init__(self, session_id: str, limits: SessionLimits, now: float) -> None:
         self.id = session_id
+        """Sent to the client in ``welcome``; appears in logs."""
         self.phase = Phase.WAITING
         self.topics: set[str] = set()
+        """The topics that the client has subscribed to; changed by its frames and by `retain`."""
         self._limits = limits
         self._auth_deadline = now + limits.auth_seconds
+        # Unreadable frames since the beginning.
         self._bad_frames = 0
 
     def receive(self, text: str | bytes) -> list[Action]:
-        """What to do about a client's frame. Never raises."""
+        """Return what to do about a client's frame. Never raises."""
         data = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
         if len(data) > self._limits.frame_bytes:
             reason = f"frame over {self._limits.frame_bytes} bytes"
-            return self._take(Happening.TOO_BIG_FRAME, reason)
+            return self._fire(Trigger.TOO_BIG_FRAME, reason)
         frame = frames.decode(data)
         if frame is not None:
-            return self._take(frame["op"], frame)
+            return self._fire(frame["op"], frame)
         self._bad_frames += 1
         if self._bad_frames < MAX_BAD_FRAMES:
-            return self._take(Happening.BAD_FRAME)
-        return self._take(Happening.TOO_MANY_BAD_FRAMES, "too many bad frames")
+            return self._fire(Trigger.BAD_FRAME)
+        return self._fire(Trigger.TOO_MANY_BAD_FRAMES, "too many bad frames")
 
     def authenticated(self) -> list[Action]:
-        """A credential was accepted: the first one opens the session, later ones refresh it."""
-        return self._take(Happening.ACCEPTED)
+        """Report that a credential was accepted: the first opens the session, others refresh it."""
+        return self._fire(Trigger.ACCEPTED)
 
     def rejected(self, expired: bool, reason: str) -> list[Action]:
-        """A credential was refused."""
-        return self._take(Happening.EXPIRED if expired else Happening.REFUSED, reason)
+        """Report that a credential was refused; ``reason`` goes into the close frame."""
+        return self._fire(Trigger.EXPIRED if expired else Trigger.REFUSED, reason)
 
     def retain(self, topics: Set[str]) -> None:
-        """Forget all other topics: they were denied or deleted."""
+        """Forget all topics but these: the others were denied or deleted."""
         self.topics &= topics
 
     def auth_seconds_left(self, now: float) -> float:
-        """How long the client may still take to authenticate."""
+        """Return the seconds in which the client must authenticate; 0 if they are over."""
         return max(0.0, self._auth_deadline - now)
 
     def tick(self, now: float) -> list[Action]:
-        """What time alone brings about."""
+        """Return what to do because of the time."""
         if now < self._auth_deadline:
             return []
-        return self._take(Happening.NO_AUTH, "no auth frame in time")
+        return self._fire(Trigger.NO_AUTH, "no auth frame in time")
 
     @staticmethod
     def error(code: str, message: str) -> Send:
-        """An ``error`` frame: the client's last frame was wrong and had no effect."""
+        """Return an ``error`` frame: the client's last frame was wrong and had no effect."""
         return Send(frames.encode({"op": "error", "code": code, "message": message}))
 
-    def _take(self, what: str | Happening, given: Any = None) -> list[Action]:
-        """Go through `TRANSITIONS`; ``given`` is the frame of an op, the reason of an end."""
-        transition = TRANSITIONS.get((self.phase, what))
+    def _fire(self, trigger: str | Trigger, argument: Any = None) -> list[Action]:
+        """Make a transition; ``argument`` is the frame of an op, or the reason of a close."""
+        transition = TRANSITIONS.get((self.phase, trigger))
         if transition is None:
-            return self._no_transition(what)
-        self.phase, answer = transition
-        return [Close(answer, given)] if isinstance(answer, CloseCode) else answer(self, given)
+            return self._no_transition(trigger)
+        self.phase, effect = transition
+        return (
+            [Close(effect, argument)] if isinstance(effect, CloseCode) else effect(self, argument)
+        )
 
-    def _no_transition(self, what: str | Happening) -> list[Action]:
-        if self.phase is Phase.CLOSED or isinstance(what, Happening):
+    def _no_transition(self, trigger: str | Trigger) -> list[Action]:
+        if self.phase is Phase.CLOSED or isinstance(trigger, Trigger):
             return []
         if self.phase is Phase.WAITING:
             return [self.error("unauthenticated", "send auth first")]
-        return [self.error("unknown_op", f"unknown op {what[:40]!r}")]
+        return [self.error("unknown_op", f"unknown op {trigger[:40]!r}")]
 
     def _welcome(self, _: None) -> list[Action]:
         welcome = {
@@ -240,30 +253,31 @@ class Session:
         return [Unsubscribe(known)] if known else []
 
 
-Answer = CloseCode | Callable[[Session, Any], list[Action]]
-TRANSITIONS: Mapping[tuple[Phase, str | Happening], tuple[Phase, Answer]] = {
+Effect = CloseCode | Callable[[Session, Any], list[Action]]
+"""What a transition does: it closes with a code, or the method returns its actions."""
+TRANSITIONS: Mapping[tuple[Phase, str | Trigger], tuple[Phase, Effect]] = {
     (Phase.WAITING, "auth"): (Phase.WAITING, Session._auth),
-    (Phase.WAITING, Happening.ACCEPTED): (Phase.OPEN, Session._welcome),
-    (Phase.WAITING, Happening.REFUSED): (Phase.CLOSED, CloseCode.UNAUTHENTICATED),
-    (Phase.WAITING, Happening.EXPIRED): (Phase.CLOSED, CloseCode.EXPIRED),
-    (Phase.WAITING, Happening.NO_AUTH): (Phase.CLOSED, CloseCode.AUTH_TIMEOUT),
-    (Phase.WAITING, Happening.BAD_FRAME): (Phase.WAITING, Session._bad_frame),
-    (Phase.WAITING, Happening.TOO_MANY_BAD_FRAMES): (Phase.CLOSED, CloseCode.BAD_FRAME),
-    (Phase.WAITING, Happening.TOO_BIG_FRAME): (Phase.CLOSED, CloseCode.TOO_BIG),
+    (Phase.WAITING, Trigger.ACCEPTED): (Phase.OPEN, Session._welcome),
+    (Phase.WAITING, Trigger.REFUSED): (Phase.CLOSED, CloseCode.UNAUTHENTICATED),
+    (Phase.WAITING, Trigger.EXPIRED): (Phase.CLOSED, CloseCode.EXPIRED),
+    (Phase.WAITING, Trigger.NO_AUTH): (Phase.CLOSED, CloseCode.AUTH_TIMEOUT),
+    (Phase.WAITING, Trigger.BAD_FRAME): (Phase.WAITING, Session._bad_frame),
+    (Phase.WAITING, Trigger.TOO_MANY_BAD_FRAMES): (Phase.CLOSED, CloseCode.BAD_FRAME),
+    (Phase.WAITING, Trigger.TOO_BIG_FRAME): (Phase.CLOSED, CloseCode.TOO_BIG),
     (Phase.OPEN, "auth"): (Phase.OPEN, Session._auth),
     (Phase.OPEN, "subscribe"): (Phase.OPEN, Session._subscribe),
     (Phase.OPEN, "unsubscribe"): (Phase.OPEN, Session._unsubscribe),
     (Phase.OPEN, "ping"): (Phase.OPEN, Session._pong),
-    (Phase.OPEN, Happening.REFUSED): (Phase.CLOSED, CloseCode.UNAUTHENTICATED),
-    (Phase.OPEN, Happening.EXPIRED): (Phase.CLOSED, CloseCode.EXPIRED),
-    (Phase.OPEN, Happening.BAD_FRAME): (Phase.OPEN, Session._bad_frame),
-    (Phase.OPEN, Happening.TOO_MANY_BAD_FRAMES): (Phase.CLOSED, CloseCode.BAD_FRAME),
-    (Phase.OPEN, Happening.TOO_BIG_FRAME): (Phase.CLOSED, CloseCode.TOO_BIG),
+    (Phase.OPEN, Trigger.REFUSED): (Phase.CLOSED, CloseCode.UNAUTHENTICATED),
+    (Phase.OPEN, Trigger.EXPIRED): (Phase.CLOSED, CloseCode.EXPIRED),
+    (Phase.OPEN, Trigger.BAD_FRAME): (Phase.OPEN, Session._bad_frame),
+    (Phase.OPEN, Trigger.TOO_MANY_BAD_FRAMES): (Phase.CLOSED, CloseCode.BAD_FRAME),
+    (Phase.OPEN, Trigger.TOO_BIG_FRAME): (Phase.CLOSED, CloseCode.TOO_BIG),
 }
-"""What a session does, by its phase and by the op or the happening it takes in.
+"""The next phase and the effect, by the phase and the client's op or another trigger.
 
-What is not here leaves the phase as it is: a happening has no answer (a
-refresh was accepted, the time for auth is over but auth was there), an op has
-an ``error``: ``unauthenticated`` while waiting, ``unknown_op`` when open.
-Nothing leads out of CLOSED, and nothing is answered there.
+A pair that is absent leaves the phase as it is. For a `Trigger` it has no
+effect: a refreshed credential was accepted, or the time for auth is over after
+auth came. For an op it sends an ``error``: ``unauthenticated`` in WAITING,
+``unknown_op`` in OPEN. In CLOSED nothing has an effect.
 """

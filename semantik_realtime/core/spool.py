@@ -1,4 +1,4 @@
-"""Drafts on their way to the backend: in order, bounded, the least important dropped first."""
+"""The drafts that the backend has not acknowledged: in order and bounded."""
 
 from __future__ import annotations
 
@@ -12,26 +12,37 @@ from semantik_realtime.core.limits import SPOOL_BYTES, SPOOL_DRAFTS
 class Spool:
     """A bounded queue that makes room by dropping the least important drafts.
 
-    When full it drops, in this order and as few as possible: the oldest draft
-    whose state a later one of the same topic and key supersedes; the oldest
-    draft that does not end an attempt; and only when no other is left, the
-    oldest end. A draft over ``max_bytes`` is dropped itself. The drafts that
-    `next_batch` returned are in flight until `ack`: they still wait, but are
-    not dropped and not counted in the bounds.
+    When full it drops as few drafts as possible, in this order: the oldest
+    draft whose state a later one of the same topic and key supersedes; the
+    oldest draft that does not end an attempt; the oldest end. A draft whose
+    body is over ``max_bytes`` is dropped itself. The drafts that `next_batch`
+    returned are in flight until `ack`: they count as waiting, but they are not
+    dropped and not counted in the bounds.
+
+    >>> spool = Spool(max_drafts=1)
+    >>> first, second = (Draft(topic="job:1", type="note", key="1", body=b"{}") for _ in "12")
+    >>> spool.add(first), spool.add(second) == [first]
+    ([], True)
+    >>> spool.next_batch(10) == spool.next_batch(10) == [second]
+    True
+    >>> spool.ack(), len(spool)
+    (None, 0)
     """
 
     def __init__(self, max_drafts: int = SPOOL_DRAFTS, max_bytes: int = SPOOL_BYTES) -> None:
         self._max_drafts = max_drafts
         self._max_bytes = max_bytes
-        # By running number, oldest first; those in flight are in `_flight`.
+        # By running number, oldest first, without those in flight.
         self._drafts: OrderedDict[int, Draft] = OrderedDict()
+        # The bytes of the bodies in `_drafts`.
         self._bytes = 0
-        # Older than all of the others. Replaced, never changed: another thread may read it.
+        # Those in flight, by running number; older than all in `_drafts`. It is replaced, never
+        # changed, because another thread may read it.
         self._flight: dict[int, Draft] = {}
         # The running number of the next draft.
         self._next = 0
-        # Which drafts to drop first. Made when room first runs short, cleared when the spool is
-        # empty: before that it would cost time for nothing.
+        # Which drafts to drop first. Made when the spool first overflows and cleared when it is
+        # empty, because keeping it costs time with every draft.
         self._ranks: Ranks | None = None
 
     def __len__(self) -> int:
@@ -39,21 +50,21 @@ class Spool:
 
     @property
     def bytes(self) -> int:
-        """How many bytes the bodies have, those in flight included."""
+        """The bytes of the bodies of all drafts, those in flight included."""
         return self._bytes + sum(len(draft.body) for draft in self._flight.values())
 
     @property
     def added(self) -> int:
-        """How many drafts were ever added."""
+        """How many drafts were added since the spool was made."""
         return self._next
 
     @property
     def oldest(self) -> int:
-        """The running number of the oldest draft that waits or is in flight; `added` when empty."""
+        """The running number (from 0) of the oldest draft; `added` if the spool is empty."""
         return next(iter(self._flight or self._drafts), self._next)
 
     def add(self, draft: Draft) -> list[Draft]:
-        """Append ``draft``; return the drafts that were dropped for it (rarely itself)."""
+        """Append ``draft``. Return the drafts that were dropped, which may be ``draft`` itself."""
         number = self._next
         self._next += 1
         if len(draft.body) > self._max_bytes:
@@ -62,13 +73,17 @@ class Spool:
         self._bytes += len(draft.body)
         if self._ranks is not None:
             self._ranks.add(number, draft)
-        lost: list[Draft] = []
+        dropped: list[Draft] = []
         while len(self._drafts) > self._max_drafts or self._bytes > self._max_bytes:
-            lost.append(self._remove(self._least()))
-        return lost
+            dropped.append(self._remove(self._first_to_drop()))
+        return dropped
 
     def next_batch(self, max_drafts: int, max_bytes: int = 2**20) -> list[Draft]:
-        """Put the oldest drafts in flight, at least one; return the same ones until `ack`."""
+        """Put the oldest drafts in flight and return them; the same ones again until `ack`.
+
+        They are at most ``max_drafts``, and their bodies have at most
+        ``max_bytes`` bytes together unless it is only one.
+        """
         if not self._flight:
             flight: dict[int, Draft] = {}
             size = 0
@@ -82,11 +97,11 @@ class Spool:
         return list(self._flight.values())
 
     def ack(self) -> None:
-        """Forget the drafts in flight: they have a receipt."""
+        """Remove the drafts in flight: the backend has acknowledged them."""
         self._flight = {}
 
     def since(self, number: int) -> list[Draft]:
-        """Return the drafts from a running number on, those in flight included, in order."""
+        """Return the drafts from the running ``number`` on, those in flight included, in order."""
         found: list[Draft] = []
         newest_first = chain(reversed(self._drafts.items()), reversed(self._flight.items()))
         for running, draft in newest_first:
@@ -95,13 +110,13 @@ class Spool:
             found.append(draft)
         return found[::-1]
 
-    def _least(self) -> int:
+    def _first_to_drop(self) -> int:
         if self._ranks is None:
             self._ranks = Ranks()
             for number, draft in self._drafts.items():
                 self._ranks.add(number, draft)
-        least = self._ranks.least()
-        return next(iter(self._drafts)) if least is None else least
+        first = self._ranks.first()
+        return next(iter(self._drafts)) if first is None else first
 
     def _remove(self, number: int) -> Draft:
         draft = self._drafts.pop(number)
@@ -114,19 +129,21 @@ class Spool:
 
 
 class Ranks:
-    """The order in which waiting drafts are dropped.
+    """The order in which a spool drops its drafts.
 
-    A later draft supersedes an earlier one of its topic and key if the fence
-    cannot refuse the later and accept the earlier one. So both belong to one
-    run: drafts of one job in a topic, of one attempt, only the last an end.
+    A later draft supersedes an earlier one of its topic and key only if the
+    fence cannot refuse the later one and accept the earlier one. That is so
+    within a run: drafts of one topic, one job and one attempt, of which only
+    the last may end the attempt.
     """
 
     def __init__(self) -> None:
-        # Running numbers, oldest first: drafts that a later one supersedes, and the other
-        # drafts that end no attempt.
         self.superseded: OrderedDict[int, None] = OrderedDict()
+        """Running numbers of the drafts that a later one supersedes, oldest first."""
+        # Running numbers of the other drafts that do not end an attempt, oldest first.
         self._plain: OrderedDict[int, None] = OrderedDict()
-        # For each topic and job the present run: its attempt, and the newest draft of each key.
+        # The current run of each topic and job: its attempt, and the running number of the newest
+        # draft of each key. A run without a key is deleted.
         self._runs: dict[tuple[str, str | None], tuple[int | None, dict[str, int]]] = {}
 
     def add(self, number: int, draft: Draft) -> None:
@@ -159,6 +176,6 @@ class Ranks:
         if not run[1]:
             del self._runs[scope]
 
-    def least(self) -> int | None:
-        """Return the running number of the draft to drop first; None: there are only ends."""
+    def first(self) -> int | None:
+        """Return the running number of the draft to drop first; None if all end an attempt."""
         return next(iter(self.superseded), next(iter(self._plain), None))

@@ -1,4 +1,4 @@
-"""Names of topics, types and keys."""
+"""The grammar of the names of topics, event types and keys (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KEY = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
 
 
 def check_topic(name: object) -> str:
-    """Return ``name`` if it is a topic name.
+    """Return ``name`` if it is a topic's name.
 
     >>> check_topic("job:42")
     'job:42'
@@ -21,7 +21,7 @@ def check_topic(name: object) -> str:
     semantik_realtime.errors.TopicError: not a topic name: '../x' (expected kind:id)
 
     Raises:
-        TopicError: with the name shortened to 80 characters.
+        TopicError: it is not; the message has its first 80 characters.
     """
     if isinstance(name, str) and _TOPIC.fullmatch(name):
         return name
@@ -29,28 +29,37 @@ def check_topic(name: object) -> str:
 
 
 def job_topic(job_id: str) -> str:
-    """The topic of a job.
+    """Return the topic of a job.
 
     >>> job_topic("42")
     'job:42'
+
+    Raises:
+        TopicError: the id is not allowed in a topic's name.
     """
     return check_topic(f"job:{job_id}")
 
 
 def user_topic(user_id: str) -> str:
-    """The feed of a user.
+    """Return the topic of a user's feed.
 
     >>> user_topic("7")
     'user:7'
+
+    Raises:
+        TopicError: the id is not allowed in a topic's name.
     """
     return check_topic(f"user:{user_id}")
 
 
 def split_topic(name: str) -> tuple[str, str]:
-    """Kind and id.
+    """Return the kind and the id of a topic.
 
     >>> split_topic("job:42")
     ('job', '42')
+
+    Raises:
+        TopicError: it is not a topic's name.
     """
     kind, _, ident = check_topic(name).partition(":")
     return kind, ident
@@ -59,8 +68,11 @@ def split_topic(name: str) -> tuple[str, str]:
 def check_type(name: object) -> str:
     """Return ``name`` if it is an event type.
 
+    >>> check_type("job_progress")
+    'job_progress'
+
     Raises:
-        EventError: otherwise.
+        EventError: it is not; the message has its first 80 characters.
     """
     if isinstance(name, str) and _TYPE.fullmatch(name):
         return name
@@ -68,12 +80,15 @@ def check_type(name: object) -> str:
 
 
 def check_key(key: object) -> str:
-    """Return ``key`` if it may carry a state: 1 to 200 characters, no control characters.
+    """Return ``key`` if it is a key: 1 to 200 characters, no control characters or surrogates.
 
-    Nor surrogates: they cannot be encoded.
+    Surrogates cannot be encoded.
+
+    >>> check_key("page 3/7")
+    'page 3/7'
 
     Raises:
-        EventError: otherwise.
+        EventError: it is not; the message has its first 80 characters.
     """
     if isinstance(key, str) and _KEY.fullmatch(key):
         return key

@@ -1,4 +1,4 @@
-"""The web application: its factory, its plugins, and what every response must carry."""
+"""The web application: its factory, its plugins, and the checks of every request."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -14,10 +14,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import FileResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from semantik_realtime.demo.hooks import RealtimeHooks
 from semantik_realtime.demo.login import hash_password
 from semantik_realtime.demo.records import Sessions, User, open_records
 from semantik_realtime.demo.routes import Host, router
-from semantik_realtime.demo.rules import Rules
 from semantik_realtime.demo.settings import DemoSettings, NotConfigured
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 PLUGIN_GROUP = "semantik.webui"
 STATIC = Path(__file__).parent / "static"
 MAX_JSON_BYTES = 1 << 20
-HEADERS = {
+SECURITY_HEADERS = {
     "content-security-policy": (
         "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; object-src 'none';"
         " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -39,7 +39,7 @@ def create_app(settings: DemoSettings | None = None) -> FastAPI:
     """Build the application: ``uvicorn --factory semantik_realtime.demo.app:create_app``.
 
     Raises:
-        NotConfigured: Something must be set first; the message says what.
+        NotConfigured: A setting is missing; the message names it.
     """
     settings = settings or DemoSettings()
     settings.require_secret()
@@ -55,18 +55,22 @@ def create_app(settings: DemoSettings | None = None) -> FastAPI:
 
     app = FastAPI(title="Semantik demo", lifespan=lifespan)
     app.state.host = Host(settings, sessions)
-    app.state.realtime_plugins = [Rules(sessions)]
+    app.state.realtime_plugins = [RealtimeHooks(sessions)]
     if settings.plugins:
         load_plugins(app)
     app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_api_route("/", lambda: FileResponse(STATIC / "index.html"), include_in_schema=False)
-    app.add_middleware(Gate, max_upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(RequestGuard, max_upload_bytes=settings.max_upload_bytes)
     return app
 
 
 def create_first_user(sessions: Sessions, settings: DemoSettings) -> None:
-    """Create the user of the settings if there is none at all."""
+    """Create the user of the settings if the database has no user.
+
+    Raises:
+        NotConfigured: There is no user, and no password in the settings.
+    """
     with sessions.begin() as session:
         if session.scalar(select(User).limit(1)) is not None:
             return
@@ -79,34 +83,35 @@ def create_first_user(sessions: Sessions, settings: DemoSettings) -> None:
 
 
 def load_plugins(app: FastAPI) -> None:
-    """Let every plugin of the group set itself up; a broken one is logged and left out."""
+    """Set up every plugin of PLUGIN_GROUP; one that raises is logged and left out."""
     for plugin in sorted(entry_points(group=PLUGIN_GROUP), key=lambda plugin: plugin.name):
         try:
             plugin.load()(app)
         except Exception:
-            logger.exception("demo: plugin left out name=%s value=%s", plugin.name, plugin.value)
+            logger.exception("demo: plugin failed name=%s value=%s", plugin.name, plugin.value)
 
 
-class Gate:
-    """Refuses forged and oversized requests, and adds the security headers.
+class RequestGuard:
+    """Middleware: refuses forged and oversized requests, and adds the security headers.
 
-    Around everything and on the raw stream, so that nothing of a refused
-    request is read and no plugin's stream is buffered.
+    It is plain ASGI: it reads no byte of a refused request, and does not
+    buffer the event streams of a plugin.
     """
 
     def __init__(self, app: ASGIApp, max_upload_bytes: int) -> None:
         self._app = app
         self._max_upload_bytes = max_upload_bytes
+        """Limit of an upload request; that of other requests is MAX_JSON_BYTES."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
-        async def send_guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
                 if scope["path"].startswith("/api/"):
                     headers["cache-control"] = "no-store"
@@ -115,22 +120,22 @@ class Gate:
             await send(message)
 
         refusal = self._refuse(scope)
-        await (refusal or self._app)(scope, receive, send_guarded)
+        await (refusal or self._app)(scope, receive, send_with_headers)
 
     def _refuse(self, scope: Scope) -> JSONResponse | None:
         if scope["method"] in {"GET", "HEAD", "OPTIONS"} or not scope["path"].startswith("/api/"):
             return None
         headers = Headers(scope=scope)
-        # Another site's page can neither set this header nor lie about its origin.
+        # A page of another site can neither set this header nor forge its origin.
         if "x-requested-with" not in headers and not _is_same_origin(headers):
             return JSONResponse({"detail": "cross-site request refused"}, 403)
         if "transfer-encoding" in headers:
-            return JSONResponse({"detail": "the length must be declared"}, 411)
+            return JSONResponse({"detail": "content-length is required"}, 411)
         is_upload = scope["path"] == "/api/documents"
         limit = self._max_upload_bytes if is_upload else MAX_JSON_BYTES
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > limit:
-            return JSONResponse({"detail": f"more than {limit} bytes"}, 413)
+            return JSONResponse({"detail": f"the request has more than {limit} bytes"}, 413)
         return None
 
 

@@ -1,61 +1,161 @@
 """The work of a job: read, split and index its documents."""
 
 import time
-from dataclasses import dataclass, field
 
 from sqlalchemy import select
 
 from semantik_realtime import job, track
+from semantik_realtime.clock import now_text
 from semantik_realtime.demo.library import NotInFolder, locate
-from semantik_realtime.demo.records import Document, Job, Sessions, timestamp
+from semantik_realtime.demo.records import MAX_FAILURES, Document, Job, Sessions
 from semantik_realtime.demo.search import SearchIndex
 from semantik_realtime.demo.settings import DemoSettings
 from semantik_realtime.demo.texts import Unreadable, read_text, split
 
-MAX_FAILURES_KEPT = 100
 SAVE_SECONDS = 0.5
 
 
 class Cancelled(Exception):
-    """The job was cancelled or deleted; what was indexed until then stays indexed."""
+    """The job was cancelled or deleted; the documents indexed until then stay indexed."""
 
 
-@dataclass(slots=True)
-class Tally:
-    """How far a job is. The database gets it about twice a second, the browsers live."""
+class Counts:
+    """How far a job is. Browsers get the counts live, the database every SAVE_SECONDS."""
 
-    total_files: int = 0
-    processed_files: int = 0
-    failed_files: int = 0
-    chunks: int = 0
-    current_file: str | None = None
-    failures: list[dict[str, str]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.total_files = 0
+        self.processed_files = 0
+        self.failed_files = 0
+        self.chunks = 0
+        self.current_file: str | None = None
+        """The file that was begun last."""
+        self.failures: list[dict[str, str]] = []
+        """The first MAX_FAILURES failed files: ``{"file", "reason"}``."""
 
-    def counts(self) -> dict[str, int | str | None]:
+    def begin(self, total_files: int) -> None:
+        self.total_files = total_files
+
+    def begin_file(self, name: str) -> None:
+        self.current_file = name
+
+    def add_indexed(self, chunks: int) -> None:
+        self.processed_files += 1
+        self.chunks += chunks
+
+    def add_failed(self, file: str, reason: str) -> None:
+        self.failed_files += 1
+        if len(self.failures) < MAX_FAILURES:
+            self.failures.append({"file": file, "reason": reason})
+
+    def fields(self) -> dict[str, int | str | None]:
+        """Return the fields of the job's state."""
+        return {name: value for name, value in vars(self).items() if name != "failures"}
+
+    def columns(self) -> dict[str, object]:
+        """Return the columns of the job's row."""
+        return {**vars(self), "failures": list(self.failures), "updated_at": now_text()}
+
+
+def run_job(job_id: str, settings: DemoSettings, sessions: Sessions) -> dict[str, int]:
+    """Index the documents of a job and return its counts.
+
+    A file that cannot be read counts as failed, and the job goes on.
+
+    Raises:
+        Cancelled: The job was cancelled or deleted; its row, if any, has the status cancelled.
+    """
+    return _Run(job_id, settings, sessions).run()
+
+
+class _Run:
+    """One attempt of a job."""
+
+    def __init__(self, job_id: str, settings: DemoSettings, sessions: Sessions) -> None:
+        self._job_id = job_id
+        self._settings = settings
+        self._sessions = sessions
+        self._counts = Counts()
+        self._saved_at = 0.0
+        """When the row of the job was last written, monotonic seconds."""
+
+    def run(self) -> dict[str, int]:
+        counts = self._counts
+        try:
+            self._index_all()
+        except Cancelled:
+            self._end(status="cancelled")
+            raise
+        except BaseException as error:
+            self._end(status="failed", error={"type": type(error).__name__, "message": str(error)})
+            raise
+        self._end(status="completed")
         return {
-            "total_files": self.total_files,
-            "processed_files": self.processed_files,
-            "failed_files": self.failed_files,
-            "chunks": self.chunks,
-            "current_file": self.current_file,
+            "processed_files": counts.processed_files,
+            "failed_files": counts.failed_files,
+            "chunks": counts.chunks,
         }
 
+    def _index_all(self) -> None:
+        with self._sessions() as session:
+            row = session.get(Job, self._job_id)
+            if row is None:
+                raise Cancelled
+            owned = select(Document).where(Document.user_id == row.user_id)
+            by_id = {document.id: document for document in session.scalars(owned)}
+        documents = [by_id[number] for number in row.document_ids if number in by_id]
+        self._counts.begin(total_files=len(documents))
+        attempt, now = row.attempt + 1, now_text()
+        self._save(status="running", attempt=attempt, started_at=now, ended_at=None, error=None)
+        job.set(**self._counts.fields())
+        with SearchIndex(self._settings.search_index(row.user_id)) as index:
+            for number, document in enumerate(track(documents, "Indexing", unit="files")):
+                # The pause is here because `track` counts a file when the next one is requested.
+                if number:
+                    self._pause(row.pause_seconds)
+                self._counts.begin_file(document.name)
+                self._save()
+                job.set(current_file=document.name)
+                job.emit("file_processing", file=document.name)
+                self._index(document, index)
+        job.set(current_file=None)
 
-class Ledger:
-    """Keeps a job's row up to date, and learns from it that the job is to stop."""
+    def _index(self, document: Document, index: SearchIndex) -> None:
+        """Index one document, and record and emit the result."""
+        try:
+            text = read_text(locate(document, self._settings), self._settings.max_document_bytes)
+            chunks = index.replace(document.id, document.name, split(text))
+        except (Unreadable, NotInFolder) as error:
+            reason = "not found" if isinstance(error, NotInFolder) else str(error)
+            self._counts.add_failed(document.name, reason)
+            self._update(document, status="failed", error=reason, chunks=0)
+            job.set(**self._counts.fields())
+            job.emit("file_failed", file=document.name, reason=reason)
+        else:
+            self._counts.add_indexed(chunks)
+            now = now_text()
+            self._update(document, status="indexed", error=None, chunks=chunks, indexed_at=now)
+            job.set(**self._counts.fields())
+            job.emit("file_completed", file=document.name, chunks=chunks)
 
-    def __init__(self, sessions: Sessions, job_id: str) -> None:
-        self._sessions = sessions
-        self._job_id = job_id
-        self._saved_at = 0.0
+    def _update(self, document: Document, **columns: object) -> None:
+        """Write the row of a document; does nothing if it was deleted."""
+        with self._sessions.begin() as session:
+            row = session.get(Document, document.id)
+            if row is not None:
+                row.update(**columns)
 
-    def save(self, tally: Tally, **columns: object) -> None:
-        """Write the row and look for a cancellation, at most every SAVE_SECONDS.
+    def _pause(self, seconds: float) -> None:
+        """Wait; raise Cancelled within SAVE_SECONDS of a cancellation."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, SAVE_SECONDS))
+            self._save()
 
-        With columns (a change of status) it is written at once.
+    def _save(self, **columns: object) -> None:
+        """Write the row of the job at most every SAVE_SECONDS; with columns at once.
 
         Raises:
-            Cancelled: The user asked for it, or the row is gone.
+            Cancelled: The job was cancelled or deleted. Checked before each write.
         """
         now = time.monotonic()
         if not columns and now - self._saved_at < SAVE_SECONDS:
@@ -65,117 +165,12 @@ class Ledger:
             row = session.get(Job, self._job_id)
             if row is None or row.cancel_requested or row.status == "cancelled":
                 raise Cancelled
-            self._write(row, tally, columns)
+            row.update(**self._counts.columns() | columns)
 
-    def end(self, tally: Tally, **columns: object) -> None:
-        """Write how the job ended, if the row is still there."""
+    def _end(self, **columns: object) -> None:
+        """Write how the job ended; does nothing if it was deleted."""
         with self._sessions.begin() as session:
             row = session.get(Job, self._job_id)
             if row is not None:
-                tally.current_file = None
-                self._write(row, tally, columns | {"ended_at": timestamp()})
-
-    def _write(self, row: Job, tally: Tally, columns: dict[str, object]) -> None:
-        values = tally.counts() | {"failures": list(tally.failures), "updated_at": timestamp()}
-        for name, value in (values | columns).items():
-            setattr(row, name, value)
-
-
-def run_job(job_id: str, settings: DemoSettings, sessions: Sessions) -> dict[str, int]:
-    """Index the documents of a job and return its counts.
-
-    A file that cannot be read counts as failed and the job goes on.
-
-    Raises:
-        Cancelled: The job was cancelled; its row says so.
-    """
-    tally = Tally()
-    ledger = Ledger(sessions, job_id)
-    try:
-        _run(job_id, settings, sessions, tally, ledger)
-    except Cancelled:
-        ledger.end(tally, status="cancelled")
-        raise
-    except BaseException as error:
-        ledger.end(
-            tally, status="failed", error={"type": type(error).__name__, "message": str(error)}
-        )
-        raise
-    ledger.end(tally, status="completed")
-    return {
-        "processed_files": tally.processed_files,
-        "failed_files": tally.failed_files,
-        "chunks": tally.chunks,
-    }
-
-
-def _run(
-    job_id: str, settings: DemoSettings, sessions: Sessions, tally: Tally, ledger: Ledger
-) -> None:
-    with sessions() as session:
-        row = session.get(Job, job_id)
-        if row is None:
-            raise Cancelled
-        documents = {
-            document.id: document
-            for document in session.scalars(select(Document).where(Document.user_id == row.user_id))
-        }
-        chosen = [documents[number] for number in row.document_ids if number in documents]
-        pause_seconds, user_id, attempt = row.pause_seconds, row.user_id, row.attempt + 1
-    tally.total_files = len(chosen)
-    ledger.save(
-        tally, status="running", attempt=attempt, started_at=timestamp(), ended_at=None, error=None
-    )
-    job.set(**tally.counts())
-    with SearchIndex(settings.search_index(user_id)) as index:
-        for number, document in enumerate(track(chosen, "Indexing", unit="files")):
-            # Here, not at the end: only now does the progress count the file before.
-            if number:
-                _pause(pause_seconds, tally, ledger)
-            tally.current_file = document.name
-            ledger.save(tally)
-            job.set(current_file=document.name)
-            job.emit("file_processing", file=document.name)
-            try:
-                path = locate(document, settings)
-                text = read_text(path, settings.max_document_bytes)
-                chunks = index.replace(document.id, document.name, split(text))
-            except (Unreadable, NotInFolder) as error:
-                reason = "not found" if isinstance(error, NotInFolder) else str(error)
-                tally.failed_files += 1
-                if len(tally.failures) < MAX_FAILURES_KEPT:
-                    tally.failures.append({"file": document.name, "reason": reason})
-                _mark(sessions, document.id, status="failed", error=reason, chunks=0)
-                job.set(**tally.counts())
-                job.emit("file_failed", file=document.name, reason=reason)
-            else:
-                tally.processed_files += 1
-                tally.chunks += chunks
-                _mark(
-                    sessions,
-                    document.id,
-                    status="indexed",
-                    error=None,
-                    chunks=chunks,
-                    indexed_at=timestamp(),
-                )
-                job.set(**tally.counts())
-                job.emit("file_completed", file=document.name, chunks=chunks)
-    tally.current_file = None
-    job.set(current_file=None)
-
-
-def _mark(sessions: Sessions, document_id: int, **columns: object) -> None:
-    with sessions.begin() as session:
-        document = session.get(Document, document_id)
-        if document is not None:
-            for name, value in columns.items():
-                setattr(document, name, value)
-
-
-def _pause(seconds: float, tally: Tally, ledger: Ledger) -> None:
-    """Wait, and stop waiting soon after a cancellation."""
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, SAVE_SECONDS))
-        ledger.save(tally)
+                end = {"current_file": None, "ended_at": now_text()}
+                row.update(**self._counts.columns() | end | columns)

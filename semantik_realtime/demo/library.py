@@ -1,4 +1,4 @@
-"""A user's documents: those of the server's folder, and those uploaded."""
+"""A user's documents: files of the server's folder, and uploaded files."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -21,12 +21,15 @@ MAX_FOLDER_DEPTH = 12
 
 
 class NotInFolder(Exception):
-    """The path is not a file of the folder that users may choose from."""
+    """The path is not a file below the folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class FolderFile:
+    """A file that users may choose."""
+
     path: str
+    """Relative to the folder."""
     size_bytes: int
 
 
@@ -34,8 +37,8 @@ def resolve_inside(root: Path, relative: str) -> Path:
     """Return the real path of a file below root.
 
     Raises:
-        NotInFolder: It is not there, is no file, or leads out of root, be it
-            by ``..``, an absolute path or a symbolic link.
+        NotInFolder: The path is not a file, or leads out of root by ``..``, an
+            absolute path or a symbolic link.
     """
     try:
         root = root.resolve(strict=True)
@@ -48,7 +51,7 @@ def resolve_inside(root: Path, relative: str) -> Path:
 
 
 def list_folder(root: Path) -> tuple[list[FolderFile], bool]:
-    """Return the indexable files below root by name, and whether there were too many to list."""
+    """Return the text files below root by name, and whether there are more than are listed."""
     found = list(islice(_walk(root, MAX_FOLDER_DEPTH), MAX_FOLDER_FILES + 1))
     files = [
         FolderFile(path.relative_to(root).as_posix(), path.stat().st_size)
@@ -75,10 +78,13 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def locate(document: Document, settings: DemoSettings) -> Path:
-    """Return where a document lies now.
+    """Return the path of a document's file.
 
-    Checked when it is read, not only when it was chosen: a link may have
-    been put in its place meanwhile.
+    The path is checked again before each read, because a symbolic link may
+    have replaced the file since it was chosen.
+
+    Raises:
+        NotInFolder: The file is missing, or is now outside its folder.
     """
     is_upload = document.origin == "upload"
     root = settings.uploads(document.user_id) if is_upload else settings.folder
@@ -88,10 +94,10 @@ def locate(document: Document, settings: DemoSettings) -> Path:
 def choose(
     session: Session, user_id: int, settings: DemoSettings, paths: Iterable[str]
 ) -> list[Document]:
-    """Return the documents of these files of the folder, new ones being recorded.
+    """Return the documents of these files of the folder; add those that are new.
 
     Raises:
-        NotInFolder: One of the paths is not in the folder; nothing was recorded.
+        NotInFolder: One of the paths is not in the folder; no document was added.
     """
     root = settings.folder.resolve()
     located = {path: resolve_inside(root, path) for path in dict.fromkeys(paths)}
@@ -118,7 +124,7 @@ def choose(
 def upload(
     session: Session, user_id: int, settings: DemoSettings, name: str, content: BinaryIO
 ) -> Document:
-    """Keep an uploaded file; one of the same name is replaced."""
+    """Store an uploaded file; it replaces one of the same name."""
     name = display_name(name)
     document = session.scalar(
         select(Document).where(
@@ -126,7 +132,7 @@ def upload(
         )
     )
     if document is None:
-        # The name on disk is ours: a user's may be too long, or a device's.
+        # Not the user's name: it may be too long for the disk, or the name of a device.
         suffix = PurePosixPath(name).suffix.lower()
         stored = uuid4().hex + (suffix if suffix in SUFFIXES else "")
         document = Document(user_id=user_id, origin="upload", name=name, stored=stored)
@@ -159,7 +165,7 @@ def display_name(name: str) -> str:
 
 
 def remove(session: Session, settings: DemoSettings, document: Document) -> None:
-    """Forget a document; an uploaded file is deleted, one of the folder stays."""
+    """Delete a document and its uploaded file; a file of the folder stays."""
     with SearchIndex(settings.search_index(document.user_id)) as index:
         index.remove(document.id)
     if document.origin == "upload":

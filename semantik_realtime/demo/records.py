@@ -1,6 +1,6 @@
-"""Users, documents and jobs in the database."""
+"""The tables of the database: users, documents and jobs."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, String, UniqueConstraint, create_engine, event
@@ -8,25 +8,23 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from semantik_realtime.clock import now_text
+
 Sessions = sessionmaker[Session]
 
 LOST_AFTER_SECONDS = 60.0
-"""A running job writes its row about twice a second; silence for this long means it is dead."""
+"""A running job updates its row about every 0.5 s; without an update for this long it is lost."""
 
-ENDED = frozenset({"completed", "failed", "cancelled", "lost"})
-
-
-def timestamp(ago_seconds: float = 0.0) -> str:
-    """Return the time as the database and the wire have it: RFC 3339, UTC, milliseconds.
-
-    Texts of this form compare like the times they stand for, in every database.
-    """
-    moment = datetime.now(UTC) - timedelta(seconds=ago_seconds)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+MAX_FAILURES = 100
+"""Failed files of a job whose reasons are kept."""
 
 
 class Base(DeclarativeBase):
-    pass
+    """A row."""
+
+    def update(self, **columns: object) -> None:
+        for name, value in columns.items():
+            setattr(self, name, value)
 
 
 class User(Base):
@@ -46,9 +44,9 @@ class Document(Base):
     origin: Mapped[str] = mapped_column(String(10))
     """``folder`` or ``upload``."""
     name: Mapped[str] = mapped_column(String(500))
-    """What people see; in the folder, the path relative to it."""
+    """For people. Of a file in the folder, the path relative to the folder."""
     stored: Mapped[str] = mapped_column(String(500))
-    """Path relative to the root of its origin."""
+    """Path relative to the folder, or to the user's uploads."""
     size_bytes: Mapped[int]
     status: Mapped[str] = mapped_column(String(10), default="new")
     """``new``, ``indexed`` or ``failed``."""
@@ -73,7 +71,7 @@ class Job(Base):
     __tablename__ = "jobs"
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    """Also the id of the Celery task."""
+    """The id of the Celery task too."""
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
     label: Mapped[str] = mapped_column(String(500))
     document_ids: Mapped[list[int]] = mapped_column(JSON)
@@ -87,17 +85,18 @@ class Job(Base):
     chunks: Mapped[int] = mapped_column(default=0)
     current_file: Mapped[str | None] = mapped_column(String(500))
     failures: Mapped[list[dict[str, str]]] = mapped_column(JSON, default=list)
-    """The first hundred failed files: ``{"file", "reason"}``."""
+    """The first MAX_FAILURES failed files: ``{"file", "reason"}``."""
     error: Mapped[dict[str, str] | None] = mapped_column(JSON)
-    queued_at: Mapped[str] = mapped_column(String(24), default=timestamp)
+    queued_at: Mapped[str] = mapped_column(String(24), default=now_text)
     started_at: Mapped[str | None] = mapped_column(String(24))
     ended_at: Mapped[str | None] = mapped_column(String(24))
-    updated_at: Mapped[str] = mapped_column(String(24), default=timestamp)
+    updated_at: Mapped[str] = mapped_column(String(24), default=now_text)
 
     def state(self) -> dict[str, Any]:
-        """The job's state in the shape of the protocol, as the database knows it."""
+        """Return the job's state in the form of the protocol (docs/protocol.md)."""
         status = self.status
-        if status == "running" and self.updated_at < timestamp(LOST_AFTER_SECONDS):
+        silence = datetime.now(UTC) - datetime.fromisoformat(self.updated_at)
+        if status == "running" and silence.total_seconds() > LOST_AFTER_SECONDS:
             status = "lost"
         state: dict[str, Any] = {
             "status": status,
@@ -136,7 +135,7 @@ class Job(Base):
 
 
 def open_records(url: str) -> Sessions:
-    """Connect to the database and create what is missing in it."""
+    """Connect to the database and create its missing tables."""
     engine = create_engine(url)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
@@ -146,7 +145,7 @@ def open_records(url: str) -> Sessions:
 
 def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
-    # Without WAL the worker's writes and the pages' reads would wait for each other.
+    # Without WAL the worker's writes and the web server's reads would block each other.
     for pragma in ("journal_mode=WAL", "busy_timeout=10000", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

@@ -1,4 +1,4 @@
-"""The HTTP interface: who, documents, jobs, search."""
+"""The HTTP interface: login, documents, jobs, search."""
 
 import logging
 import time
@@ -14,8 +14,10 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
+from semantik_realtime.clock import now_text
+from semantik_realtime.core.lifecycle import END_STATUSES
 from semantik_realtime.demo import library, login
-from semantik_realtime.demo.records import ENDED, Document, Job, Sessions, User, timestamp
+from semantik_realtime.demo.records import Document, Job, Sessions, User
 from semantik_realtime.demo.search import SearchIndex
 from semantik_realtime.demo.settings import DemoSettings
 from semantik_realtime.demo.tasks import cancel_index, start_index
@@ -30,11 +32,11 @@ MAX_FILES_PER_UPLOAD = 500
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the routes need of the application (``app.state.host``)."""
+    """State shared by the routes (``app.state.host``)."""
 
     settings: DemoSettings
     sessions: Sessions
-    throttle: login.Throttle = field(default_factory=login.Throttle)
+    failed_logins: login.FailedLogins = field(default_factory=login.FailedLogins)
 
 
 def get_host(request: Request) -> Host:
@@ -46,7 +48,11 @@ HostOf = Annotated[Host, Depends(get_host)]
 
 
 def get_user(request: Request, host: HostOf) -> User:
-    """The user of the session cookie, or of a bearer token."""
+    """Return the user of a bearer token, or else of the session cookie.
+
+    Raises:
+        HTTPException: 401, there is no valid token.
+    """
     token = request.cookies.get(login.COOKIE)
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
@@ -69,7 +75,7 @@ class Login(BaseModel):
 
 
 class NewJob(BaseModel):
-    """Which documents; the choices add up."""
+    """The documents of a new job: those of all members together."""
 
     all: bool = False
     paths: list[str] = Field([], max_length=library.MAX_FOLDER_FILES)
@@ -79,19 +85,18 @@ class NewJob(BaseModel):
 
 @router.post("/login")
 def log_in(body: Login, request: Request, response: Response, host: HostOf) -> dict[str, Any]:
-    who = (body.username, request.client.host if request.client else "")
-    wait_seconds = host.throttle.wait_seconds(who, time.monotonic())
+    source = (body.username, request.client.host if request.client else "")
+    wait_seconds = host.failed_logins.wait_seconds(source, time.monotonic())
     if wait_seconds > 0:
-        raise HTTPException(
-            429, "too many tries", headers={"retry-after": str(int(wait_seconds) + 1)}
-        )
+        headers = {"retry-after": str(int(wait_seconds) + 1)}
+        raise HTTPException(429, "too many failed logins; try again later", headers)
     with host.sessions() as session:
         user = session.scalar(select(User).where(User.name == body.username))
     if not login.is_password(body.password, user.password if user else None) or user is None:
-        host.throttle.fail(who, time.monotonic())
+        host.failed_logins.add(source, time.monotonic())
         raise HTTPException(401, "wrong name or password")
-    host.throttle.forget(who)
-    return {"user": _view(user), "token": _open_session(user, response, host.settings)}
+    host.failed_logins.clear(source)
+    return {"user": _user_view(user), "token": _open_session(user, response, host.settings)}
 
 
 @router.post("/logout", status_code=204)
@@ -101,15 +106,15 @@ def log_out(response: Response) -> None:
 
 @router.get("/me")
 def get_me(request: Request, response: Response, user: UserOf, host: HostOf) -> dict[str, Any]:
-    """Who is logged in. Renews the session when half of it has gone."""
+    """Return the logged-in user. Renews the cookie after half of its lifetime."""
     settings = host.settings
     claims = login.read_token(request.cookies.get(login.COOKIE, ""), settings.require_secret())
     if claims and claims[1] < settings.session_seconds / 2:
         _open_session(user, response, settings)
-    return {"user": _view(user)}
+    return {"user": _user_view(user)}
 
 
-def _view(user: User) -> dict[str, Any]:
+def _user_view(user: User) -> dict[str, Any]:
     return {"id": user.id, "name": user.name, "feed": f"user:{user.id}"}
 
 
@@ -146,15 +151,15 @@ def list_documents(user: UserOf, host: HostOf) -> dict[str, Any]:
 
 @router.post("/documents", status_code=201)
 async def upload_documents(request: Request, user: UserOf, host: HostOf) -> dict[str, Any]:
-    """Keep the files of a multipart form, whatever the fields are called."""
+    """Store the files of a multipart form; the names of the fields do not matter."""
     async with request.form(max_files=MAX_FILES_PER_UPLOAD, max_fields=20) as form:
         files = [item for _, item in form.multi_items() if isinstance(item, UploadFile)]
         if not files:
             raise HTTPException(422, "no file")
-        return {"documents": await run_in_threadpool(_keep, host, user.id, files)}
+        return {"documents": await run_in_threadpool(_store, host, user.id, files)}
 
 
-def _keep(host: Host, user_id: int, files: list[UploadFile]) -> list[dict[str, Any]]:
+def _store(host: Host, user_id: int, files: list[UploadFile]) -> list[dict[str, Any]]:
     with host.sessions.begin() as session:
         return [
             library.upload(session, user_id, host.settings, file.filename or "", file.file).view()
@@ -175,7 +180,7 @@ def delete_document(document_id: int, user: UserOf, host: HostOf) -> None:
 def create_job(body: NewJob, user: UserOf, host: HostOf) -> dict[str, Any]:
     pause_seconds = body.pause_seconds
     with host.sessions.begin() as session:
-        documents = _chosen(session, body, user.id, host.settings)
+        documents = _choose(session, body, user.id, host.settings)
         if not documents:
             raise HTTPException(422, "no documents")
         job = Job(
@@ -190,21 +195,21 @@ def create_job(body: NewJob, user: UserOf, host: HostOf) -> dict[str, Any]:
     try:
         start_index(job.id, owner=str(user.id), redis_url=host.settings.redis_url)
     except OperationalError as error:
-        logger.warning("demo: job not started id=%s error=%s", job.id, type(error).__name__)
+        logger.warning("demo: job not queued job=%s error=%s", job.id, type(error).__name__)
         with host.sessions.begin() as session:
             session.delete(job)
         raise HTTPException(503, "the job queue does not answer; try again later") from error
     return job.view()
 
 
-def _chosen(session: Session, body: NewJob, user_id: int, settings: DemoSettings) -> list[Document]:
+def _choose(session: Session, body: NewJob, user_id: int, settings: DemoSettings) -> list[Document]:
     paths = list(body.paths)
-    mine = select(Document).where(Document.user_id == user_id).order_by(Document.name)
+    own = select(Document).where(Document.user_id == user_id).order_by(Document.name)
     if body.all:
         paths += [file.path for file in library.list_folder(settings.folder)[0]]
-        others = list(session.scalars(mine.where(Document.origin == "upload")))
+        others = list(session.scalars(own.where(Document.origin == "upload")))
     else:
-        others = list(session.scalars(mine.where(Document.id.in_(body.documents))))
+        others = list(session.scalars(own.where(Document.id.in_(body.documents))))
         if len(others) != len(set(body.documents)):
             raise HTTPException(404, "no such document")
     try:
@@ -216,7 +221,7 @@ def _chosen(session: Session, body: NewJob, user_id: int, settings: DemoSettings
 
 @router.get("/jobs")
 def list_jobs(user: UserOf, host: HostOf) -> dict[str, Any]:
-    """The newest jobs, newest first. ``now`` lets a page reckon with the server's clock."""
+    """Return the newest jobs, newest first, and ``now``: pages compute ages with this clock."""
     with host.sessions() as session:
         jobs = session.scalars(
             select(Job)
@@ -224,7 +229,7 @@ def list_jobs(user: UserOf, host: HostOf) -> dict[str, Any]:
             .order_by(Job.queued_at.desc(), Job.id)
             .limit(MAX_JOBS_LISTED)
         )
-        return {"jobs": [job.view() for job in jobs], "now": timestamp()}
+        return {"jobs": [job.view() for job in jobs], "now": now_text()}
 
 
 @router.get("/jobs/{job_id}")
@@ -236,11 +241,11 @@ def get_job(job_id: str, user: UserOf, host: HostOf) -> dict[str, Any]:
 
 @router.post("/jobs/{job_id}/cancel")
 async def cancel_job(job_id: str, request: Request, user: UserOf, host: HostOf) -> dict[str, Any]:
-    """Ask a job to stop; one that has ended stays as it is."""
+    """Request that a job stops; a job that has ended does not change."""
     job, has_ended_now = await run_in_threadpool(_cancel_job, host, job_id, user)
     realtime = getattr(request.app.state, "realtime", None)
     if has_ended_now and realtime is not None:
-        # It never ran: no worker will tell of its end soon.
+        # The job never ran, so no worker publishes its end.
         view = job.view()
         try:
             await realtime.publish(
@@ -251,22 +256,22 @@ async def cancel_job(job_id: str, request: Request, user: UserOf, host: HostOf) 
                 also=[view["feed"]],
             )
         except BackendError as error:
-            logger.warning("demo: cancellation not told id=%s error=%s", job_id, error.code)
+            logger.warning("demo: cancellation not published job=%s error=%s", job_id, error.code)
     return job.view()
 
 
 def _cancel_job(host: Host, job_id: str, user: User) -> tuple[Job, bool]:
     with host.sessions.begin() as session:
         job = _own_job(session, job_id, user)
-        if job.status in ENDED:
+        if job.status in END_STATUSES:
             return job, False
         job.cancel_requested = True
         session.flush()
-        # In one statement, because a worker may take the job at this moment.
+        # In one statement, because a worker may start the job at this moment.
         ended = session.execute(
             update(Job)
             .where(Job.id == job_id, Job.status == "queued")
-            .values(status="cancelled", ended_at=timestamp())
+            .values(status="cancelled", ended_at=now_text())
             .returning(Job.id)
         )
         has_ended_now = ended.first() is not None
@@ -277,21 +282,21 @@ def _cancel_job(host: Host, job_id: str, user: User) -> tuple[Job, bool]:
 
 @router.delete("/jobs/{job_id}", status_code=204)
 async def delete_job(job_id: str, request: Request, user: UserOf, host: HostOf) -> None:
-    """Forget a job, stopping it first if it runs. What it indexed stays."""
-    await run_in_threadpool(_forget_job, host, job_id, user)
+    """Delete a job; a running one stops. The documents that it indexed stay indexed."""
+    await run_in_threadpool(_delete_job, host, job_id, user)
     realtime = getattr(request.app.state, "realtime", None)
     if realtime is not None:
         try:
             await realtime.delete(job_id)
         except BackendError as error:
-            # Its events expire by themselves; until then only their owner sees them.
-            logger.warning("demo: events not deleted id=%s error=%s", job_id, error.code)
+            # The events expire by themselves; until then only their owner can read them.
+            logger.warning("demo: events not deleted job=%s error=%s", job_id, error.code)
 
 
-def _forget_job(host: Host, job_id: str, user: User) -> None:
+def _delete_job(host: Host, job_id: str, user: User) -> None:
     with host.sessions.begin() as session:
         job = _own_job(session, job_id, user)
-        has_ended = job.status in ENDED
+        has_ended = job.status in END_STATUSES
         session.delete(job)
     if not has_ended:
         cancel_index(job_id, redis_url=host.settings.redis_url)
@@ -311,7 +316,7 @@ def search(
     q: Annotated[str, Query(max_length=500)] = "",
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
-    """Documents that contain all the words; the last word may be a beginning."""
+    """Return the documents that have every word; the last word is a prefix."""
     started_at = time.perf_counter()
     with SearchIndex(host.settings.search_index(user.id)) as index:
         found = index.search(q, limit)

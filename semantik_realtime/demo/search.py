@@ -30,21 +30,23 @@ END;
 """
 
 _HIT, _END = "\x02", "\x03"
+"""Control characters that mark the start and the end of a hit in a snippet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A document that matches: its best passage, and how many passages match."""
+    """A document that matches the query."""
 
     document_id: int
     title: str
     snippet: list[tuple[str, bool]]
-    """Pieces of text; true marks a hit."""
+    """The best passage as pieces of text; True marks a hit."""
     passages: int
+    """How many passages match."""
 
 
 class SearchIndex:
-    """One open index. Use it as a context manager, in one thread."""
+    """The open index of one user: a context manager, for use in one thread."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,7 @@ class SearchIndex:
         self._database.close()
 
     def replace(self, document_id: int, title: str, chunks: Iterable[str]) -> int:
-        """Index a document anew, all or nothing; return the number of its chunks."""
+        """Replace a document's chunks in one transaction; return their number."""
         with self._database:
             self._database.execute("DELETE FROM chunk WHERE document_id = ?", (document_id,))
             cursor = self._database.executemany(
@@ -78,7 +80,7 @@ class SearchIndex:
         self.replace(document_id, "", ())
 
     def search(self, query: str, limit: int = 20) -> list[Found]:
-        """Return the best documents first; every word must occur, the last may be a beginning."""
+        """Return the documents that have every word, the best first; the last word is a prefix."""
         expression = match_expression(query)
         if not expression:
             return []
@@ -97,13 +99,13 @@ class SearchIndex:
             best.setdefault(document_id, (title, snippet))
             passages[document_id] = passages.get(document_id, 0) + 1
         return [
-            Found(document_id, title, _marked(snippet), passages[document_id])
+            Found(document_id, title, _split_hits(snippet), passages[document_id])
             for document_id, (title, snippet) in list(best.items())[:limit]
         ]
 
 
 def match_expression(query: str) -> str:
-    """Turn what a person typed into an FTS5 expression without operators.
+    """Return an FTS5 expression of the words in a query, without operators.
 
     >>> match_expression('live "NEAR upd')
     '"live" "NEAR" "upd"*'
@@ -114,7 +116,7 @@ def match_expression(query: str) -> str:
     return " ".join(f'"{word}"' for word in words) + "*" if words else ""
 
 
-def _marked(snippet: str) -> list[tuple[str, bool]]:
+def _split_hits(snippet: str) -> list[tuple[str, bool]]:
     pieces: list[tuple[str, bool]] = []
     for number, part in enumerate(snippet.split(_HIT)):
         hit, end, rest = part.partition(_END)

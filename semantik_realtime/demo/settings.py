@@ -7,19 +7,19 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class NotConfigured(Exception):
-    """The demo cannot start; the message is one sentence that says what to set."""
+    """A setting is missing or wrong; the message is one sentence that says what to set."""
 
 
 class DemoSettings(BaseSettings):
-    """Everything that can be set, for the web server and for the worker."""
+    """Settings of the web server and of the worker."""
 
     model_config = SettingsConfigDict(env_prefix="DEMO_", extra="ignore")
 
     data_dir: Path = Path("semantik-demo")
-    """Uploads, search indexes and, by default, the database are kept here."""
+    """The directory of uploads, search indexes and, by default, the database."""
 
     documents_dir: Path | None = None
-    """The folder on the server that users may choose from; default: ``documents`` in data_dir."""
+    """The folder whose files users may choose; default: ``documents`` in data_dir."""
 
     database_url: str | None = None
     """An SQLAlchemy URL; default: an SQLite file in data_dir."""
@@ -32,26 +32,28 @@ class DemoSettings(BaseSettings):
     jwt_secret: SecretStr | None = Field(
         None, validation_alias=AliasChoices("jwt_secret", "SEMANTIK_REALTIME_JWT_SECRET")
     )
-    """Signs the session tokens (HS256); at least 32 bytes. The realtime plugin reads the same."""
+    """Signs the session tokens (HS256); at least 32 bytes. The realtime plugin uses it too."""
 
     user: str = "demo"
-    """Name of the user that the first start creates."""
+    """Name of the user who is created at the first start."""
 
     password: SecretStr | None = None
-    """Password of that user; not needed once a user exists."""
+    """Password of that user; not needed if there is a user."""
 
     session_seconds: int = Field(12 * 3600, gt=0)
+    """Lifetime of a session token and its cookie."""
+
     cookie_secure: bool = False
     """Send the session cookie over HTTPS only."""
 
     max_upload_bytes: int = Field(64 * 2**20, gt=0)
-    """One upload request, all its files together."""
+    """Limit of one upload request, all its files together."""
 
     max_document_bytes: int = Field(8 * 2**20, gt=0)
-    """A larger file is not indexed; it counts as failed."""
+    """A larger file counts as failed and is not indexed."""
 
     pause_seconds: float = Field(0.0, ge=0, le=10)
-    """An artificial pause after each file, to have something to look at."""
+    """A pause after each file, so that a job is slow enough to watch."""
 
     plugins: bool = True
     """Load the plugins of the entry-point group ``semantik.webui``."""
@@ -74,7 +76,7 @@ class DemoSettings(BaseSettings):
         """Return the signing secret.
 
         Raises:
-            NotConfigured: It is missing or too short to sign with.
+            NotConfigured: It is missing, or shorter than 32 bytes.
         """
         secret = self.jwt_secret.get_secret_value() if self.jwt_secret else ""
         if len(secret.encode()) < 32:

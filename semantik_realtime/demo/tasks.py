@@ -1,4 +1,4 @@
-"""The Celery side: ``celery -A semantik_realtime.demo.tasks worker``."""
+"""The Celery application: ``celery -A semantik_realtime.demo.tasks worker``."""
 
 import logging
 from functools import cache
@@ -17,11 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def configuration() -> dict[str, Any]:
-    """Celery's settings. Asked for at first use, so that importing this module needs nothing."""
-    # The broker may be away while tasks run, and they are not to notice: no result is stored, as
-    # storing one waits for a server, and a lost connection ends no task. The worker looks for the
-    # broker for ever, also when it was never there. (Celery 5.7 itself may end a worker that had
-    # reserved further messages when Redis died.)
+    """Return Celery's settings; called at first use, so that importing needs no environment."""
+    # Tasks go on while the broker is away: no result is stored, because that would wait for the
+    # broker, and a lost connection cancels no task. The worker reconnects without end, also at its
+    # start. (Celery 5.7 itself may end a worker that had reserved more messages when Redis died.)
     return {
         "broker_url": DemoSettings().redis_url,
         "broker_connection_retry_on_startup": True,
@@ -42,8 +41,8 @@ install(celery_app)
 
 
 @cache
-def _open(url: str) -> Sessions:
-    """One engine per worker process; opened by its first task, so after the fork."""
+def _sessions(url: str) -> Sessions:
+    """Return the engine of this process: opened by its first task, so after the fork."""
     return open_records(url)
 
 
@@ -52,9 +51,9 @@ def index_documents(self: Task, job_id: str) -> dict[str, int]:
     """Index the documents of a job."""
     settings = DemoSettings()
     try:
-        return run_job(job_id, settings, _open(settings.sqlalchemy_url))
+        return run_job(job_id, settings, _sessions(settings.sqlalchemy_url))
     except Cancelled:
-        # Celery's way for a task to end in a state of its own choice.
+        # Ignore keeps Celery from overwriting the state with SUCCESS or FAILURE.
         self.update_state(state="REVOKED")
         raise Ignore from None
 
@@ -75,11 +74,11 @@ def start_index(job_id: str, owner: str, redis_url: str) -> None:
 
 
 def cancel_index(job_id: str, redis_url: str) -> None:
-    """Let the workers drop the task if it waits; a running one sees its row instead."""
+    """Revoke the task if it is still queued; a running one sees the request in its row."""
     try:
         with celery_app.connection_for_write(redis_url) as connection:
             connection.ensure_connection(max_retries=1, interval_start=0.1)
             celery_app.control.revoke(job_id, connection=connection)
     except OperationalError as error:
-        # The row says that the job is cancelled; that alone will stop it.
-        logger.warning("demo: not revoked id=%s error=%s", job_id, type(error).__name__)
+        # The row of the job already has the request, and the task stops by that alone.
+        logger.warning("demo: task not revoked job=%s error=%s", job_id, type(error).__name__)

@@ -1,4 +1,4 @@
-"""From a file to chunks of text."""
+"""Reading files as text, and splitting text into chunks."""
 
 import codecs
 import re
@@ -11,20 +11,20 @@ _FORMATS = (
     " cfg py js ts css sql sh c h cpp go rs java rb"
 )
 SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
-"""What the folder listing offers; anything may be uploaded."""
+"""Files that the folder's listing has; any file may be uploaded."""
 
 CHUNK_CHARACTERS = 1200
 
 
 class Unreadable(Exception):
-    """The file has no text for us; the message is the reason, for people."""
+    """The file cannot be read as text; the message is the reason, for people."""
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """Return a file's text, of an HTML page what a reader would see.
+    """Return a file's text; of an HTML page the visible text.
 
     Raises:
-        Unreadable: The file is missing, too big, binary or wrongly encoded.
+        Unreadable: The file is missing, larger than max_bytes, binary, or not UTF-8 or UTF-16.
     """
     try:
         with path.open("rb") as file:
@@ -49,7 +49,7 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 class _Page(HTMLParser):
-    """Collects the visible text; block elements end a paragraph."""
+    """Collects the visible text; a block element begins a new paragraph."""
 
     HIDDEN = frozenset({"script", "style", "template", "noscript"})
     INLINE = frozenset("a abbr b cite code em i kbd mark q s small span strong sub sup u".split())  # noqa: SIM905
@@ -57,7 +57,9 @@ class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.parts: list[str] = []
+        """Pieces of the visible text, in order."""
         self._hidden = 0
+        """Depth of open elements whose text is not visible."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in self.HIDDEN:
@@ -75,7 +77,7 @@ class _Page(HTMLParser):
 
 
 def split(text: str, max_characters: int = CHUNK_CHARACTERS) -> Iterator[str]:
-    """Cut a text into chunks, at the ends of paragraphs where possible.
+    """Split a text into chunks, between paragraphs where possible, else between words.
 
     >>> list(split("one two\\n\\nthree four", 12))
     ['one two', 'three four']

@@ -1,1 +1,1 @@
-"""For tests of applications and of other backends: the contract suite and real servers."""
+"""For the tests of backends and applications: the contract suite, and real servers."""

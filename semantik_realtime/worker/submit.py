@@ -1,4 +1,4 @@
-"""Start a task as a job that somebody owns."""
+"""Start a task as a job that has an owner."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 
 from semantik_realtime.core.topic import job_topic, user_topic
-from semantik_realtime.worker.tracker import OWNER, TOPICS, install
+from semantik_realtime.worker.headers import OWNER, TOPICS
+from semantik_realtime.worker.tracker import install
 
 
 class Submitted(msgspec.Struct, frozen=True):
-    """A job on its way: its id, its own topic and its owner's feed."""
+    """A job that was sent: its id, its own topic and its owner's feed."""
 
     id: str
     topic: str
@@ -40,9 +41,9 @@ def submit(
     feed = user_topic(owner)
     if job_id is not None:
         job_topic(job_id)
-    mirror = install()
+    tracker = install()
     sent = task.apply_async(
         args, kwargs, task_id=job_id, headers={OWNER: owner, TOPICS: list(topics)}
     )
-    mirror.flush()
+    tracker.flush()
     return Submitted(sent.id, job_topic(sent.id), feed)

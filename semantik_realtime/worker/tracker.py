@@ -1,8 +1,8 @@
 """Every Celery task as a job: from Celery's signals to events.
 
-Which signals a case sends, in which process, is measured in
-``tests/worker/test_workers.py``. A child of the prefork pool tells what it
-sees; what it cannot tell, because it was killed, the main process tells.
+Which signals Celery sends in which case, and in which process, is measured in
+``tests/worker/test_workers.py``. A child of the prefork pool sends what it
+knows of its tasks; for a child that was killed, the main process sends the end.
 """
 
 from __future__ import annotations
@@ -19,54 +19,56 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
 from billiard.process import current_process
 from celery import signals
 
 from semantik_realtime.backends.guard import log_warnings
 from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings
-from semantik_realtime.core.topic import check_topic, job_topic, user_topic
-from semantik_realtime.errors import ConfigError, InvalidInput
+from semantik_realtime.core.topic import job_topic
+from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.job import (
-    Job,
-    JobMeta,
-    current,
-    describe_error,
-    enter,
-    leave,
-    note_misuse,
+from semantik_realtime.worker.current import current_job, pop_job, push_job
+from semantik_realtime.worker.headers import (
+    QUEUED_AT,
+    count_attempts,
+    headers_of,
+    is_job,
+    is_job_message,
+    read_job_meta,
 )
-from semantik_realtime.worker.metrics import show_metrics
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.metrics import export_metrics
+from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.updates import mirror_updates
+from semantik_realtime.worker.values import describe_error
 
 logger = logging.getLogger(__name__)
 
-OWNER, TOPICS = "realtime_owner", "realtime_topics"
-QUEUED_AT, ATTEMPT = "realtime_queued_at", "realtime_attempt"
-"""Headers of a task's message. The first two are the application's, the others ours."""
-MAX_TOPICS = 20
-WARN_PAUSE_SECONDS = 5.0
+WARNINGS_PAUSE_SECONDS = 5.0
+"""How long after a backend that does not answer it is called for its warnings again."""
 INSTALLING_MODULE = "semantik_realtime.worker.command"
-OWN_TASKS = "celery."
-"""Celery's own tasks (unlocking chords, cleaning results) are nobody's jobs."""
+"""Installs the tracker when it is imported."""
 
 
 class TaskTracker:
     """Connects Celery's signals to a `Runtime`.
 
-    No receiver raises: failures are counted in ``failures`` and each kind is
-    logged once. The runtime is made from the environment at first use; a
-    wrong setting is logged and turns the mirror off.
+    No receiver raises: failures are counted in ``failures``, and the first of
+    each kind is logged. The runtime is made from the environment at first use;
+    a wrong setting is logged and turns the tracker off.
     """
 
     def __init__(self) -> None:
         self.failures: Counter[str] = Counter()
+        """How often each receiver failed, by ``"receiver: exception"``; and ``"claim"``."""
+        # Made at first use, or set by `use`. None while the tracker is off.
         self._runtime: Runtime | None = None
+        # Whether the settings turned it off; cleared by `use`.
         self._is_off = False
-        # In the main process of a worker: what was received and still matters to Celery.
+        # In the main process of a worker: the requests that Celery still holds, by task id.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        # The jobs whose tasks run in this process, by task id: from prerun to postrun.
         self._running: dict[str, Job] = {}
         self._receivers: list[tuple[Any, str, Callable[..., None]]] = [
             (signal, f"semantik_realtime.{signal.name}", self._guarded(receiver))
@@ -88,23 +90,23 @@ class TaskTracker:
         ]
 
     def connect(self) -> None:
-        """Listen to Celery; doing it twice is doing it once."""
+        """Connect the receivers to Celery's signals. Idempotent."""
         for signal, uid, receiver in self._receivers:
             signal.connect(receiver, weak=False, dispatch_uid=uid)
 
     def disconnect(self) -> None:
-        """Stop listening."""
+        """Undo `connect`."""
         for signal, uid, _ in self._receivers:
             signal.disconnect(dispatch_uid=uid)
 
     def runtime(self) -> Runtime | None:
-        """The runtime, made now if need be; None: the mirror is off."""
+        """Return the runtime, made now if there is none yet; None if the tracker is off."""
         if self._runtime is None and not self._is_off:
-            # No lock, which a fork could leave locked: two of them would do no harm.
+            # Without a lock, which a fork could leave locked: a second one would do no harm.
             try:
                 made = Runtime()
             except ConfigError as error:
-                logger.error("mirror: off, no task is mirrored error=%s", error)
+                logger.error("tracker: off, no task is mirrored error=%s", error)
                 self._turn_off()
                 return None
             if not made.settings.mirror:
@@ -114,12 +116,15 @@ class TaskTracker:
         return self._runtime
 
     def use(self, runtime: Runtime) -> None:
-        """Write through ``runtime`` from now on."""
+        """Send through ``runtime`` from now on."""
         self._runtime = runtime
         self._is_off = False
 
     def flush(self) -> bool:
-        """Wait, boundedly, until what was told has been answered; False: not in time."""
+        """Wait at most ``flush_seconds`` until the backend has acknowledged all events so far.
+
+        Return False if it has not in that time.
+        """
         runtime = self._runtime
         return runtime is None or runtime.emitter.flush(runtime.settings.flush_seconds)
 
@@ -138,65 +143,58 @@ class TaskTracker:
                 kind = f"{name}: {type(error).__name__}"
                 self.failures[kind] += 1
                 if self.failures[kind] == 1:
-                    logger.exception("mirror: receiver failed kind=%s (logged once)", kind)
+                    logger.exception("tracker: receiver failed kind=%s (logged once)", kind)
 
         return guarded
 
     def _worker_init(self, conf: Any, **_: Any) -> None:
-        # Pool processes that are not forked know only what the application imports.
+        # A pool process that is not forked has only the modules that the application imports.
         conf.imports = [*(conf.imports or ()), INSTALLING_MODULE]
 
     def _worker_ready(self, **_: Any) -> None:
         runtime = self.runtime()
         if runtime is not None:
             runtime.emitter.recover()
-            threading.Thread(target=_warn, args=(runtime,), daemon=True).start()
+            threading.Thread(target=_log_warnings, args=(runtime,), daemon=True).start()
 
-    # Publishing
+    # In a process that publishes a task.
 
     def _before_publish(self, sender: Any, headers: Any, **_: Any) -> None:
-        if not _is_mirrored(sender, headers) or self.runtime() is None:
+        if not is_job_message(sender, headers) or self.runtime() is None:
             return
-        job = current()
+        job = current_job()
         if job is None or job.id != headers["id"]:
             headers.setdefault(QUEUED_AT, now_text())
-            return
-        # A retry, or a replacement: the same job goes on in a message of its own.
-        origin = job.origin
-        for name, value in (
-            (OWNER, origin.owner),
-            (TOPICS, list(origin.topics) or None),
-            (QUEUED_AT, origin.queued_at),
-            (ATTEMPT, job.attempt),
-        ):
-            if value is not None:
-                headers[name] = value
+        else:
+            headers.update(headers_of(job))
 
     def _after_publish(self, sender: Any, headers: Any, **_: Any) -> None:
-        if not _is_mirrored(sender, headers) or headers.get("retries"):
+        if not is_job_message(sender, headers) or headers.get("retries"):
             return
         runtime = self.runtime()
-        job = current()
+        job = current_job()
         if runtime is not None and (job is None or job.id != headers["id"]):
             Job(runtime, read_job_meta(headers), 0).queue()
 
-    # In the process that runs the task
+    # In the process that runs the task.
 
     def _prerun(self, task_id: str, task: Any, **_: Any) -> None:
         runtime = self.runtime()
-        if runtime is None or task.name.startswith(OWN_TASKS):
+        if runtime is None or not is_job(task.name):
             return
-        origin = read_job_meta(task.request, id=task_id, name=task.name)
-        attempt = self._claim(runtime, origin.id, _attempts_before(task.request) + 1)
-        job = Job(runtime, origin, attempt)
-        # No number is left for a job that was deleted: it runs, and nobody is to hear of it.
-        job.ended = attempt == 0
+        meta = read_job_meta(task.request, id=task_id, name=task.name)
+        attempt = self._claim(runtime, meta.id, count_attempts(task.request) + 1)
+        job = Job(runtime, meta, attempt)
+        if attempt == 0:
+            # The job was deleted, so the backend has no number for it. The task runs all the same.
+            job.stop_sending()
         self._running[task_id] = job
-        enter(job)
+        push_job(job)
         job.begin()
         mirror_updates(task)
 
     def _claim(self, runtime: Runtime, job_id: str, expected: int) -> int:
+        """Return the number of a new attempt; ``expected`` if the backend does not answer."""
         if runtime.backend.fails_writes:
             return expected
         topic = job_topic(job_id)
@@ -205,7 +203,7 @@ class TaskTracker:
         except Exception:
             self.failures["claim"] += 1
             if self.failures["claim"] == 1:
-                logger.warning("mirror: attempt not claimed job=%s (logged once)", job_id)
+                logger.warning("tracker: attempt not claimed job=%s (logged once)", job_id)
             return expected
 
     def _success(self, sender: Any, **_: Any) -> None:
@@ -218,22 +216,22 @@ class TaskTracker:
         if job is None:
             return
         try:
-            self._end_unsaid(job, state, retval)
+            self._end_after_run(job, state, retval)
         finally:
-            leave(job)
+            pop_job(job)
             if self._running.get(task_id) is job:
                 del self._running[task_id]
-        # While the backend is away the end waits in the spool, and no task waits for it.
+        # While the backend is away the end waits in the spool, and the task does not wait for it.
         runtime = job.runtime
         runtime.emitter.flush(runtime.settings.flush_seconds, while_failing=False)
 
-    def _end_unsaid(self, job: Job, state: str | None, retval: Any) -> None:
-        """End a job by how Celery left it, where no other signal has said it."""
-        if job.ended:
+    def _end_after_run(self, job: Job, state: str | None, retval: Any) -> None:
+        """End a job for which Celery sent no other signal, by the state that it returned."""
+        if job.has_ended:
             return
         if state == "IGNORED":
-            if job.declared is not None:
-                type, error = job.declared
+            if job.declared_end is not None:
+                type, error = job.declared_end
                 job.end(type, error=error)
             elif not str(retval).startswith("Replaced by"):
                 job.end("job_completed", data={"ignored": True})
@@ -244,16 +242,16 @@ class TaskTracker:
                 job.end("job_failed", error=describe_error(retval))
         elif state is None:
             raised = sys.exc_info()[1]
-            if isinstance(raised, Exception) or not _is_being_ended(raised):
+            if isinstance(raised, Exception) or not _is_process_ending(raised):
                 job.end("job_failed", error=describe_error(raised))
             else:
-                # The process is being ended; the main process knows why, and tells it.
-                job.push()
+                # The main process ends this one, knows why, and sends the end.
+                job.send_pending()
 
     def _process_shutdown(self, **_: Any) -> None:
         self.flush()
 
-    # In either
+    # In the process that runs the task, or in the main process of its worker.
 
     def _failure(self, sender: Any, task_id: str, exception: Any, **_: Any) -> None:
         self._end(task_id, "job_failed", sender.request, sender.name, describe_error(exception))
@@ -270,7 +268,7 @@ class TaskTracker:
             {"delay_seconds": when} if isinstance(when, int | float) else None,
         )
 
-    # In the main process of a worker
+    # In the main process of a worker.
 
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
@@ -286,7 +284,8 @@ class TaskTracker:
         self._end(id, "job_failed", message.headers or {}, name, error, has_run=False)
 
     def _job(self, task_id: str | None) -> Job | None:
-        job = current()
+        """Return the job of a task that runs in this process."""
+        job = current_job()
         if job is not None and job.id == task_id:
             return job
         return None if task_id is None else self._running.get(task_id)
@@ -301,66 +300,67 @@ class TaskTracker:
         data: Mapping[str, Any] | None = None,
         has_run: bool = True,
     ) -> None:
-        """End a job, from wherever Celery tells of it.
+        """End a job, in whichever process Celery sent the signal.
 
-        The main process does not know what the task has said of itself, so
-        it asks the backend.
+        Only the process that runs the task knows the job's state and attempt;
+        another one reads them from the backend.
         """
         job = self._job(task_id)
         if job is not None:
             job.end(type, error=error, data=data)
             return
         runtime = self.runtime()
-        if runtime is None or name.startswith(OWN_TASKS):
+        if runtime is None or not is_job(name):
             return
         received = self._requests.get(task_id)
         source = request if received is None else received.request_dict
-        origin = read_job_meta(source, id=task_id, name=name)
-        known = {"attempt": _attempts_before(source) + has_run}
+        meta = read_job_meta(source, id=task_id, name=name)
+        known: dict[str, Any] = {"attempt": count_attempts(source) + has_run}
+        # None is the newest attempt.
         attempts: list[int | None] = [None]
         if has_run:
-            recalled = recall_state(runtime, origin.id)
-            # Its start may never have been told: then the newest word is that it was queued.
-            attempt = max(known["attempt"], recalled.get("attempt", 0))
-            if recalled.get("attempt", 0) < attempt:
-                # Or it will be told later, by whoever adopts it: so it is ended by its number.
-                # If a newer attempt is known that is refused, and if not, what follows is.
-                attempts = [attempt, None]
-            known |= recalled | {"attempt": attempt}
+            stored = read_stored_state(runtime, meta.id)
+            stored_attempt = stored.get("attempt", 0)
+            expected = max(known["attempt"], stored_attempt)
+            if stored_attempt < expected:
+                # job_started may still be in a spool file. Send the end twice: with the expected
+                # attempt, then with the newest; the fence drops the one that does not apply.
+                attempts = [expected, None]
+            known |= stored | {"attempt": expected}
         if "ended_at" in known:
             return
-        # Only the pool's process knows the attempt's number for certain: the newest is meant.
         for attempt in attempts:
-            Job(runtime, origin, attempt, known).end(type, error=error, data=data)
+            Job(runtime, meta, attempt, known).end(type, error=error, data=data)
 
 
-_mirror: TaskTracker | None = None
+_tracker: TaskTracker | None = None
 
 
 def install(app: object = None, runtime: Runtime | None = None) -> TaskTracker:
-    """TaskTracker every Celery task of this process. Safe to call again.
+    """Track every Celery task of this process. Idempotent.
 
-    Celery's signals belong to the process, so ``app`` only says in the code
-    for whom it is. Without a ``runtime`` one is made from the environment,
-    at first use. With the setting ``mirror`` off nothing is connected.
+    Celery's signals belong to the process: ``app`` has no effect, and only
+    shows the reader of a call which application it is for. Without a
+    ``runtime`` one is made from the environment at first use. With the setting
+    ``mirror`` off nothing is connected.
     """
-    global _mirror
-    if _mirror is None:
-        _mirror = TaskTracker()
+    global _tracker
+    if _tracker is None:
+        _tracker = TaskTracker()
     elif runtime is None:
-        return _mirror
+        return _tracker
     if runtime is not None:
-        _mirror.use(runtime)
-    if is_wanted(runtime):
-        _mirror.connect()
-        show_metrics(_mirror.runtime)
+        _tracker.use(runtime)
+    if _is_enabled(runtime):
+        _tracker.connect()
+        export_metrics(_tracker.runtime)
     else:
-        _mirror.disconnect()
-    return _mirror
+        _tracker.disconnect()
+    return _tracker
 
 
-def is_wanted(runtime: Runtime | None = None) -> bool:
-    """Whether the settings want a mirror. Wrong settings are reported at first use."""
+def _is_enabled(runtime: Runtime | None) -> bool:
+    """Return True if the settings turn the tracker on. Wrong settings are logged at first use."""
     try:
         settings = load_settings() if runtime is None else runtime.settings
     except ConfigError:
@@ -368,104 +368,12 @@ def is_wanted(runtime: Runtime | None = None) -> bool:
     return settings.mirror
 
 
-def read_job_meta(message: Any, *, id: str | None = None, name: str | None = None) -> JobMeta:
-    """What the headers of a task's message, or Celery's request, say about the job.
+def _is_process_ending(raised: BaseException | None) -> bool:
+    """Return True if a signal ends this pool process, False if the task itself called `sys.exit`.
 
-    An owner or a topic outside its grammar is left out.
-
-    Raises:
-        TopicError: the task's id cannot be the name of a topic.
-    """
-
-    job_id = id or message.get("id")
-    job_topic(job_id)
-    owner = _header(message, OWNER)
-    if owner is not None:
-        owner = _checked("owner", user_topic, str(owner), job_id)
-    topics = _header(message, TOPICS)
-    if isinstance(topics, str):
-        topics = [topic.strip() for topic in topics.split(",")]
-    elif not isinstance(topics, list | tuple):
-        topics = []
-    checked = [_checked("topic", check_topic, topic, job_id) for topic in topics[:MAX_TOPICS]]
-    queued_at = _header(message, QUEUED_AT)
-    return JobMeta(
-        id=job_id,
-        name=name or message.get("task"),
-        owner=owner,
-        topics=tuple(topic for topic in checked if topic is not None),
-        queued_at=queued_at if isinstance(queued_at, str) else None,
-    )
-
-
-def recall_state(runtime: Runtime, job_id: str) -> dict[str, Any]:
-    """The job's state as the backend has it; empty when it has no answer in time.
-
-    Read through a backend of its own: the process may have a loop that owns
-    the other one's connections.
-    """
-    if runtime.backend.fails_writes:
-        return {}
-    backend = runtime.second_backend()
-    if backend is None:
-        return {}
-
-    known: dict[str, Any] = {}
-    answered = threading.Event()
-
-    async def read() -> None:
-        try:
-            await backend.open()
-            snapshot = await backend.snapshot(job_topic(job_id), None, 0)
-            if job_id in snapshot.states:
-                known.update(msgspec.json.decode(snapshot.states[job_id])["state"])
-        except Exception as error:
-            logger.warning("mirror: state not recalled job=%s error=%r", job_id, error)
-        finally:
-            # Nobody waits for the good-bye.
-            answered.set()
-            await backend.close()
-
-    # A thread, because this one may have a loop of its own.
-    threading.Thread(target=lambda: asyncio.run(read()), daemon=True).start()
-    return dict(known) if answered.wait(runtime.settings.flush_seconds) else {}
-
-
-def _is_mirrored(name: Any, headers: Any) -> bool:
-    # Messages of Celery's first protocol have no id in their headers.
-    return isinstance(headers, dict) and "id" in headers and not str(name).startswith(OWN_TASKS)
-
-
-def _header(message: Any, name: str) -> Any:
-    value = message.get(name)
-    # Where a task is applied without a message, its headers stay together.
-    return (message.get("headers") or {}).get(name) if value is None else value
-
-
-def _attempts_before(message: Any) -> int:
-    """How many attempts there were, as far as the message knows.
-
-    Celery does not count redeliveries; our header does, up to the last retry.
-    """
-    counts = (message.get("retries"), _header(message, ATTEMPT))
-    return max((count for count in counts if isinstance(count, int)), default=0)
-
-
-def _checked(what: str, check: Callable[[str], str], value: str, job_id: str) -> str | None:
-    try:
-        check(value)
-    except InvalidInput as error:
-        note_misuse(f"{what} left out", job_id, str(error))
-        return None
-    return value
-
-
-def _is_being_ended(raised: BaseException | None) -> bool:
-    """Whether a signal ends this pool process, rather than the task itself by `sys.exit`.
-
-    billiard's signal handler exits with the signal's number minus 256. A task
-    that exits must be told here: Celery 5.3 fails to, for it cannot encode a
-    SystemExit as a result.
+    billiard's signal handler exits with the signal's number minus 256. For a
+    task that exits, the end must be sent from here: Celery 5.3 sends no signal,
+    because it cannot encode a SystemExit as a result.
     """
     if str(current_process().name) == "MainProcess":
         return False
@@ -474,10 +382,10 @@ def _is_being_ended(raised: BaseException | None) -> bool:
     return isinstance(raised.code, int) and -256 < raised.code < -128
 
 
-def _warn(runtime: Runtime) -> None:
-    """Log what the backend warns of, as soon as it answers; in a thread that nobody waits for."""
+def _log_warnings(runtime: Runtime) -> None:
+    """Log the backend's warnings as soon as it answers. Runs in a daemon thread."""
     try:
         while not asyncio.run(log_warnings(runtime.backend)):
-            time.sleep(WARN_PAUSE_SECONDS)
+            time.sleep(WARNINGS_PAUSE_SECONDS)
     except Exception:
-        logger.exception("mirror: backend not asked for warnings")
+        logger.exception("tracker: warnings of the backend not read")

@@ -1,4 +1,4 @@
-"""Redis over TLS: what is written, read and fed."""
+"""Redis over TLS: writes, reads and the subscriber."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ TOPIC = "job:1"
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Path:
-    """The certificate of the server's authority, which is the server itself."""
+    """The certificate of the server, which is its own authority."""
     return write_certificate(tmp_path)[0]
 
 
 @pytest.fixture
 def url(authority: Path) -> Iterator[str]:
-    """A running server that speaks TLS."""
+    """The URL of a running server with TLS."""
     try:
         program = redis_program()
     except ServerMissing as error:
@@ -46,13 +46,13 @@ def url(authority: Path) -> Iterator[str]:
 
 
 async def check(url: str) -> None:
-    """Do everything that a backend does."""
+    """Write, read and receive events."""
     backend, sink, author = RedisBackend(load_settings(url=url)), Recorder(), Author()
     await backend.open()
     try:
         await backend.subscribe(TOPIC, sink)
         backend.publish([author.draft(TOPIC, state={"n": n}) for n in range(10)])
-        await sink.heard(10)
+        await sink.wait_for_events(10)
         snapshot = await backend.snapshot(TOPIC, None, 10)
         assert sink.received == list(snapshot.events)
         assert backend.lease("place", "holder", 1, 60.0)
@@ -64,13 +64,15 @@ async def check(url: str) -> None:
 
 
 @pytest.mark.parametrize("more", ["", "&ssl_cert_reqs=CERT_REQUIRED"])
-async def test_writes_reads_and_feed_go_over_tls_with_the_authority(
+async def test_writes_reads_and_live_events_work_over_tls_with_the_authority(
     url: str, authority: Path, more: str
 ) -> None:
     await check(f"{url}?ssl_ca_certs={authority}{more}")
 
 
-async def test_without_the_authority_nothing_goes_unless_nobody_asks_for_one(url: str) -> None:
+async def test_without_the_authority_nothing_works_unless_certificates_are_not_required(
+    url: str,
+) -> None:
     backend = RedisBackend(load_settings(url=url))
     with pytest.raises(BackendUnavailable, match="certificate"):
         backend.publish([Author().draft(TOPIC)])

@@ -1,4 +1,4 @@
-"""A URL is right or wrong when the backend is made, not when the first draft is lost."""
+"""A URL is checked when the backend is made, not at the first connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.valkey
 
 
 def connection_options(url: str) -> tuple[dict[str, object], dict[str, object]]:
-    """What the writer's connections are made with, and the feed's."""
+    """Return the options of the connections for writing and for reading."""
     backend = load_backend(load_settings(backend="redis", url=url))
     reading = redis.asyncio.ConnectionPool.from_url(backend._url)
     return backend._writer._pool.connection_kwargs, reading.connection_kwargs
@@ -29,7 +29,7 @@ def connection_options(url: str) -> tuple[dict[str, object], dict[str, object]]:
         ("none", "none"),
     ],
 )
-def test_celerys_spelling_of_what_is_asked_of_a_certificate_is_understood(
+def test_celerys_spelling_of_ssl_cert_reqs_is_accepted(
     scheme: str, spelling: str, meant: str
 ) -> None:
     url = f"{scheme}://:CERT_NONE@host:6380/1?ssl_cert_reqs={spelling}&ssl_ca_certs=/ca.pem"
@@ -51,7 +51,7 @@ def test_celerys_spelling_of_what_is_asked_of_a_certificate_is_understood(
         ("http://:secret@host", "scheme"),
     ],
 )
-def test_a_url_that_makes_no_connection_is_an_error_of_the_settings(url: str, reason: str) -> None:
+def test_a_url_that_cannot_make_a_connection_is_a_config_error(url: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"wrong URL of the redis backend: .*({reason})") as wrong:
         load_backend(load_settings(backend="redis", url=url))
     assert "secret" not in str(wrong.value)

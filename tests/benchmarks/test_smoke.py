@@ -1,4 +1,4 @@
-"""The benchmarks run, say what they measured, and fail when an event goes astray."""
+"""The benchmarks run, report what they measured, and fail if an event goes astray."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ ROOT = Path(__file__).parents[2]
 ROW_NAMES = {
     ("publish", "memory"): ["one job", "a hundred jobs", "job.progress()"],
     ("publish", "valkey"): ["bare XADD", "one job", "a hundred jobs", "job.progress()"],
-    ("fanout", "memory"): ["one frame an event", "all that waits in one"],
-    ("fanout", "valkey"): ["one frame an event", "all that waits in one"],
+    ("fanout", "memory"): ["one frame per event", "one frame per batch"],
+    ("fanout", "valkey"): ["one frame per event", "one frame per batch"],
 }
 SCENARIOS = ("publish", "fanout")
 BACKENDS = ("memory", pytest.param("valkey", marks=pytest.mark.valkey))
 
 
 def run(scenario: str, backend: str, directory: Path, *options: str) -> tuple[int, dict[str, Any]]:
-    """Exit code and report of a quick run."""
+    """Return the exit code and the report of a quick run."""
     if backend == "valkey":
         try:
             valkey_program()
@@ -44,7 +44,7 @@ def run(scenario: str, backend: str, directory: Path, *options: str) -> tuple[in
 
 
 def check_fanout(alone: dict[str, Any], together: dict[str, Any]) -> None:
-    """The yardstick is what its name says, and the ratio is to it."""
+    """Check that the yardstick sends one event per frame, and that the ratio is to its rate."""
     assert alone["events_per_frame"] == 1
     assert together["events_per_frame"] > 1
     assert together["ratio"] == pytest.approx(
@@ -75,7 +75,7 @@ def test_a_quick_run_measures_every_row_and_loses_nothing(
 
 @pytest.mark.parametrize("backend", ["memory"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_run_that_loses_events_fails_and_says_how_many(
+def test_a_run_that_loses_events_fails_and_reports_how_many(
     scenario: str, backend: str, tmp_path: Path
 ) -> None:
     code, report = run(scenario, backend, tmp_path, "--lose", "150")

@@ -1,4 +1,4 @@
-"""A target that is missed is shown, is in the JSON, and fails a full run."""
+"""A missed target is in the table and the JSON, and fails a full run."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.census import Census
-from benchmarks.report import Measurement, Report, Row, make_row
+from benchmarks.measurement import DeliveryErrors, Measurement
+from benchmarks.report import Report, Row, make_row
 
 
 def at(rate: float) -> list[Measurement]:
-    return [Measurement(int(rate), 1.0, Census())]
+    return [Measurement(int(rate), 1.0, DeliveryErrors())]
 
 
 def busy_job(ratio: float) -> Row:
@@ -29,13 +29,13 @@ def progress(microseconds: float) -> Row:
         (
             busy_job(0.61),
             "below target 0.7",
-            "publish: one job with valkey is at 0.61 of its yardstick, the target is 0.7.\n",
+            "publish: one job with valkey reaches 0.61 of its yardstick; the target is 0.7\n",
         ),
         (
             progress(8),
             "above target 5 µs",
-            "publish: job.progress() with memory takes 8 µs an event, the target is less than 5 µs."
-            "\n",
+            "publish: job.progress() with memory takes 8 µs per event; "
+            "the target is less than 5 µs\n",
         ),
     ],
 )

@@ -1,17 +1,17 @@
-"""What all contenders carry is the same."""
+"""All contenders deliver the same events."""
 
 from __future__ import annotations
 
 import msgspec
 
-from benchmarks.traffic import FIRST_OFFSET, Template, begin_job, keep, tell
+from benchmarks.traffic import FIRST_OFFSET, Template, begin_job, emit_events, numbers_without
 from semantik_realtime.config import load_settings
 from semantik_realtime.runtime import Runtime
 
 
-async def test_a_peer_carries_the_same_bytes_as_a_job_of_ours() -> None:
+async def test_a_peer_publishes_the_same_members_and_length_as_a_job_of_ours() -> None:
     runtime = Runtime(load_settings(backend="memory"))
-    tell([begin_job(runtime, "4af1")], range(3))
+    emit_events([begin_job(runtime, "4af1")], range(3))
     assert runtime.emitter.flush(10)
     await runtime.backend.open()
     snapshot = await runtime.backend.snapshot("job:4af1", None, 10)
@@ -28,7 +28,7 @@ async def test_a_peer_carries_the_same_bytes_as_a_job_of_ours() -> None:
 
 
 def shape(event: bytes) -> object:
-    """An event without its times."""
+    """Return the members of an event, without its times."""
     members = msgspec.json.decode(event)
     assert members.pop("time").endswith("Z")
     assert members["state"].pop("started_at").endswith("Z")
@@ -36,6 +36,6 @@ def shape(event: bytes) -> object:
     return members
 
 
-def test_every_so_manieth_event_is_left_out_if_asked() -> None:
-    assert keep(0, 7, 3) == [0, 1, 3, 4, 6]
-    assert keep(3, 6, 0) == [3, 4, 5]
+def test_one_event_in_so_many_is_left_out() -> None:
+    assert numbers_without(0, 7, 3) == [0, 1, 3, 4, 6]
+    assert numbers_without(3, 6, 0) == [3, 4, 5]

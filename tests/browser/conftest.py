@@ -1,4 +1,4 @@
-"""The webui as it is installed: Valkey, a worker and a web server, and Debian's Chromium."""
+"""The installed demo: Valkey, a worker and a web server; and Debian's Chromium."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ WORDS = [
 
 @pytest.fixture(scope="session")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real text files, the same in every run."""
+    """A folder of text files, the same in every run."""
     return write_documents(tmp_path_factory.mktemp("documents"), DOCUMENTS)
 
 
 @pytest.fixture(scope="session")
 def few_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A handful, for a job of a few seconds."""
+    """A few of them, for a job of a few seconds."""
     return write_documents(tmp_path_factory.mktemp("few"), FEW_DOCUMENTS)
 
 
 @pytest.fixture(scope="session")
 def many_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More of them, for a job that outlasts an outage."""
+    """Many of them, for a job that lasts longer than an outage."""
     return write_documents(tmp_path_factory.mktemp("many"), MANY_DOCUMENTS)
 
 
@@ -104,7 +104,7 @@ def chromium() -> Iterator[object]:
 
 @pytest.fixture
 def shots() -> Path | None:
-    """Where screenshots are kept: the folder named by SCREENSHOTS, if it is set."""
+    """The folder for screenshots: that of the environment variable SCREENSHOTS, if it is set."""
     folder = os.environ.get("SCREENSHOTS")
     if folder is None:
         return None

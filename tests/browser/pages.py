@@ -1,4 +1,4 @@
-"""Steps of a person at the page, and of a program at its HTTP interface."""
+"""Steps of a user at the page, and of a program at the HTTP interface."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from webui import Webui
 
 START_MS = 30_000
 JOB_MS = 90_000
-ANSWER_SECONDS = 20
+RESPONSE_SECONDS = 20
 
 
 def open_page(browser: Browser, webui: Webui, connection: str = "live", **options: Any) -> Page:
-    """A logged-in page, in a browser context of its own."""
+    """Log in on a page in a browser context of its own."""
     page = browser.new_context(**options).new_page()
     page.set_default_timeout(START_MS)
-    reach(page, webui)
+    load(page, webui)
     log_in(page, webui)
     expect_connection(page, connection)
     return page
 
 
-def reach(page: Page, webui: Webui) -> None:
-    """Load the page as soon as the server answers."""
+def load(page: Page, webui: Webui) -> None:
+    """Load the page as soon as the server responses."""
     for _ in range(300):
         try:
             page.goto(webui.address)
             return
         except Error:
             page.wait_for_timeout(100)
-    raise AssertionError(f"no answer from {webui.address}")
+    raise AssertionError(f"no response from {webui.address}")
 
 
 def log_in(page: Page, webui: Webui) -> None:
@@ -47,7 +47,7 @@ def expect_connection(page: Page, state: str) -> None:
 
 
 def start_job(page: Page) -> Locator:
-    """Index everything; gives the job's card when it runs."""
+    """Index everything; return the job's card once the job is running."""
     page.get_by_test_id("start-all").click()
     job = page.get_by_test_id("job").first
     expect(job).to_have_attribute("data-status", "running", timeout=START_MS)
@@ -55,7 +55,7 @@ def start_job(page: Page) -> Locator:
 
 
 def wait_for_bar(page: Page, least: int, job: str = "") -> None:
-    """Wait until the bar of a job, the newest by default, is at so many percent."""
+    """Wait until the bar of a job, the newest by default, is at ``least`` percent."""
     page.wait_for_function(
         """([least, job]) => {
           const card = document.querySelector(job ? `[data-job-id="${job}"]` : '[data-job-id]');
@@ -68,7 +68,7 @@ def wait_for_bar(page: Page, least: int, job: str = "") -> None:
 
 
 def api(webui: Webui, path: str, body: Any = None) -> Any:
-    """What the web server answers to the demo's user."""
+    """Return the web server's response to the demo's user."""
     login = {"username": "demo", "password": webui.password}
     token = _call(webui, "/api/login", login)["token"]
     return _call(webui, path, body, token)
@@ -80,5 +80,5 @@ def _call(webui: Webui, path: str, body: Any = None, token: str | None = None) -
         headers["Authorization"] = f"Bearer {token}"
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(webui.address + path, data, headers)
-    with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(request, timeout=RESPONSE_SECONDS) as response:
+        return json.load(response)

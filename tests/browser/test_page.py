@@ -1,17 +1,17 @@
-"""What a person sees: the page in a real browser, through reloads and restarts."""
+"""The page in a real browser, through reloads and a restart of the web server."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from pages import JOB_MS, START_MS, api, log_in, open_page, reach, start_job, wait_for_bar
+from pages import JOB_MS, START_MS, api, load, log_in, open_page, start_job, wait_for_bar
 from playwright.sync_api import Browser, Page, expect
 from webui import DOCUMENTS, Webui
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(150)]
 
-COLLECT_EVENTS = """
+COLLECT_BARS = """
 window.seenBars = [];
 new MutationObserver(() => {
   const bar = document.querySelector('[data-testid=bar]');
@@ -26,11 +26,11 @@ def bar_of(page: Page) -> int:
     return int(float(value or 0))
 
 
-def test_a_job_is_live_through_a_reload_and_a_killed_server(
+def test_a_job_is_shown_live_through_a_reload_and_a_killed_web_server(
     webui: Webui, chromium: Browser, shots: Path | None
 ) -> None:
     page = open_page(chromium, webui, viewport={"width": 1280, "height": 900})
-    page.context.add_init_script(COLLECT_EVENTS)
+    page.context.add_init_script(COLLECT_BARS)
     page.reload()
     job = start_job(page)
     job_id = job.get_attribute("data-job-id")
@@ -41,7 +41,7 @@ def test_a_job_is_live_through_a_reload_and_a_killed_server(
     before_reload = bar_of(page)
     page.reload()
     expect(page.get_by_test_id("connection")).to_have_attribute("data-state", "live")
-    # The feed, which comes first, tells progress twice a second; the job's own topic catches up.
+    # The feed arrives first but has progress only twice a second; the job's own topic catches up.
     wait_for_bar(page, before_reload)
     wait_for_bar(page, 40)
 
@@ -83,7 +83,7 @@ def test_a_job_is_live_through_a_reload_and_a_killed_server(
     page.context.close()
 
 
-def test_a_phone_shows_everything_without_scrolling_sideways(
+def test_a_phone_shows_the_page_without_scrolling_sideways(
     webui: Webui, chromium: Browser, shots: Path | None
 ) -> None:
     page = open_page(chromium, webui, viewport={"width": 360, "height": 740}, color_scheme="dark")
@@ -109,22 +109,22 @@ def test_two_pages_of_one_user_show_the_same_job(webui: Webui, chromium: Browser
         page.context.close()
 
 
-def test_the_page_asks_no_other_host_for_anything(webui: Webui, chromium: Browser) -> None:
+def test_the_page_sends_requests_to_its_own_host_only(webui: Webui, chromium: Browser) -> None:
     context = chromium.new_context()
     page = context.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on(
         "console",
         lambda message: faults.append(message.text) if "Content Security" in message.text else None,
     )
-    reach(page, webui)
+    load(page, webui)
     log_in(page, webui)
     expect(page.get_by_test_id("connection")).to_have_attribute("data-state", "live")
     start_job(page)
-    assert asked
-    assert [url for url in asked if not url.startswith((webui.address, "data:"))] == []
+    assert requested
+    assert [url for url in requested if not url.startswith((webui.address, "data:"))] == []
     assert faults == []
     context.close()

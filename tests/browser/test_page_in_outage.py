@@ -1,8 +1,8 @@
-"""What a person sees while the event store is away.
+"""The page in a real browser while the event store is away.
 
-Valkey is Celery's broker as well; beside NATS there is a Valkey for that, and it stays.
-
-OUTAGE_SECONDS is how long it is away at least, 8 by default.
+On the row valkey the event store is Celery's broker too. On the row nats Celery has a Valkey of its
+own, which stays up. The environment variable OUTAGE_SECONDS is the least length of an outage,
+8 by default.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from semantik_realtime.testing.servers import ROWS, Server
 
 OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "8"))
 LIVE_AGAIN_SECONDS = 5.0
-"""Far more than it takes, for machines that have much else to do."""
+"""Far more than needed, for busy machines."""
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 RANKS = ("queued", "running", "completed", "cancelled")
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180 + 3 * OUTAGE_SECONDS)]
 
-# Everything that any card ever showed, and how the connection was then.
-WITNESS = """
+# Records everything that any card shows, with the state of the connection at that time.
+RECORDER = """
 window.seen = [];
 window.faults = [];
 addEventListener('error', ({message}) => window.faults.push(message));
@@ -49,15 +49,17 @@ new MutationObserver(() => {
 """
 
 
-def witness(browser: Browser, webui: Webui, connection: str = "live", **options: Any) -> Page:
-    """A page that remembers what it showed, and would forget it in a reload."""
+def open_recorded_page(
+    browser: Browser, webui: Webui, connection: str = "live", **options: Any
+) -> Page:
+    """Open a page that records what it shows; a reload would lose the record."""
     page = open_page(browser, webui, connection, **options)
-    page.evaluate(WITNESS)
+    page.evaluate(RECORDER)
     return page
 
 
-def wait_for_news(page: Page, job: str, times: int) -> None:
-    """Wait until the job's bar has moved so often while the event store was away."""
+def wait_for_moves(page: Page, job: str, times: int) -> None:
+    """Wait until the job's bar has moved this many times while the event store was away."""
     page.wait_for_function(
         """([job, times]) => new Set(window.seen
           .filter(([connection, id]) => connection === 'degraded' && id === job)
@@ -67,8 +69,8 @@ def wait_for_news(page: Page, job: str, times: int) -> None:
     )
 
 
-def check_witness(page: Page, jobs: list[str]) -> None:
-    """Nothing moved back, and each job ended once."""
+def check_record(page: Page, jobs: list[str]) -> None:
+    """Check that no job moved back, and that each one completed."""
     assert page.evaluate("window.faults") == []
     shown = defaultdict(list)
     for _, job, status, bar, _ in page.evaluate("window.seen"):
@@ -79,22 +81,22 @@ def check_witness(page: Page, jobs: list[str]) -> None:
 
 
 def start_small_job(webui: Webui, seconds: float) -> str:
-    """A second job, of one document a quarter of a second."""
+    """Start a job that lasts about this long: one document per quarter of a second."""
     paths = [f"report-{number:03}.txt" for number in range(int(seconds * 4))]
     job: str = api(webui, "/api/jobs", {"paths": paths, "pause_seconds": 0.25})["id"]
     return job
 
 
 def wait_until_running(page: Page, webui: Webui, job: str) -> None:
-    """Wait until the database says that a worker has taken the job."""
+    """Wait until the database says that a worker runs the job."""
     deadline = time.monotonic() + START_MS / 1000
     while api(webui, f"/api/jobs/{job}")["state"]["status"] != "running":
-        assert time.monotonic() < deadline, "no worker has taken the job"
+        assert time.monotonic() < deadline, "no worker runs the job"
         page.wait_for_timeout(50)
 
 
 @pytest.mark.parametrize("log", ["kept", "lost"])
-def test_in_an_outage_the_page_shows_the_databases_record_and_then_goes_on_live(
+def test_in_an_outage_the_page_shows_the_databases_record_and_is_live_afterwards(
     log: str,
     server: Server,
     install: Install,
@@ -108,7 +110,7 @@ def test_in_an_outage_the_page_shows_the_databases_record_and_then_goes_on_live(
         SEMANTIK_REALTIME_RECALL_SECONDS="1",
         DEMO_PAUSE_SECONDS=str((OUTAGE_SECONDS + 6) / MANY_DOCUMENTS),
     )
-    page = witness(chromium, webui, viewport=DESKTOP)
+    page = open_recorded_page(chromium, webui, viewport=DESKTOP)
     job = start_job(page).get_attribute("data-job-id") or ""
     small_job = start_small_job(webui, 4)
     card, small_card = (page.locator(f"[data-job-id='{each}']") for each in (job, small_job))
@@ -122,11 +124,11 @@ def test_in_an_outage_the_page_shows_the_databases_record_and_then_goes_on_live(
     expect_connection(page, "degraded")
     expect(page.get_by_test_id("away")).to_contain_text("No live updates since")
     expect(card).to_have_attribute("data-provisional", "")
-    wait_for_news(page, job, 2)
-    # It ends while nobody can be told: what the page knows, it knows from the database.
+    wait_for_moves(page, job, 2)
+    # The job ends during the outage: the page can know this only from the database.
     expect(small_card).to_have_attribute("data-status", "completed", timeout=JOB_MS)
-    # A page that comes only now sees the same.
-    phone = witness(chromium, webui, "degraded", viewport=PHONE, color_scheme="dark")
+    # A page that is opened during the outage shows the same.
+    phone = open_recorded_page(chromium, webui, "degraded", viewport=PHONE, color_scheme="dark")
     wait_for_bar(phone, 1, job)
     assert phone.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     if shots:
@@ -152,7 +154,7 @@ def test_in_an_outage_the_page_shows_the_databases_record_and_then_goes_on_live(
             end = each.locator(f"[data-job-id='{ended}']")
             expect(end).to_have_attribute("data-status", "completed", timeout=JOB_MS)
             expect(end).not_to_have_attribute("data-provisional", "")
-        check_witness(each, [job, small_job])
+        check_record(each, [job, small_job])
     expect(card.locator("[data-type=job_completed]")).to_have_count(1, timeout=START_MS)
     for ended in (job, small_job):
         history = api(webui, f"/realtime/jobs/{ended}/history?limit=1000")["events"]
@@ -171,7 +173,7 @@ def test_in_an_outage_the_page_shows_the_databases_record_and_then_goes_on_live(
     [pytest.param(row, marks=getattr(pytest.mark, row)) for row in ("valkey", "nats")],
     indirect=True,
 )
-def test_without_a_server_from_the_start_the_page_works_and_goes_live_when_it_comes(
+def test_without_a_server_from_the_start_the_page_works_and_goes_live_when_it_starts(
     row: str,
     server: Server,
     server_url: Callable[[str], str],
@@ -192,27 +194,27 @@ def test_without_a_server_from_the_start_the_page_works_and_goes_live_when_it_co
         SEMANTIK_REALTIME_START_TRIES="2",
         DEMO_PAUSE_SECONDS="0",
     )
-    page = witness(chromium, webui, "degraded", viewport=DESKTOP)
+    page = open_recorded_page(chromium, webui, "degraded", viewport=DESKTOP)
     expect(page.get_by_test_id("away")).to_contain_text("No live updates since")
-    waiting = page.get_by_test_id("waiting")
-    expect(waiting).to_have_text("")
+    unsent = page.get_by_test_id("unsent")
+    expect(unsent).to_have_text("")
     page.get_by_test_id("start-all").click()
     card = page.get_by_test_id("job").first
     refusal = page.get_by_text("The job queue does not answer; try again later.")
     if has_queue:
-        # A job can run from beginning to end, and only the database knows.
+        # The whole job runs during the outage, and only the database has it.
         expect(card).to_have_attribute("data-status", "completed", timeout=JOB_MS)
         expect(card).to_have_attribute("data-provisional", "")
         card = page.locator(f"[data-job-id='{card.get_attribute('data-job-id')}']")
-        expect(waiting).to_have_text("")
-        # Two keep the worker busy. That a third is over, which never ran, the web server itself
-        # has to tell: in its topic and in the feed.
+        expect(unsent).to_have_text("")
+        # Two jobs keep the worker busy. The third one never runs, so the web server publishes its
+        # cancellation: two events, one in the job's topic and one in the feed.
         *busy, queued = (start_small_job(webui, 10) for _ in range(3))
         for job in busy:
             wait_until_running(page, webui, job)
         for job in (queued, *busy):
             api(webui, f"/api/jobs/{job}/cancel", {})
-        expect(waiting).to_have_text("2 events wait here.", timeout=START_MS)
+        expect(unsent).to_have_text("2 events not sent yet.", timeout=START_MS)
     else:
         expect(refusal).to_be_visible(timeout=START_MS)
     if shots:
@@ -227,12 +229,12 @@ def test_without_a_server_from_the_start_the_page_works_and_goes_live_when_it_co
     live_after = time.monotonic() - back_at
     print(f"live {live_after:.2f} s after the server answered")
     assert live_after < LIVE_AGAIN_SECONDS
-    expect(waiting).to_be_hidden()
+    expect(unsent).to_be_hidden()
     if not has_queue:
         page.get_by_test_id("start-all").click()
         expect(refusal).to_be_hidden()
     expect(card).to_have_attribute("data-status", "completed", timeout=JOB_MS)
     expect(card).not_to_have_attribute("data-provisional", "")
     expect(card.locator("[data-type=job_completed]")).to_have_count(1, timeout=START_MS)
-    check_witness(page, [card.get_attribute("data-job-id") or ""])
+    check_record(page, [card.get_attribute("data-job-id") or ""])
     page.context.close()

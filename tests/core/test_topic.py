@@ -1,4 +1,4 @@
-"""Names: what the grammar of docs/protocol.md lets through, and nothing else."""
+"""Names are accepted exactly by the grammar of docs/protocol.md."""
 
 import string
 import unicodedata
@@ -42,7 +42,7 @@ def is_topic(text: str) -> bool:
 
 
 @given(near_topics | st.text())
-def test_a_name_is_a_topic_exactly_if_the_grammar_says_so(text):
+def test_a_topic_is_accepted_exactly_by_the_grammar(text):
     try:
         accepted = check_topic(text) == text
     except TopicError:
@@ -56,7 +56,7 @@ def test_kind_and_id_together_are_the_topic(topic):
 
 
 @pytest.mark.parametrize("value", [None, 42, b"job:42", ["job:42"], {"job:42": 1}])
-def test_what_is_no_text_is_no_topic(value):
+def test_a_topic_is_a_string(value):
     with pytest.raises(TopicError, match="not a topic name"):
         check_topic(value)
 
@@ -67,7 +67,7 @@ def test_a_refused_name_is_shortened_in_the_message():
     assert len(str(refused.value)) < 200
 
 
-def test_an_id_cannot_smuggle_in_another_kind():
+def test_an_id_cannot_change_the_kind():
     for ident in ("../x", "1:2", "", "a/b", "a b", "1\n"):
         with pytest.raises(TopicError):
             job_topic(ident)
@@ -76,7 +76,7 @@ def test_an_id_cannot_smuggle_in_another_kind():
 
 
 @given(st.text(LOWER + DIGITS + "_.A-\n é", max_size=70))
-def test_a_type_is_one_exactly_if_the_grammar_says_so(text):
+def test_a_type_is_accepted_exactly_by_the_grammar(text):
     expected = 1 <= len(text) <= 64 and text[0] in LOWER and set(text) <= set(LOWER + DIGITS + "_.")
     try:
         accepted = check_type(text) == text
@@ -89,7 +89,7 @@ def test_a_type_is_one_exactly_if_the_grammar_says_so(text):
     st.text(max_size=4)
     | st.builds(lambda one, times: one * times, st.characters(), st.integers(0, 210))
 )
-def test_a_key_has_1_to_200_characters_that_can_be_shown(text):
+def test_a_key_has_1_to_200_characters_without_control_characters(text):
     expected = 1 <= len(text) <= 200 and not any(
         unicodedata.category(character) in ("Cc", "Cs") for character in text
     )
@@ -101,7 +101,7 @@ def test_a_key_has_1_to_200_characters_that_can_be_shown(text):
 
 
 @pytest.mark.parametrize("value", [None, 42, b"a", ("a",)])
-def test_what_is_no_text_is_neither_type_nor_key(value):
+def test_a_type_and_a_key_are_strings(value):
     with pytest.raises(EventError, match="not an event type"):
         check_type(value)
     with pytest.raises(EventError, match="not a key"):

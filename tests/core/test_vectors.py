@@ -1,4 +1,4 @@
-"""The vectors in ``tests/vectors``: the rules of docs/protocol.md as examples."""
+"""The rules of docs/protocol.md as examples: the vectors in ``tests/vectors``."""
 
 import json
 import zlib
@@ -19,7 +19,7 @@ VECTORS = Path(__file__).parents[1] / "vectors"
 
 
 def cases(name, label="name"):
-    """The cases of a file; a file without any is a fault, not a pass."""
+    """Parametrize with the cases of a file. A file without cases fails."""
     found = json.loads((VECTORS / f"{name}.json").read_text(encoding="utf-8"))["cases"]
     assert found
     return pytest.mark.parametrize("case", found, ids=[case[label] for case in found])
@@ -82,13 +82,13 @@ def test_resume(case):
 
 @cases("fence")
 def test_fence(case):
-    standing, verdicts = AttemptState(), []
+    state, verdicts = AttemptState(), []
     for attempt, terminal in case["drafts"]:
-        verdict = check_fence(standing, attempt, terminal)
+        verdict = check_fence(state, attempt, terminal)
         if isinstance(verdict, Refusal):
             verdicts.append(verdict.value)
         else:
-            standing = verdict
+            state = verdict
             verdicts.append("appended")
     assert verdicts == case["verdicts"]
 
@@ -99,14 +99,14 @@ def test_conflate(case):
 
 
 def parts(frame):
-    """The topics a server frame speaks of, each with what it says of it."""
+    """Return the topics of a server frame, each with its part of the frame."""
     if frame.get("op") in ("events", "tops"):
         return list(frame["topics"].items())
     return [(frame["topic"], frame)] if isinstance(frame.get("topic"), str) else []
 
 
 def read(view, op, part):
-    """Give a view what a frame says of its topic; None: it asks again."""
+    """Apply a part of a frame to a view. Return None if there is a gap."""
     match op:
         case "sync":
             return view.sync(part)

@@ -1,4 +1,4 @@
-"""A host without plugins, on SQLite in a fresh folder. No server runs."""
+"""A host without plugins, on SQLite in a new folder. No server is running."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ def settings(tmp_path: Path) -> DemoSettings:
     return DemoSettings(
         data_dir=tmp_path / "data",
         documents_dir=documents,
-        # Nobody listens on port 1: these tests must not need a broker.
+        # No broker listens on port 1: these tests must not need one.
         redis_url="redis://127.0.0.1:1/0",
         jwt_secret=SecretStr("k" * 32),
         user="ada",
@@ -40,7 +40,7 @@ def settings(tmp_path: Path) -> DemoSettings:
 
 @pytest.fixture
 def log_in(settings: DemoSettings) -> Iterator[LogIn]:
-    """Give a client for a user; unknown users are created."""
+    """Return a logged-in client of a user; an unknown user is created."""
     app = create_app(settings)
     sessions: Sessions = app.state.host.sessions
     clients = []

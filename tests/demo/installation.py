@@ -1,4 +1,4 @@
-"""What the tests share: a login, and the demo with real processes."""
+"""Shared by the tests: a login, and the demo with real processes."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ LogIn = Callable[[str], TestClient]
 DEADLINE_SECONDS = 40
 
 
-class Whole(NamedTuple):
+class Demo(NamedTuple):
+    """The running demo."""
+
     client: httpx.Client
     """Logged in."""
     redis_url: str
     token: str
 
     @property
-    def realtime(self) -> str:
-        """Where the WebSocket is."""
+    def realtime_url(self) -> str:
+        """URL of the WebSocket."""
         return str(self.client.base_url.join("/realtime/ws")).replace("http", "ws", 1)
 
     def state(self, job_id: str) -> dict[str, Any]:
-        """What the database knows of a job."""
+        """Return a job's state from the database."""
         state: dict[str, Any] = self.client.get(f"/api/jobs/{job_id}").json()["state"]
         return state
 
 
 @contextlib.contextmanager
-def running(folder: Path, redis_url: str, workers: int = 1, **environment: str) -> Iterator[Whole]:
+def running(folder: Path, redis_url: str, workers: int = 1, **environment: str) -> Iterator[Demo]:
     """Start the demo over ``folder / "documents"``, and log in."""
     env = os.environ | {
         "REDIS_URL": redis_url,
@@ -63,11 +65,11 @@ def running(folder: Path, redis_url: str, workers: int = 1, **environment: str) 
         login = {"username": "ada", "password": PASSWORD}
         wait_for("login", lambda: client.post("/api/login", json=login).is_success)
         token = client.post("/api/login", json=login).json()["token"]
-        yield Whole(client, redis_url, token)
+        yield Demo(client, redis_url, token)
 
 
 def wait_for(what: str, check: Callable[[], Any]) -> Any:
-    """Return the first true value; transport errors count as not yet."""
+    """Wait until the check returns a true value, and return it; transport errors are ignored."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx.TransportError):

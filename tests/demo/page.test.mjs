@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { leftText, Pace, rateText } from "../../semantik_realtime/demo/static/pace.js";
-import { furthest, percent } from "../../semantik_realtime/demo/static/state.js";
+import { furthest, percent } from "../../semantik_realtime/demo/static/job-state.js";
+import { Pace } from "../../semantik_realtime/demo/static/pace.js";
+import { leftText, rateText } from "../../semantik_realtime/demo/static/text.js";
 
 const running = (current, attempt = 1) => ({
   status: "running",
@@ -10,7 +11,7 @@ const running = (current, attempt = 1) => ({
   progress: { current, total: 40, unit: "files" },
 });
 
-test("a steady job has its rate and its time left", () => {
+test("a job of steady speed has that rate and the matching time left", () => {
   const pace = new Pace();
   pace.start(100);
   for (let second = 1; second <= 5; second++) pace.add(100 + second, 4 * second);
@@ -18,7 +19,7 @@ test("a steady job has its rate and its time left", () => {
   assert.equal(pace.secondsLeft(105, 20), 5);
 });
 
-test("the rate follows the last seconds, not the whole life of a job", () => {
+test("the rate is that of the last seconds, not of the whole job", () => {
   const pace = new Pace();
   pace.start(0);
   for (let second = 1; second <= 60; second++) pace.add(second, second);
@@ -26,21 +27,21 @@ test("the rate follows the last seconds, not the whole life of a job", () => {
   assert.ok(Math.abs(pace.rate(80) - 10) < 0.5);
 });
 
-test("the rate sinks while nothing comes", () => {
+test("the rate falls while nothing arrives", () => {
   const pace = new Pace();
   pace.start(0);
   for (let second = 1; second <= 5; second++) pace.add(second, second);
   assert.ok(pace.rate(60) < 0.1);
 });
 
-test("a page that joins late knows the rate from the start of the job", () => {
+test("a page that is opened late computes the rate from the start of the job", () => {
   const pace = new Pace();
   pace.start(1000 - 20);
   pace.add(1000, 100);
   assert.equal(pace.rate(1000), 5);
 });
 
-test("a new attempt starts anew", () => {
+test("a new attempt restarts the measurement", () => {
   const pace = new Pace();
   pace.start(0);
   pace.add(10, 30);
@@ -60,14 +61,14 @@ test("the time left does not jump with each estimate", () => {
   assert.ok(shown < 29.6 && shown > 27, String(shown));
 });
 
-test("texts for people", () => {
+test("rates and times left as text", () => {
   assert.equal(rateText(12.4, "files"), "12 files/s");
   assert.equal(rateText(0.05, "files"), "3.0 files/min");
   assert.equal(leftText(7.2), "7 s left");
   assert.equal(leftText(200), "3 min left");
 });
 
-test("of two accounts of a job the furthest counts", () => {
+test("of several states of a job the furthest is shown", () => {
   const live = running(20);
   assert.equal(furthest([live, running(17)]), live);
   const ended = { ...running(18), status: "cancelled" };
@@ -79,7 +80,7 @@ test("of two accounts of a job the furthest counts", () => {
   assert.equal(furthest([null, live, undefined]), live);
 });
 
-test("the bar is full only when the job is done", () => {
+test("the bar is full only after the end of the job", () => {
   assert.equal(percent({ ...running(399), progress: { current: 399, total: 400 } }), 99);
   assert.equal(percent({ status: "completed", attempt: 1 }), 100);
   assert.equal(percent({ status: "running", progress: { current: 3, total: null } }), null);

@@ -1,4 +1,4 @@
-"""Choosing and uploading documents, indexing and finding them."""
+"""Choosing, uploading, indexing and searching documents."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def host_of(client: TestClient) -> Host:
 
 
 def index(client: TestClient, **columns: object) -> str:
-    """Make a job of all documents, recorded and in the folder, and do its work here."""
+    """Create a job of all documents, also those of the folder, and run it in this process."""
     from semantik_realtime.demo import library
 
     host = host_of(client)
@@ -62,7 +62,7 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(
         resolve_inside(settings.folder, path)
 
 
-def test_a_link_put_in_a_documents_place_later_is_not_followed(
+def test_a_link_that_replaces_a_document_later_is_not_followed(
     client: TestClient, settings: DemoSettings
 ) -> None:
     outside = settings.folder.parent / "outside.txt"
@@ -122,12 +122,14 @@ def test_a_search_marks_the_hits_and_needs_every_word(client: TestClient) -> Non
         ("", []),
     ],
 )
-def test_searches(client: TestClient, query: str, found: list[str]) -> None:
+def test_searches_find_words_prefixes_and_no_hidden_text(
+    client: TestClient, query: str, found: list[str]
+) -> None:
     index(client)
     assert sorted(titles(client, query)) == found
 
 
-def test_an_upload_is_kept_under_our_name_and_found_under_its_own(
+def test_an_upload_is_stored_under_a_generated_name_and_found_under_its_own(
     client: TestClient, settings: DemoSettings
 ) -> None:
     files = [
@@ -162,7 +164,7 @@ def test_an_upload_over_the_limit_is_refused_before_it_is_read(
     assert endless.status_code == 411
 
 
-def test_a_deleted_document_is_not_found_any_more(client: TestClient) -> None:
+def test_a_deleted_document_is_no_longer_found(client: TestClient) -> None:
     client.post("/api/documents", files={"file": ("fruit.txt", b"apple")})
     index(client)
     [number] = [
@@ -175,7 +177,7 @@ def test_a_deleted_document_is_not_found_any_more(client: TestClient) -> None:
     assert client.delete(f"/api/documents/{number}").status_code == 404
 
 
-def test_a_cancelled_job_stops_and_says_so(client: TestClient) -> None:
+def test_a_cancelled_job_stops_and_has_the_status_cancelled(client: TestClient) -> None:
     with pytest.raises(Cancelled):
         index(client, cancel_requested=True)
     job = client.get("/api/jobs/job-1").json()
@@ -183,12 +185,16 @@ def test_a_cancelled_job_stops_and_says_so(client: TestClient) -> None:
     assert job["state"]["fields"]["processed_files"] == 0
 
 
-def test_a_job_whose_row_is_gone_does_nothing(client: TestClient, settings: DemoSettings) -> None:
+def test_a_job_whose_row_is_deleted_does_nothing(
+    client: TestClient, settings: DemoSettings
+) -> None:
     with pytest.raises(Cancelled):
         run_job("deleted", settings, host_of(client).sessions)
 
 
-def test_a_job_that_breaks_says_why(client: TestClient, settings: DemoSettings) -> None:
+def test_a_job_that_raises_has_its_error_in_its_state(
+    client: TestClient, settings: DemoSettings
+) -> None:
     settings.search_index(1).mkdir(parents=True)
     with pytest.raises(Exception, match="unable to open"):
         index(client)
@@ -205,7 +211,7 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     assert len(read_text(path, max_bytes=1001)) == 1001
 
 
-def test_utf16_with_its_mark_is_read(tmp_path: Path) -> None:
+def test_utf16_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     path = tmp_path / "wide.txt"
     path.write_text("Grüße", encoding="utf-16")
     assert read_text(path, 1000) == "Grüße"

@@ -1,4 +1,4 @@
-"""The host by itself: login, who may see what, plugins."""
+"""The host without other processes: login, access, plugins."""
 
 import logging
 from importlib.metadata import EntryPoint
@@ -11,9 +11,9 @@ from pydantic import SecretStr
 
 from semantik_realtime.demo import app as app_module
 from semantik_realtime.demo.app import create_app
-from semantik_realtime.demo.login import Throttle, issue_token
+from semantik_realtime.demo.hooks import MAX_RECALLED_JOBS, RealtimeHooks
+from semantik_realtime.demo.login import FailedLogins, issue_token
 from semantik_realtime.demo.records import Job, User
-from semantik_realtime.demo.rules import RECALLED_JOBS, Rules
 from semantik_realtime.demo.settings import DemoSettings, NotConfigured
 
 
@@ -29,7 +29,7 @@ def user_id(client: TestClient) -> int:
     return number
 
 
-def test_a_login_gives_a_cookie_that_scripts_cannot_read_and_the_same_token(
+def test_a_login_sets_a_cookie_that_scripts_cannot_read_and_returns_the_same_token(
     client: TestClient,
 ) -> None:
     answer = client.post("/api/login", json={"username": "ada", "password": PASSWORD})
@@ -40,7 +40,7 @@ def test_a_login_gives_a_cookie_that_scripts_cannot_read_and_the_same_token(
     assert client.get("/api/me").json()["user"]["name"] == "ada"
 
 
-def test_a_bearer_token_is_as_good_as_the_cookie(client: TestClient) -> None:
+def test_a_bearer_token_works_like_the_cookie(client: TestClient) -> None:
     token = client.post("/api/login", json={"username": "ada", "password": PASSWORD}).json()
     client.cookies.clear()
     assert client.get("/api/me").status_code == 401
@@ -66,13 +66,13 @@ def test_after_five_wrong_passwords_even_the_right_one_must_wait(client: TestCli
     assert 0 < int(answer.headers["retry-after"]) <= 61
 
 
-def test_the_throttle_opens_again_after_its_window() -> None:
-    throttle, who = Throttle(tries=2, window_seconds=10), ("ada", "::1")
-    throttle.fail(who, 100.0)
-    assert throttle.wait_seconds(who, 101.0) == 0
-    throttle.fail(who, 101.0)
-    assert throttle.wait_seconds(who, 102.0) == 8
-    assert throttle.wait_seconds(who, 110.5) == 0
+def test_a_login_is_allowed_again_when_the_first_failure_is_older_than_the_window() -> None:
+    failed_logins, source = FailedLogins(limit=2, window_seconds=10), ("ada", "::1")
+    failed_logins.add(source, 100.0)
+    assert failed_logins.wait_seconds(source, 101.0) == 0
+    failed_logins.add(source, 101.0)
+    assert failed_logins.wait_seconds(source, 102.0) == 8
+    assert failed_logins.wait_seconds(source, 110.5) == 0
 
 
 @pytest.mark.parametrize("secret", ["k" * 32, "another secret of at least 32 bytes"])
@@ -89,7 +89,7 @@ def test_only_tokens_signed_with_our_secret_and_not_expired_are_accepted(
 @pytest.mark.parametrize(
     "path", ["/api/me", "/api/documents", "/api/folder", "/api/jobs", "/api/search?q=x"]
 )
-def test_nothing_is_shown_without_a_login(client: TestClient, path: str) -> None:
+def test_without_a_login_every_route_answers_401(client: TestClient, path: str) -> None:
     client.cookies.clear()
     assert client.get(path).status_code == 401
 
@@ -102,7 +102,9 @@ def test_another_sites_page_cannot_act_in_the_users_name(client: TestClient) -> 
     assert client.post("/api/logout", headers={"origin": "http://testserver"}).status_code == 204
 
 
-def test_a_job_of_another_user_looks_like_none(log_in: LogIn, client: TestClient) -> None:
+def test_a_job_of_another_user_gets_the_answer_of_a_missing_job(
+    log_in: LogIn, client: TestClient
+) -> None:
     eve = log_in("eve")
     job_id = add_job(client, user_id(client))
     assert client.get(f"/api/jobs/{job_id}").status_code == 200
@@ -117,54 +119,56 @@ def test_a_job_of_another_user_looks_like_none(log_in: LogIn, client: TestClient
     assert [job["id"] for job in client.get("/api/jobs").json()["jobs"]] == [job_id]
 
 
-async def test_the_rules_let_users_watch_their_own_jobs_and_feed_only(
+async def test_users_may_watch_only_their_own_jobs_and_feed(
     log_in: LogIn, client: TestClient
 ) -> None:
-    rules: Rules = client.app.state.realtime_plugins[0]  # type: ignore[attr-defined]
+    hooks: RealtimeHooks = client.app.state.realtime_plugins[0]  # type: ignore[attr-defined]
     ada, eve = str(user_id(client)), str(user_id(log_in("eve")))
     job_id = add_job(client, int(ada))
-    assert await rules.authorize(user=ada, topic=f"job:{job_id}", owner=None) is True
-    assert await rules.authorize(user=eve, topic=f"job:{job_id}", owner=eve) is False
-    assert await rules.authorize(user=eve, topic=f"user:{ada}", owner=None) is False
-    assert await rules.authorize(user=eve, topic=f"user:{eve}", owner=None) is True
-    assert await rules.authorize(user=ada, topic="job:unknown", owner=ada) is None
-    assert await rules.authorize(user=ada, topic="collection:1", owner=None) is None
+    assert await hooks.authorize(user=ada, topic=f"job:{job_id}", owner=None) is True
+    assert await hooks.authorize(user=eve, topic=f"job:{job_id}", owner=eve) is False
+    assert await hooks.authorize(user=eve, topic=f"user:{ada}", owner=None) is False
+    assert await hooks.authorize(user=eve, topic=f"user:{eve}", owner=None) is True
+    assert await hooks.authorize(user=ada, topic="job:unknown", owner=ada) is None
+    assert await hooks.authorize(user=ada, topic="collection:1", owner=None) is None
 
 
-async def test_a_job_is_recalled_in_the_shape_of_the_protocol(client: TestClient) -> None:
-    rules: Rules = client.app.state.realtime_plugins[0]  # type: ignore[attr-defined]
+async def test_recall_returns_a_job_in_the_form_of_the_protocol(client: TestClient) -> None:
+    hooks: RealtimeHooks = client.app.state.realtime_plugins[0]  # type: ignore[attr-defined]
     ada = user_id(client)
     job_id = add_job(client, ada, total_files=4, processed_files=2, failed_files=1)
-    states = await rules.recall(topic=f"job:{job_id}")
+    states = await hooks.recall(topic=f"job:{job_id}")
     assert states is not None
     assert states[job_id]["status"] == "queued"
     assert states[job_id]["progress"] == {"current": 3, "total": 4, "unit": "files"}
     assert states[job_id]["fields"]["failed_files"] == 1
-    assert await rules.recall(topic=f"user:{ada}") == states
-    assert await rules.recall(topic="job:unknown") is None
+    assert await hooks.recall(topic=f"user:{ada}") == states
+    assert await hooks.recall(topic="job:unknown") is None
 
 
-async def test_a_feed_recalls_what_still_runs_and_then_the_newest(client: TestClient) -> None:
-    rules: Rules = client.app.state.realtime_plugins[0]  # type: ignore[attr-defined]
+async def test_recall_of_a_feed_returns_running_jobs_and_then_the_newest(
+    client: TestClient,
+) -> None:
+    hooks: RealtimeHooks = client.app.state.realtime_plugins[0]  # type: ignore[attr-defined]
     ada = user_id(client)
     running = add_job(client, ada, status="running", queued_at="2020-01-01T00:00:00.000Z")
     with client.app.state.host.sessions.begin() as session:  # type: ignore[attr-defined]
-        for number in range(RECALLED_JOBS + 5):
+        for number in range(MAX_RECALLED_JOBS + 5):
             queued_at = f"2026-01-01T00:{number:02}:00.000Z"
             columns = {"label": "x", "document_ids": [], "status": "completed"}
             session.add(Job(id=f"{number}", user_id=ada, queued_at=queued_at, **columns))
-    states = await rules.recall(topic=f"user:{ada}")
+    states = await hooks.recall(topic=f"user:{ada}")
     assert states is not None
-    newest = [f"{number}" for number in range(RECALLED_JOBS + 4, 5, -1)]
+    newest = [f"{number}" for number in range(MAX_RECALLED_JOBS + 4, 5, -1)]
     assert list(states) == [running, *newest]
 
 
-def test_a_running_job_that_nobody_writes_any_more_is_lost(client: TestClient) -> None:
+def test_a_running_job_without_updates_is_lost(client: TestClient) -> None:
     job_id = add_job(client, user_id(client), status="running", updated_at="2020-01-01T00:00:00Z")
     assert client.get(f"/api/jobs/{job_id}").json()["state"]["status"] == "lost"
 
 
-def test_a_broken_plugin_is_logged_and_left_out_and_the_others_are_set_up(
+def test_a_plugin_that_raises_is_logged_and_the_others_are_set_up(
     settings: DemoSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def entries(group: str) -> list[EntryPoint]:
@@ -181,10 +185,10 @@ def test_a_broken_plugin_is_logged_and_left_out_and_the_others_are_set_up(
     with TestClient(app) as client:
         assert client.get("/hello").json() == "from the plugin"
         assert client.get("/").status_code == 200
-    told = " ".join(record.getMessage() for record in caplog.records)
-    assert "name=a_missing" in told
-    assert "name=b_raises" in told
-    assert "name=c_works" not in told
+    logged = " ".join(record.getMessage() for record in caplog.records)
+    assert "name=a_missing" in logged
+    assert "name=b_raises" in logged
+    assert "name=c_works" not in logged
 
 
 def raise_in_setup(app: FastAPI) -> None:
@@ -227,20 +231,20 @@ def test_the_page_allows_scripts_and_styles_of_its_own_server_only(client: TestC
     assert " style=" not in answer.text
 
 
-def test_passwords_are_not_kept(client: TestClient) -> None:
+def test_passwords_are_not_stored(client: TestClient) -> None:
     with client.app.state.host.sessions() as session:  # type: ignore[attr-defined]
         user = session.get(User, user_id(client))
     assert PASSWORD not in user.password
 
 
-def test_a_cancelled_waiting_job_ends_at_once_without_a_broker(client: TestClient) -> None:
+def test_a_queued_job_that_is_cancelled_ends_at_once_without_a_broker(client: TestClient) -> None:
     job_id = add_job(client, user_id(client))
     job = client.post(f"/api/jobs/{job_id}/cancel").json()
     assert job["state"]["status"] == "cancelled"
     assert job["state"]["ended_at"]
 
 
-def test_a_running_job_is_asked_to_stop(client: TestClient) -> None:
+def test_a_running_job_that_is_cancelled_gets_the_request(client: TestClient) -> None:
     job_id = add_job(client, user_id(client), status="running")
     job = client.post(f"/api/jobs/{job_id}/cancel").json()
     assert (job["state"]["status"], job["cancel_requested"]) == ("running", True)
@@ -252,7 +256,7 @@ def test_a_job_that_has_ended_is_not_cancelled(client: TestClient) -> None:
     assert (job["state"]["status"], job["cancel_requested"]) == ("completed", False)
 
 
-def test_deleting_a_job_tells_the_plugin(client: TestClient) -> None:
+def test_deleting_a_job_deletes_its_events_through_the_plugin(client: TestClient) -> None:
     class Realtime:
         deleted: list[str] = []
 
@@ -266,7 +270,7 @@ def test_deleting_a_job_tells_the_plugin(client: TestClient) -> None:
     assert client.get(f"/api/jobs/{job_id}").status_code == 404
 
 
-def test_a_job_that_cannot_be_queued_is_not_kept(client: TestClient) -> None:
+def test_a_job_that_cannot_be_queued_is_deleted(client: TestClient) -> None:
     answer = client.post("/api/jobs", json={"all": True})
     assert answer.status_code == 503
     assert client.get("/api/jobs").json()["jobs"] == []

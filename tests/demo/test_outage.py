@@ -1,6 +1,7 @@
-"""What carries the events is away: amid a task, and from the start.
+"""The event store is away: during a task, and from the start.
 
-The server on the row valkey is also Celery's broker; NATS has beside it one that stays.
+On the row valkey the event store is Celery's broker too. On the row nats Celery has a Valkey of its
+own, which stays up.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from contextlib import AbstractContextManager, aclosing
 from pathlib import Path
 
 import pytest
-from installation import DEADLINE_SECONDS, Whole, running, wait_for
+from installation import DEADLINE_SECONDS, Demo, running, wait_for
 
 from semantik_realtime.client import Update, watch
 from semantik_realtime.testing.servers import ROWS, Server
@@ -23,12 +24,12 @@ NAMES = [f"note{number:03}.txt" for number in range(FILES)]
 
 pytestmark = pytest.mark.every_backend
 
-Install = Callable[[], AbstractContextManager[Whole]]
+Install = Callable[[], AbstractContextManager[Demo]]
 
 
 @pytest.fixture
 def install(row: str, server: Server, server_url: Callable[[str], str], tmp_path: Path) -> Install:
-    """Start the demo over the server, which may be away."""
+    """Return a function that starts the demo; the server may be away."""
     documents = tmp_path / "documents"
     documents.mkdir()
     for name in NAMES:
@@ -45,34 +46,36 @@ def install(row: str, server: Server, server_url: Callable[[str], str], tmp_path
 
 
 @pytest.fixture
-def whole(install: Install) -> Iterator[Whole]:
+def demo(install: Install) -> Iterator[Demo]:
     with install() as installation:
         yield installation
 
 
-def start(whole: Whole, pause_seconds: float) -> str:
-    """Start a job over everything; gives its id when the worker has done some files of it."""
-    job: str = whole.client.post(
+def start(demo: Demo, pause_seconds: float) -> str:
+    """Start a job over all documents; return its id when a file is done."""
+    job: str = demo.client.post(
         "/api/jobs", json={"all": True, "pause_seconds": pause_seconds}
     ).json()["id"]
-    wait_for("progress", lambda: done(whole, job) >= 1)
+    wait_for("progress", lambda: done(demo, job) >= 1)
     return job
 
 
-def done(whole: Whole, job: str) -> int:
-    """How many files of a job are done, as the database knows it."""
-    count: int = whole.state(job)["progress"]["current"]
+def done(demo: Demo, job: str) -> int:
+    """Return the number of files that are done, from the database."""
+    count: int = demo.state(job)["progress"]["current"]
     return count
 
 
-def status(whole: Whole, job: str) -> str:
-    return str(whole.state(job)["status"])
+def status(demo: Demo, job: str) -> str:
+    return str(demo.state(job)["status"])
 
 
-async def follow(whole: Whole, job: str, updates: list[Update], shown: list[int]) -> None:
-    """Watch a job until the log tells its end, and note how much was shown at each update."""
+async def follow(demo: Demo, job: str, updates: list[Update], shown: list[int]) -> None:
+    """Watch a job until its end is in the log; record the files shown as done at each update."""
     topic = f"job:{job}"
-    async with aclosing(watch(whole.realtime, topic, token=whole.token, history=1000)) as watching:
+    async with aclosing(
+        watch(demo.realtime_url, topic, token=demo.token, history=1000)
+    ) as watching:
         async for update in watching:
             updates.append(update)
             state = update.view.states.get(job, {})
@@ -82,13 +85,13 @@ async def follow(whole: Whole, job: str, updates: list[Update], shown: list[int]
 
 
 @contextlib.contextmanager
-def watching(whole: Whole, job: str) -> Iterator["subprocess.Popen[str]"]:
-    """``semantik-realtime watch`` of a job."""
+def watching(demo: Demo, job: str) -> Iterator["subprocess.Popen[str]"]:
+    """Run ``semantik-realtime watch`` of a job."""
     main = "from semantik_realtime.cli import main; main()"
     command = [sys.executable, "-c", main, "watch", job, "--json"]
-    env = {**os.environ, "SEMANTIK_REALTIME_TOKEN": whole.token}
+    env = {**os.environ, "SEMANTIK_REALTIME_TOKEN": demo.token}
     with subprocess.Popen(
-        [*command, "--url", whole.realtime],
+        [*command, "--url", demo.realtime_url],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -100,23 +103,23 @@ def watching(whole: Whole, job: str) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-async def test_tasks_go_on_and_watchers_get_everything_in_the_end(
-    whole: Whole, server: Server
+async def test_tasks_go_on_in_an_outage_and_watchers_get_every_event_afterwards(
+    demo: Demo, server: Server
 ) -> None:
-    job = await asyncio.to_thread(start, whole, 0.05)
-    other = await asyncio.to_thread(start, whole, 10)
+    job = await asyncio.to_thread(start, demo, 0.05)
+    other = await asyncio.to_thread(start, demo, 10)
     updates: list[Update] = []
     shown: list[int] = []
-    with watching(whole, job) as terminal:
-        following = asyncio.create_task(follow(whole, job, updates, shown))
+    with watching(demo, job) as terminal:
+        following = asyncio.create_task(follow(demo, job, updates, shown))
         await until(lambda: updates)
 
         server.kill()
-        at_least = done(whole, job) + 30
-        await until(lambda: done(whole, job) >= at_least)
-        assert (await asyncio.to_thread(whole.client.post, f"/api/jobs/{other}/cancel")).is_success
-        await until(lambda: status(whole, other) == "cancelled")
-        # What is shown is the database's; what the log has told stays beside it.
+        at_least = done(demo, job) + 30
+        await until(lambda: done(demo, job) >= at_least)
+        assert (await asyncio.to_thread(demo.client.post, f"/api/jobs/{other}/cancel")).is_success
+        await until(lambda: status(demo, other) == "cancelled")
+        # The view shows the database's record and keeps the log's states beside it.
         await until(lambda: shown[-1] >= at_least)
         away = updates[-1]
         assert away.connection == "degraded"
@@ -129,38 +132,38 @@ async def test_tasks_go_on_and_watchers_get_everything_in_the_end(
         assert updates[-1].connection == "live"
         assert updates[-1].view.overlay == {}
         assert shown == sorted(shown)
-        told = [event for update in updates for event in update.events]
-        assert [event["type"] for event in told].count("job_completed") == 1
-        check_log(whole, job)
+        events = [event for update in updates for event in update.events]
+        assert [event["type"] for event in events].count("job_completed") == 1
+        check_log(demo, job)
 
-        _, said = await asyncio.to_thread(terminal.communicate, timeout=DEADLINE_SECONDS)
-        assert terminal.returncode == 0, said
-        assert "degraded since " in said
-        assert said.index("degraded since ") < said.index("live again")
+        _, errors = await asyncio.to_thread(terminal.communicate, timeout=DEADLINE_SECONDS)
+        assert terminal.returncode == 0, errors
+        assert "degraded since " in errors
+        assert errors.index("degraded since ") < errors.index("live again")
 
-    # The worker has found its broker again.
-    after = await asyncio.to_thread(start, whole, 0)
-    await until(lambda: status(whole, after) == "completed")
+    # The worker has reconnected to its broker.
+    after = await asyncio.to_thread(start, demo, 0)
+    await until(lambda: status(demo, after) == "completed")
 
 
-async def test_without_a_server_from_the_start_a_job_is_told_whole_when_it_comes(
+async def test_without_a_server_from_the_start_every_event_arrives_when_it_starts(
     install: Install, row: str, server: Server
 ) -> None:
     has_queue = ROWS[row].backend != "redis"
     server.kill()
-    with install() as whole:
-        assert whole.client.get("/realtime/health").json()["degraded_since"]
+    with install() as demo:
+        assert demo.client.get("/realtime/health").json()["degraded_since"]
         if not has_queue:
-            answer = whole.client.post("/api/jobs", json={"all": True})
+            answer = demo.client.post("/api/jobs", json={"all": True})
             assert answer.status_code == 503
             server.start()
-        job = await asyncio.to_thread(start, whole, 0)
+        job = await asyncio.to_thread(start, demo, 0)
         updates: list[Update] = []
         shown: list[int] = []
-        following = asyncio.create_task(follow(whole, job, updates, shown))
-        await until(lambda: status(whole, job) == "completed")
+        following = asyncio.create_task(follow(demo, job, updates, shown))
+        await until(lambda: status(demo, job) == "completed")
         if has_queue:
-            # It has ended before anybody could be told.
+            # The job ended before any event could be appended.
             await until(lambda: shown and shown[-1] == FILES)
             assert updates[-1].connection == "degraded"
             assert updates[-1].view.folded == {}
@@ -169,14 +172,14 @@ async def test_without_a_server_from_the_start_a_job_is_told_whole_when_it_comes
             await following
         assert updates[-1].view.folded[job]["status"] == "completed"
         assert updates[-1].view.overlay == {}
-        check_log(whole, job)
-        await until(lambda: not whole.client.get("/realtime/health").json()["degraded_since"])
+        check_log(demo, job)
+        await until(lambda: not demo.client.get("/realtime/health").json()["degraded_since"])
 
 
-def check_log(whole: Whole, job: str) -> None:
-    """Each file once and in order, between one start and one end."""
+def check_log(demo: Demo, job: str) -> None:
+    """Check that the log has one start, each file once and in order, and one end."""
     path = f"/realtime/jobs/{job}/history"
-    log = whole.client.get(path, params={"limit": 1000}).json()["events"]
+    log = demo.client.get(path, params={"limit": 1000}).json()["events"]
     files = [event["data"]["file"] for event in log if event["type"] == "file_completed"]
     assert files == NAMES
     types = [event["type"] for event in log]

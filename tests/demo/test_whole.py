@@ -1,4 +1,4 @@
-"""The whole demo: web server, Celery worker and valkey, each a process of its own."""
+"""The whole demo: web server, Celery worker and Valkey, each in a process of its own."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from installation import DEADLINE_SECONDS, Whole, running, wait_for
+from installation import DEADLINE_SECONDS, Demo, running, wait_for
 
 from semantik_realtime.config import Settings
 from semantik_realtime.hookspecs import Snapshot
@@ -18,24 +18,24 @@ FILES = 12
 
 
 @pytest.fixture(scope="module")
-def whole(
+def demo(
     server_url: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Whole]:
+) -> Iterator[Demo]:
     folder = tmp_path_factory.mktemp("demo")
     documents = folder / "documents"
     documents.mkdir()
     for number in range(FILES):
         (documents / f"note{number:02}.txt").write_text(f"Note {number} about pelicans.")
     (documents / "broken.txt").write_bytes(b"\xff\x00")
-    with running(folder, server_url("valkey")) as whole:
-        yield whole
+    with running(folder, server_url("valkey")) as demo:
+        yield demo
 
 
 async def read_ended(
-    whole: Whole, topic: str, job_id: str
+    demo: Demo, topic: str, job_id: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The state of a job in a topic's log when it has ended, and the events until then."""
-    runtime = Runtime(Settings(url=whole.redis_url))
+    """Wait for the end of a job in a topic's log; return its state and the events."""
+    runtime = Runtime(Settings(url=demo.redis_url))
     deadline = time.monotonic() + DEADLINE_SECONDS
     await runtime.backend.open()
     try:
@@ -51,16 +51,16 @@ async def read_ended(
     raise AssertionError(f"not ended in {DEADLINE_SECONDS} s: {state}")
 
 
-async def test_a_job_runs_in_the_worker_and_every_file_is_told(whole: Whole) -> None:
-    job = whole.client.post("/api/jobs", json={"all": True}).json()
-    wait_for("completion", lambda: whole.state(job["id"])["status"] == "completed")
-    stored = whole.state(job["id"])
+async def test_a_job_runs_in_the_worker_and_has_an_event_for_each_file(demo: Demo) -> None:
+    job = demo.client.post("/api/jobs", json={"all": True}).json()
+    wait_for("completion", lambda: demo.state(job["id"])["status"] == "completed")
+    stored = demo.state(job["id"])
     assert stored["fields"]["processed_files"] == FILES
     assert stored["fields"]["failed_files"] == 1
-    found = whole.client.get("/api/search", params={"q": "pelican"}).json()["results"]
+    found = demo.client.get("/api/search", params={"q": "pelican"}).json()["results"]
     assert len(found) == FILES
 
-    live, events = await read_ended(whole, job["topic"], job["id"])
+    live, events = await read_ended(demo, job["topic"], job["id"])
     assert live["status"] == "completed"
     assert live["fields"] == stored["fields"]
     assert live["progress"] == stored["progress"]
@@ -69,64 +69,64 @@ async def test_a_job_runs_in_the_worker_and_every_file_is_told(whole: Whole) -> 
     assert types.count("file_failed") == 1
     assert types.index("job_started") < types.index("file_processing")
     assert types[-1] == "job_completed"
-    fed, _ = await read_ended(whole, job["feed"], job["id"])
+    fed, _ = await read_ended(demo, job["feed"], job["id"])
     assert fed == live
 
 
 async def test_a_cancelled_job_stops_between_two_files_and_the_worker_goes_on(
-    whole: Whole,
+    demo: Demo,
 ) -> None:
-    job = whole.client.post("/api/jobs", json={"all": True, "pause_seconds": 10}).json()
-    wait_for("start", lambda: whole.state(job["id"])["status"] == "running")
-    asked_at = time.monotonic()
-    assert whole.client.post(f"/api/jobs/{job['id']}/cancel").is_success
-    wait_for("cancellation", lambda: whole.state(job["id"])["status"] == "cancelled")
-    assert time.monotonic() - asked_at < 5
-    after = whole.client.post("/api/jobs", json={"paths": ["note03.txt"]}).json()
-    wait_for("the next job", lambda: whole.state(after["id"])["status"] == "completed")
+    job = demo.client.post("/api/jobs", json={"all": True, "pause_seconds": 10}).json()
+    wait_for("start", lambda: demo.state(job["id"])["status"] == "running")
+    cancelled_at = time.monotonic()
+    assert demo.client.post(f"/api/jobs/{job['id']}/cancel").is_success
+    wait_for("cancellation", lambda: demo.state(job["id"])["status"] == "cancelled")
+    assert time.monotonic() - cancelled_at < 5
+    after = demo.client.post("/api/jobs", json={"paths": ["note03.txt"]}).json()
+    wait_for("the next job", lambda: demo.state(after["id"])["status"] == "completed")
 
-    live, events = await read_ended(whole, job["topic"], job["id"])
+    live, events = await read_ended(demo, job["topic"], job["id"])
     assert live["status"] == "cancelled"
-    assert live["progress"] == whole.state(job["id"])["progress"]
+    assert live["progress"] == demo.state(job["id"])["progress"]
     assert events[-1]["type"] == "job_cancelled"
 
 
-async def test_a_running_job_that_is_deleted_stops_and_leaves_nothing(whole: Whole) -> None:
-    job = whole.client.post("/api/jobs", json={"all": True, "pause_seconds": 10}).json()
-    wait_for("start", lambda: whole.state(job["id"])["status"] == "running")
-    assert whole.client.delete(f"/api/jobs/{job['id']}").status_code == 204
-    assert whole.client.get(f"/api/jobs/{job['id']}").status_code == 404
-    after = whole.client.post("/api/jobs", json={"paths": ["note03.txt"]}).json()
-    wait_for("the next job", lambda: whole.state(after["id"])["status"] == "completed")
-    assert whole.client.get(f"/api/jobs/{job['id']}").status_code == 404
+async def test_a_running_job_that_is_deleted_stops_and_leaves_no_row(demo: Demo) -> None:
+    job = demo.client.post("/api/jobs", json={"all": True, "pause_seconds": 10}).json()
+    wait_for("start", lambda: demo.state(job["id"])["status"] == "running")
+    assert demo.client.delete(f"/api/jobs/{job['id']}").status_code == 204
+    assert demo.client.get(f"/api/jobs/{job['id']}").status_code == 404
+    after = demo.client.post("/api/jobs", json={"paths": ["note03.txt"]}).json()
+    wait_for("the next job", lambda: demo.state(after["id"])["status"] == "completed")
+    assert demo.client.get(f"/api/jobs/{job['id']}").status_code == 404
 
 
-async def test_a_waiting_job_that_is_cancelled_ends_live_while_the_worker_is_busy(
-    whole: Whole,
+async def test_a_queued_job_that_is_cancelled_ends_live_while_the_worker_is_busy(
+    demo: Demo,
 ) -> None:
-    busy = whole.client.post("/api/jobs", json={"all": True, "pause_seconds": 10}).json()
-    wait_for("start", lambda: whole.state(busy["id"])["status"] == "running")
-    job = whole.client.post("/api/jobs", json={"paths": ["note03.txt"]}).json()
-    answer = whole.client.post(f"/api/jobs/{job['id']}/cancel").json()
+    busy = demo.client.post("/api/jobs", json={"all": True, "pause_seconds": 10}).json()
+    wait_for("start", lambda: demo.state(busy["id"])["status"] == "running")
+    job = demo.client.post("/api/jobs", json={"paths": ["note03.txt"]}).json()
+    answer = demo.client.post(f"/api/jobs/{job['id']}/cancel").json()
     assert answer["state"]["status"] == "cancelled"
-    live, _ = await read_ended(whole, job["topic"], job["id"])
-    fed, _ = await read_ended(whole, job["feed"], job["id"])
+    live, _ = await read_ended(demo, job["topic"], job["id"])
+    fed, _ = await read_ended(demo, job["feed"], job["id"])
     assert live["status"] == fed["status"] == "cancelled"
-    assert whole.state(busy["id"])["status"] == "running"
-    whole.client.delete(f"/api/jobs/{busy['id']}")
+    assert demo.state(busy["id"])["status"] == "running"
+    demo.client.delete(f"/api/jobs/{busy['id']}")
 
 
-def test_the_plugin_knows_the_hosts_users_and_jobs(whole: Whole) -> None:
-    job = whole.client.post("/api/jobs", json={"paths": ["note03.txt"]}).json()
+def test_the_plugin_uses_the_users_and_jobs_of_the_host(demo: Demo) -> None:
+    job = demo.client.post("/api/jobs", json={"paths": ["note03.txt"]}).json()
     path = f"/realtime/jobs/{job['id']}"
 
     def status() -> str:
-        states: dict[str, Any] = whole.client.get(path).json()["states"]
+        states: dict[str, Any] = demo.client.get(path).json()["states"]
         return str(states[job["id"]]["status"])
 
     wait_for("completion", lambda: status() == "completed")
-    cookies = dict(whole.client.cookies)
-    assert httpx.get(str(whole.client.base_url.join(path))).status_code == 401
-    assert httpx.get(str(whole.client.base_url.join(path)), cookies=cookies).status_code == 200
-    assert whole.client.delete(f"/api/jobs/{job['id']}").status_code == 204
-    assert whole.client.get(path).status_code == 404
+    cookies = dict(demo.client.cookies)
+    assert httpx.get(str(demo.client.base_url.join(path))).status_code == 401
+    assert httpx.get(str(demo.client.base_url.join(path)), cookies=cookies).status_code == 200
+    assert demo.client.delete(f"/api/jobs/{job['id']}").status_code == 204
+    assert demo.client.get(path).status_code == 404

@@ -1,4 +1,4 @@
-"""Programs that an example needs, started together and ended by their own ids."""
+"""Start the programs of an example together, and end them by their process ids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROCESS_SECONDS = 15
 def running_programs(
     folder: Path, environment: Mapping[str, str], *commands: Sequence[str]
 ) -> Iterator[None]:
-    """Run Python modules for as long as the block lasts; what they say is shown by a failure."""
+    """Run Python modules while the block runs. A failing test shows the end of their output."""
     processes: list[subprocess.Popen[bytes]] = []
     with (folder / "log").open("wb") as log:
         try:
@@ -47,7 +47,7 @@ def running_programs(
 
 
 def wait_for(what: Callable[[], Any]) -> Any:
-    """The first answer of ``what`` that says yes; until a server answers at all that is no."""
+    """Return the first true result of ``what``. A server that does not answer counts as false."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while True:
         try:
@@ -55,10 +55,10 @@ def wait_for(what: Callable[[], Any]) -> Any:
                 return answer
         except httpx.TransportError:
             pass
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s"
+        assert time.monotonic() < deadline, f"not true within {DEADLINE_SECONDS} s"
         time.sleep(0.05)
 
 
 def wait_until_healthy(address: str) -> None:
-    """Return when the health route of ``address`` says that it is ready."""
+    """Return when the health route of ``address`` answers 200."""
     wait_for(lambda: httpx.get(f"http://{address}/realtime/health").status_code == 200)

@@ -1,4 +1,4 @@
-"""Metrics, their documentation and the dashboard: each name in one is in the others."""
+"""Code, docs/metrics.md and the Grafana dashboard have the same metrics and labels."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Labels = dict[str, set[str]]
 
 @pytest.fixture(scope="module")
 def registry() -> Iterator[CollectorRegistry]:
-    """The metrics of a web server that has just been made."""
+    """The metrics of a new web server."""
     settings = Settings(backend="memory", jwt_secret="a secret of at least thirty-two bytes")
     realtime = Realtime(settings)
-    assert realtime.server.metrics is not None
-    yield realtime.server.metrics.registry
+    assert realtime.web.metrics is not None
+    yield realtime.web.metrics.registry
     realtime.close()
 
 
 @pytest.fixture(scope="module")
 def samples(registry: CollectorRegistry) -> dict[str, Labels]:
-    """The samples that there are, with the values of their labels."""
+    """Each sample of the registry, with the values of its labels."""
     found: dict[str, Labels] = {}
     for family in registry.collect():
         for sample in family.samples:
@@ -49,23 +49,23 @@ def samples(registry: CollectorRegistry) -> dict[str, Labels]:
 
 
 def documented() -> dict[str, tuple[str, str]]:
-    """The type and the labels of each metric of the page's tables."""
+    """Return type and labels of each metric in the page's tables."""
     rows = re.findall(r"^\| `(semantik_realtime_\w+)` \| (\w+) \|(.*?)\|.+\|$", PAGE, re.MULTILINE)
     assert len(rows) == len({name for name, _, _ in rows}) > 10
     return {name: (type, labels.strip()) for name, type, labels in rows}
 
 
-def test_every_metric_is_documented_with_its_type_and_nothing_else_is(
+def test_the_page_documents_exactly_the_metrics_that_exist_with_their_types(
     registry: CollectorRegistry,
 ) -> None:
-    told = {
+    exported = {
         family.name + ("_total" if family.type == "counter" else ""): family.type
         for family in registry.collect()
     }
-    assert {name: type for name, (type, _) in documented().items()} == told
+    assert {name: type for name, (type, _) in documented().items()} == exported
 
 
-def test_every_label_is_documented_with_all_its_values(samples: dict[str, Labels]) -> None:
+def test_the_page_documents_every_label_with_all_its_values(samples: dict[str, Labels]) -> None:
     for name, (type, text) in documented().items():
         labels = samples[name + "_count" if type == "histogram" else name]
         label, _, values = text.partition(": ")
@@ -93,7 +93,7 @@ def expressions() -> Iterator[str]:
 
 
 def selected(expression: str) -> list[promql_parser.VectorSelector]:
-    """The series that an expression asks for, once Grafana has put its variables in."""
+    """Return the series that a query selects, with Grafana's variables replaced."""
     for variable, value in {"$__rate_interval": "1m", "$__range": "3h"}.items():
         expression = expression.replace(variable, value)
     found = []
@@ -107,7 +107,7 @@ def selected(expression: str) -> list[promql_parser.VectorSelector]:
 
 
 @pytest.mark.parametrize("expression", list(expressions()))
-def test_every_expression_asks_for_what_there_is(
+def test_every_query_uses_metrics_and_labels_that_exist(
     expression: str, samples: dict[str, Labels]
 ) -> None:
     series = selected(expression)
@@ -118,7 +118,7 @@ def test_every_expression_asks_for_what_there_is(
         for matcher in selector.matchers.matchers:
             if matcher.name not in ("job", "instance"):
                 assert set(matcher.value.split("|")) <= labels[matcher.name]
-    # What Prometheus itself adds may be kept as well.
+    # Prometheus adds the labels job and instance.
     kept = {
         name for names in re.findall(r"by \(([\w, ]+)\)", expression) for name in names.split(", ")
     }
@@ -126,7 +126,7 @@ def test_every_expression_asks_for_what_there_is(
     assert kept <= given | {"job", "instance"}
 
 
-def test_every_metric_has_a_panel(samples: dict[str, Labels]) -> None:
+def test_the_dashboard_shows_every_metric(samples: dict[str, Labels]) -> None:
     shown = {
         re.sub("_bucket$", "", selector.name)
         for panel in panels()
@@ -137,7 +137,7 @@ def test_every_metric_has_a_panel(samples: dict[str, Labels]) -> None:
 
 
 def test_the_dashboard_can_be_imported_anywhere() -> None:
-    # Both would tie it to one Grafana.
+    # Both would bind it to one installation of Grafana.
     assert "id" not in DASHBOARD
     assert "__inputs" not in DASHBOARD
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
@@ -152,13 +152,13 @@ def test_the_dashboard_can_be_imported_anywhere() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_variables_are_filled_from_metrics_that_all_processes_have(
+def test_the_variables_list_processes_by_a_metric_that_each_process_exports(
     samples: dict[str, Labels],
 ) -> None:
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(panels())))
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     assert used == variables.keys() | {"__rate_interval", "__range"}
-    everywhere = PAGE.partition("## What is told of every process that writes")[2]
+    everywhere = PAGE.partition("## Metrics of every process that writes")[2]
     for name in ("job", "instance"):
         [(asked, label)] = re.findall(
             r"^label_values\((.*), (\w+)\)$", variables[name]["definition"]

@@ -1,4 +1,4 @@
-"""What docs/deployment.md has to copy: nginx passes every wire, the measuring script measures."""
+"""The examples of docs/deployment.md: nginx passes every wire, the script measures memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ http {{
     {}
 }}
 """
-"""Around what the page has, so that nginx touches nothing but its own folder."""
+"""The rest of the configuration, so that nginx writes only to its own folder."""
 
 
 def block(language: str) -> str:
@@ -55,7 +55,7 @@ def block(language: str) -> str:
 
 @pytest.fixture
 def proxy(tmp_path: Path, server_url: Callable[[str], str]) -> Iterator[str]:
-    """The page's nginx before a web server; gives its address."""
+    """The address of nginx, with the page's configuration, in front of a web server."""
     program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin")
     if program is None:
         pytest.skip("nginx is missing: apt-get install nginx")
@@ -67,7 +67,7 @@ def proxy(tmp_path: Path, server_url: Callable[[str], str]) -> Iterator[str]:
         for example_port in (8000, 8001):
             assert f"127.0.0.1:{example_port};" in config
             config = config.replace(f":{example_port};", f":{web_port};")
-        # nginx forgets for 10 s who refused a connection; all of them, and it has nobody to ask.
+        # nginx uses no server for 10 s that refused a connection, so all must be up before it.
         wait_until_healthy(f"127.0.0.1:{web_port}")
         (tmp_path / "nginx.conf").write_text(WHOLE.format(config))
         process = subprocess.Popen([program, "-p", str(tmp_path), "-c", "nginx.conf"])
@@ -79,7 +79,7 @@ def proxy(tmp_path: Path, server_url: Callable[[str], str]) -> Iterator[str]:
             process.wait()
 
 
-async def test_the_nginx_configuration_passes_both_wires_and_the_pages_origin(proxy: str) -> None:
+async def test_the_nginx_configuration_passes_both_wires_and_the_origin(proxy: str) -> None:
     async with connect(
         f"ws://{proxy}/realtime/ws", subprotocols=[SUBPROTOCOL], origin=f"http://{proxy}"
     ) as native:
@@ -96,7 +96,7 @@ async def test_the_nginx_configuration_passes_both_wires_and_the_pages_origin(pr
     assert "export function connect" in answer.text
 
 
-def test_the_commands_have_the_pings_that_uvicorn_sends_by_default() -> None:
+def test_the_commands_repeat_the_ping_defaults_of_uvicorn() -> None:
     commands = re.findall(r"^uvicorn .*$", PAGE, re.MULTILINE)
     assert len(commands) == 3
     config = uvicorn.Config("app:app")
@@ -105,7 +105,7 @@ def test_the_commands_have_the_pings_that_uvicorn_sends_by_default() -> None:
         assert f"{pings}{config.ws_ping_timeout:g}" in command
 
 
-async def test_nginx_passes_a_stream_as_it_comes(
+async def test_nginx_passes_a_stream_without_buffering(
     proxy: str, server_url: Callable[[str], str]
 ) -> None:
     with contextlib.closing(Runtime(load_settings(url=server_url("valkey")))) as runtime:
@@ -120,13 +120,13 @@ async def test_nginx_passes_a_stream_as_it_comes(
             )
             assert (await anext(frames))["op"] == "sync"
             for number in range(3):
-                # Each has arrived before the next is sent.
+                # Each event has to arrive before the next is sent.
                 await runtime.publish("job:1", "step", data={"n": number})
-                told = (await anext(frames))["topics"]["job:1"]["events"]
-                assert [event["data"] for event in told] == [{"n": number}]
+                received = (await anext(frames))["topics"]["job:1"]["events"]
+                assert [event["data"] for event in received] == [{"n": number}]
 
 
-def test_the_script_that_measures_memory_measures(server_url: Callable[[str], str]) -> None:
+def test_the_script_prints_four_measured_sizes(server_url: Callable[[str], str]) -> None:
     server_url("valkey")
     ran = subprocess.run(
         [sys.executable, str(SIZING), "--quick"], capture_output=True, text=True, timeout=100

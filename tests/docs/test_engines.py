@@ -1,6 +1,6 @@
-"""What docs/choosing-an-engine.md says of Redis and Valkey, on a Valkey server that is killed.
+"""The claims of docs/choosing-an-engine.md about Redis and Valkey, on a real Valkey server.
 
-What it says of NATS is tested where its backend is, and of SQLite beside the example.
+The claims about NATS are tested in its plugin, those about SQLite beside the example.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NOTHING = ("--appendonly", "no")
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., RedisServer]]:
-    """Starts servers with options of their own."""
+    """Start a server with the given options."""
     with ExitStack() as stack:
 
         def start_one(*options: str) -> RedisServer:
@@ -52,7 +52,7 @@ def start() -> Iterator[Callable[..., RedisServer]]:
 
 
 def publish(server: RedisServer, count: int = EVENTS) -> list[Cursor]:
-    """Append so many events, one by one; gives where each of them stands."""
+    """Append ``count`` events one by one, and return their cursors."""
     backend: Any = load_backend(load_settings(url=server.url))
     author = Author()
     try:
@@ -72,7 +72,7 @@ async def look(server: RedisServer, after: Cursor | None) -> Snapshot:
         await backend.close()
 
 
-async def test_with_an_append_only_file_a_kill_loses_nothing_that_was_acknowledged(
+async def test_with_an_append_only_file_a_kill_loses_no_acknowledged_event(
     start: Callable[..., RedisServer],
 ) -> None:
     server = start(*EACH_SECOND)
@@ -85,7 +85,7 @@ async def test_with_an_append_only_file_a_kill_loses_nothing_that_was_acknowledg
     assert len(snapshot.events) == EVENTS - 1
 
 
-async def test_without_persistence_a_kill_forgets_everything_and_the_cursor_shows_it(
+async def test_without_persistence_a_kill_loses_all_events_and_the_cursor_reveals_it(
     start: Callable[..., RedisServer],
 ) -> None:
     server = start(*NOTHING)
@@ -97,7 +97,7 @@ async def test_without_persistence_a_kill_forgets_everything_and_the_cursor_show
     assert (await look(server, cursors[-1])).reason is Reason.EPOCH
 
 
-async def test_after_the_promotion_of_a_replica_that_was_behind_the_cursor_shows_it(
+async def test_the_cursor_reveals_the_promotion_of_a_replica_that_was_behind(
     start: Callable[..., RedisServer],
 ) -> None:
     first = start(*EACH_SECOND, "--repl-diskless-sync-delay", "0")
@@ -109,7 +109,7 @@ async def test_after_the_promotion_of_a_replica_that_was_behind_the_cursor_shows
             await asyncio.sleep(0.05)
     shared = publish(first, 5)
     assert master.wait(1, 1000 * DEADLINE_SECONDS) == 1
-    # Cut off: it looks for its master where nobody is.
+    # Cut it off: no server listens on the port of its new master.
     replica.replicaof("127.0.0.1", free_port())
     lost = publish(first, 5)
     first.kill()
@@ -119,13 +119,13 @@ async def test_after_the_promotion_of_a_replica_that_was_behind_the_cursor_shows
     assert (await look(second, lost[-1])).reason is Reason.AHEAD
     publish(second, 10)
     assert (await look(second, lost[-1])).reason is Reason.DIVERGED
-    # Who had seen nothing of what was lost goes on as if nothing had been.
+    # A client that had received none of the lost events resumes with a replay.
     snapshot = await look(second, shared[-1])
     assert snapshot.reason is None
     assert len(snapshot.events) == 10
 
 
-def test_a_server_that_must_have_a_replica_acknowledges_nothing_without_one(
+def test_a_server_that_requires_a_replica_refuses_writes_without_one(
     start: Callable[..., RedisServer],
 ) -> None:
     server = start("--min-replicas-to-write", "1")
@@ -133,7 +133,7 @@ def test_a_server_that_must_have_a_replica_acknowledges_nothing_without_one(
         publish(server, 1)
 
 
-async def test_a_full_server_refuses_writes_and_is_still_read(
+async def test_a_full_server_refuses_writes_and_answers_reads(
     start: Callable[..., RedisServer],
 ) -> None:
     server = start("--maxmemory-policy", "noeviction")
@@ -145,7 +145,7 @@ async def test_a_full_server_refuses_writes_and_is_still_read(
     assert len((await look(server, cursors[0])).events) == 2
 
 
-async def test_with_an_eviction_policy_topics_vanish_and_the_status_warns_of_it(
+async def test_with_an_eviction_policy_topics_are_lost_and_the_status_warns(
     start: Callable[..., RedisServer],
 ) -> None:
     server = start("--maxmemory", "6mb", "--maxmemory-policy", "volatile-lru")

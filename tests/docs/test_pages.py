@@ -1,4 +1,4 @@
-"""What the pages say is there."""
+"""Links, files, settings, imports and commands in the pages exist."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prose(page: Path) -> str:
 
 
 def slug(heading: str) -> str:
-    """The anchor that forges give a heading."""
+    """Return the anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
@@ -51,7 +51,7 @@ def test_the_pages_are_found() -> None:
 
 
 @every_page
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_leads_to_a_file_and_a_heading_that_exist(page: Path) -> None:
     for target, anchor in links(page):
         assert target.exists(), f"{page.name} links to {target}"
         if anchor:
@@ -60,13 +60,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 @every_page
-def test_every_file_that_is_named_exists(page: Path) -> None:
+def test_every_named_file_exists(page: Path) -> None:
     for path in re.findall(r"`(?!\.\.)([\w.-]+(?:/[\w.-]+)+/?)`", prose(page)):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
 @every_page
-def test_every_variable_that_is_named_is_a_setting(page: Path) -> None:
+def test_every_named_variable_is_a_setting(page: Path) -> None:
     settings = {PREFIX + name.upper() for name in Settings.model_fields}
     options = {
         option.envvar
@@ -75,7 +75,7 @@ def test_every_variable_that_is_named_is_a_setting(page: Path) -> None:
         if isinstance(option.envvar, str)
     }
     named = set(re.findall(rf"{PREFIX}[A-Z_]*[A-Z]", page.read_text()))
-    # Another distribution has settings of its own, and says so in its README.
+    # Other distributions have settings of their own, in their READMEs.
     theirs = [
         readme.read_text()
         for folder in ("plugins", "docs/examples")
@@ -84,13 +84,17 @@ def test_every_variable_that_is_named_is_a_setting(page: Path) -> None:
     assert {
         name
         for name in named - settings - options
-        # In a guide a prefix stands for all that begin with it.
+        # A guide may use a prefix for all settings that begin with it.
         if not any(name in text for text in theirs)
     } == set()
 
 
 @every_page
-def test_python_examples_compile_and_import_what_exists(page: Path) -> None:
+def test_python_examples_compile_and_import_names_that_exist(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A page of an example imports the example, installed or not.
+    monkeypatch.syspath_prepend(page.parent)
     for block in blocks(page, "python"):
         compile(block, page.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         for node in ast.walk(ast.parse(block)):
@@ -100,11 +104,11 @@ def test_python_examples_compile_and_import_what_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("path", GENERATED["PAGES"], ids=lambda path: path.name)
-def test_what_is_written_from_the_settings_is_up_to_date(path: Path) -> None:
+def test_the_generated_files_match_the_settings(path: Path) -> None:
     assert path.read_text() == GENERATED["PAGES"][path](), "run: python docs/generate.py"
 
 
-def test_the_table_of_settings_leads_to_those_of_the_plugins() -> None:
+def test_the_table_of_settings_links_to_the_settings_of_the_plugins() -> None:
     found = set(links(ROOT / "docs" / "configuration.md"))
     for readme in ROOT.glob("plugins/*/README.md"):
         assert (ROOT / "docs" / ".." / readme.relative_to(ROOT), "settings") in found
@@ -121,7 +125,7 @@ def test_the_example_environment_gives_the_default_settings(
     assert Settings() == default
 
 
-def test_the_readme_has_the_command_that_ci_runs() -> None:
+def test_ci_runs_the_command_of_the_readme() -> None:
     command = "pip install tox && tox"
     assert command in blocks(ROOT / "README.md", "")[-1]
     script = (ROOT / ".ci" / "run").read_text()
@@ -129,7 +133,7 @@ def test_the_readme_has_the_command_that_ci_runs() -> None:
     assert "run: .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
 
 
-def test_the_programs_of_the_readme_are_installed_by_the_package() -> None:
+def test_the_package_installs_the_programs_of_the_readme() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     programs = set(re.findall(r"^.*&& ([\w-]+) demo$", blocks(ROOT / "README.md", "")[0], re.M))
     assert programs == set(project["scripts"])
@@ -138,7 +142,7 @@ def test_the_programs_of_the_readme_are_installed_by_the_package() -> None:
         assert callable(getattr(importlib.import_module(module), name))
 
 
-def test_every_folder_of_tests_belongs_to_a_check() -> None:
+def test_tox_runs_every_folder_of_tests() -> None:
     checks = (ROOT / "tox.ini").read_text()
     tests = ("tests/*/*test*.*", "plugins/*/tests/test_*.py", "docs/examples/*/tests/test_*.py")
     folders = {path.parent for pattern in tests for path in ROOT.glob(pattern)}
@@ -146,14 +150,14 @@ def test_every_folder_of_tests_belongs_to_a_check() -> None:
     assert not [folder for folder in folders if f"{folder.relative_to(ROOT)} " not in checks]
 
 
-def test_the_list_of_decisions_is_whole() -> None:
+def test_the_list_of_decisions_is_complete() -> None:
     pages = {page.name for page in ROOT.glob("docs/adr/[0-9]*.md")}
     assert pages == {target.name for target, _ in links(ROOT / "docs" / "adr" / "README.md")} - {
         "glossary.md"
     }
 
 
-def test_vectors_run_where_the_protocol_says_they_bind() -> None:
+def test_vectors_run_on_the_sides_that_the_protocol_names() -> None:
     rows = re.findall(
         r"^\| `(\w+)\.json` \|.*?\| (yes|no)\b.*?\| (yes|no)\b",
         (ROOT / "docs/protocol.md").read_text(),

@@ -1,4 +1,4 @@
-"""The quickstart does what it says, with its own files and commands."""
+"""The files and commands of docs/quickstart.md work as described."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text()
 
 
 def example(name: str) -> str:
-    """The file that begins with its name as a comment."""
+    """Return the example that begins with ``name`` in a comment."""
     found = re.search(rf"^```\w+\n((?:# |<!-- ){re.escape(name)}.*?)^```", PAGE, re.M | re.S)
     assert found, name
     return found[1]
@@ -26,7 +26,7 @@ def example(name: str) -> str:
 
 @pytest.fixture
 def web(tmp_path: Path, server_url: Callable[[str], str]) -> Iterator[httpx.Client]:
-    """The quickstart's web server; its worker runs too."""
+    """A client of the quickstart's web server; its worker runs too."""
     url = server_url("valkey")
     application = example("app.py")
     assert "redis://localhost:6379/0" in application
@@ -49,7 +49,7 @@ def web(tmp_path: Path, server_url: Callable[[str], str]) -> Iterator[httpx.Clie
             yield client
 
 
-def test_the_bar_reaches_its_end_and_every_file_is_told_once(web: httpx.Client) -> None:
+def test_the_progress_is_complete_and_each_file_is_reported_once(web: httpx.Client) -> None:
     job = web.post("/index", json=["a.txt", "b.txt", "c.txt"]).json()["job"]
 
     def ended() -> Any:
@@ -65,7 +65,7 @@ def test_the_bar_reaches_its_end_and_every_file_is_told_once(web: httpx.Client) 
     assert files == ["a.txt", "b.txt", "c.txt"]
 
 
-def test_the_page_and_the_client_it_loads_are_served(web: httpx.Client) -> None:
+def test_the_page_and_its_javascript_client_are_served(web: httpx.Client) -> None:
     [module] = re.findall(r'from "(/[^"]+)"', web.get("/").text)
     answer = web.get(module)
     assert answer.status_code == 200

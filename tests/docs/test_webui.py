@@ -1,4 +1,4 @@
-"""The application of docs/add-to-your-application.md that has a life of its own, run whole."""
+"""The example application of docs/add-to-your-application.md, with its worker and database."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FOLDER = Path(__file__).parents[2] / "docs" / "examples"
 
 @pytest.fixture
 def valkey() -> Iterator[RedisServer]:
-    """A server of the test's own: it is emptied."""
+    """A server for this test alone, because the test flushes it."""
     try:
         program = valkey_program()
     except ServerMissing as error:
@@ -39,7 +39,7 @@ def valkey() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def webui(tmp_path: Path, valkey: RedisServer) -> Iterator[str]:
-    """The example's web server, its worker runs too; gives its address."""
+    """The address of the example's web server; its worker runs too."""
     port = free_port()
     environment = os.environ | {
         "REDIS_URL": valkey.url,
@@ -60,7 +60,7 @@ async def log_in(client: httpx.AsyncClient, user: str) -> None:
     assert (await client.post(f"/login/{user}")).status_code == 200
 
 
-async def test_an_application_keeps_its_login_its_database_and_its_lifespan(
+async def test_the_application_keeps_its_login_its_database_and_its_lifespan(
     webui: str, valkey: RedisServer
 ) -> None:
     async with httpx.AsyncClient(base_url=f"http://{webui}") as browser:
@@ -83,7 +83,10 @@ async def test_an_application_keeps_its_login_its_database_and_its_lifespan(
 
 
 async def follow(webui: str, session: str, job: str) -> tuple[str, dict[str, Any]]:
-    """Watch a job until it is completed, and somebody else's feed; gives that feed's denial too."""
+    """Watch a job until it completes, and another user's feed.
+
+    Returns the topic that was denied, and the last state of the job.
+    """
     headers = {"Cookie": f"session={session}"}
     denied, state = "", dict[str, Any]()
     async with connect(

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
-import { isFinal } from "../../semantik_realtime/web/static/connection.js";
+import { isFinalCloseCode } from "../../semantik_realtime/web/static/protocol.js";
 import { event, Page, pass, settled, snapshot, Wire } from "./wire.js";
 
 const FINAL = [1009, 4400, 4401, 4403, 4408];
@@ -42,7 +42,7 @@ test("http becomes ws, https becomes wss, and the subprotocol is offered", async
   );
 });
 
-test("a relative address is of the page", async () => {
+test("a relative URL is resolved against the page", async () => {
   globalThis.location = new URL("https://host:8443/jobs/7?tab=1");
   try {
     const wire = open({ url: "/realtime/ws" });
@@ -53,14 +53,14 @@ test("a relative address is of the page", async () => {
   }
 });
 
-test("the token is the first frame and is not in the address", async () => {
+test("the token is sent in the first frame and is not in the URL", async () => {
   const wire = open({ token: async () => "secret" });
   const socket = await wire.welcome();
   assert.deepEqual(socket.sent[0], { op: "auth", token: "secret" });
   assert.doesNotMatch(socket.url, /secret/);
 });
 
-test("without a token the cookie does it and no auth frame is sent", async () => {
+test("without a token no auth frame is sent", async () => {
   for (const token of [undefined, () => null, async () => ""]) {
     const socket = await open({ token }).welcome();
     assert.deepEqual(socket.ops("auth"), []);
@@ -78,7 +78,7 @@ test("the connection is connecting until the welcome and then live", async () =>
   assert.deepEqual(names(wire), ["connecting", "live"]);
 });
 
-test("every final code ends in denied, with the code, and nothing is tried again", async () => {
+test("every final close code ends in denied with that code, without a retry", async () => {
   for (const code of FINAL) {
     const wire = open();
     await wire.welcome();
@@ -89,7 +89,7 @@ test("every final code ends in denied, with the code, and nothing is tried again
   }
 });
 
-test("every other code means to come back", async () => {
+test("after every other close code the client reconnects", async () => {
   for (const code of PASSING) {
     const wire = open();
     await wire.welcome();
@@ -98,10 +98,10 @@ test("every other code means to come back", async () => {
     await pass(30);
     assert.equal(wire.sockets.length, 2, `after ${code}`);
   }
-  assert.deepEqual([...FINAL, ...PASSING].filter(isFinal), FINAL);
+  assert.deepEqual([...FINAL, ...PASSING].filter(isFinalCloseCode), FINAL);
 });
 
-test("waits grow to half of 30 seconds, without end", async () => {
+test("waits grow up to a random part of 30 seconds, and retries have no end", async () => {
   const wire = open();
   await settled();
   for (const seconds of [0.25, 0.5, 1, 2, 4, 8, 15, 15, 15]) {
@@ -115,7 +115,7 @@ test("waits grow to half of 30 seconds, without end", async () => {
   assert.deepEqual(names(wire), ["connecting", "reconnecting"]);
 });
 
-test("only a connection that has lasted makes the next wait short again", async () => {
+test("only a connection that lasted 5 seconds resets the backoff", async () => {
   const wire = open();
   for (const seconds of [0.25, 0.5, 1, 2, 4, 8]) {
     await wire.welcome();
@@ -142,7 +142,7 @@ test("a handshake that hangs is given up after 15 seconds", async () => {
   assert.equal(wire.sockets.length, 2);
 });
 
-test("a token that never comes is given up, and is not used when it comes after all", async () => {
+test("a token that is pending for 15 seconds is given up, and not used when it arrives late", async () => {
   const given = [];
   const wire = open({ token: () => new Promise((...ends) => given.push(ends)) });
   await settled();
@@ -160,7 +160,7 @@ test("a token that never comes is given up, and is not used when it comes after 
   assert.deepEqual(socket.ops("auth"), [{ op: "auth", token: "timely" }]);
 });
 
-test("a token callback that fails is a failed try", async () => {
+test("a token callback that throws leads to a retry", async () => {
   let calls = 0;
   const token = () => {
     if (++calls === 1) throw new Error("no network");
@@ -174,37 +174,37 @@ test("a token callback that fails is a failed try", async () => {
   assert.equal(wire.rt.connection, "live");
 });
 
-test("an expired credential is refreshed by the callback", async () => {
-  const asked = [];
-  const token = async ({ expired }) => (asked.push(expired), expired ? "new" : "old");
+test("after close code 4402 the token callback is called with expired", async () => {
+  const flags = [];
+  const token = async ({ expired }) => (flags.push(expired), expired ? "new" : "old");
   const wire = open({ token });
   await wire.welcome();
   const socket = await wire.reconnect(4402);
-  assert.deepEqual(asked, [false, true]);
+  assert.deepEqual(flags, [false, true]);
   assert.deepEqual(socket.sent[0], { op: "auth", token: "new" });
   await wire.reconnect();
-  assert.deepEqual(asked, [false, true, false]);
+  assert.deepEqual(flags, [false, true, false]);
 });
 
-test("a failed try does not make the client forget that its credential has expired", async () => {
-  const asked = [];
-  const wire = open({ token: ({ expired }) => (asked.push(expired), "jwt") });
+test("expired stays true until the server has sent welcome", async () => {
+  const flags = [];
+  const wire = open({ token: ({ expired }) => (flags.push(expired), "jwt") });
   await wire.welcome();
   wire.socket.end(4402);
   await pass(30);
   wire.socket.end(1006);
   await pass(30);
-  assert.deepEqual(asked, [false, true, true]);
+  assert.deepEqual(flags, [false, true, true]);
 });
 
-test("a credential may expire again and again", async () => {
+test("a credential may expire any number of times", async () => {
   const wire = open({ token: () => "jwt" });
   await wire.welcome();
   for (let times = 0; times < 3; times++) await wire.reconnect(4402);
   assert.equal(wire.rt.connection, "live");
 });
 
-test("a credential that is still expired after a refresh is denied", async () => {
+test("a credential that is still expired after a refresh ends in denied", async () => {
   const wire = open({ token: () => "old" });
   await settled();
   wire.socket.end(4402);
@@ -215,10 +215,10 @@ test("a credential that is still expired after a refresh is denied", async () =>
   assert.deepEqual(wire.states.at(-1), ["denied", { code: 4402, reason: "" }]);
 });
 
-test("after bye the client comes back after just the time it was told", async () => {
+test("after bye the client reconnects after the reconnect_seconds of the frame", async () => {
   const wire = open();
   const socket = await wire.welcome();
-  socket.say({ op: "bye", reconnect_seconds: 1.7 });
+  socket.push({ op: "bye", reconnect_seconds: 1.7 });
   assert.equal(socket.isClosed, true);
   assert.deepEqual(wire.states.at(-1), ["reconnecting", { reason: "bye" }]);
   await pass(1.69);
@@ -227,12 +227,12 @@ test("after bye the client comes back after just the time it was told", async ()
   assert.equal(wire.sockets.length, 2);
 });
 
-test("nothing heard for two and a half heartbeats means to connect anew", async () => {
+test("after two and a half heartbeats without a frame the client reconnects", async () => {
   const wire = open();
   const socket = await wire.welcome(4);
   for (let beat = 0; beat < 5; beat++) {
     await pass(9.9);
-    socket.say({ op: "tops", topics: {} });
+    socket.push({ op: "tops", topics: {} });
   }
   await pass(9.9);
   assert.equal(wire.rt.connection, "live");
@@ -243,12 +243,12 @@ test("nothing heard for two and a half heartbeats means to connect anew", async 
   assert.equal(wire.sockets.length, 2);
 });
 
-test("a socket that was given up is not listened to", async () => {
+test("frames and closes of a socket that was given up are ignored", async () => {
   const wire = open();
   const shown = [];
   wire.rt.watch("job:42", { onEvent: ({ offset }) => shown.push(offset) });
   const socket = await wire.welcome(4);
-  socket.say(snapshot("job:42", 1));
+  socket.push(snapshot("job:42", 1));
   await pass(10);
   const late = snapshot("job:42", 2, {}, { events: [event(2)] });
   socket.onmessage({ data: JSON.stringify(late) });
@@ -257,26 +257,26 @@ test("a socket that was given up is not listened to", async () => {
   assert.deepEqual(shown, []);
 });
 
-test("degraded and restored are told, and a new connection starts live", async () => {
+test("degraded and restored change the state, and a new connection starts live", async () => {
   const wire = open();
   const socket = await wire.welcome();
-  socket.say({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
+  socket.push({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
   assert.deepEqual(wire.states.at(-1), ["degraded", { since: "2026-11-23T08:00:00.000Z" }]);
-  socket.say({ op: "restored" });
+  socket.push({ op: "restored" });
   assert.deepEqual(wire.states.at(-1), ["live", {}]);
-  socket.say({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
+  socket.push({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
   await wire.reconnect();
   assert.deepEqual(names(wire).slice(-3), ["degraded", "reconnecting", "live"]);
 });
 
-test("frames that are not JSON objects are skipped", async () => {
+test("frames that are not JSON objects are ignored", async () => {
   const wire = open();
   const socket = await wire.welcome();
   for (const data of ["{", "null", "7", "[]", '"x"', '{"op":null}']) socket.onmessage({ data });
   assert.equal(wire.rt.connection, "live");
 });
 
-test("closed is told once, and nothing is tried after it", async () => {
+test("closed is reported once, and the client does not reconnect", async () => {
   const wire = open();
   const socket = await wire.welcome();
   wire.rt.close();
@@ -294,17 +294,17 @@ test("a client closed while it waits for its token opens no socket", async () =>
   assert.equal(wire.sockets.length, 0);
 });
 
-test("a listener hears the present state at once and nothing after it stops", async () => {
+test("a listener gets the current state at once, and nothing after it is removed", async () => {
   const wire = open();
-  const heard = [];
-  const stop = wire.rt.onConnection((state) => heard.push(state));
-  assert.deepEqual(heard, ["connecting"]);
+  const states = [];
+  const stop = wire.rt.onConnection((state) => states.push(state));
+  assert.deepEqual(states, ["connecting"]);
   stop();
   await wire.welcome();
-  assert.deepEqual(heard, ["connecting"]);
+  assert.deepEqual(states, ["connecting"]);
 });
 
-test("a network that comes back, or a page that is shown again, ends the wait", async () => {
+test("when the network comes back or the page is shown again, the client reconnects at once", async () => {
   const page = new Page();
   try {
     for (const wakeUp of [() => page.emit("online"), () => page.turn(false)]) {
@@ -334,14 +334,14 @@ test("a network that comes back, or a page that is shown again, ends the wait", 
   }
 });
 
-test("a page that is shown again asks whether its link is alive", async () => {
+test("when the page is shown again, a server that does not answer a ping is given up", async () => {
   const page = new Page();
   try {
     const wire = open();
     const socket = await wire.welcome();
     page.turn(false);
     assert.deepEqual(socket.ops("ping"), [{ op: "ping" }]);
-    socket.say({ op: "pong" });
+    socket.push({ op: "pong" });
     await pass(40);
     assert.equal(wire.rt.connection, "live");
     page.turn(false);

@@ -1,4 +1,4 @@
-/** Streams that are cut, thinned out and repeated at random against a simulated server. */
+/** Connections cut, and batches lost or repeated at random, with a simulated server. */
 
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
@@ -56,7 +56,7 @@ class Server {
     socket.welcome();
   }
 
-  /** Everything since the last batch waits to be sent, in one batch. */
+  /** Queue one batch of all events since the last batch. */
   pump() {
     if (this.#sent === null || this.#sent === this.top) return;
     this.#waiting.push({ op: "events", topics: { [TOPIC]: this.#batch(this.#sent) } });
@@ -69,10 +69,10 @@ class Server {
   }
 
   deliver(count) {
-    this.socket.say(...this.#waiting.splice(0, count));
+    this.socket.push(...this.#waiting.splice(0, count));
   }
 
-  /** One of the waiting batches is lost, or comes once more. */
+  /** Lose one of the queued batches, or queue it a second time. */
   spoil() {
     const at = this.#waiting.findIndex(({ op }) => op === "events");
     if (at < 0) return;
@@ -107,18 +107,18 @@ class Server {
   }
 }
 
-/** Append all events while things go wrong, and return what the page was told. */
+/** Append all events while the stream is disturbed; return what the callbacks of the page got. */
 async function run(server, { random, reloads = false, history = 20 }) {
   mock.method(Math, "random", random);
   const storage = reloads ? new MemoryStorage() : null;
-  const told = { shown: [], cuts: 0, reloads: 0, view: null };
+  const got = { shown: [], cuts: 0, reloads: 0, view: null };
   let wire;
   const load = async () => {
     wire = new Wire({ storage });
     wire.rt.watch(TOPIC, {
       history,
-      onEvent: ({ offset }) => told.shown.push(offset),
-      onChange: (view) => (told.view = view),
+      onEvent: ({ offset }) => got.shown.push(offset),
+      onChange: (view) => (got.view = view),
     });
     await settled();
     server.accept(wire.socket);
@@ -145,18 +145,18 @@ async function run(server, { random, reloads = false, history = 20 }) {
     server.deliver(Math.floor(random() * 4));
     await settled();
     if (random() < 0.05) {
-      told.cuts++;
+      got.cuts++;
       wire.socket.end();
       appendSome(80);
       await comeBack();
     } else if (reloads && random() < 0.03) {
-      told.reloads++;
+      got.reloads++;
       wire.rt.close();
       appendSome(80);
       await load();
     }
   }
-  // The last batch may have been lost: the heartbeat shows it, and its answer closes the gap.
+  // The last batch may have been lost: `tops` shows the gap, and the answer closes it.
   for (let round = 0; round < 3; round++) {
     server.pump();
     server.tops();
@@ -165,7 +165,7 @@ async function run(server, { random, reloads = false, history = 20 }) {
   }
   await pass(0.016);
   wire.rt.close();
-  return told;
+  return got;
 }
 
 const all = Array.from({ length: EVENTS }, (_, index) => index + 1);
@@ -175,28 +175,28 @@ for (const seed of [1, 2, 3, 4, 5]) {
   test(`a stream cut at random shows each event once and in order (seed ${seed})`, async () => {
     const random = seeded(seed);
     const server = new Server({ random });
-    const told = await run(server, { random });
-    assert.ok(told.cuts > 10);
-    assert.deepEqual(told.shown, all);
-    assert.deepEqual(byKey(told.view.states), byKey(server.states));
+    const got = await run(server, { random });
+    assert.ok(got.cuts > 10);
+    assert.deepEqual(got.shown, all);
+    assert.deepEqual(byKey(got.view.states), byKey(server.states));
   });
 
   test(`reloads in between neither lose nor repeat an event (seed ${seed})`, async () => {
     const random = seeded(seed);
     const server = new Server({ random });
-    const told = await run(server, { random, reloads: true });
-    assert.ok(told.reloads > 5);
-    assert.deepEqual(told.shown, all);
-    assert.deepEqual(byKey(told.view.states), byKey(server.states));
+    const got = await run(server, { random, reloads: true });
+    assert.ok(got.reloads > 5);
+    assert.deepEqual(got.shown, all);
+    assert.deepEqual(byKey(got.view.states), byKey(server.states));
   });
 
-  test(`a short, conflated log leaves the right states, nothing twice (seed ${seed})`, async () => {
+  test(`a short, conflated log gives the right states and repeats no event (seed ${seed})`, async () => {
     const random = seeded(seed);
     const server = new Server({ random, retained: 30, conflates: true });
-    const told = await run(server, { random });
-    assert.ok(told.shown.length > 1000 && told.shown.length < EVENTS);
-    assert.ok(told.shown.every((offset, index) => index === 0 || offset > told.shown[index - 1]));
-    assert.deepEqual(byKey(told.view.states), byKey(server.states));
-    assert.equal(told.view.offset, EVENTS);
+    const got = await run(server, { random });
+    assert.ok(got.shown.length > 1000 && got.shown.length < EVENTS);
+    assert.ok(got.shown.every((offset, index) => index === 0 || offset > got.shown[index - 1]));
+    assert.deepEqual(byKey(got.view.states), byKey(server.states));
+    assert.equal(got.view.offset, EVENTS);
   });
 }

@@ -16,7 +16,7 @@ afterEach(() => {
   page.remove();
 });
 
-test("whichever comes first paints, and the other does not", async () => {
+test("paint runs once, by the animation frame or by the timer", async () => {
   for (const comesFirst of [() => page.animate(), () => pass(0.25)]) {
     let paints = 0;
     nextFrame(() => paints++);

@@ -23,7 +23,7 @@ function open(options) {
   return wires.at(-1);
 }
 
-/** Watch, and write down everything that is told. */
+/** Watch, and record what every callback gets. */
 function record(wire, topic = JOB, options = {}) {
   const log = { views: [], events: [], ends: [] };
   log.sub = wire.rt.watch(topic, {
@@ -57,20 +57,20 @@ test("topics with different histories are subscribed apart", async () => {
   ]);
 });
 
-test("the same options may serve several watchers", async () => {
+test("several watchers may share one options object", async () => {
   const wire = open();
   const events = [];
   const options = { onEvent: ({ offset }) => events.push(offset) };
   const first = wire.rt.watch(JOB, options);
   wire.rt.watch(JOB, options);
   const socket = await wire.welcome();
-  socket.say(snapshot(JOB, 0), live(JOB, 0, event(1)));
+  socket.push(snapshot(JOB, 0), live(JOB, 0, event(1)));
   first.close();
-  socket.say(live(JOB, 1, event(2)));
+  socket.push(live(JOB, 1, event(2)));
   assert.deepEqual(events, [1, 1, 2]);
 });
 
-test("topics watched before the welcome are subscribed with it", async () => {
+test("topics watched before the welcome are subscribed after it", async () => {
   const wire = open();
   wire.rt.watch(JOB);
   await settled();
@@ -93,7 +93,7 @@ test("many topics are subscribed in frames below 64 KiB", async () => {
   for (const frame of socket.sent) assert.ok(JSON.stringify(frame).length < 65536);
 });
 
-/** The topics of these frames with this op, in order. */
+/** Return the topics of the sent frames with this op, in order. */
 function topicsOf(socket, op) {
   const named = ({ topics }) => (Array.isArray(topics) ? topics : Object.keys(topics));
   return socket.ops(op).flatMap(named);
@@ -104,7 +104,7 @@ const noPlace = (topic, limit) => {
   return { topic, code: "too_many_topics", message: `at most ${limit} topics` };
 };
 
-test("beyond the server's limit a watcher is told, and what was watched first is live", async () => {
+test("beyond the server's limit onDenied is called, and the topics watched first are subscribed", async () => {
   const wire = open();
   const logs = JOBS.map((topic) => record(wire, topic));
   const socket = await wire.welcome(20, { topics: 2 });
@@ -122,11 +122,11 @@ test("beyond the server's limit a watcher is told, and what was watched first is
   assert.equal(logs[2].ends.length, 1);
 });
 
-test("a topic that waits gets the place of one that is left, denied or gone", async () => {
+test("a topic over the limit is subscribed when another one is closed, denied or gone", async () => {
   const wire = open();
   const logs = [...JOBS, "job:5"].map((topic) => record(wire, topic));
   const socket = await wire.welcome(20, { topics: 2 });
-  // Who waits and leaves gives no place, and the server need not know.
+  // Closing a topic that was never subscribed sends nothing and makes no room for another one.
   logs[3].sub.close();
   await settled();
   assert.deepEqual(topicsOf(socket, "subscribe"), ["job:1", "job:2"]);
@@ -136,22 +136,22 @@ test("a topic that waits gets the place of one that is left, denied or gone", as
     ["unsubscribe", ["job:1"]],
     ["subscribe", { "job:3": null }],
   ]);
-  socket.say(snapshot("job:3", 1), live("job:3", 1, event(2)));
+  socket.push(snapshot("job:3", 1), live("job:3", 1, event(2)));
   await pass(1);
   assert.deepEqual(logs[2].events, [[2, false]]);
   assert.equal(logs[2].views.at(-1).provisional, false);
 
-  socket.say({ op: "gone", topic: "job:2" });
+  socket.push({ op: "gone", topic: "job:2" });
   await settled();
   assert.deepEqual(topicsOf(socket, "subscribe"), ["job:1", "job:2", "job:3", "job:5"]);
   assert.deepEqual(logs[2].ends, [noPlace("job:3", 2)]);
 });
 
-test("after a reconnect as many are subscribed as the server then allows", async () => {
+test("after a reconnect the client subscribes as many topics as the server now allows", async () => {
   const wire = open();
   const logs = JOBS.map((topic) => record(wire, topic));
   let socket = await wire.welcome(20, { topics: 3 });
-  for (const topic of JOBS.slice(0, 3)) socket.say(snapshot(topic, 1));
+  for (const topic of JOBS.slice(0, 3)) socket.push(snapshot(topic, 1));
   socket = await wire.reconnect(1006, { topics: 3 });
   assert.deepEqual(topicsOf(socket, "subscribe"), JOBS.slice(0, 3));
   assert.deepEqual(logs.map(({ ends }) => ends.length), [0, 0, 0, 1]);
@@ -170,7 +170,7 @@ test("after a reconnect as many are subscribed as the server then allows", async
   });
 });
 
-test("several watchers of a topic make one subscription, and the last one ends it", async () => {
+test("several watchers of a topic share one subscription, and the last close ends it", async () => {
   const wire = open();
   const first = record(wire, JOB, { history: 2 });
   const second = record(wire, JOB, { history: 7 });
@@ -178,24 +178,24 @@ test("several watchers of a topic make one subscription, and the last one ends i
   const socket = await wire.welcome();
   const topics = { [JOB]: null };
   assert.deepEqual(socket.ops("subscribe"), [{ op: "subscribe", topics, history: 7 }]);
-  socket.say(snapshot(JOB, 1, {}, { events: [event(1)] }), live(JOB, 1, event(2)));
+  socket.push(snapshot(JOB, 1, {}, { events: [event(1)] }), live(JOB, 1, event(2)));
   const shown = [[1, true], [2, false]];
   assert.deepEqual([first.events, second.events], [shown, shown]);
 
   first.sub.close();
   first.sub.close();
   assert.deepEqual(socket.ops("unsubscribe"), []);
-  socket.say(live(JOB, 2, event(3)));
+  socket.push(live(JOB, 2, event(3)));
   assert.deepEqual([first.events.length, second.events.length], [2, 3]);
   second.sub.close();
   assert.deepEqual(socket.ops("unsubscribe"), [{ op: "unsubscribe", topics: [JOB] }]);
 });
 
-test("who watches a topic already known gets the view at once, by no new frame", async () => {
+test("a watcher of a topic already subscribed gets the view without a new frame", async () => {
   const wire = open();
   record(wire);
   const socket = await wire.welcome();
-  socket.say(snapshot(JOB, 3, { 42: { status: "running" } }));
+  socket.push(snapshot(JOB, 3, { 42: { status: "running" } }));
   const late = record(wire);
   await settled();
   assert.equal(late.views.length, 1);
@@ -211,11 +211,11 @@ test("who watches a topic already known gets the view at once, by no new frame",
   assert.equal(socket.ops("subscribe").length, 1);
 });
 
-test("a watcher closed before its view comes is not told", async () => {
+test("a watcher closed before its first view is never called", async () => {
   const wire = open();
   record(wire);
   const socket = await wire.welcome();
-  socket.say(snapshot(JOB, 3));
+  socket.push(snapshot(JOB, 3));
   const late = record(wire);
   late.sub.close();
   await settled();
@@ -223,14 +223,14 @@ test("a watcher closed before its view comes is not told", async () => {
   assert.deepEqual(late.views, []);
 });
 
-test("onChange gets the newest view, once for all changes of a frame", async () => {
+test("onChange is called once per animation frame, with the newest view", async () => {
   const page = new Page();
   try {
     const wire = open();
     const log = record(wire);
     const socket = await wire.welcome();
-    socket.say(snapshot(JOB, 0));
-    for (let n = 1; n <= 50; n++) socket.say(live(JOB, n - 1, event(n)));
+    socket.push(snapshot(JOB, 0));
+    for (let n = 1; n <= 50; n++) socket.push(live(JOB, n - 1, event(n)));
     assert.deepEqual(log.views, []);
     assert.equal(page.frames, 1);
     page.animate();
@@ -244,17 +244,17 @@ test("onChange gets the newest view, once for all changes of a frame", async () 
   }
 });
 
-test("a page that gets no animation frames is told all the same", async () => {
+test("a page without animation frames gets its views by a timer", async () => {
   const page = new Page();
   try {
     const wire = open();
     const log = record(wire);
     const socket = await wire.welcome();
-    socket.say(snapshot(JOB, 1));
+    socket.push(snapshot(JOB, 1));
     await pass(0.25);
     assert.equal(log.views.length, 1);
     page.turn(true);
-    socket.say(live(JOB, 1, event(2)));
+    socket.push(live(JOB, 1, event(2)));
     await pass(0.016);
     assert.equal(log.views.length, 2);
     page.animate();
@@ -264,48 +264,48 @@ test("a page that gets no animation frames is told all the same", async () => {
   }
 });
 
-test("a reconnect resumes with the cursor and shows what was missed once", async () => {
+test("a reconnect resumes with the cursor and shows each missed event once", async () => {
   const wire = open();
   const log = record(wire, JOB, { history: 10 });
   let socket = await wire.welcome();
-  socket.say(snapshot(JOB, 2, {}, { events: [event(1), event(2)] }), live(JOB, 2, event(3)));
+  socket.push(snapshot(JOB, 2, {}, { events: [event(1), event(2)] }), live(JOB, 2, event(3)));
   socket = await wire.reconnect();
   const topics = { [JOB]: cursorAt(3) };
   assert.deepEqual(socket.ops("subscribe"), [{ op: "subscribe", topics, history: 10 }]);
-  socket.say(live(JOB, 4, event(5)), replay(JOB, 3, [event(4), event(5)]), live(JOB, 5, event(6)));
+  socket.push(live(JOB, 4, event(5)), replay(JOB, 3, [event(4), event(5)]), live(JOB, 5, event(6)));
   const replayed = [[1, true], [2, true]];
   assert.deepEqual(log.events, [...replayed, [3, false], [4, false], [5, false], [6, false]]);
   await settled();
   assert.equal(socket.ops("subscribe").length, 1);
 });
 
-test("a gap is asked for once with the cursor", async () => {
+test("a gap causes one resubscribe, with the cursor", async () => {
   const wire = open();
   const log = record(wire);
   const socket = await wire.welcome();
-  socket.say(snapshot(JOB, 1), live(JOB, 2, event(3)), live(JOB, 3, event(4)));
+  socket.push(snapshot(JOB, 1), live(JOB, 2, event(3)), live(JOB, 3, event(4)));
   await settled();
-  const asked = socket.ops("subscribe").map(({ topics }) => topics);
-  assert.deepEqual(asked, [{ [JOB]: null }, { [JOB]: cursorAt(1) }]);
-  socket.say(replay(JOB, 1, [event(2), event(3), event(4)]));
+  const subscribed = socket.ops("subscribe").map(({ topics }) => topics);
+  assert.deepEqual(subscribed, [{ [JOB]: null }, { [JOB]: cursorAt(1) }]);
+  socket.push(replay(JOB, 1, [event(2), event(3), event(4)]));
   assert.deepEqual(log.events.map(([offset]) => offset), [2, 3, 4]);
 });
 
-test("a topic left on the way to closing a gap is unsubscribed and not asked for", async () => {
+test("a topic closed during a gap is unsubscribed and not subscribed again", async () => {
   const wire = open();
   const log = record(wire);
   const socket = await wire.welcome();
-  socket.say(snapshot(JOB, 1), live(JOB, 2, event(3)));
+  socket.push(snapshot(JOB, 1), live(JOB, 2, event(3)));
   log.sub.close();
   await settled();
   assert.deepEqual(socket.sent.map(({ op }) => op), ["subscribe", "unsubscribe"]);
 });
 
-/** The backend is away, and the host's record says this. */
+/** Return the frames of a server whose backend is away and whose host's record has these states. */
 function recordOf(states) {
   const since = "2026-11-23T08:00:00.000Z";
-  const told = { op: "provisional", topic: JOB, epoch: "m:1", source: "recall", states };
-  return [{ op: "degraded", since }, told];
+  const provisional = { op: "provisional", topic: JOB, epoch: "m:1", source: "recall", states };
+  return [{ op: "degraded", since }, provisional];
 }
 
 const running = (current) => ({ status: "running", attempt: 1, progress: { current, total: 9 } });
@@ -314,7 +314,7 @@ test("while the backend is away the host's record is shown, and the log is resum
   const wire = open();
   const log = record(wire);
   let socket = await wire.welcome();
-  socket.say(snapshot(JOB, 1, { 42: running(2) }), ...recordOf({ 42: running(5) }));
+  socket.push(snapshot(JOB, 1, { 42: running(2) }), ...recordOf({ 42: running(5) }));
   await pass(0.016);
   let view = log.views.at(-1);
   assert.deepEqual(Object.fromEntries(view.states), { 42: running(5) });
@@ -324,7 +324,7 @@ test("while the backend is away the host's record is shown, and the log is resum
 
   socket = await wire.reconnect();
   assert.deepEqual(socket.ops("subscribe")[0].topics, { [JOB]: cursorAt(1) });
-  socket.say(replay(JOB, 1, [event(2, "42", { state: running(6) })]));
+  socket.push(replay(JOB, 1, [event(2, "42", { state: running(6) })]));
   await pass(0.016);
   view = log.views.at(-1);
   assert.deepEqual(Object.fromEntries(view.states), { 42: running(6) });
@@ -341,32 +341,32 @@ test("after restored a view stays provisional until the log has caught up", asyn
     const { states, provisional } = log.views.at(-1);
     return [states.get("42").progress.current, provisional];
   };
-  socket.say(snapshot(JOB, 1, { 42: running(2) }), ...recordOf({ 42: running(5) }));
+  socket.push(snapshot(JOB, 1, { 42: running(2) }), ...recordOf({ 42: running(5) }));
   assert.deepEqual(await last(), [5, true]);
-  socket.say(replay(JOB, 1, []), { op: "restored" });
+  socket.push(replay(JOB, 1, []), { op: "restored" });
   assert.deepEqual(await last(), [5, true]);
   assert.equal(wire.rt.connection, "live");
-  socket.say(live(JOB, 1, event(2, "42", { state: running(3) })));
+  socket.push(live(JOB, 1, event(2, "42", { state: running(3) })));
   assert.deepEqual(await last(), [5, true]);
-  socket.say(live(JOB, 2, event(3, "42", { state: running(5) })));
+  socket.push(live(JOB, 2, event(3, "42", { state: running(5) })));
   assert.deepEqual(await last(), [5, false]);
 });
 
-test("restored alone brings the log's word back where it is as far", async () => {
+test("restored alone shows the log's state again where it is not behind the record", async () => {
   const wire = open();
   const log = record(wire);
   const socket = await wire.welcome();
-  const told = { ...running(2), message: "from the database" };
-  socket.say(snapshot(JOB, 1, { 42: running(2) }), ...recordOf({ 42: told }));
+  const recorded = { ...running(2), message: "from the database" };
+  socket.push(snapshot(JOB, 1, { 42: running(2) }), ...recordOf({ 42: recorded }));
   await pass(0.016);
-  assert.deepEqual(log.views.at(-1).states.get("42"), told);
-  socket.say({ op: "restored" });
+  assert.deepEqual(log.views.at(-1).states.get("42"), recorded);
+  socket.push({ op: "restored" });
   await pass(0.016);
   assert.deepEqual(log.views.at(-1).states.get("42"), running(2));
   assert.equal(log.views.at(-1).provisional, false);
 });
 
-test("what was told before the first sync is shown until it comes", async () => {
+test("provisional states that arrive before the first sync are shown until the sync", async () => {
   const wire = open();
   const log = record(wire);
   const socket = await wire.welcome();
@@ -375,11 +375,11 @@ test("what was told before the first sync is shown until it comes", async () => 
     const { states, provisional } = log.views.at(-1);
     return [[...states.keys()], provisional];
   };
-  socket.say(...recordOf({ 42: running(5), 43: running(1) }));
+  socket.push(...recordOf({ 42: running(5), 43: running(1) }));
   assert.deepEqual(await last(), [["42", "43"], true]);
-  socket.say({ op: "restored" });
+  socket.push({ op: "restored" });
   assert.deepEqual(await last(), [["42", "43"], true]);
-  socket.say(snapshot(JOB, 1, { 42: running(6) }));
+  socket.push(snapshot(JOB, 1, { 42: running(6) }));
   assert.deepEqual(await last(), [["42"], false]);
 });
 
@@ -387,13 +387,13 @@ test("the record of one topic is not shown in another", async () => {
   const wire = open();
   const [mine, other] = [record(wire), record(wire, "user:7")];
   const socket = await wire.welcome();
-  socket.say(snapshot(JOB, 1), snapshot("user:7", 1), ...recordOf({ 42: running(5) }));
+  socket.push(snapshot(JOB, 1), snapshot("user:7", 1), ...recordOf({ 42: running(5) }));
   await pass(0.016);
   assert.equal(mine.views.at(-1).states.size, 1);
   assert.equal(other.views.at(-1).states.size, 0);
 });
 
-test("a view is provisional without link, backend, or log", async () => {
+test("a view is provisional without a connection, a backend, or a log", async () => {
   const wire = open();
   const log = record(wire);
   let socket = await wire.welcome();
@@ -401,19 +401,19 @@ test("a view is provisional without link, backend, or log", async () => {
     await pass(0.016);
     return log.views.at(-1).provisional;
   };
-  socket.say(snapshot(JOB, 1));
+  socket.push(snapshot(JOB, 1));
   assert.equal(await last(), false);
-  socket.say({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
+  socket.push({ op: "degraded", since: "2026-11-23T08:00:00.000Z" });
   assert.equal(await last(), true);
-  socket.say({ op: "restored" });
+  socket.push({ op: "restored" });
   assert.equal(await last(), false);
   socket.end();
   assert.equal(await last(), true);
   socket = await wire.back();
   assert.equal(await last(), true);
-  socket.say(replay(JOB, 1, []));
+  socket.push(replay(JOB, 1, []));
   assert.equal(await last(), false);
-  socket.say(snapshot(JOB, 0, {}, { cursor: null, reason: "recalled" }));
+  socket.push(snapshot(JOB, 0, {}, { cursor: null, reason: "recalled" }));
   assert.equal(await last(), true);
   assert.equal(log.views.at(-1).reason, "recalled");
 });
@@ -423,10 +423,10 @@ test("denied ends the subscription of that topic alone", async () => {
   const log = record(wire);
   const other = record(wire, "job:43");
   let socket = await wire.welcome();
-  socket.say(snapshot(JOB, 1), snapshot("job:43", 1));
-  socket.say({ op: "denied", topic: JOB, code: "forbidden", message: "no" });
+  socket.push(snapshot(JOB, 1), snapshot("job:43", 1));
+  socket.push({ op: "denied", topic: JOB, code: "forbidden", message: "no" });
   assert.deepEqual(log.ends, [{ topic: JOB, code: "forbidden", message: "no" }]);
-  socket.say(live(JOB, 1, event(2)), live("job:43", 1, event(2)));
+  socket.push(live(JOB, 1, event(2)), live("job:43", 1, event(2)));
   await pass(1);
   assert.deepEqual([log.events.length, log.views.length, other.events.length], [0, 0, 1]);
   assert.equal(wire.rt.connection, "live");
@@ -436,17 +436,17 @@ test("denied ends the subscription of that topic alone", async () => {
   assert.deepEqual(socket.ops("unsubscribe"), []);
 });
 
-test("gone ends the subscription, and the topic can be watched anew", async () => {
+test("gone ends the subscription, and the topic can be watched again", async () => {
   const wire = open();
   const log = record(wire);
   const socket = await wire.welcome();
-  socket.say(snapshot(JOB, 5, { 42: {} }), { op: "gone", topic: JOB });
+  socket.push(snapshot(JOB, 5, { 42: {} }), { op: "gone", topic: JOB });
   assert.deepEqual(log.ends, ["gone"]);
   const again = record(wire);
   log.sub.close();
   await settled();
   assert.deepEqual(socket.sent.map(({ op }) => op), ["subscribe", "subscribe"]);
-  socket.say(snapshot(JOB, 1, {}, { events: [event(1)] }));
+  socket.push(snapshot(JOB, 1, {}, { events: [event(1)] }));
   await pass(1);
   assert.deepEqual([again.events, again.views.length, log.views.length], [[[1, true]], 1, 0]);
 });
@@ -461,7 +461,7 @@ test("a callback that throws does not end the stream", async () => {
   record(wire, JOB, { onEvent: fail, onChange: fail });
   const log = record(wire);
   const socket = await wire.welcome();
-  socket.say(snapshot(JOB, 0), live(JOB, 0, event(1), event(2)));
+  socket.push(snapshot(JOB, 0), live(JOB, 0, event(1), event(2)));
   await pass(1);
   assert.deepEqual([log.events.length, log.views.length], [2, 1]);
   assert.equal(complaints.mock.callCount(), 2 + 2 + 1);
@@ -477,7 +477,7 @@ test("a watcher that closes itself within an event gets no more", async () => {
     },
   });
   const socket = await wire.welcome();
-  socket.say(snapshot(JOB, 0), live(JOB, 0, event(1), event(2)));
+  socket.push(snapshot(JOB, 0), live(JOB, 0, event(1), event(2)));
   assert.deepEqual(seen, [1]);
 });
 
@@ -487,12 +487,12 @@ test("a watcher closed by another one gets no more", async () => {
   const other = record(wire);
   const third = record(wire);
   const socket = await wire.welcome();
-  socket.say(snapshot(JOB, 0), live(JOB, 0, event(1)));
+  socket.push(snapshot(JOB, 0), live(JOB, 0, event(1)));
   await pass(1);
   assert.deepEqual([other.events, third.events, third.views], [[], [[1, false]], []]);
 });
 
-test("nothing is told after close, in the middle of a batch neither", async () => {
+test("no callback runs after close, not even within a batch", async () => {
   const wire = open();
   const log = record(wire, JOB, {
     onEvent: ({ offset }) => {
@@ -501,22 +501,22 @@ test("nothing is told after close, in the middle of a batch neither", async () =
     },
   });
   const socket = await wire.welcome();
-  socket.say(snapshot(JOB, 0), live(JOB, 0, event(1), event(2)));
+  socket.push(snapshot(JOB, 0), live(JOB, 0, event(1), event(2)));
   await pass(60);
   assert.deepEqual([log.events, log.views], [[1], []]);
   assert.throws(() => wire.rt.watch(JOB), /closed/);
 });
 
-test("an error of the server is put on the console and changes nothing", async () => {
+test("an error frame is logged on the console and changes nothing", async () => {
   const warnings = mock.method(console, "warn", () => {});
   const wire = open();
   const socket = await wire.welcome();
-  socket.say({ op: "error", code: "bad_topic", message: "no" });
+  socket.push({ op: "error", code: "bad_topic", message: "no" });
   assert.match(warnings.mock.calls[0].arguments[0], /bad_topic/);
   assert.equal(wire.rt.connection, "live");
 });
 
-test("a name that is no topic and a history out of bounds are refused", () => {
+test("watch throws for a name that is not a topic and for a history out of range", () => {
   const wire = open();
   for (const topic of ["", "job:", "JOB:1", "../x", "job:42/x", "job:-1", "job:42\n", 7]) {
     assert.throws(() => wire.rt.watch(topic), TypeError, String(topic));

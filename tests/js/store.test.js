@@ -21,7 +21,7 @@ const KEY = `semantik-realtime:ws://host/ws:${JOB}`;
 beforeEach(() => mock.timers.enable({ apis: ["setTimeout"] }));
 afterEach(() => mock.timers.reset());
 
-/** Load a page that watches the job, as far as the welcome. */
+/** Load a page that watches the job; return when the server has sent welcome. */
 async function load(storage) {
   const wire = new Wire({ storage });
   const log = { wire, views: [], events: [] };
@@ -35,10 +35,10 @@ async function load(storage) {
   return log;
 }
 
-/** Load a page, take in this much, and leave. */
+/** Load a page, receive these frames, and close it. */
 async function visit(storage, ...frames) {
   const { wire, socket } = await load(storage);
-  socket.say(...frames);
+  socket.push(...frames);
   await pass(1);
   wire.rt.close();
 }
@@ -49,14 +49,14 @@ const known = (offset, states = {}) => ({
   states: new Map(Object.entries(states)),
 });
 
-test("after a reload a replay folds onto the states that were kept", async () => {
+test("after a reload a replay folds onto the saved states", async () => {
   const storage = new MemoryStorage();
   const [a, b] = [{ status: "running" }, { status: "failed" }];
   await visit(storage, snapshot(JOB, 1, { a, b }), live(JOB, 1, event(2, "c")));
 
   const { wire, socket, cursor, views, events } = await load(storage);
   assert.equal(cursor, cursorAt(2));
-  socket.say(replay(JOB, 2, [event(3, "a"), event(4, "b", { state: null })]));
+  socket.push(replay(JOB, 2, [event(3, "a"), event(4, "b", { state: null })]));
   await pass(1);
   wire.rt.close();
   assert.deepEqual(events, [[3, false], [4, false]]);
@@ -66,43 +66,43 @@ test("after a reload a replay folds onto the states that were kept", async () =>
   });
 });
 
-test("what was kept is not shown before the server has answered", async () => {
+test("saved states are not shown before the server has allowed the topic", async () => {
   const storage = new MemoryStorage();
   await visit(storage, snapshot(JOB, 1, { a: {} }));
   const { wire, socket, views } = await load(storage);
   const top = { offset: 9, cursor: cursorAt(9) };
-  socket.say({ op: "tops", topics: { [JOB]: top } }, replay(JOB, 8, [event(9)]));
+  socket.push({ op: "tops", topics: { [JOB]: top } }, replay(JOB, 8, [event(9)]));
   await pass(1);
   assert.deepEqual(views, []);
-  socket.say({ op: "denied", topic: JOB, code: "forbidden", message: "" });
+  socket.push({ op: "denied", topic: JOB, code: "forbidden", message: "" });
   await pass(1);
   wire.rt.close();
   assert.deepEqual(views, []);
   assert.deepEqual(storage.keys(), []);
 });
 
-test("a replay without news shows what was kept", async () => {
+test("a replay without events shows the saved states", async () => {
   const storage = new MemoryStorage();
   await visit(storage, snapshot(JOB, 1, { a: { status: "running" } }));
   const { wire, socket, views } = await load(storage);
-  socket.say(replay(JOB, 1, []));
+  socket.push(replay(JOB, 1, []));
   await pass(1);
   wire.rt.close();
   assert.deepEqual([...views.at(-1).states], [["a", { status: "running" }]]);
 });
 
-test("in a new page life history is shown again", async () => {
+test("after a reload the history of a snapshot is shown again", async () => {
   const storage = new MemoryStorage();
   const history = snapshot(JOB, 2, {}, { events: [event(1), event(2)] });
   await visit(storage, history);
   const { wire, socket, events } = await load(storage);
-  socket.say({ ...history, reason: "trimmed" });
-  socket.say({ ...history, reason: "trimmed" });
+  socket.push({ ...history, reason: "trimmed" });
+  socket.push({ ...history, reason: "trimmed" });
   wire.rt.close();
   assert.deepEqual(events, [[1, true], [2, true]]);
 });
 
-test("a deleted topic is not kept", async () => {
+test("a deleted topic is removed from the storage", async () => {
   const storage = new MemoryStorage();
   await visit(storage, snapshot(JOB, 1));
   assert.deepEqual(storage.keys(), [KEY]);
@@ -110,20 +110,20 @@ test("a deleted topic is not kept", async () => {
   assert.deepEqual(storage.keys(), []);
 });
 
-test("what is kept is of the log, and not the record shown over it", async () => {
+test("the log's states are saved, not the record shown over them", async () => {
   const storage = new MemoryStorage();
-  const [kept, told] = [{ status: "running" }, { status: "lost" }];
-  const states = { a: told };
-  const laid = { op: "provisional", topic: JOB, epoch: "m:1", source: "recall", states };
-  await visit(storage, snapshot(JOB, 1, { a: kept }), laid);
+  const [logged, recorded] = [{ status: "running" }, { status: "lost" }];
+  const states = { a: recorded };
+  const provisional = { op: "provisional", topic: JOB, epoch: "m:1", source: "recall", states };
+  await visit(storage, snapshot(JOB, 1, { a: logged }), provisional);
   const { wire, socket, views } = await load(storage);
-  socket.say(replay(JOB, 1, []));
+  socket.push(replay(JOB, 1, []));
   await pass(1);
   wire.rt.close();
-  assert.deepEqual([...views.at(-1).states], [["a", kept]]);
+  assert.deepEqual([...views.at(-1).states], [["a", logged]]);
 });
 
-test("a recalled view leaves the cursor kept before it", async () => {
+test("a recalled view does not replace the cursor saved before it", async () => {
   const storage = new MemoryStorage();
   const recalled = snapshot(JOB, 0, { a: {} }, { cursor: null, reason: "recalled" });
   await visit(storage, snapshot(JOB, 7), recalled);
@@ -132,7 +132,7 @@ test("a recalled view leaves the cursor kept before it", async () => {
   assert.equal(cursor, cursorAt(7));
 });
 
-test("corrupt content means a snapshot", async () => {
+test("with corrupt saved content the topic starts from a snapshot", async () => {
   const rows = [
     "",
     "{",
@@ -153,45 +153,45 @@ test("corrupt content means a snapshot", async () => {
     storage.setItem(KEY, row);
     const { wire, cursor, socket, events } = await load(storage);
     assert.equal(cursor, null, row);
-    socket.say(snapshot(JOB, 1), live(JOB, 1, event(2)));
+    socket.push(snapshot(JOB, 1), live(JOB, 1, event(2)));
     wire.rt.close();
     assert.deepEqual(events, [[2, false]]);
   }
 });
 
-test("a storage that refuses everything does no harm", async () => {
+test("with a storage that always throws the client works without saving", async () => {
   const refuse = () => {
     throw new Error("SecurityError");
   };
   const storage = { getItem: refuse, setItem: refuse, removeItem: refuse, key: refuse };
   Object.defineProperty(storage, "length", { get: refuse });
-  for (const kept of [storage, new MemoryStorage(0), null]) {
-    const { wire, socket, events } = await load(kept);
-    socket.say(snapshot(JOB, 1), live(JOB, 1, event(2)));
+  for (const each of [storage, new MemoryStorage(0), null]) {
+    const { wire, socket, events } = await load(each);
+    socket.push(snapshot(JOB, 1), live(JOB, 1, event(2)));
     await pass(1);
     wire.rt.close();
     assert.deepEqual(events, [[2, false]]);
   }
 });
 
-test("writes wait for a second and are done at once when the page is left", async () => {
+test("views are written after a second, and at once when the page is hidden or unloaded", async () => {
   const page = new Page();
   try {
     const storage = new MemoryStorage();
     const writes = mock.method(storage, "setItem");
     const { wire, socket } = await load(storage);
-    socket.say(snapshot(JOB, 0));
-    for (let n = 1; n <= 20; n++) socket.say(live(JOB, n - 1, event(n)));
+    socket.push(snapshot(JOB, 0));
+    for (let n = 1; n <= 20; n++) socket.push(live(JOB, n - 1, event(n)));
     assert.equal(writes.mock.callCount(), 0);
     await pass(1);
     assert.equal(writes.mock.callCount(), 1);
-    socket.say(live(JOB, 20, event(21)));
+    socket.push(live(JOB, 20, event(21)));
     await pass(1);
     assert.equal(writes.mock.callCount(), 2);
-    socket.say(live(JOB, 21, event(22)));
+    socket.push(live(JOB, 21, event(22)));
     page.emit("pagehide");
     assert.equal(writes.mock.callCount(), 3);
-    socket.say(live(JOB, 22, event(23)));
+    socket.push(live(JOB, 22, event(23)));
     page.turn(true);
     assert.equal(writes.mock.callCount(), 4);
     assert.equal(JSON.parse(storage.getItem(KEY)).offset, 23);
@@ -203,7 +203,7 @@ test("writes wait for a second and are done at once when the page is left", asyn
   }
 });
 
-test("what is kept stays below its bound, and the topics written longest ago give way", () => {
+test("the saved bytes stay below the limit, and the least recently written topics are removed", () => {
   const storage = new MemoryStorage();
   storage.setItem("other", "x".repeat(MAX_BYTES));
   const bytes = () =>
@@ -213,10 +213,10 @@ test("what is kept stays below its bound, and the topics written longest ago giv
       .reduce((sum, key) => sum + 2 * (key.length + storage.getItem(key).length), 0);
   const large = { text: "x".repeat(MAX_BYTES / 2 / 10) };
   for (let n = 0; n < 30; n++) {
-    // A new page each time: the bound holds over page lives.
+    // A new store each time: the limit holds over reloads.
     const store = new Store(storage, "p:");
-    store.keep(`job:${n}`, known(n, { a: large }));
-    if (n > 15) store.keep("job:15", known(n, { a: large }));
+    store.save(`job:${n}`, known(n, { a: large }));
+    if (n > 15) store.save("job:15", known(n, { a: large }));
     store.flush();
     assert.ok(bytes() <= MAX_BYTES);
   }
@@ -226,14 +226,14 @@ test("what is kept stays below its bound, and the topics written longest ago giv
   assert.equal(storage.getItem("other").length, MAX_BYTES);
 });
 
-test("what others keep is not counted", () => {
+test("items of other programs are not counted", () => {
   const storage = new MemoryStorage();
   const first = new Store(storage, "p:");
-  first.keep("job:1", known(1));
+  first.save("job:1", known(1));
   first.flush();
   storage.setItem("other", "x".repeat(MAX_BYTES));
   const second = new Store(storage, "p:");
-  second.keep("job:2", known(1));
+  second.save("job:2", known(1));
   second.flush();
   assert.deepEqual(storage.keys(), ["p:job:1", "other", "p:job:2"]);
 });
@@ -250,7 +250,7 @@ test("the storage of the tab is used unless another or none is given", async () 
   }
 });
 
-test("a page whose storage is forbidden works without", async () => {
+test("a page whose browser forbids the storage works without it", async () => {
   const get = () => {
     throw new Error("SecurityError");
   };
@@ -262,12 +262,12 @@ test("a page whose storage is forbidden works without", async () => {
   }
 });
 
-test("a topic too large to keep leaves neither half nor old content", () => {
+test("a topic too large to save leaves nothing in the storage", () => {
   const storage = new MemoryStorage();
   const store = new Store(storage, "p:");
-  store.keep("job:1", known(1));
+  store.save("job:1", known(1));
   store.flush();
-  store.keep("job:1", known(2, { a: { text: "x".repeat(MAX_BYTES) } }));
+  store.save("job:1", known(2, { a: { text: "x".repeat(MAX_BYTES) } }));
   store.flush();
   assert.deepEqual(storage.keys(), []);
 });

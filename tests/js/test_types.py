@@ -1,4 +1,4 @@
-"""realtime.d.ts is true: of an application in strict TypeScript, and of the client itself."""
+"""realtime.d.ts fits the client, and an application in strict TypeScript that uses all of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS = 110
 
 @pytest.fixture(scope="module")
 def npm() -> str:
-    """npm, when it has the compiler in its cache or can fetch it."""
+    """Path of npm; skips if npm is missing or cannot fetch the compiler."""
     program = shutil.which("npm")
     if program is None:
         pytest.skip("npm is missing: apt-get install npm, or a Node.js that comes with it")
@@ -45,5 +45,5 @@ def test_an_application_in_strict_typescript_compiles(npm: str) -> None:
     check(npm, ROOT / "tests" / "js" / "types.ts")
 
 
-def test_the_client_is_what_its_declarations_say(npm: str) -> None:
+def test_the_client_matches_its_declarations(npm: str) -> None:
     check(npm, "--allowJs", "--checkJs", *sorted(STATIC.glob("*.js")))

@@ -1,7 +1,7 @@
 /**
  * An application in strict TypeScript that uses every name and member of realtime.d.ts.
  *
- * It is compiled, not run. `@ts-expect-error` marks what the compiler must refuse.
+ * It is compiled, not run. `@ts-expect-error` marks lines that the compiler must refuse.
  */
 
 import { connect } from "../../semantik_realtime/web/static/realtime.js";
@@ -115,14 +115,14 @@ const reasons: Record<SnapshotReason, string> = {
   recalled: "the host's record",
 };
 function show(view: View): void {
-  const told: ReadonlyMap<string, State> = view.overlay;
-  for (const [key, state] of view.states) console.log(key, paint(state), told.has(key));
+  const overlay: ReadonlyMap<string, State> = view.overlay;
+  for (const [key, state] of view.states) console.log(key, paint(state), overlay.has(key));
   const cursor: string | null = view.cursor;
   const why: string = view.reason === null ? "" : reasons[view.reason];
   console.log(view.topic, view.offset.toFixed(), cursor, why, view.provisional === true);
-  // @ts-expect-error a view is never changed
+  // @ts-expect-error a view is read-only
   view.offset = 0;
-  // @ts-expect-error nor are its states
+  // @ts-expect-error and so are its states
   view.states.clear();
 }
 
@@ -141,11 +141,11 @@ function deny({ topic, code, message }: DeniedInfo): string {
 const all: WatchOptions = { history: 100, onChange: show, onEvent: note, onDenied: deny };
 const subscription: Subscription = live.watch("job:42", { ...all, onGone: () => {} });
 live.watch(subscription.topic);
-// @ts-expect-error a topic is a text
+// @ts-expect-error a topic is a string
 live.watch(42);
 // @ts-expect-error there is no such option
 live.watch("job:42", { onError: () => {} });
-// @ts-expect-error the state of the link is told, not set
+// @ts-expect-error the state of the connection is read-only
 live.connection = now;
 subscription.close();
 stopListening();

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { read, UNKNOWN } from "../../semantik_realtime/web/static/reader.js";
+import { applyPart, EMPTY_VIEW } from "../../semantik_realtime/web/static/reader.js";
 import { connect } from "../../semantik_realtime/web/static/realtime.js";
 
 function cases(name) {
@@ -17,15 +17,15 @@ class Nowhere {
   close() {}
 }
 
-/** A client that has these states reads this batch: what it knows then, and has shown. */
+/** Apply this batch to a view with these states; return the new view and the shown offsets. */
 function readBatch(states, events, offset) {
-  const synced = { ...UNKNOWN, states: new Map(Object.entries(states)), synced: true };
+  const synced = { ...EMPTY_VIEW, states: new Map(Object.entries(states)), synced: true };
   const part = { prev: 0, offset, cursor: `e.${offset}.00000000`, events };
-  const step = read(synced, "events", part);
+  const step = applyPart(synced, "events", part);
   const { view } = step;
   return {
     known: [Object.fromEntries(view.states), view.offset, view.cursor, step.resubscribe],
-    told: step.events.map(({ event }) => event.offset),
+    shown: step.events.map(({ event }) => event.offset),
   };
 }
 
@@ -44,11 +44,11 @@ for (const { name, events, kept } of cases("conflate")) {
     const stay = new Set(kept);
     const conflated = readBatch(before, events.filter(({ offset }) => stay.has(offset)), offset);
     assert.deepEqual(conflated.known, whole.known);
-    assert.deepEqual(conflated.told, kept);
+    assert.deepEqual(conflated.shown, kept);
   });
 }
 
-test("topic: the client refuses what the server would refuse", () => {
+test("topic: the client refuses the names that the server refuses", () => {
   const rt = connect({ url: "ws://127.0.0.1:9/", storage: null, WebSocket: Nowhere });
   try {
     for (const { topic, valid } of cases("topic")) {

@@ -1,10 +1,10 @@
-/** What a test holds in its hands: the far end of the sockets, the page, and the time. */
+/** Fakes that a test controls: the server's end of the sockets, the page, and the time. */
 
 import { mock } from "node:test";
 
 import { connect } from "../../semantik_realtime/web/static/realtime.js";
 
-/** Everything that was queued by running code has run. */
+/** Resolves when all queued microtasks have run. */
 export const settled = () => new Promise((resolve) => setImmediate(resolve));
 
 /** Let this much time pass. */
@@ -30,34 +30,34 @@ class FakeSocket {
     this.isClosed = true;
   }
 
-  /** As the server: take the connection and greet. */
+  /** As the server: accept the connection and send welcome. */
   welcome(heartbeat_seconds = 20, limits = {}) {
     this.onopen({});
-    this.say({ op: "welcome", session: "s", heartbeat_seconds, limits });
+    this.push({ op: "welcome", session: "s", heartbeat_seconds, limits });
   }
 
   /** As the server: send these frames. */
-  say(...frames) {
+  push(...frames) {
     for (const frame of frames) {
       if (!this.isClosed) this.onmessage({ data: JSON.stringify(frame) });
     }
   }
 
-  /** The connection ends; by default it is cut. */
+  /** Close the connection; by default with 1006, as if the network broke. */
   end(code = 1006) {
     this.isClosed = true;
     this.onclose({ code, reason: "" });
   }
 
-  /** The frames with this op that the client has sent. */
+  /** Return the frames with this op that the client has sent. */
   ops(op) {
     return this.sent.filter((frame) => frame.op === op);
   }
 }
 
-/** A client whose sockets end here. */
+/** A client whose sockets are fakes. */
 export class Wire {
-  /** All that were opened, the newest last. */
+  /** All sockets that the client has opened, the newest last. */
   sockets = [];
   states = [];
 
@@ -77,7 +77,7 @@ export class Wire {
     return this.sockets.at(-1);
   }
 
-  /** Wait for the client to open a socket, and greet it. */
+  /** Wait until the client has opened a socket, and send welcome. */
   async welcome(heartbeat_seconds, limits) {
     await settled();
     this.socket.welcome(heartbeat_seconds, limits);
@@ -85,20 +85,20 @@ export class Wire {
     return this.socket;
   }
 
-  /** Let time pass until the client has opened another socket, and greet it. */
+  /** Let time pass until the client has opened another socket, and send welcome. */
   async back(limits) {
     while (this.socket.isClosed) await pass(0.25);
     return this.welcome(undefined, limits);
   }
 
-  /** Cut the connection, wait until the client has come back, and greet it. */
+  /** Close the connection, wait until the client has reconnected, and send welcome. */
   async reconnect(code, limits) {
     this.socket.end(code);
     return this.back(limits);
   }
 }
 
-/** A page with `online`, `visibilitychange` and animation frames that the test gives. */
+/** A page whose `online`, `visibilitychange` and animation frames the test triggers. */
 export class Page {
   /** Listeners added and not removed. */
   listeners = 0;
@@ -117,7 +117,7 @@ export class Page {
     });
   }
 
-  /** Animation frames asked for and not yet given. */
+  /** Requested animation frames that have not run. */
   get frames() {
     return this.#paints.size;
   }
@@ -155,7 +155,7 @@ export class Page {
   }
 }
 
-/** What a browser's storage is, with a quota of characters. */
+/** A browser's storage, with a quota in characters. */
 export class MemoryStorage {
   #items = new Map();
 

@@ -138,14 +138,23 @@ class ScriptedIO:
         self.readings: list[Reading] = []
         """Readings that have not returned yet."""
         self.resyncs: list[ResyncReason] = []
+        self.ended: list[Channel] = []
+        """Channels that have ended, after their last watcher."""
         self.tasks: set[asyncio.Task[Any]] = set()
         self._log = log
 
     def channel(self) -> Channel:
-        io = ChannelIO(self.subscribe, self.read, self.pause, self.spawn, self.resyncs.append)
+        io = ChannelIO(
+            self.subscribe,
+            self.read,
+            self.pause,
+            self.spawn,
+            self.resyncs.append,
+            self.ended.append,
+        )
         return Channel(TOPIC, Limits(), io)
 
-    async def subscribe(self, topic: str) -> None:
+    async def subscribe(self) -> None:
         await asyncio.sleep(0)
 
     async def read(self, topic: str, asked: Cursor | None, history: int) -> Snapshot:
@@ -192,13 +201,13 @@ class Client:
         """Follow from the client's cursor, again after each failure, as a connection does."""
         asked = Cursor.parse(self.view.cursor) if self.view.cursor else None
         while True:
-            self.channel.add_user()
+            self.channel.reserve()
             try:
                 await self.channel.subscribed()
                 followed = await self.channel.follow(self, asked, 0)
                 break
             except BackendError:
-                self.channel.remove_user()
+                self.channel.release()
         self.subscription, snapshot = followed
         if snapshot.cursor is None:
             self.subscription.restart(snapshot, asked)
@@ -209,7 +218,6 @@ class Client:
     def leave(self) -> None:
         assert self.subscription is not None
         self.channel.leave(self.subscription)
-        self.channel.remove_user()
         self.subscription = None
         self._is_awake = self.view.synced = False
 

@@ -73,7 +73,7 @@ async def user_of(rules: Access, credential: str | None) -> str:
 async def refusal_reason(rules: Access, credential: str | None) -> str:
     with pytest.raises(AccessError) as caught:
         await rules.authenticate(Credentials(credential))
-    return caught.value.reason
+    return caught.value.code
 
 
 # Settings.

@@ -131,7 +131,7 @@ async def test_a_server_without_the_websocket_ends_the_client_with_its_response(
             await collect_numbers(url, "job:1", 1)
     message = str(raised.value)
     assert f"/somewhere: the server answered {status} {phrase}" in message
-    assert "expected is ws://host:port/realtime/ws" in message
+    assert "expected: ws://host:port/realtime/ws" in message
     assert "token" not in message
 
 
@@ -146,7 +146,7 @@ async def test_a_refused_handshake_ends_the_client(status: int) -> None:
     "url", ["http://127.0.0.1:8000", "127.0.0.1:8000", "ws://127.0.0.1:99999/", "ws:///x", ""]
 )
 async def test_a_url_that_is_not_of_a_websocket_is_refused_before_connecting(url: str) -> None:
-    with pytest.raises(InvalidInput, match=r"expected is ws://host:port/realtime/ws"):
+    with pytest.raises(InvalidInput, match=r"expected: ws://host:port/realtime/ws"):
         await collect_numbers(url, "job:1", 1)
 
 

@@ -158,7 +158,7 @@ async def test_equal_subscriptions_share_one_reading(
     for client in clients:
         await client.open()
     channels = web_server.rt.web.hub._channels
-    await until(lambda: "job:1" in channels and channels["job:1"].users == 8)
+    await until(lambda: "job:1" in channels and channels["job:1"].reservations == 8)
     assert reads.waiting == 1
     reads.gate.set()
     for client in clients:

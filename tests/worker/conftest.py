@@ -1,4 +1,4 @@
-"""A runtime on the row's backend, and a look at what was appended."""
+"""A runtime on the row's backend, and the logs that it writes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import Settings
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import ROWS
-from semantik_realtime.worker import job as job_module
+from semantik_realtime.worker.values import misuse
 
 
 @pytest.fixture(scope="module")
 def default_row() -> str:
-    """What is in one process needs no server."""
+    """The memory backend: tests of one process need no server."""
     return "memory"
 
 
@@ -54,7 +54,7 @@ def reader(backend: Any) -> Iterator[Reader]:
 
 @pytest.fixture
 def log(runtime: Runtime, reader: Reader) -> Callable[[str], Log]:
-    """The log of a topic, once all that was emitted is in it."""
+    """Return the log of a topic, after everything emitted so far is in it."""
 
     def look(topic: str) -> Log:
         wait_until(lambda: not runtime.emitter._throttled._due)
@@ -66,6 +66,6 @@ def log(runtime: Runtime, reader: Reader) -> Callable[[str], Log]:
 
 @pytest.fixture(autouse=True)
 def _no_misuse() -> Iterator[None]:
-    job_module.misuse.clear()
+    misuse.clear()
     yield
-    job_module.misuse.clear()
+    misuse.clear()

@@ -1,4 +1,4 @@
-"""An application of Celery that knows nothing of being mirrored, but for a few tasks.
+"""A Celery application that does not install the tracker; a few of its tasks use `job`.
 
 Broker and settings come from the environment.
 """
@@ -41,14 +41,14 @@ def fail(secret: str) -> None:
     raise ValueError("the file is empty" if local else "")
 
 
-class Odd(Exception):
+class Unpicklable(Exception):
     def __init__(self, a: int, b: int) -> None:
-        super().__init__(f"odd {a} {b}")
+        super().__init__(f"unpicklable {a} {b}")
 
 
 @app.task
-def fail_oddly() -> None:
-    raise Odd(1, 2)
+def fail_unpicklably() -> None:
+    raise Unpicklable(1, 2)
 
 
 @app.task(bind=True)
@@ -71,7 +71,7 @@ def report(self: Task, count: int) -> int:
 
 
 @app.task
-def speak() -> None:
+def use_job() -> None:
     from semantik_realtime import job, track
 
     for name in track(["a.txt", "b.txt", "c.txt"], "Indexing", unit="files"):
@@ -114,16 +114,16 @@ def replace_by_chain(self: Task) -> None:
 
 
 @app.task
-def leave(how: str) -> None:
+def exit_process(how: str) -> None:
     from semantik_realtime import job
-    from semantik_realtime.worker.job import current
+    from semantik_realtime.worker.current import current_job
 
     job.set(done=3)
     job.progress(3, 10)
-    job.emit("about_to_leave")
-    running = current()
-    # What is said is said before the process is gone.
+    job.emit("about_to_exit")
+    running = current_job()
     assert running is not None
+    # The events must be with the backend before the process ends.
     running.runtime.emitter.flush(5)
     if how == "exit":
         sys.exit(3)
@@ -133,14 +133,14 @@ def leave(how: str) -> None:
 
 
 @app.task
-def leave_unheard() -> None:
-    """Killed in an outage, when what it said is on disk."""
+def exit_in_outage() -> None:
+    """Kill the process in an outage, when the job's events are on disk."""
     from semantik_realtime import job
-    from semantik_realtime.worker.job import current
+    from semantik_realtime.worker.current import current_job
 
     job.set(done=3)
-    job.emit("about_to_leave")
-    running = current()
+    job.emit("about_to_exit")
+    running = current_job()
     assert running is not None
     file = running.runtime.emitter._file
     deadline = time.monotonic() + 20
@@ -150,7 +150,7 @@ def leave_unheard() -> None:
 
 
 @app.task(bind=True, acks_late=True, reject_on_worker_lost=True)
-def leave_once(self: Task) -> None:
+def exit_process_once(self: Task) -> None:
     if not self.request.delivery_info.get("redelivered"):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -169,7 +169,7 @@ def overrun_softly() -> None:
 
     deadline = time.monotonic() + 30
     number = 0
-    # What a signal raises amid the finalizer of some garbage is lost, and it comes only once.
+    # An exception that a signal raises in a finalizer is lost, and the signal comes only once.
     gc.disable()
     try:
         while time.monotonic() < deadline:
@@ -190,11 +190,11 @@ def overrun() -> None:
 
 @app.task(bind=True)
 def spawn(self: Task) -> str:
-    return str(add.apply_async((1, 1), queue="nobody").id)
+    return str(add.apply_async((1, 1), queue="unconsumed").id)
 
 
 @app.task(bind=True)
-def talk_much(self: Task, count: int) -> int:
+def emit_many(self: Task, count: int) -> int:
     from semantik_realtime import job
 
     for number in range(count):

@@ -21,7 +21,7 @@ def celery(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_it_shows_where_to_without_the_password() -> None:
+def test_it_shows_backend_and_url_without_the_password() -> None:
     answer = celery(
         "realtime",
         SEMANTIK_REALTIME_URL="redis://user:topsecret@cache:6379/2?password=topsecret",
@@ -35,7 +35,7 @@ def test_it_shows_where_to_without_the_password() -> None:
     ]
 
 
-def test_it_shows_that_the_mirror_is_off() -> None:
+def test_it_shows_if_the_mirror_is_off() -> None:
     assert "mirror   off" in celery("realtime", SEMANTIK_REALTIME_MIRROR="0").stdout
 
 

@@ -1,4 +1,4 @@
-"""The one writer of a process, against a backend that fails in every way it may."""
+"""The emitter, against a backend that fails in every way it can."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def draft(number: int, *, topic: str = TOPIC, terminal: bool = False) -> Draft:
 
 
 class Line:
-    """The memory backend behind a line that can fail, hang and lose answers."""
+    """The memory backend behind a line that can fail, hang and lose replies."""
 
     def __init__(self) -> None:
         self.guard = GuardedBackend(self, 5.0)
@@ -67,17 +67,17 @@ class Line:
         return self.backend.publish(drafts)
 
     def lose(self, drafts: Sequence[Draft]) -> None:
-        """Nothing is written."""
+        """Fail before anything is appended."""
         raise BackendUnavailable("the line is cut")
 
     def swallow(self, drafts: Sequence[Draft]) -> None:
-        """All is written, and the answer is lost."""
+        """Append all drafts and lose the reply."""
         self.backend.publish(drafts)
-        raise AppendUncertain("the answer is lost")
+        raise AppendUncertain("the reply is lost")
 
     def swallow_half(self, drafts: Sequence[Draft]) -> None:
         self.backend.publish(drafts[: len(drafts) // 2])
-        raise AppendUncertain("the answer is lost")
+        raise AppendUncertain("the reply is lost")
 
     def break_down(self, drafts: Sequence[Draft]) -> None:
         raise ZeroDivisionError
@@ -115,7 +115,7 @@ def test_drafts_are_appended_in_order(emitter: Emitter, line: Line) -> None:
     assert emitter.stats.appended == 1200
 
 
-def test_what_waits_together_goes_together(emitter: Emitter, line: Line) -> None:
+def test_drafts_that_wait_together_are_sent_in_one_batch(emitter: Emitter, line: Line) -> None:
     line.open.clear()
     emitter.emit(draft(0))
     wait_until(lambda: line.batches)
@@ -127,7 +127,7 @@ def test_what_waits_together_goes_together(emitter: Emitter, line: Line) -> None
 
 
 @pytest.mark.parametrize("fault", ["lose", "swallow", "swallow_half"])
-def test_a_batch_whose_answer_is_lost_is_appended_once(
+def test_a_batch_whose_reply_is_lost_is_appended_once(
     emitter: Emitter, line: Line, fault: str
 ) -> None:
     line.faults = [getattr(line, fault)] * 3
@@ -160,7 +160,7 @@ def test_numbers_grow_by_one_in_each_topic(emitter: Emitter, line: Line) -> None
     assert len({producer for producer, _ in sent}) == 1
 
 
-def test_no_number_is_given_twice_when_the_topics_are_many(
+def test_no_number_is_used_twice_if_there_are_many_topics(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue, "MAX_NUMBERED_TOPICS", 3)
@@ -202,7 +202,7 @@ def test_emit_returns_at_once_while_a_hanging_emitter_is_closed(
     wait_until(lambda: len(line.bodies()) == 2)
 
 
-def test_flush_gives_up_at_its_deadline(emitter: Emitter, line: Line) -> None:
+def test_flush_returns_at_its_deadline(emitter: Emitter, line: Line) -> None:
     line.open.clear()
     emitter.emit(draft(1))
     begun = time.monotonic()
@@ -210,24 +210,24 @@ def test_flush_gives_up_at_its_deadline(emitter: Emitter, line: Line) -> None:
     assert time.monotonic() - begun < 1
 
 
-def test_flush_waits_for_the_answers(emitter: Emitter, line: Line) -> None:
+def test_flush_waits_for_the_receipts(emitter: Emitter, line: Line) -> None:
     line.faults = [line.lose, line.lose]
     emitter.emit(draft(1))
     assert emitter.flush(5)
     assert emitter.stats.appended == 1
 
 
-def test_flush_does_not_wait_for_what_was_emitted_after_it(emitter: Emitter, line: Line) -> None:
+def test_flush_does_not_wait_for_drafts_emitted_after_it(emitter: Emitter, line: Line) -> None:
     line.is_away = True
     barrier = threading.Event()
-    # What `flush` does, before there is a thread that sees it alone.
+    # As `flush` does it, before the thread starts: it must find barrier and draft together.
     emitter._queue.inbox.append(barrier)
     emitter.emit(draft(0))
     wait_until(lambda: line.guard.fails_writes)
     assert barrier.wait(5)
 
 
-def test_who_does_not_wait_for_a_failing_backend_is_told_at_once(
+def test_flush_without_while_failing_returns_as_soon_as_the_backend_fails(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emitter.emit(draft(0))
@@ -244,7 +244,7 @@ def test_who_does_not_wait_for_a_failing_backend_is_told_at_once(
     assert emitter.flush(5)
 
 
-def test_who_does_not_wait_for_a_failing_backend_waits_for_one_that_hangs_a_moment(
+def test_flush_without_while_failing_waits_for_a_backend_that_hangs_a_moment(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line.open.clear()
@@ -257,7 +257,7 @@ def test_who_does_not_wait_for_a_failing_backend_waits_for_one_that_hangs_a_mome
     assert line.guard.fails_writes
 
 
-def test_flush_tells_the_truth_after_a_close_in_vain(emitter: Emitter, line: Line) -> None:
+def test_flush_is_right_after_a_close_that_timed_out(emitter: Emitter, line: Line) -> None:
     line.faults = [line.lose] * 1000
     emitter.emit(draft(1))
     assert not emitter.close(0.05)
@@ -276,7 +276,7 @@ def test_an_emitter_can_be_used_after_it_was_closed(emitter: Emitter, line: Line
     assert len(line.bodies()) == 2
 
 
-def test_a_fault_of_the_backend_costs_one_batch_and_not_the_writer(
+def test_a_fault_of_the_backend_loses_one_batch_and_the_emitter_goes_on(
     emitter: Emitter, line: Line
 ) -> None:
     line.faults = [line.break_down]
@@ -294,7 +294,7 @@ def test_a_confirmed_draft_has_its_receipt(emitter: Emitter) -> None:
     assert receipt.cursor.offset == 1
 
 
-def test_ends_outlive_a_full_queue(line: Line) -> None:
+def test_ends_are_kept_in_a_full_queue(line: Line) -> None:
     emitter = Emitter(line.guard, max_drafts=10)
     line.open.clear()
     emitter.emit(draft(0))
@@ -310,7 +310,7 @@ def test_ends_outlive_a_full_queue(line: Line) -> None:
 
 
 @pytest.mark.parametrize("limits", [{"max_drafts": 100}, {"max_bytes": 2**16}])
-def test_what_waits_is_bounded_while_the_backend_hangs_and_every_end_is_kept(
+def test_waiting_drafts_are_bounded_while_the_backend_hangs_and_every_end_is_kept(
     line: Line, limits: dict[str, int]
 ) -> None:
     emitter = Emitter(line.guard, **limits)
@@ -324,7 +324,7 @@ def test_what_waits_is_bounded_while_the_backend_hangs_and_every_end_is_kept(
         if is_end:
             ends.append(one)
         emitter.emit(one)
-        # An inbox, a spool, and what is on the way from the one to the other.
+        # One limit each for the inbox, the spool, and the drafts that move between them.
         assert emitter.waiting <= 3 * limits.get("max_drafts", 10_000)
         assert emitter.waiting_bytes <= 3 * limits.get("max_bytes", 2**24)
     assert emitter.stats.dropped > 1000
@@ -351,10 +351,10 @@ def test_even_ends_are_bounded_while_the_backend_hangs(line: Line) -> None:
     assert "job:3000" in line.backend._logs
 
 
-def test_a_full_inbox_takes_ends_and_nothing_else(line: Line) -> None:
+def test_a_full_inbox_admits_ends_and_nothing_else(line: Line) -> None:
     emitter = Emitter(line.guard, max_drafts=10)
     ends = [draft(number, topic="job:2", terminal=True) for number in range(5)]
-    # Nobody can empty it.
+    # No thread can empty the inbox while this one holds the lock.
     with emitter._queue._lock:
         for number in range(20):
             emitter.emit(draft(number))
@@ -368,7 +368,7 @@ def test_a_full_inbox_takes_ends_and_nothing_else(line: Line) -> None:
     emitter.close(5)
 
 
-def test_what_is_dropped_leaves_gaps_in_the_numbers_and_no_duplicates(
+def test_dropped_drafts_leave_gaps_in_the_numbers_and_no_duplicates(
     emitter: Emitter, line: Line
 ) -> None:
     emitter._queue._spool = Spool(10)
@@ -385,21 +385,21 @@ def test_what_is_dropped_leaves_gaps_in_the_numbers_and_no_duplicates(
     assert numbers[-1] == 100 > len(numbers)
 
 
-def test_a_backend_that_is_away_is_tried_at_a_bounded_rate(
+def test_calls_to_a_backend_that_is_away_are_bounded_in_rate(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emitter._sender._backoff = Backoff(0.01, 0.1, jitter=sender.RETRY_JITTER)
     line.is_away = True
     emitter.emit(draft(0))
     while len(line.times) < 16:
-        # However much is emitted meanwhile.
+        # Emitting does not shorten the pauses.
         emitter.emit(draft(1))
         time.sleep(0.001)
     pauses = [later - earlier for earlier, later in pairwise(line.times)]
     assert min(pauses[4:]) >= 0.1 * (1 - sender.RETRY_JITTER)
 
 
-def test_the_waits_between_tries_grow_and_processes_do_not_keep_in_step(line: Line) -> None:
+def test_the_pauses_between_retries_grow_and_differ_between_processes(line: Line) -> None:
     emitter = Emitter(line.guard)
     waits = []
     for _ in range(100):
@@ -413,7 +413,7 @@ def test_the_waits_between_tries_grow_and_processes_do_not_keep_in_step(line: Li
     assert 0.85 < sum(last) / len(last) < 0.95
 
 
-def test_an_emitter_in_a_hurry_tries_at_once(
+def test_retry_now_retries_at_once(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emitter._sender._backoff = Backoff(60.0, 60.0)
@@ -428,7 +428,7 @@ def test_an_emitter_in_a_hurry_tries_at_once(
     assert not line.guard.fails_writes
 
 
-def test_a_call_that_hangs_counts_as_failing_before_it_has_failed(
+def test_a_call_that_hangs_counts_as_failing_before_it_fails(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "HANG_SECONDS", 0.05)
@@ -441,112 +441,115 @@ def test_a_call_that_hangs_counts_as_failing_before_it_has_failed(
     assert emitter.stats.failures == 0
 
 
-def test_progress_is_taken_in_and_shown_while_a_try_hangs(emitter: Emitter, line: Line) -> None:
-    sheltered: list[Draft] = []
-    emitter.on_delayed(sheltered.extend)
+def test_progress_is_read_and_reported_as_delayed_while_a_retry_hangs(
+    emitter: Emitter, line: Line
+) -> None:
+    delayed: list[Draft] = []
+    emitter.on_delayed(delayed.extend)
     line.is_away = True
     emitter.emit(draft(0))
     wait_until(lambda: line.guard.fails_writes)
     line.open.clear()
-    tries = len(line.batches)
-    wait_until(lambda: len(line.batches) > tries)
+    calls = len(line.batches)
+    wait_until(lambda: len(line.batches) > calls)
     emitter.throttle("key", 0.0, lambda: emitter.emit(draft(1)))
-    wait_until(lambda: len(sheltered) == 2)
+    wait_until(lambda: len(delayed) == 2)
     emitter.emit(draft(2))
-    wait_until(lambda: len(sheltered) == 3)
-    assert bodies_of(sheltered) == bodies_of([draft(0), draft(1), draft(2)])
+    wait_until(lambda: len(delayed) == 3)
+    assert bodies_of(delayed) == bodies_of([draft(0), draft(1), draft(2)])
     assert not line.open.is_set()
 
 
-def test_each_draft_that_has_to_wait_is_sheltered_once_and_in_order(
+def test_each_delayed_draft_is_reported_once_and_in_order(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(emitter_module, "MAX_BATCH", 7)
-    sheltered: list[Draft] = []
-    emitter.on_delayed(sheltered.extend)
-    told = [draft(number) for number in range(200)]
-    emitter.emit(told[0])
+    delayed: list[Draft] = []
+    emitter.on_delayed(delayed.extend)
+    drafts = [draft(number) for number in range(200)]
+    emitter.emit(drafts[0])
     assert emitter.flush(5)
-    assert sheltered == []
-    # The backend goes away again and again before everything is sent, and each time in the
-    # middle of something.
+    assert delayed == []
+    # The backend fails many times before everything is sent, each time with drafts in flight.
     line.faults = ([line.lose, line.swallow] + [lambda _: None] * 3) * 8
-    for one in told[1:]:
+    for one in drafts[1:]:
         emitter.emit(one)
     assert emitter.flush(20)
     assert emitter.stats.failures > 10
-    assert line.bodies() == bodies_of(told)
-    places = [told.index(one) for one in sheltered]
+    assert line.bodies() == bodies_of(drafts)
+    places = [drafts.index(one) for one in delayed]
     assert places == sorted(set(places))
     assert len(places) > 100
 
 
-def test_what_waits_is_sheltered_at_once_with_the_flight_that_failed(
+def test_waiting_drafts_are_reported_as_delayed_with_the_batch_that_failed(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emitter._sender._backoff = Backoff(60.0, 60.0)
-    sheltered: list[Draft] = []
-    emitter.on_delayed(sheltered.extend)
-    told = [draft(number) for number in range(3)]
-    emitter.emit(told[0])
+    delayed: list[Draft] = []
+    emitter.on_delayed(delayed.extend)
+    drafts = [draft(number) for number in range(3)]
+    emitter.emit(drafts[0])
     assert emitter.flush(5)
-    # From here on nothing but what is emitted wakes the thread.
+    # From here on only an `emit` wakes the thread.
     wait_until(lambda: not emitter._wake.is_set())
     line.is_away = True
-    emitter.emit(told[1])
-    wait_until(lambda: sheltered)
-    emitter.emit(told[2])
-    wait_until(lambda: len(sheltered) == 2)
-    assert sheltered == told[1:]
+    emitter.emit(drafts[1])
+    wait_until(lambda: delayed)
+    emitter.emit(drafts[2])
+    wait_until(lambda: len(delayed) == 2)
+    assert delayed == drafts[1:]
     assert len(line.batches) == 2
     line.is_away = False
     emitter.retry_now()
     assert emitter.flush(5)
     emitter.emit(draft(3))
     assert emitter.flush(5)
-    assert sheltered == told[1:]
+    assert delayed == drafts[1:]
 
 
-def test_what_comes_between_two_outages_is_sheltered_in_the_second(
+def test_drafts_emitted_between_two_outages_are_reported_in_the_second(
     emitter: Emitter, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(emitter_module, "MAX_BATCH", 7)
-    sheltered: list[Draft] = []
-    emitter.on_delayed(sheltered.extend)
-    told = [draft(number) for number in range(15)]
+    delayed: list[Draft] = []
+    emitter.on_delayed(delayed.extend)
+    drafts = [draft(number) for number in range(15)]
 
     def emit_more(_: Sequence[Draft]) -> None:
-        for one in told[10:]:
+        for one in drafts[10:]:
             emitter.emit(one)
 
     line.is_away = True
     line.open.clear()
-    emitter.emit(told[0])
+    emitter.emit(drafts[0])
     wait_until(lambda: line.batches)
-    for one in told[1:10]:
+    for one in drafts[1:10]:
         emitter.emit(one)
     line.open.set()
-    wait_until(lambda: len(sheltered) == 10)
-    # One is sent, then seven, while five come. With two of the ten still here it fails again.
+    wait_until(lambda: len(delayed) == 10)
+    # One is sent, then seven, while five more are emitted. With two of the ten left it fails again.
     line.faults = [lambda _: None, emit_more, line.lose]
     line.is_away = False
     assert emitter.flush(5)
     wait_until(lambda: len(line.bodies()) == 15)
-    assert sheltered == told
+    assert delayed == drafts
 
 
-def test_a_shelter_that_raises_holds_up_nothing(emitter: Emitter, line: Line) -> None:
-    def shelter(drafts: Sequence[Draft]) -> None:
+def test_a_listener_of_delayed_drafts_that_raises_delays_nothing(
+    emitter: Emitter, line: Line
+) -> None:
+    def fail(drafts: Sequence[Draft]) -> None:
         raise ZeroDivisionError
 
-    emitter.on_delayed(shelter)
+    emitter.on_delayed(fail)
     line.faults = [line.lose] * 3
     emitter.emit(draft(0))
     assert emitter.flush(5)
     assert line.bodies() == bodies_of([draft(0)])
 
 
-def test_a_paced_key_is_sent_at_once(emitter: Emitter) -> None:
+def test_the_first_call_of_a_throttled_source_comes_at_once(emitter: Emitter) -> None:
     seen: list[int] = []
     emitter.throttle("key", 3600.0, lambda: seen.append(1))
     wait_until(lambda: seen)
@@ -556,7 +559,9 @@ def test_a_paced_key_is_sent_at_once(emitter: Emitter) -> None:
     assert seen == [1, 3]
 
 
-def test_a_paced_key_is_sent_at_most_once_an_interval_and_at_last(emitter: Emitter) -> None:
+def test_a_throttled_source_is_called_at_most_once_an_interval_and_at_the_end(
+    emitter: Emitter,
+) -> None:
     value = 0
     seen: list[int] = []
 
@@ -572,7 +577,7 @@ def test_a_paced_key_is_sent_at_most_once_an_interval_and_at_last(emitter: Emitt
     assert seen == sorted(set(seen))
 
 
-def test_a_source_that_raises_does_not_hold_up_the_others(emitter: Emitter) -> None:
+def test_a_source_that_raises_does_not_delay_the_others(emitter: Emitter) -> None:
     called: list[str] = []
 
     def raises() -> None:
@@ -587,7 +592,7 @@ def test_a_source_that_raises_does_not_hold_up_the_others(emitter: Emitter) -> N
     assert called == ["bad", "good"]
 
 
-def test_a_forked_child_sends_what_is_its_own_and_nothing_of_the_parent(
+def test_a_forked_child_sends_its_own_drafts_and_none_of_its_parents(
     emitter: Emitter, line: Line
 ) -> None:
     line.open.clear()

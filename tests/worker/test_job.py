@@ -1,4 +1,4 @@
-"""What a task says, and what the log holds afterwards."""
+"""What a task reports, and what the log holds afterwards."""
 
 from __future__ import annotations
 
@@ -20,15 +20,9 @@ from semantik_realtime.core.event import Draft
 from semantik_realtime.core.lifecycle import RESERVED_TYPES
 from semantik_realtime.errors import TopicError
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.job import (
-    Job,
-    JobMeta,
-    current,
-    describe_error,
-    enter,
-    leave,
-    misuse,
-)
+from semantik_realtime.worker.current import current_job, pop_job, push_job
+from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.values import describe_error, misuse
 
 Look = Callable[[str], Log]
 RANKS = {"queued": 0, "running": 1, "retrying": 2, "completed": 3, "failed": 3, "cancelled": 3}
@@ -38,24 +32,24 @@ RANKS = {"queued": 0, "running": 1, "retrying": 2, "completed": 3, "failed": 3, 
 def running(runtime: Runtime) -> Iterator[Job]:
     running = Job(runtime, JobMeta("1", "index", "7", ("collection:9",)), 1)
     running.begin()
-    enter(running)
+    push_job(running)
     yield running
-    leave(running)
+    pop_job(running)
 
 
-def test_outside_a_job_nothing_happens() -> None:
+def test_outside_a_job_every_method_does_nothing() -> None:
     job.progress(1, 2)
     job.emit("note", a=1)
     job.set(a=1)
     job.message("x")
     assert job.id is None
     assert job.attempt is None
-    assert current() is None
+    assert current_job() is None
 
 
-def test_inside_a_job_its_id_and_attempt_are_known(running: Job) -> None:
+def test_inside_a_job_the_facade_has_its_id_and_attempt(running: Job) -> None:
     assert (job.id, job.attempt) == ("1", 1)
-    assert current() is running
+    assert current_job() is running
 
 
 def test_every_event_carries_the_whole_state(running: Job, log: Look) -> None:
@@ -78,7 +72,7 @@ def test_every_event_carries_the_whole_state(running: Job, log: Look) -> None:
     }
 
 
-def test_the_end_carries_what_was_said_last(running: Job, log: Look) -> None:
+def test_the_end_carries_the_last_progress_and_message(running: Job, log: Look) -> None:
     for number in range(1000):
         job.progress(number, 1000)
     job.message("done")
@@ -106,14 +100,14 @@ def test_after_the_end_nothing_is_sent(running: Job, log: Look, runtime: Runtime
     job.emit("note")
     job.set(a=1)
     job.message("x")
-    running.push()
+    running.send_pending()
     running.end("job_completed")
     assert [log(topic).types for topic in ("job:1", "user:7")] == before
     stats = runtime.emitter.stats
     assert (stats.stale, stats.closed) == (0, 0)
 
 
-def test_feeds_have_the_life_and_the_progress_but_not_the_applications_events(
+def test_feeds_get_life_and_progress_of_a_job_but_not_the_applications_events(
     running: Job, log: Look
 ) -> None:
     job.emit("file_completed", file="a")
@@ -128,7 +122,7 @@ def test_feeds_have_the_life_and_the_progress_but_not_the_applications_events(
         assert set(types[1:-1]) <= {"job_progress"}
 
 
-def test_feeds_hear_of_a_state_that_an_event_carried(running: Job, log: Look) -> None:
+def test_feeds_get_a_state_that_an_application_event_carried(running: Job, log: Look) -> None:
     job.set(a=1)
     job.emit("note")
     assert log("user:7").state["fields"] == {"a": 1}
@@ -140,7 +134,7 @@ def test_a_topic_belongs_to_the_owner_but_a_shared_feed_does_not(running: Job, l
     assert log("collection:9").owner is None
 
 
-def test_progress_goes_to_feeds_more_slowly(backend: MemoryBackend, reader: Reader) -> None:
+def test_progress_is_sent_to_feeds_less_often(backend: MemoryBackend, reader: Reader) -> None:
     settings = Settings(backend="memory", progress_seconds=0.01, feed_seconds=0.5)
     runtime = Runtime(settings, backend=backend)
     running = Job(runtime, JobMeta("1", None, "7"), 1)
@@ -156,7 +150,9 @@ def test_progress_goes_to_feeds_more_slowly(backend: MemoryBackend, reader: Read
     assert Log(reader, "user:7").types.count("job_progress") < 10
 
 
-def test_progress_of_a_tight_loop_is_few_events(backend: MemoryBackend, reader: Reader) -> None:
+def test_the_progress_of_a_tight_loop_is_sent_in_few_events(
+    backend: MemoryBackend, reader: Reader
+) -> None:
     settings = Settings(backend="memory", progress_seconds=60)
     runtime = Runtime(settings, backend=backend)
     running = Job(runtime, JobMeta("1"), 1)
@@ -170,7 +166,7 @@ def test_progress_of_a_tight_loop_is_few_events(backend: MemoryBackend, reader: 
     assert events[-1]["state"]["progress"]["current"] == 99_999
 
 
-def test_each_progress_says_the_whole_of_it(running: Job, log: Look) -> None:
+def test_each_progress_replaces_the_last_one_but_a_message_stays(running: Job, log: Look) -> None:
     job.progress(1, 2, "first", "files")
     log("job:1")
     job.progress(5)
@@ -190,7 +186,7 @@ def test_a_state_that_did_not_change_is_not_sent_again(running: Job, log: Look) 
     assert len(log("job:1").events) == count + 1
 
 
-def test_a_value_is_taken_as_it_was_when_it_was_set(running: Job, log: Look) -> None:
+def test_a_field_keeps_its_value_if_the_object_changes_later(running: Job, log: Look) -> None:
     found = ["a"]
     job.set(found=found)
     found.append("b")
@@ -198,7 +194,7 @@ def test_a_value_is_taken_as_it_was_when_it_was_set(running: Job, log: Look) -> 
 
 
 @pytest.mark.parametrize(
-    "say",
+    "call",
     [
         lambda: job.emit("note", value=object()),
         lambda: job.emit("note", value="x" * 70_000),
@@ -218,13 +214,13 @@ def test_a_value_is_taken_as_it_was_when_it_was_set(running: Job, log: Look) -> 
         lambda: job.message(Path("x")),  # type: ignore[arg-type]
     ],
 )
-def test_what_cannot_be_sent_is_counted_and_spoils_nothing(
-    running: Job, log: Look, say: Callable[[], None], caplog: pytest.LogCaptureFixture
+def test_a_bad_value_is_counted_logged_once_and_does_not_affect_later_calls(
+    running: Job, log: Look, call: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     before = len(log("job:1").events)
     with caplog.at_level(logging.WARNING, "semantik_realtime"):
         for _ in range(3):
-            say()
+            call()
             assert len(log("job:1").events) == before
     assert sum(misuse.values()) == 3
     assert len(caplog.records) == 1
@@ -252,19 +248,19 @@ def test_a_message_of_undecodable_bytes_is_sent_with_replacements(running: Job, 
     assert log("job:1").state["message"] == "caf?.txt second line"
 
 
-def test_a_message_is_cut(running: Job, log: Look) -> None:
+def test_a_message_is_cut_at_1000_characters(running: Job, log: Look) -> None:
     job.message("x" * 10_000)
     assert len(log("job:1").state["message"]) == 1000
 
 
-def test_numbers_of_other_kinds_become_numbers(running: Job, log: Look) -> None:
+def test_numbers_of_other_types_become_plain_numbers(running: Job, log: Look) -> None:
     from fractions import Fraction
 
     job.progress(Fraction(1, 2), 1)  # type: ignore[arg-type]
     assert log("job:1").state["progress"] == {"current": 0.5, "total": 1}
 
 
-def test_an_end_arrives_even_if_the_state_is_too_big_for_it(
+def test_an_end_arrives_even_if_the_state_is_too_big_for_an_event(
     backend: MemoryBackend, reader: Reader
 ) -> None:
     runtime = Runtime(Settings(backend="memory", max_event_bytes=400), backend=backend)
@@ -279,7 +275,7 @@ def test_an_end_arrives_even_if_the_state_is_too_big_for_it(
     assert Log(reader, "user:7").state["status"] == "failed"
 
 
-def test_an_id_that_cannot_be_a_topic_is_refused(runtime: Runtime) -> None:
+def test_an_id_that_cannot_be_part_of_a_topic_is_refused(runtime: Runtime) -> None:
     with pytest.raises(TopicError):
         Job(runtime, JobMeta("a/b"), 1)
 
@@ -288,22 +284,22 @@ def test_an_older_state_never_follows_a_newer_one(
     running: Job, runtime: Runtime, log: Look, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emit = runtime.emitter.emit
-    is_made = threading.Event()
-    is_overtaken = threading.Event()
+    is_draft_made = threading.Event()
+    is_newer_emitted = threading.Event()
 
     def emit_late(draft: Draft) -> None:
-        if draft.type == "job_progress" and not is_made.is_set():
-            # The emitter's thread is held up between making a draft and queueing it.
-            is_made.set()
-            is_overtaken.wait(0.2)
+        if draft.type == "job_progress" and not is_draft_made.is_set():
+            # Delays the emitter's thread between making a draft and queueing it.
+            is_draft_made.set()
+            is_newer_emitted.wait(0.2)
         emit(draft)
 
     monkeypatch.setattr(runtime.emitter, "emit", emit_late)
     job.progress(1)
-    assert is_made.wait(5)
+    assert is_draft_made.wait(5)
     job.progress(2)
     job.emit("note")
-    is_overtaken.set()
+    is_newer_emitted.set()
     own = log("job:1").events[1:]
     shown = [event["state"]["progress"]["current"] for event in own]
     assert shown[0] == 1
@@ -327,31 +323,31 @@ def test_the_progress_of_a_new_attempt_does_not_wait_behind_an_ended_one(
     assert Log(reader, "job:1").state["progress"]["current"] == 3
 
 
-def test_statuses_never_go_back_whatever_the_threads_do(
+def test_statuses_never_go_back_even_with_an_outdated_attempt_in_other_threads(
     runtime: Runtime, backend: MemoryBackend, reader: Reader
 ) -> None:
     first = Job(runtime, JobMeta("1", None, "7"), 1)
     first.begin()
     stop = threading.Event()
 
-    def talk(speaker: Job) -> None:
+    def report(outdated: Job) -> None:
         number = 0
         while not stop.is_set():
             number += 1
-            speaker.progress(number)
-            speaker.emit("note")
+            outdated.progress(number)
+            outdated.emit("note")
             stop.wait(0.001)
 
-    threads = [threading.Thread(target=talk, args=(first,)) for _ in range(2)]
+    threads = [threading.Thread(target=report, args=(first,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     wait_until(lambda: runtime.emitter.stats.appended > 20)
     first.end("job_retrying")
     second = Job(runtime, JobMeta("1", None, "7"), backend.claim("job:1", "1", "t"))
     second.begin()
-    first.ended = False  # an outdated attempt that does not know it
-    seen = runtime.emitter.stats.stale
-    wait_until(lambda: runtime.emitter.stats.stale > seen + 10)
+    first.has_ended = False  # as in a process that does not know of the newer attempt
+    stale_before = runtime.emitter.stats.stale
+    wait_until(lambda: runtime.emitter.stats.stale > stale_before + 10)
     second.end("job_completed")
     stop.set()
     for thread in threads:
@@ -366,26 +362,26 @@ def test_statuses_never_go_back_whatever_the_threads_do(
         assert ranks[-1] == (2, 3)
 
 
-def test_another_thread_may_speak_for_the_job(running: Job, log: Look) -> None:
-    def speak(speaker: Job) -> None:
-        assert current() is None
-        speaker.set(from_thread=True)
+def test_another_thread_may_use_the_job(running: Job, log: Look) -> None:
+    def use(job: Job) -> None:
+        assert current_job() is None
+        job.set(from_thread=True)
 
-    thread = threading.Thread(target=speak, args=(running,))
+    thread = threading.Thread(target=use, args=(running,))
     thread.start()
     thread.join()
     assert log("job:1").state["fields"] == {"from_thread": True}
 
 
-def test_a_job_within_a_job_gives_the_place_back(running: Job, runtime: Runtime) -> None:
+def test_after_a_nested_job_the_outer_one_is_current_again(running: Job, runtime: Runtime) -> None:
     inner = Job(runtime, JobMeta("2"), 1)
-    enter(inner)
+    push_job(inner)
     assert job.id == "2"
-    leave(inner)
+    pop_job(inner)
     assert job.id == "1"
 
 
-def test_a_process_that_a_task_forks_can_speak_even_if_the_parent_was_speaking(
+def test_a_forked_process_can_send_even_if_a_thread_of_the_parent_held_the_lock(
     running: Job, runtime: Runtime, backend: MemoryBackend
 ) -> None:
     held = threading.Event()
@@ -393,7 +389,7 @@ def test_a_process_that_a_task_forks_can_speak_even_if_the_parent_was_speaking(
 
     def hold() -> None:
         with running._lock:
-            running._due = True
+            running._is_due = True
             held.set()
             go_on.wait(10)
 
@@ -406,7 +402,7 @@ def test_a_process_that_a_task_forks_can_speak_even_if_the_parent_was_speaking(
         try:
             job.emit("note")
             job.progress(1, 2)
-            wait_until(lambda: not running._due, 5)
+            wait_until(lambda: not running._is_due, 5)
             runtime.emitter.flush(5)
             types = [json.loads(e[0].json)["type"] for e in backend._logs["job:1"].entries]
             code = 0 if {"note", "job_progress"} <= set(types) else 2
@@ -414,12 +410,12 @@ def test_a_process_that_a_task_forks_can_speak_even_if_the_parent_was_speaking(
             os._exit(code)
     go_on.set()
     thread.join()
-    running._due = False
+    running._is_due = False
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_an_interruption_passes_through(
+def test_a_soft_time_limit_passes_through(
     running: Job, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Celery's soft time limit is raised in the middle of whatever the task does.
@@ -444,7 +440,7 @@ def test_an_error_is_its_type_and_message() -> None:
     assert len(describe_error(ValueError("x" * 5000))["message"]) == 1000
 
 
-def test_the_types_of_a_jobs_life_are_refused(running: Job, log: Look) -> None:
+def test_tasks_cannot_emit_the_types_of_a_jobs_life(running: Job, log: Look) -> None:
     before = log("job:1").types
     for type in RESERVED_TYPES:
         job.emit(type)

@@ -1,4 +1,4 @@
-"""`track`: what a loop shows of itself."""
+"""`track`: the progress of a loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from topic_log import Log
 
 from semantik_realtime import job, track
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.job import Job, JobMeta, enter, leave
+from semantik_realtime.worker.current import pop_job, push_job
+from semantik_realtime.worker.job import Job, JobMeta
 
 Look = Callable[[str], Log]
 
@@ -18,16 +19,16 @@ Look = Callable[[str], Log]
 def running(runtime: Runtime) -> Iterator[Job]:
     running = Job(runtime, JobMeta("1"), 1)
     running.begin()
-    enter(running)
+    push_job(running)
     yield running
-    leave(running)
+    pop_job(running)
 
 
 def test_without_a_job_it_is_the_plain_iteration() -> None:
     assert list(track([1, 2, 3], "x", unit="y")) == [1, 2, 3]
 
 
-def test_an_item_counts_when_the_next_one_is_asked_for(running: Job, log: Look) -> None:
+def test_an_item_counts_when_the_loop_requests_the_next_one(running: Job, log: Look) -> None:
     items = track(["a", "b"], "Reading", unit="files")
     shown = [log("job:1").state["progress"]["current"] for _ in items]
     assert shown == [0, 1]
@@ -48,7 +49,7 @@ def test_an_empty_loop_is_shown_as_done(running: Job, log: Look) -> None:
     assert log("job:1").state["progress"] == {"current": 0, "total": 0}
 
 
-def test_the_outermost_loop_moves_the_progress(running: Job, log: Look) -> None:
+def test_the_outermost_loop_sets_the_progress(running: Job, log: Look) -> None:
     inner = []
     for letter in track("ab", "Outer"):
         for _ in track(range(5), f"Inner {letter}"):
@@ -62,20 +63,20 @@ def test_the_outermost_loop_moves_the_progress(running: Job, log: Look) -> None:
     assert messages[-1] == "Outer"
 
 
-def test_an_inner_loop_shows_its_message_while_it_lasts(running: Job, log: Look) -> None:
+def test_an_inner_loop_sets_the_message_while_it_runs(running: Job, log: Look) -> None:
     for _ in track("a", "Outer"):
         for _ in track("b", "Inner"):
             assert log("job:1").state["message"] == "Inner"
         assert log("job:1").state["message"] == "Outer"
 
 
-def test_what_the_body_says_stays(running: Job, log: Look) -> None:
+def test_a_message_of_the_loops_body_stays(running: Job, log: Look) -> None:
     for name in track(["a.txt", "b.txt"], "Reading"):
         job.message(name)
     assert log("job:1").state["message"] == "b.txt"
 
 
-def test_a_loop_left_early_lets_the_next_one_move_the_progress(running: Job, log: Look) -> None:
+def test_after_a_break_the_next_loop_sets_the_progress(running: Job, log: Look) -> None:
     for item in track(range(10)):
         if item == 3:
             break
@@ -84,11 +85,11 @@ def test_a_loop_left_early_lets_the_next_one_move_the_progress(running: Job, log
     assert log("job:1").state["progress"] == {"current": 4, "total": 4}
 
 
-def test_an_exception_of_the_body_passes(running: Job) -> None:
+def test_an_exception_of_the_body_passes_through(running: Job) -> None:
     def loop() -> None:
         for _ in track([1]):
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         loop()
-    assert running.tracks == 0
+    assert running.open_loops == 0

@@ -1,4 +1,4 @@
-"""What waits outlives its process: real processes that are killed, and a real server."""
+"""Waiting drafts outlive their process: real processes that are killed, and a real server."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def draft(number: int, *, topic: str = "job:1", terminal: bool = False, text: st
 
 
 def store(directory: Path, drafts: Sequence[Draft]) -> Path:
-    """The file of a process that has ended, with ``drafts``."""
+    """Store ``drafts`` in a spool file, as of a process that has ended; return its path."""
     file = SpoolFile(directory, 2**24)
     file.store(drafts, lambda: drafts)
     path = file._path
@@ -61,8 +61,8 @@ def store(directory: Path, drafts: Sequence[Draft]) -> Path:
     return path
 
 
-def adopted(directory: Path) -> list[Draft]:
-    """What the oldest file of an ended process holds."""
+def recover(directory: Path) -> list[Draft]:
+    """Return the drafts in the oldest file of an ended process, and remove the file."""
     orphan = open_orphan(directory, set())
     assert orphan is not None
     drafts: list[Draft] = []
@@ -72,7 +72,7 @@ def adopted(directory: Path) -> list[Draft]:
     return drafts
 
 
-# The file
+# The file.
 
 
 def test_drafts_come_back_as_they_were(tmp_path: Path) -> None:
@@ -85,23 +85,23 @@ def test_drafts_come_back_as_they_were(tmp_path: Path) -> None:
     )
     store(tmp_path, drafts)
     fields = Draft.__struct_fields__
-    assert [[getattr(one, name) for name in fields] for one in adopted(tmp_path)] == [
+    assert [[getattr(one, name) for name in fields] for one in recover(tmp_path)] == [
         [getattr(one, name) for name in fields] for one in drafts
     ]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_kept_later_is_appended(tmp_path: Path) -> None:
+def test_drafts_stored_later_are_appended_to_the_file(tmp_path: Path) -> None:
     file = SpoolFile(tmp_path, 2**24)
     drafts = [draft(number) for number in range(1, 7)]
     file.store(drafts[:2], lambda: drafts[:2])
     file.store(drafts[2:3], pytest.fail)
     file.store(drafts[3:], pytest.fail)
     file.release()
-    assert [one.number for one in adopted(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert [one.number for one in recover(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_file_of_a_living_process_is_nobody_elses(tmp_path: Path) -> None:
+def test_the_file_of_a_running_process_cannot_be_recovered(tmp_path: Path) -> None:
     file = SpoolFile(tmp_path, 2**24)
     file.store([draft(1)], lambda: [draft(1)])
     assert open_orphan(tmp_path, set()) is None
@@ -110,10 +110,12 @@ def test_the_file_of_a_living_process_is_nobody_elses(tmp_path: Path) -> None:
     assert orphan is not None
     assert open_orphan(tmp_path, set()) is None
     orphan.release()
-    assert [one.number for one in adopted(tmp_path)] == [1]
+    assert [one.number for one in recover(tmp_path)] == [1]
 
 
-def test_a_file_that_its_owner_removes_while_another_opens_it_is_nobodys(tmp_path: Path) -> None:
+def test_a_file_that_its_owner_removes_while_another_process_opens_it_is_not_recovered(
+    tmp_path: Path,
+) -> None:
     file = SpoolFile(tmp_path, 2**24)
     file.store([draft(1)], lambda: [draft(1)])
     [path] = tmp_path.iterdir()
@@ -129,19 +131,19 @@ def test_a_file_whose_owner_died_before_it_wrote_is_removed(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_directory_and_file_are_for_their_owner_alone(tmp_path: Path) -> None:
+def test_only_their_owner_may_read_directory_and_file(tmp_path: Path) -> None:
     path = store(tmp_path / "spool" / "redis-app", [draft(1)])
     modes = [stat.S_IMODE(one.stat().st_mode) for one in (path, path.parent, path.parent.parent)]
     assert modes == [0o600, 0o700, 0o700]
 
 
-def test_a_torn_end_costs_no_more_than_itself(tmp_path: Path) -> None:
+def test_a_torn_last_line_loses_only_that_line(tmp_path: Path) -> None:
     drafts = [draft(number) for number in range(1, 6)]
     size = len(store(tmp_path / "whole", drafts).read_bytes())
     for cut in range(2, 150, 7):
         path = store(tmp_path / str(cut), drafts)
         os.truncate(path, size - cut)
-        assert [one.number for one in adopted(path.parent)] == [1, 2, 3, 4]
+        assert [one.number for one in recover(path.parent)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -165,13 +167,13 @@ def test_a_line_that_cannot_be_read_is_left_out(tmp_path: Path, line: bytes) -> 
     path.write_bytes(HEADER + b"\n" + 5 * line + spool_file._line(draft(1)) + line)
     with path.open("ab") as file:
         file.write(spool_file._line(draft(2)))
-    assert [one.number for one in adopted(tmp_path)] == [1, 2]
+    assert [one.number for one in recover(tmp_path)] == [1, 2]
 
 
 @pytest.mark.parametrize(
     "text", [b"rubbish", b"\n", b'{"semantik_realtime_drafts":2}\n{}\n', HEADER[:-3]]
 )
-def test_what_is_not_of_this_version_is_left_alone_and_reported_once(
+def test_a_file_of_another_version_is_left_alone_and_logged_once(
     tmp_path: Path, text: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / ("other" + spool_file.SUFFIX)
@@ -188,7 +190,7 @@ def test_what_is_not_of_this_version_is_left_alone_and_reported_once(
     assert caplog.text.count("skipped, it has another version") == 1
 
 
-def test_nothing_is_followed_out_of_the_directory(tmp_path: Path) -> None:
+def test_no_link_out_of_the_directory_is_followed(tmp_path: Path) -> None:
     outside = store(tmp_path / "outside", [draft(1)])
     directory = tmp_path / "spool"
     directory.mkdir()
@@ -198,14 +200,14 @@ def test_nothing_is_followed_out_of_the_directory(tmp_path: Path) -> None:
     assert outside.exists()
 
 
-def test_the_oldest_file_is_the_first(tmp_path: Path) -> None:
+def test_the_oldest_file_is_recovered_first(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         path = store(tmp_path, [draft(number)])
         os.utime(path, (10 - number, 10 - number))
-    assert [adopted(tmp_path)[0].number for _ in range(3)] == [3, 2, 1]
+    assert [recover(tmp_path)[0].number for _ in range(3)] == [3, 2, 1]
 
 
-def test_a_file_is_bounded_by_what_waits(tmp_path: Path) -> None:
+def test_a_file_is_bounded_by_the_drafts_that_wait(tmp_path: Path) -> None:
     waiting: deque[Draft] = deque(maxlen=10)
     file = SpoolFile(tmp_path, 2**24)
     biggest = 0
@@ -216,10 +218,10 @@ def test_a_file_is_bounded_by_what_waits(tmp_path: Path) -> None:
             biggest = max(biggest, sum(one.stat().st_size for one in tmp_path.iterdir()))
     assert 2**20 / 2 < biggest < 2 * spool_file.SPARE_BYTES
     file.release()
-    assert [one.number for one in adopted(tmp_path)][-10:] == list(range(19_991, 20_001))
+    assert [one.number for one in recover(tmp_path)][-10:] == list(range(19_991, 20_001))
 
 
-def test_no_file_is_begun_when_those_of_all_processes_take_too_much(
+def test_no_file_is_started_if_those_of_all_processes_are_too_big(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     text = "x" * 5000
@@ -246,7 +248,7 @@ def small_files(max_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_reported_once_and_made_up_for_when_there_is_room(
+def test_a_full_disk_is_logged_once_and_all_is_stored_when_there_is_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool_file, "RETRY_SECONDS", 0.0)
@@ -255,17 +257,17 @@ def test_a_full_disk_is_reported_once_and_made_up_for_when_there_is_room(
     with small_files(2000):
         for end in range(1, 21):
             file.store(drafts[end - 1 : end], lambda end=end: drafts[:end])
-    # What there was room for is still there, and nothing half written beside it.
+    # What was stored before is still there, without a half-written line.
     assert len(list(tmp_path.iterdir())) == 1
     assert caplog.text.count("in memory only") == 1
     file.store(drafts[20:21], lambda: drafts[:21])
     file.store(drafts[21:], lambda: drafts)
     file.release()
-    assert [one.number for one in adopted(tmp_path)] == list(range(1, 31))
+    assert [one.number for one in recover(tmp_path)] == list(range(1, 31))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_made_is_reported_once(
+def test_a_directory_that_cannot_be_made_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spool_file, "RETRY_SECONDS", 0.0)
@@ -277,7 +279,7 @@ def test_a_directory_that_cannot_be_made_is_reported_once(
     assert caplog.text.count("in memory only") == 1
 
 
-# An emitter with a file
+# An emitter with a file.
 
 
 class Line:
@@ -325,9 +327,9 @@ def make_emitter(
 
 
 def lines_stored(directory: Path) -> list[bytes]:
-    """What the files of all processes hold; a missing directory holds nothing."""
+    """Return the lines of all files; a missing directory has none."""
     lines = []
-    # A file may be gone, or half written, when it is looked at.
+    # A file may be removed or half written while this reads it.
     with contextlib.suppress(FileNotFoundError):
         for path in directory.iterdir():
             text = path.read_bytes()
@@ -336,7 +338,7 @@ def lines_stored(directory: Path) -> list[bytes]:
 
 
 def stored(directory: Path) -> list[int]:
-    """The numbers of the drafts in all files."""
+    """Return the numbers of the drafts in all files."""
     drafts = map(spool_file._read, lines_stored(directory))
     return [json.loads(one.body)["state"]["number"] for one in drafts]
 
@@ -351,7 +353,7 @@ def test_nothing_is_on_disk_while_the_backend_answers(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_waits_is_on_disk_until_it_is_sent(
+def test_waiting_drafts_are_on_disk_until_they_are_sent(
     make_emitter: Callable[..., Emitter], line: Line, tmp_path: Path
 ) -> None:
     emitter = make_emitter()
@@ -364,13 +366,13 @@ def test_what_waits_is_on_disk_until_it_is_sent(
     assert emitter.flush(10)
     wait_until(lambda: not list(tmp_path.iterdir()))
     assert line.numbers() == list(range(1, 1001))
-    # And again: a later outage is like the first.
+    # A later outage is like the first.
     line.is_away = True
     emitter.emit(draft(1001))
     wait_until(lambda: stored(tmp_path) == [1001])
 
 
-def test_a_file_exists_until_the_last_of_it_is_sent(
+def test_a_file_exists_until_its_last_draft_is_sent(
     make_emitter: Callable[..., Emitter],
     line: Line,
     tmp_path: Path,
@@ -393,13 +395,13 @@ def test_a_file_exists_until_the_last_of_it_is_sent(
     assert emitter.flush(10)
     assert len(files) >= 5
     assert set(files) == {1}
-    # What comes now is not for the disk.
+    # Drafts emitted after the outage are not stored.
     emitter.emit(draft(31))
     assert emitter.flush(10)
     assert files[-1] == 0
 
 
-def test_of_what_was_dropped_nothing_is_kept_for_ever(
+def test_dropped_drafts_do_not_stay_on_disk(
     make_emitter: Callable[..., Emitter], line: Line, tmp_path: Path
 ) -> None:
     emitter = make_emitter(max_drafts=50)
@@ -411,7 +413,7 @@ def test_of_what_was_dropped_nothing_is_kept_for_ever(
     assert sum(map(len, lines_stored(tmp_path))) < 2 * spool_file.SPARE_BYTES
 
 
-def test_what_a_closed_emitter_left_is_sent_by_the_next(
+def test_drafts_that_a_closed_emitter_left_are_sent_by_the_next_one(
     make_emitter: Callable[..., Emitter], line: Line, tmp_path: Path
 ) -> None:
     first = make_emitter()
@@ -425,13 +427,13 @@ def test_what_a_closed_emitter_left_is_sent_by_the_next(
     second.recover()
     wait_until(lambda: not list(tmp_path.iterdir()))
     assert line.numbers() == list(range(1, 601))
-    # The first may go on: what it sends now is known.
+    # If the first emitter goes on, its drafts are duplicates.
     assert first.flush(5)
     assert line.numbers() == list(range(1, 601))
     assert first.stats.duplicate == 600
 
 
-def test_a_running_emitter_looks_again_and_again(
+def test_a_running_emitter_looks_for_files_repeatedly(
     make_emitter: Callable[..., Emitter],
     line: Line,
     tmp_path: Path,
@@ -445,7 +447,7 @@ def test_a_running_emitter_looks_again_and_again(
     wait_until(lambda: not list(tmp_path.iterdir()))
 
 
-def test_what_cannot_be_sent_is_left_until_it_can(
+def test_recovered_drafts_that_cannot_be_sent_stay_on_disk_until_they_can(
     make_emitter: Callable[..., Emitter],
     line: Line,
     tmp_path: Path,
@@ -462,7 +464,7 @@ def test_what_cannot_be_sent_is_left_until_it_can(
     wait_until(lambda: line.numbers() == [1, 2])
 
 
-def test_ended_processes_are_looked_for_as_soon_as_the_backend_is_back(
+def test_files_of_ended_processes_are_looked_for_as_soon_as_the_backend_is_back(
     make_emitter: Callable[..., Emitter],
     line: Line,
     tmp_path: Path,
@@ -478,11 +480,11 @@ def test_ended_processes_are_looked_for_as_soon_as_the_backend_is_back(
     wait_until(lambda: line.numbers() == [1, 2])
 
 
-# Processes
+# Processes.
 
 
-class Speaker:
-    """A process of its own that tells of jobs."""
+class Reporter:
+    """A process of its own that sends the events of jobs (``reporter.py``)."""
 
     def __init__(self, settings: Settings, log: Path, file_bytes: int | None = None) -> None:
         self._settings = settings
@@ -498,7 +500,7 @@ class Speaker:
         limit = (file_bytes, file_bytes)
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, str(HERE / "speaker.py")],
+                [sys.executable, str(HERE / "reporter.py")],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -506,21 +508,21 @@ class Speaker:
                 preexec_fn=lambda: file_bytes and resource.setrlimit(resource.RLIMIT_FSIZE, limit),
             )
 
-    def tell(self, *commands: str) -> dict[str, Any]:
-        """Give commands; the answer to the last."""
+    def run(self, *commands: str) -> dict[str, Any]:
+        """Run commands; return the status after the last one."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        told: dict[str, Any] = {}
+        status: dict[str, Any] = {}
         for command in commands:
             self.process.stdin.write(command.encode() + b"\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
             assert line, self.log
-            told = json.loads(line)
-        return told
+            status = json.loads(line)
+        return status
 
     def wait_until(self, condition: Callable[[dict[str, Any]], object]) -> None:
-        wait_until(lambda: condition(self.tell("look")), 20)
+        wait_until(lambda: condition(self.run("status")), 20)
 
     @property
     def log(self) -> str:
@@ -547,22 +549,22 @@ def settings(server: Server, row: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def start(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Speaker]]:
-    """Starts a process; all of them are ended at last."""
-    started: list[Speaker] = []
+def start(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Reporter]]:
+    """Start a process; all of them are killed after the test."""
+    started: list[Reporter] = []
 
-    def start(**limits: int) -> Speaker:
-        started.append(Speaker(settings, tmp_path / f"log{len(started)}", **limits))
+    def start(**limits: int) -> Reporter:
+        started.append(Reporter(settings, tmp_path / f"log{len(started)}", **limits))
         return started[-1]
 
     yield start
-    for speaker in started:
-        speaker.kill()
+    for reporter in started:
+        reporter.kill()
 
 
 @pytest.fixture
 def look(settings: Settings) -> Iterator[Callable[[str], Log]]:
-    """The log of a topic."""
+    """Return the log of a topic."""
     reader = Reader(load_backend(settings))
     yield lambda topic: Log(reader, topic)
     reader.close()
@@ -578,33 +580,33 @@ def has_ended(log: Log, job: str) -> bool:
 
 
 def is_end_stored(settings: Settings) -> bool:
-    """Whether the end of one job is on disk, for its own topic and for its owner's feed."""
+    """Return True if one job's end is on disk, for its own topic and for its owner's feed."""
     assert settings.spool_path is not None
     return sum(b'"terminal":true' in line for line in lines_stored(settings.spool_path)) == 2
 
 
-def speak_in_an_outage(speaker: Speaker, server: Server, settings: Settings) -> None:
-    """Job 1 is told of before an outage and during it; what was told then is on disk."""
-    speaker.tell("begin 1", *(f"say 1 {number}" for number in range(10)), "flush")
+def report_in_an_outage(reporter: Reporter, server: Server, settings: Settings) -> None:
+    """Send events of job 1 before an outage and during it; those during it are on disk."""
+    reporter.run("begin 1", *(f"emit 1 {number}" for number in range(10)), "flush")
     server.kill()
-    speaker.tell("say 1 10")
-    speaker.wait_until(lambda told: told["failing"])
-    speaker.tell(*(f"say 1 {number}" for number in range(11, 20)), "progress 1 500", "end 1")
+    reporter.run("emit 1 10")
+    reporter.wait_until(lambda status: status["failing"])
+    reporter.run(*(f"emit 1 {number}" for number in range(11, 20)), "progress 1 500", "end 1")
     wait_until(lambda: is_end_stored(settings))
 
 
-def test_what_a_killed_process_said_in_an_outage_is_sent_once_by_the_next(
+def test_events_of_a_process_killed_in_an_outage_are_sent_once_by_the_next_one(
     server: Server,
     settings: Settings,
-    start: Callable[..., Speaker],
+    start: Callable[..., Reporter],
     look: Callable[[str], Log],
 ) -> None:
     first = start()
-    speak_in_an_outage(first, server, settings)
+    report_in_an_outage(first, server, settings)
     first.kill()
     server.start()
     second = start()
-    second.tell("adopt")
+    second.run("recover")
     own, feed = look("job:1"), look("user:7")
     wait_until(lambda: has_ended(feed, "1"), 20)
     assert (own.types[0], own.types[-1]) == ("job_started", "job_completed")
@@ -613,20 +615,20 @@ def test_what_a_killed_process_said_in_an_outage_is_sent_once_by_the_next(
     assert own.state["progress"] == {"current": 500, "total": 1000}
     assert feed.types.count("job_completed") == 1
     wait_until(lambda: not list(settings.spool_path.iterdir()))
-    assert second.tell("look")["duplicate"] == 0
+    assert second.run("status")["duplicate"] == 0
 
 
-def test_what_a_killed_process_said_is_sent_by_a_sibling_that_runs(
+def test_events_of_a_killed_process_are_sent_by_a_running_sibling(
     server: Server,
     settings: Settings,
-    start: Callable[..., Speaker],
+    start: Callable[..., Reporter],
     look: Callable[[str], Log],
 ) -> None:
     sibling, first = start(), start()
-    sibling.tell("begin 2", "flush")
-    speak_in_an_outage(first, server, settings)
-    sibling.tell("say 2 0")
-    sibling.wait_until(lambda told: told["failing"])
+    sibling.run("begin 2", "flush")
+    report_in_an_outage(first, server, settings)
+    sibling.run("emit 2 0")
+    sibling.wait_until(lambda status: status["failing"])
     first.kill()
     server.start()
     wait_until(lambda: has_ended(look("user:7"), "1"), 20)
@@ -634,8 +636,8 @@ def test_what_a_killed_process_said_is_sent_by_a_sibling_that_runs(
     wait_until(lambda: not list(settings.spool_path.iterdir()))
 
 
-def test_of_two_siblings_only_one_adopts(
-    settings: Settings, start: Callable[..., Speaker], look: Callable[[str], Log]
+def test_only_one_of_two_siblings_recovers_a_file(
+    settings: Settings, start: Callable[..., Reporter], look: Callable[[str], Log]
 ) -> None:
     assert settings.spool_path is not None
     for file in range(3):
@@ -643,13 +645,13 @@ def test_of_two_siblings_only_one_adopts(
         store(settings.spool_path, drafts)
     siblings = [start(), start()]
     for one in siblings:
-        one.tell("look")
+        one.run("status")
     for one in siblings:
-        one.tell("adopt")
+        one.run("recover")
     wait_until(lambda: not list(settings.spool_path.iterdir()), 20)
-    told = [one.tell("look") for one in siblings]
-    assert sum(one["appended"] for one in told) == 2700
-    assert sum(one["duplicate"] for one in told) == 0
+    statuses = [one.run("status") for one in siblings]
+    assert sum(one["appended"] for one in statuses) == 2700
+    assert sum(one["duplicate"] for one in statuses) == 0
     for file in range(3):
         offsets = [event["state"]["number"] for event in look(f"job:{file}").events]
         assert offsets == list(range(1, 901))
@@ -659,21 +661,21 @@ def test_of_two_siblings_only_one_adopts(
 def test_a_child_that_outlives_its_parent_does_not_keep_the_file(
     server: Server,
     settings: Settings,
-    start: Callable[..., Speaker],
+    start: Callable[..., Reporter],
     look: Callable[[str], Log],
     forks_first: bool,
 ) -> None:
     first, second = start(), start()
-    child = first.tell("fork")["child"] if forks_first else 0
-    speak_in_an_outage(first, server, settings)
-    child = child or first.tell("fork")["child"]
+    child = first.run("fork")["child"] if forks_first else 0
+    report_in_an_outage(first, server, settings)
+    child = child or first.run("fork")["child"]
     try:
-        # And it does not give it away.
+        # While the parent runs, no process can recover its file.
         assert open_orphan(settings.spool_path, set()) is None
         first.process.kill()
         first.process.wait()
         server.start()
-        second.tell("adopt")
+        second.run("recover")
         wait_until(lambda: has_ended(look("user:7"), "1"), 20)
         os.kill(child, 0)
     finally:
@@ -681,23 +683,23 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_file(
     assert notes(look("job:1")) == list(range(20))
 
 
-def test_a_process_that_is_killed_while_its_backend_hangs_loses_nothing_either(
+def test_events_of_a_process_killed_while_its_backend_hangs_are_sent_too(
     server: Server,
     settings: Settings,
-    start: Callable[..., Speaker],
+    start: Callable[..., Reporter],
     look: Callable[[str], Log],
 ) -> None:
     first = start()
-    first.tell("begin 1", "flush")
+    first.run("begin 1", "flush")
     server.pause()
-    first.tell("say 1 0")
-    # The first call must have failed; later ones hang too, and hold up nothing.
-    wait_until(lambda: first.tell("look")["failures"] >= 1, 20)
-    first.tell("say 1 1", "end 1")
+    first.run("emit 1 0")
+    # The first call must have failed; later ones hang too, and delay no storing.
+    wait_until(lambda: first.run("status")["failures"] >= 1, 20)
+    first.run("emit 1 1", "end 1")
     wait_until(lambda: is_end_stored(settings))
     first.kill()
     server.resume()
-    start().tell("adopt")
+    start().run("recover")
     wait_until(lambda: has_ended(look("user:7"), "1"), 20)
     assert notes(look("job:1")) == [0, 1]
     assert look("job:1").types.count("job_completed") == 1
@@ -706,33 +708,33 @@ def test_a_process_that_is_killed_while_its_backend_hangs_loses_nothing_either(
 def test_a_full_disk_is_survived(
     server: Server,
     settings: Settings,
-    start: Callable[..., Speaker],
+    start: Callable[..., Reporter],
     look: Callable[[str], Log],
 ) -> None:
-    speaker = start(file_bytes=3000)
-    speaker.tell("begin 1", "flush")
+    reporter = start(file_bytes=3000)
+    reporter.run("begin 1", "flush")
     server.kill()
-    speaker.tell("say 1 0")
-    speaker.wait_until(lambda told: told["failing"])
+    reporter.run("emit 1 0")
+    reporter.wait_until(lambda status: status["failing"])
     for number in range(1, 100):
-        speaker.tell(f"say 1 {number}")
-    speaker.tell("end 1")
-    wait_until(lambda: "in memory only" in speaker.log)
+        reporter.run(f"emit 1 {number}")
+    reporter.run("end 1")
+    wait_until(lambda: "in memory only" in reporter.log)
     server.start()
     wait_until(lambda: has_ended(look("user:7"), "1"), 20)
     assert notes(look("job:1")) == list(range(100))
-    assert speaker.log.count("in memory only") == 1
-    assert "Traceback" not in speaker.log
+    assert reporter.log.count("in memory only") == 1
+    assert "Traceback" not in reporter.log
     wait_until(lambda: not list(settings.spool_path.iterdir()))
 
 
 def test_processes_of_another_prefix_are_not_touched(
-    settings: Settings, start: Callable[..., Speaker]
+    settings: Settings, start: Callable[..., Reporter]
 ) -> None:
     assert settings.spool_path is not None
     other = settings.spool_path.with_name("redis-other")
     path = store(other, [draft(1)])
     mine = store(settings.spool_path, [draft(1)])
-    start().tell("adopt")
+    start().run("recover")
     wait_until(lambda: not mine.exists())
     assert path.exists()

@@ -23,9 +23,11 @@ from semantik_realtime.errors import BackendUnavailable, TopicError
 from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import tracker as tracker_module
-from semantik_realtime.worker.job import current, misuse
+from semantik_realtime.worker.current import current_job
+from semantik_realtime.worker.headers import read_job_meta
 from semantik_realtime.worker.submit import submit
-from semantik_realtime.worker.tracker import TaskTracker, install, read_job_meta
+from semantik_realtime.worker.tracker import TaskTracker, install
+from semantik_realtime.worker.values import misuse
 
 Look = Callable[[str], Log]
 
@@ -43,7 +45,7 @@ def fail() -> None:
 
 
 @app.task(bind=True)
-def again(self: Task) -> str:
+def retry_twice(self: Task) -> str:
     if self.request.retries < 2:
         raise self.retry(countdown=0)
     return "done"
@@ -56,13 +58,13 @@ def outer(inner_id: str) -> str | None:
     return job.id
 
 
-@app.task(name="celery.of_its_own")
-def of_celery() -> str | None:
+@app.task(name="celery.own")
+def celerys_own() -> str | None:
     return job.id
 
 
 @app.task
-def leave() -> None:
+def exit_process() -> None:
     raise SystemExit(3)
 
 
@@ -72,14 +74,14 @@ def update(self: Task, state: str | None, meta: Any) -> None:
 
 
 @pytest.fixture
-def mirror(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskTracker]:
-    previous = tracker_module._mirror
+def tracker(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskTracker]:
+    previous = tracker_module._tracker
     if previous is not None:
         previous.disconnect()
-    monkeypatch.setattr(tracker_module, "_mirror", None)
-    mirror = install(runtime=runtime)
-    yield mirror
-    mirror.disconnect()
+    monkeypatch.setattr(tracker_module, "_tracker", None)
+    tracker = install(runtime=runtime)
+    yield tracker
+    tracker.disconnect()
     if previous is not None:
         previous.connect()
 
@@ -90,51 +92,53 @@ def job_id() -> str:
 
 
 @pytest.mark.every_row
-def test_a_task_is_a_job(mirror: TaskTracker, log: Look, job_id: str) -> None:
+def test_a_task_is_a_job(tracker: TaskTracker, log: Look, job_id: str) -> None:
     add.apply((1, 2), task_id=job_id, headers={"realtime_owner": "7"})
     own = log(f"job:{job_id}")
     assert own.types == ["job_started", "job_completed"]
     assert own.state["name"] == add.name
     assert own.owner == "7"
     assert log("user:7").types == own.types
-    assert current() is None
-    assert not mirror.failures
+    assert current_job() is None
+    assert not tracker.failures
 
 
 @pytest.mark.every_row
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("tracker")
 def test_the_end_is_appended_before_the_task_is_over(reader: Reader, job_id: str) -> None:
     add.apply((1, 2), task_id=job_id)
-    # No flush here: that is what is claimed.
+    # Without a flush here, which is the claim.
     assert Log(reader, f"job:{job_id}").last["type"] == "job_completed"
 
 
-def test_installing_again_tells_nothing_twice(
-    mirror: TaskTracker, runtime: Runtime, log: Look, job_id: str
+def test_installing_again_sends_no_event_twice(
+    tracker: TaskTracker, runtime: Runtime, log: Look, job_id: str
 ) -> None:
-    assert install(app, runtime) is mirror
+    assert install(app, runtime) is tracker
     add.apply((1, 2), task_id=job_id)
     assert log(f"job:{job_id}").types == ["job_started", "job_completed"]
 
 
 def test_nothing_is_connected_when_the_mirror_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker_module, "_mirror", None)
+    monkeypatch.setattr(tracker_module, "_tracker", None)
     before = len(signals.task_prerun.receivers)
     install(runtime=Runtime(Settings(backend="memory", mirror=False)))
     assert len(signals.task_prerun.receivers) == before
 
 
-@pytest.mark.usefixtures("mirror")
-def test_a_runtime_without_a_mirror_disconnects_it(log: Look, job_id: str) -> None:
+@pytest.mark.usefixtures("tracker")
+def test_installing_a_runtime_with_the_mirror_off_disconnects_the_tracker(
+    log: Look, job_id: str
+) -> None:
     install(runtime=Runtime(Settings(backend="memory", mirror=False)))
     install()
     add.apply((1, 2), task_id=job_id)
     assert log(f"job:{job_id}").events == []
 
 
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("tracker")
 @pytest.mark.parametrize("throw", [False, True])
-def test_a_failure_is_told_once(log: Look, job_id: str, throw: bool) -> None:
+def test_a_failure_is_sent_once(log: Look, job_id: str, throw: bool) -> None:
     if throw:
         with pytest.raises(ValueError, match="no"):
             fail.apply(task_id=job_id, throw=True)
@@ -145,18 +149,18 @@ def test_a_failure_is_told_once(log: Look, job_id: str, throw: bool) -> None:
     assert own.state["error"] == {"type": "ValueError", "message": "no"}
 
 
-@pytest.mark.usefixtures("mirror")
-def test_a_task_that_exits_outside_a_pool_process_has_failed(log: Look, job_id: str) -> None:
+@pytest.mark.usefixtures("tracker")
+def test_a_task_that_exits_outside_a_pool_process_fails_its_job(log: Look, job_id: str) -> None:
     with pytest.raises(SystemExit):
-        leave.apply(task_id=job_id)
+        exit_process.apply(task_id=job_id)
     assert log(f"job:{job_id}").state["error"]["type"] == "SystemExit"
-    assert current() is None
+    assert current_job() is None
 
 
 @pytest.mark.every_row
-@pytest.mark.usefixtures("mirror")
-def test_retries_are_attempts(log: Look, job_id: str) -> None:
-    again.apply(task_id=job_id)
+@pytest.mark.usefixtures("tracker")
+def test_each_retry_is_an_attempt_of_the_same_job(log: Look, job_id: str) -> None:
+    retry_twice.apply(task_id=job_id)
     assert log(f"job:{job_id}").statuses == [
         (1, "running"),
         (1, "retrying"),
@@ -167,7 +171,7 @@ def test_retries_are_attempts(log: Look, job_id: str) -> None:
     ]
 
 
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("tracker")
 def test_a_task_within_a_task_is_a_job_of_its_own(log: Look) -> None:
     outer_id, inner_id = str(uuid.uuid4()), str(uuid.uuid4())
     assert outer.apply((inner_id,), task_id=outer_id).get() == outer_id
@@ -175,27 +179,27 @@ def test_a_task_within_a_task_is_a_job_of_its_own(log: Look) -> None:
     assert log(f"job:{outer_id}").types == ["job_started", "inner_done", "job_completed"]
 
 
-@pytest.mark.usefixtures("mirror")
-def test_celerys_own_tasks_are_nobodys_jobs(log: Look, job_id: str) -> None:
-    assert of_celery.apply(task_id=job_id).get() is None
+@pytest.mark.usefixtures("tracker")
+def test_celerys_own_tasks_are_not_jobs(log: Look, job_id: str) -> None:
+    assert celerys_own.apply(task_id=job_id).get() is None
     assert log(f"job:{job_id}").events == []
 
 
-def test_a_receiver_that_fails_is_counted_logged_once_and_harms_no_task(
-    mirror: TaskTracker, caplog: pytest.LogCaptureFixture
+def test_a_failing_receiver_is_counted_logged_once_and_harms_no_task(
+    tracker: TaskTracker, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR, "semantik_realtime"):
         for _ in range(3):
             assert add.apply((1, 2), task_id="no/topic").get() == 3
-    assert mirror.failures["prerun: TopicError"] == 3
+    assert tracker.failures["prerun: TopicError"] == 3
     assert len(caplog.records) == 1
 
 
-# Publishing
+# Publishing.
 
 
 @pytest.mark.every_row
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("tracker")
 def test_a_published_task_is_queued(log: Look) -> None:
     job_id = add.apply_async((1, 2), headers={"realtime_owner": 7}).id
     own = log(f"job:{job_id}")
@@ -211,26 +215,26 @@ def test_a_published_task_is_queued(log: Look) -> None:
     assert log("user:7").last["key"] == job_id
 
 
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("tracker")
 def test_a_republished_retry_is_not_a_new_job(log: Look, job_id: str) -> None:
     add.apply_async((1, 2), task_id=job_id, retries=1)
     assert log(f"job:{job_id}").events == []
 
 
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("tracker")
 def test_a_job_that_publishes_itself_again_keeps_its_owner_and_counts_its_attempts(
     runtime: Runtime,
 ) -> None:
     sent: list[dict[str, Any]] = []
 
-    def look(headers: dict[str, Any], **_: Any) -> None:
+    def note_headers(headers: dict[str, Any], **_: Any) -> None:
         sent.append(headers)
 
     @app.task(bind=True)
     def replace(self: Task) -> None:
         add.apply_async((1, 2), task_id=self.request.id)
 
-    signals.after_task_publish.connect(look)
+    signals.after_task_publish.connect(note_headers)
     replace.apply(
         headers={
             "realtime_owner": "7",
@@ -238,7 +242,7 @@ def test_a_job_that_publishes_itself_again_keeps_its_owner_and_counts_its_attemp
             "realtime_queued_at": "2026-01-01T00:00:00.000Z",
         }
     )
-    signals.after_task_publish.disconnect(look)
+    signals.after_task_publish.disconnect(note_headers)
     [headers] = sent
     assert headers["realtime_owner"] == "7"
     assert headers["realtime_topics"] == ["collection:9"]
@@ -247,7 +251,7 @@ def test_a_job_that_publishes_itself_again_keeps_its_owner_and_counts_its_attemp
 
 
 @pytest.mark.every_row
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("tracker")
 def test_a_queued_event_that_comes_after_the_start_is_dropped(
     log: Look, runtime: Runtime, job_id: str
 ) -> None:
@@ -257,7 +261,9 @@ def test_a_queued_event_that_comes_after_the_start_is_dropped(
     assert runtime.emitter.stats.stale == 1
 
 
-def test_whoever_submits_may_be_watched_at_once(settings: Settings, mirror: TaskTracker) -> None:
+def test_a_job_may_be_watched_as_soon_as_submit_returns(
+    settings: Settings, tracker: TaskTracker
+) -> None:
     class Slow(MemoryBackend):
         @hookimpl
         def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
@@ -266,7 +272,7 @@ def test_whoever_submits_may_be_watched_at_once(settings: Settings, mirror: Task
 
     backend = Slow(settings)
     runtime = Runtime(settings, backend=backend)
-    mirror.use(runtime)
+    tracker.use(runtime)
     reader = Reader(backend)
     sent = submit(add, 1, owner="7", b=2, topics=["collection:9"])
     own, shared = Log(reader, sent.topic), Log(reader, "collection:9")
@@ -279,19 +285,21 @@ def test_whoever_submits_may_be_watched_at_once(settings: Settings, mirror: Task
     runtime.close()
 
 
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("tracker")
 @pytest.mark.parametrize("wrong", [{"owner": "a b"}, {"owner": "7", "job_id": "a/b"}])
-def test_what_cannot_be_a_topic_is_not_submitted(wrong: dict[str, str], runtime: Runtime) -> None:
+def test_a_task_whose_owner_or_id_is_outside_the_grammar_is_not_submitted(
+    wrong: dict[str, str], runtime: Runtime
+) -> None:
     with pytest.raises(TopicError):
         submit(add, 1, 2, **wrong)  # type: ignore[arg-type]
     assert runtime.emitter.stats.appended == 0
 
 
-# Attempts
+# Attempts.
 
 
-class Deaf(MemoryBackend):
-    """Appends, but never counts an attempt."""
+class Claimless(MemoryBackend):
+    """Appends, but fails each claim."""
 
     claims = 0
 
@@ -302,19 +310,19 @@ class Deaf(MemoryBackend):
 
 
 @pytest.fixture
-def deaf(settings: Settings, mirror: TaskTracker) -> Iterator[tuple[Deaf, Runtime]]:
-    backend = Deaf(settings)
+def claimless(settings: Settings, tracker: TaskTracker) -> Iterator[tuple[Claimless, Runtime]]:
+    backend = Claimless(settings)
     runtime = Runtime(settings, backend=backend)
-    mirror.use(runtime)
+    tracker.use(runtime)
     yield backend, runtime
     runtime.close()
 
 
-def test_without_an_answer_attempts_are_counted_by_the_message(
-    deaf: tuple[Deaf, Runtime], job_id: str, caplog: pytest.LogCaptureFixture
+def test_if_a_claim_fails_attempts_are_counted_by_the_message(
+    claimless: tuple[Claimless, Runtime], job_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend, runtime = deaf
-    again.apply(task_id=job_id)
+    backend, runtime = claimless
+    retry_twice.apply(task_id=job_id)
     other = str(uuid.uuid4())
     add.apply((1, 2), task_id=other, headers={"realtime_attempt": 4})
     runtime.emitter.flush(5)
@@ -327,30 +335,29 @@ def test_without_an_answer_attempts_are_counted_by_the_message(
     assert len([r for r in caplog.records if "not claimed" in r.message]) == 1
 
 
-def test_after_a_failed_claim_the_next_tasks_do_not_ask(
-    deaf: tuple[Deaf, Runtime],
+def test_after_a_failed_claim_the_next_tasks_do_not_claim(
+    claimless: tuple[Claimless, Runtime],
 ) -> None:
-    backend, _ = deaf
+    backend, _ = claimless
     for _ in range(5):
         add.apply((1, 2))
     assert backend.claims == 1
 
 
-def test_while_the_backend_fails_nobody_asks_or_waits(
-    settings: Settings, mirror: TaskTracker
+def test_while_the_backend_fails_no_task_claims_or_waits(
+    settings: Settings, tracker: TaskTracker
 ) -> None:
-    class Away(Deaf):
+    class Away(Claimless):
         @hookimpl
         def publish(self, drafts: Any) -> Any:
             raise BackendUnavailable("away")
 
     backend = Away(settings)
     runtime = Runtime(settings, backend=backend)
-    mirror.use(runtime)
+    tracker.use(runtime)
     add.apply((1, 2))
     assert runtime.backend.fails_writes
     backend.claims = 0
-    mirror._claim_at = 0.0
     begun = time.monotonic()
     for _ in range(20):
         add.apply((1, 2))
@@ -359,12 +366,14 @@ def test_while_the_backend_fails_nobody_asks_or_waits(
     runtime.close(0.01)
 
 
-# What the main process of a worker tells
+# Events of a worker's main process.
 
 
 @pytest.mark.every_row
-@pytest.mark.usefixtures("mirror")
-def test_an_end_told_twice_is_appended_once(log: Look, runtime: Runtime, job_id: str) -> None:
+@pytest.mark.usefixtures("tracker")
+def test_an_end_that_is_sent_twice_is_appended_once(
+    log: Look, runtime: Runtime, job_id: str
+) -> None:
     add.apply_async((1, 2), task_id=job_id, headers={"realtime_owner": "7"})
     headers = {"realtime_owner": "7"}
     add.push_request(id=job_id, **headers)
@@ -376,8 +385,8 @@ def test_an_end_told_twice_is_appended_once(log: Look, runtime: Runtime, job_id:
     assert log(f"job:{job_id}").state["attempt"] == 1
 
 
-def test_a_job_without_a_number_left_for_it_is_not_heard(
-    settings: Settings, mirror: TaskTracker, job_id: str
+def test_a_job_whose_claim_returns_zero_sends_nothing(
+    settings: Settings, tracker: TaskTracker, job_id: str
 ) -> None:
     class Deleted(MemoryBackend):
         @hookimpl
@@ -386,15 +395,15 @@ def test_a_job_without_a_number_left_for_it_is_not_heard(
 
     backend = Deleted(settings)
     runtime = Runtime(settings, backend=backend)
-    mirror.use(runtime)
+    tracker.use(runtime)
     assert outer.apply((str(uuid.uuid4()),), task_id=job_id).get() == job_id
     runtime.close()
     assert not backend._logs
 
 
 @pytest.mark.every_row
-@pytest.mark.usefixtures("mirror")
-def test_nothing_is_heard_of_a_deleted_job(log: Look, runtime: Runtime, job_id: str) -> None:
+@pytest.mark.usefixtures("tracker")
+def test_nothing_is_appended_for_a_deleted_job(log: Look, runtime: Runtime, job_id: str) -> None:
     headers = {"realtime_owner": "7"}
     add.apply_async((1, 2), task_id=job_id, headers=headers)
     asyncio.run(runtime.delete(job_id, owner="7"))
@@ -407,13 +416,13 @@ def test_nothing_is_heard_of_a_deleted_job(log: Look, runtime: Runtime, job_id: 
     assert log("user:7").types == ["job_queued", "job_deleted"]
 
 
-# Headers
+# Headers.
 
 
-def test_topics_may_be_a_list_or_a_text() -> None:
+def test_topics_may_be_a_list_or_comma_separated() -> None:
     for topics in (["a:1", "b:2"], "a:1, b:2"):
-        origin = read_job_meta({"id": "1", "realtime_topics": topics})
-        assert origin.topics == ("a:1", "b:2")
+        meta = read_job_meta({"id": "1", "realtime_topics": topics})
+        assert meta.topics == ("a:1", "b:2")
 
 
 @pytest.mark.parametrize(
@@ -427,18 +436,18 @@ def test_topics_may_be_a_list_or_a_text() -> None:
     ],
 )
 def test_a_bad_header_is_left_out(headers: dict[str, Any]) -> None:
-    origin = read_job_meta({"id": "1", **headers})
-    assert origin.owner is None
-    assert set(origin.topics) <= {"a:1"}
-    assert origin.queued_at is None
+    meta = read_job_meta({"id": "1", **headers})
+    assert meta.owner is None
+    assert set(meta.topics) <= {"a:1"}
+    assert meta.queued_at is None
 
 
-def test_topics_are_bounded() -> None:
+def test_topics_after_the_20th_are_left_out() -> None:
     topics = [f"a:{number}" for number in range(1000)]
     assert len(read_job_meta({"id": "1", "realtime_topics": topics}).topics) == 20
 
 
-# update_state
+# update_state.
 
 
 @pytest.mark.parametrize(
@@ -475,8 +484,8 @@ def test_topics_are_bounded() -> None:
         ("PROGRESS", {5: 6, "current": "x"}, {"fields": {"current": "x"}}),
     ],
 )
-@pytest.mark.usefixtures("mirror")
-def test_update_state_says_progress_message_and_fields(
+@pytest.mark.usefixtures("tracker")
+def test_update_state_sets_progress_message_and_fields(
     log: Look, job_id: str, state: str, meta: Any, expected: dict[str, Any]
 ) -> None:
     stored: list[Any] = []
@@ -487,41 +496,49 @@ def test_update_state_says_progress_message_and_fields(
     finally:
         update.backend.store_result = original
     assert stored == [(job_id, meta, state)]
-    told = log(f"job:{job_id}").state
-    assert {n: told[n] for n in ("progress", "message", "fields") if n in told} == expected
+    shown = log(f"job:{job_id}").state
+    assert {n: shown[n] for n in ("progress", "message", "fields") if n in shown} == expected
 
 
-@pytest.mark.usefixtures("mirror")
-def test_an_update_of_another_task_is_not_ours(log: Look, job_id: str) -> None:
+@pytest.mark.usefixtures("tracker")
+def test_an_update_of_another_task_does_not_change_this_job(log: Look, job_id: str) -> None:
     @app.task(bind=True)
-    def meddle(self: Task) -> None:
+    def update_both(self: Task) -> None:
         self.update_state(task_id=self.request.id, state="PROGRESS", meta={"current": 1})
         self.update_state(task_id="other", state="PROGRESS", meta={"current": 2})
 
-    meddle.apply(task_id=job_id)
+    update_both.apply(task_id=job_id)
     assert log(f"job:{job_id}").state["progress"]["current"] == 1
     assert log("job:other").events == []
 
 
-@pytest.mark.usefixtures("mirror")
+@pytest.mark.usefixtures("tracker")
 def test_update_state_is_wrapped_once() -> None:
     for _ in range(3):
         update.apply((None, None))
     assert not hasattr(update.update_state.__wrapped__, "__wrapped__")
 
 
-def test_misuse_is_not_counted_for_what_is_fine(mirror: TaskTracker) -> None:
+def test_good_values_are_not_counted_as_misuse(tracker: TaskTracker) -> None:
     update.apply(("PROGRESS", {"current": 1, "total": 2, "status": "x"}))
     assert not misuse
-    assert not mirror.failures
+    assert not tracker.failures
 
 
-# Imports
+# Imports.
 
 
 @pytest.mark.parametrize(
     "module",
-    ["worker.job", "worker.progress", "worker.tracker", "worker.command", "worker.submit"],
+    [
+        "worker.job",
+        "worker.current",
+        "worker.progress",
+        "worker.headers",
+        "worker.tracker",
+        "worker.command",
+        "worker.submit",
+    ],
 )
 def test_importing_needs_neither_a_server_nor_its_client_nor_a_web_framework(module: str) -> None:
     code = (
@@ -531,6 +548,6 @@ def test_importing_needs_neither_a_server_nor_its_client_nor_a_web_framework(mod
         "assert not bad, bad\n"
         "assert threading.active_count() == 1\n"
     )
-    if module in ("worker.job", "worker.progress"):
+    if module in ("worker.job", "worker.current", "worker.progress", "worker.headers"):
         code += "assert 'celery' not in sys.modules\n"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""What writers count, and how a worker of several processes shows it as one."""
+"""The metrics of emitters, and how a worker of several processes exports their sums."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def draft(number: int, *, key: str = "1", terminal: bool = False, attempt: int =
 
 
 class Line:
-    """The memory backend behind a line that can be cut, and can lose one answer."""
+    """The memory backend behind a line that can be cut, and can lose one reply."""
 
     def __init__(self) -> None:
         self.guard = GuardedBackend(self, 5.0)
         self.backend = MemoryBackend(Settings(backend="memory", max_keys=2))
         self.is_cut = False
-        self.loses_answer = False
+        self.loses_reply = False
 
     def close_writer(self) -> None:
         pass
@@ -61,9 +61,9 @@ class Line:
         if self.is_cut:
             raise BackendUnavailable("the line is cut")
         receipts = self.backend.publish(drafts)
-        if self.loses_answer:
-            self.loses_answer = False
-            raise AppendUncertain("the answer is lost")
+        if self.loses_reply:
+            self.loses_reply = False
+            raise AppendUncertain("the reply is lost")
         return receipts
 
 
@@ -83,7 +83,7 @@ def emitter(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emitter]:
 
 
 def samples(families: Iterable[Metric]) -> Numbers:
-    """Each sample by its name, without ours before it, and the values of its labels."""
+    """Each sample by its name, without our namespace, and the values of its labels."""
     return {
         (sample.name.removeprefix("semantik_realtime_"), *sample.labels.values()): sample.value
         for family in families
@@ -91,89 +91,89 @@ def samples(families: Iterable[Metric]) -> Numbers:
     }
 
 
-def told() -> Numbers:
-    """What the writers of this process tell."""
+def exported() -> Numbers:
+    """What the emitters of this process export."""
     return samples(writing().collect())
 
 
-def moved(before: Numbers, *names: str) -> Numbers:
-    """What has changed since of the metrics with these names."""
+def changes(before: Numbers, *names: str) -> Numbers:
+    """How the metrics with these names have changed since ``before``."""
     return {
         sample: value - before.get(sample, 0)
-        for sample, value in told().items()
+        for sample, value in exported().items()
         if sample[0] in names and value != before.get(sample, 0)
     }
 
 
-def test_each_draft_is_told_once_by_what_became_of_it(emitter: Emitter, line: Line) -> None:
-    before = told()
+def test_each_draft_is_counted_once_by_its_outcome(emitter: Emitter, line: Line) -> None:
+    before = exported()
     for number in range(3):
         emitter.emit(draft(number))
     assert emitter.flush(5)
-    assert moved(before, "drafts_total") == {("drafts_total", "appended"): 3}
+    assert changes(before, "drafts_total") == {("drafts_total", "appended"): 3}
 
-    line.loses_answer = True
+    line.loses_reply = True
     emitter.emit(draft(3))
     assert emitter.flush(5)
-    assert moved(before, "drafts_total", "emitter_failures_total") == {
+    assert changes(before, "drafts_total", "emitter_failures_total") == {
         ("drafts_total", "appended"): 3,
         ("drafts_total", "duplicate"): 1,
         ("emitter_failures_total",): 1,
     }
 
-    # A third key is too many; after the end, and of an outdated attempt, nothing is taken.
+    # A third key is too many; drafts after the end and of an outdated attempt are refused.
     emitter.emit(draft(4, key="2"))
     emitter.emit(draft(5, key="3"))
     emitter.emit(draft(6, attempt=2, terminal=True))
     emitter.emit(draft(7, attempt=2))
     emitter.emit(draft(8, attempt=1))
     assert emitter.flush(5)
-    assert moved(before, "drafts_total") == {
+    assert changes(before, "drafts_total") == {
         ("drafts_total", "appended"): 5,
         ("drafts_total", "duplicate"): 1,
         ("drafts_total", "rejected"): 1,
         ("drafts_total", "closed"): 1,
         ("drafts_total", "stale"): 1,
     }
-    # Asking again changes nothing.
-    assert moved(told(), "drafts_total") == {}
+    # A second collection changes nothing.
+    assert changes(exported(), "drafts_total") == {}
 
 
-def test_what_waits_is_told_while_it_waits_and_what_was_dropped_for_good(
+def test_waiting_drafts_are_a_gauge_and_dropped_ones_a_counter(
     emitter: Emitter, line: Line
 ) -> None:
-    before = told()
+    before = exported()
     line.is_cut = True
     emitter.emit(draft(0, key="first"))
     wait_until(lambda: line.guard.fails_writes)
-    waits = moved(before, "spool_drafts", "spool_bytes")
-    assert waits["spool_drafts",] == 1
-    assert waits["spool_bytes",] > 50
-    assert moved(before, "emitter_failures_total")["emitter_failures_total",] >= 1
+    waiting = changes(before, "spool_drafts", "spool_bytes")
+    assert waiting["spool_drafts",] == 1
+    assert waiting["spool_bytes",] > 50
+    assert changes(before, "emitter_failures_total")["emitter_failures_total",] >= 1
     for number in range(50):
         emitter.emit(draft(number, key=str(number)))
     wait_until(lambda: emitter.stats.dropped)
-    dropped = moved(before, "drafts_total")["drafts_total", "dropped"]
+    dropped = changes(before, "drafts_total")["drafts_total", "dropped"]
     assert dropped == emitter.stats.dropped
 
     line.is_cut = False
     emitter.retry_now()
     assert emitter.flush(5)
-    assert moved(before, "spool_drafts", "spool_bytes") == {}
-    assert sum(moved(before, "drafts_total").values()) == 51
+    assert changes(before, "spool_drafts", "spool_bytes") == {}
+    assert sum(changes(before, "drafts_total").values()) == 51
 
 
-def test_an_emitter_that_is_gone_takes_nothing_back(line: Line) -> None:
-    before = told()
+def test_a_deleted_emitter_does_not_lower_the_counts(line: Line) -> None:
+    before = exported()
     emitter = Emitter(line.guard)
     emitter.emit(draft(0))
     assert emitter.close(5)
-    assert moved(before, "drafts_total") == {("drafts_total", "appended"): 1}
+    assert changes(before, "drafts_total") == {("drafts_total", "appended"): 1}
     del emitter
-    assert moved(before, "drafts_total") == {("drafts_total", "appended"): 1}
+    assert changes(before, "drafts_total") == {("drafts_total", "appended"): 1}
 
 
-# Processes of their own: prometheus-client shares what it counts from its import on.
+# In other processes, because prometheus-client decides at its import whether it shares counts.
 
 
 def run(script: str, *arguments: str, **environment: str) -> str:
@@ -188,7 +188,7 @@ def run(script: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_a_process_forked_while_numbers_are_carried_goes_on_and_counts_its_own(
+def test_a_process_forked_during_a_flush_does_not_hang_and_exports_its_own_counts(
     tmp_path: Path,
 ) -> None:
     script = """
@@ -197,7 +197,7 @@ def test_a_process_forked_while_numbers_are_carried_goes_on_and_counts_its_own(
         from semantik_realtime.emitter.emitter import Emitter
         from semantik_realtime.metrics import register, writing
 
-        # A busy machine is no reason to give up, and any moment is one to switch threads.
+        # A busy machine must not fail the test; switching threads often finds more races.
         module.FORK_SECONDS = 60
         sys.setswitchinterval(1e-5)
         emitter = Emitter(None)
@@ -206,13 +206,13 @@ def test_a_process_forked_while_numbers_are_carried_goes_on_and_counts_its_own(
         metrics.flush()
         going = True
 
-        def carry():
+        def flush():
             while going:
                 emitter.stats.appended += 1
                 metrics.flush()
                 time.sleep(0)
 
-        thread = threading.Thread(target=carry)
+        thread = threading.Thread(target=flush)
         thread.start()
         children = []
         for _ in range(40):
@@ -242,7 +242,7 @@ def test_a_process_forked_while_numbers_are_carried_goes_on_and_counts_its_own(
     assert float(run(script, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))) == 40 * 7
 
 
-def test_a_child_does_not_keep_the_port_when_its_worker_is_gone() -> None:
+def test_a_child_does_not_keep_the_port_of_a_worker_that_has_ended() -> None:
     script = """
         import os, sys
         from semantik_realtime.metrics import register, serve, writing
@@ -267,7 +267,7 @@ def test_a_child_does_not_keep_the_port_when_its_worker_is_gone() -> None:
         with socket.create_server(("127.0.0.1", port)):
             pass
         worker.stdin.close()
-        # Closed by the child too: it has ended.
+        # The child has closed its end too, because it has ended.
         assert worker.stdout.read() == b""
 
 
@@ -298,7 +298,7 @@ def written(worker: Worker, *jobs: str) -> int:
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_worker_shows_what_all_its_processes_have_written(
+def test_a_worker_exports_what_all_its_processes_have_written(
     broker: str, tmp_path: Path, pool: str
 ) -> None:
     port = free_port()
@@ -308,7 +308,7 @@ def test_a_worker_shows_what_all_its_processes_have_written(
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path / "shared")
     with running(broker, Place("redis", broker), pool, tmp_path, **environment) as worker:
         wait_until(lambda: "drafts_total" in {name for name, *_ in scrape(port)})
-        jobs = [worker.send("talk_much", 50) for _ in range(4)]
+        jobs = [worker.send("emit_many", 50) for _ in range(4)]
         for job in jobs:
             worker.wait_for(job, "completed")
         wait_until(
@@ -316,8 +316,8 @@ def test_a_worker_shows_what_all_its_processes_have_written(
         )
         wait_until(lambda: scrape(port)["spool_drafts",] == 0, 15)
         if pool == "prefork":
-            # What the children count last of all is not lost with them.
-            jobs.append(worker.send("talk_much", 50))
+            # The children flush their last counts when they end.
+            jobs.append(worker.send("emit_many", 50))
             worker.wait_for(jobs[-1], "completed")
             worker.process.send_signal(signal.SIGTERM)
             assert worker.process.wait(30) == 0
@@ -326,7 +326,7 @@ def test_a_worker_shows_what_all_its_processes_have_written(
         assert "metrics: " not in worker.output
 
 
-def test_a_worker_whose_metrics_cannot_be_shown_says_so_and_works(
+def test_a_worker_that_cannot_serve_its_metrics_logs_that_and_runs_tasks(
     broker: str, tmp_path: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -334,6 +334,6 @@ def test_a_worker_whose_metrics_cannot_be_shown_says_so_and_works(
         environment = {"SEMANTIK_REALTIME_WORKER_METRICS": address}
         with running(broker, Place("redis", broker), "prefork", tmp_path, **environment) as worker:
             worker.wait_for(worker.send("add", 1, 2), "completed")
-            wait_until(lambda: "metrics: not shown" in worker.output)
+            wait_until(lambda: f"metrics: not served address={address}" in worker.output)
             assert "without PROMETHEUS_MULTIPROC_DIR no child is counted" in worker.output
             assert "Address already in use" in worker.output

@@ -1,4 +1,4 @@
-"""Waiting for a condition, and a look at a topic's log."""
+"""Waiting for a condition, and reading a topic's log."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from semantik_realtime.hookspecs import Snapshot
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait for a condition, with a deadline."""
+    """Wait until ``condition`` is true; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
+        assert time.monotonic() < deadline, f"not true within {seconds:g} s"
         time.sleep(0.005)
 
 
@@ -45,7 +45,7 @@ class Reader:
 
 
 class Log:
-    """What a topic's log holds."""
+    """The log of a topic, read anew at each use."""
 
     def __init__(self, reader: Reader, topic: str) -> None:
         self._reader = reader
@@ -64,7 +64,7 @@ class Log:
 
     @property
     def statuses(self) -> list[tuple[int, str]]:
-        """Attempt and status of each event, repetitions left out."""
+        """Attempt and status of each event, without repetitions."""
         pairs = [(e["state"]["attempt"], e["state"]["status"]) for e in self.events]
         return [pair for n, pair in enumerate(pairs) if n == 0 or pair != pairs[n - 1]]
 

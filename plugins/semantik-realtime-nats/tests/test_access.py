@@ -33,7 +33,7 @@ async def works(backend: NatsBackend) -> bool:
     await backend.open()
     await backend.subscribe(topic, sink)
     receipts = backend.publish([author.draft(topic, state={"n": n}) for n in range(100)])
-    await sink.heard(100)
+    await sink.wait_for_events(100)
     assert len((await backend.snapshot(topic, None, 100)).events) == 100
     assert backend.lease(topic, "holder", 1, 60.0)
     assert backend.delete(topic)
@@ -182,7 +182,7 @@ async def test_a_refused_subscription_says_which_permission_to_grant(
             await backend.subscribe("job:1", Recorder())
     await backend.subscribe("user:7", sink)
     backend.publish([Author().draft("user:7")])
-    await sink.heard(1)
+    await sink.wait_for_events(1)
 
 
 async def test_a_withdrawn_permission_to_subscribe_is_an_outage_until_it_is_granted_again(
@@ -214,4 +214,4 @@ async def test_a_withdrawn_permission_to_subscribe_is_an_outage_until_it_is_gran
     configure('"other.>"', '"semantik.live.>"')
     await until(lambda: sink.interruptions)
     backend.publish([Author().draft("job:1")])
-    await sink.heard(1)
+    await sink.wait_for_events(1)

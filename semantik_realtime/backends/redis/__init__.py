@@ -1,1 +1,1 @@
-"""Redis and Valkey: the default backend."""
+"""The backend on Redis or Valkey, which is the default."""

@@ -1,16 +1,22 @@
--- Append a batch of drafts of one topic, and publish what was appended.
+-- Append a batch of drafts of one topic, and publish the events.
 --
--- KEYS  meta log state fence seen          (all of one slot)
--- ARGV  1: header, JSON   2..: the drafts' bodies without the "{" they begin with:
---       cutting it off here would copy each body once more
--- header: epoch (for a new log), owner, events, ttl_ms, grace_ms, keys, bytes, channel,
---         runs: [producer, change, key, job, attempt, terminal, own, number, digests]
---               drafts of which only the number grows, by 1, and the digest differs;
---               change "" | "set" | "drop"; attempt -1: the newest is meant;
---               own: 1 if the topic is the job's own
--- Gives "EPOCH OFFSET CHAIN,receipt,receipt …": where the log ended before, and for each draft
+-- KEYS  meta log state fence seen          (all in one slot)
+-- ARGV  1: header, JSON
+--       2..: the bodies of the drafts, each without its first character, "{"; to cut it off here
+--       would copy each body
+-- header: epoch, of a new log
+--         owner, of the topic if it has none
+--         events, keys, producers, bytes: the limits of the log, of :state, of :seen, and of a body
+--         ttl_ms, grace_ms: how long to keep the topic; grace_ms after the end of its own job
+--         channel, where the events are published
+--         runs: [producer, change, key, job, attempt, terminal, own, number, digests], the drafts
+--               in order; those of a run differ in the digest, and in the number, which grows by 1
+--               change "" | "set" | "drop"; attempt -1: the newest; own: 1 if the topic is the
+--               job's own; number: of the first draft
+-- Return "EPOCH OFFSET CHAIN,receipt,receipt …": the end of the log before, and for each draft
 --         "a" | "d OFFSET CHAIN" | "d" | "stale" | "closed" | "too_big" | "too_many_keys"
---       What was appended is dense, so its positions follow; if all was, no receipt is given.
+--         appended, duplicate with or without the position of its event, or refused. The caller
+--         counts the positions of appended events on. Receipts that are all "a" are left out.
 local meta, log, state, fence, seen = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local head = cjson.decode(ARGV[1])
 local position = redis.call('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted')
@@ -22,10 +28,10 @@ if position[5] then
 end
 
 local epoch = position[1]
-local fresh_log = not epoch
-if fresh_log then
-  -- Expiry or eviction may have taken the meta hash and left the log. Its
-  -- offsets belong to the old epoch; appending 1-0 after them would be refused.
+local is_new = not epoch
+if is_new then
+  -- Expiry or eviction may have deleted the meta hash and left the log. Its offsets belong to
+  -- the old epoch, and the server would refuse to append 1-0 after them.
   redis.call('DEL', log, state, fence, seen)
   epoch = head.epoch
 end
@@ -33,21 +39,25 @@ local offset = tonumber(position[2] or '0')
 local chain = tonumber(position[3] or '0')
 local owner = position[4]
 local prev = string.format('%d', offset)
-local answer = epoch .. ' ' .. prev .. ' ' .. string.format('%d', chain)
+local reply = epoch .. ' ' .. prev .. ' ' .. string.format('%d', chain)
 
-local numbers, standings, states = {}, {}, {}
+-- What the batch changes, written to the keys at the end: the last number of each producer, the
+-- attempt state of each job, and the last event of each key (false: the key is deleted).
+local numbers, attempts, states = {}, {}, {}
+-- How many keys have a state; nil until that is needed.
 local key_count = nil
 
-local function standing_of(job)
-  local standing = standings[job]
-  if not standing then
-    standing = read_standing(fence, job)
-    standings[job] = standing
+local function attempt_of(job)
+  local current = attempts[job]
+  if not current then
+    current = read_attempt(fence, job)
+    attempts[job] = current
   end
-  return standing
+  return current
 end
 
-local function first_position(producer, number)
+-- The position of the event that was appended for a draft, or '' if the log no longer keeps it.
+local function position_of(producer, number)
   local wanted = ' ' .. producer .. ' ' .. number
   for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-')) do
     local mark = entry[2][4]
@@ -63,13 +73,14 @@ local function is_known_key(key)
   return redis.call('HEXISTS', state, key) == 1
 end
 
--- Make room for a new key: the states of the jobs that ended longest ago go, a quarter at once.
-local function forget_ended()
+-- Make room for a new key: drop the states of the jobs that ended longest ago, a quarter of the
+-- limit at once. Return true if there is room.
+local function drop_ended()
   local ended = {}
   local all = redis.call('HGETALL', fence)
   for i = 1, #all, 2 do
     local ended_at = tonumber(string.match(all[i + 1], '^%d+ (-?%d+) '))
-    if ended_at > 0 and not standings[all[i]] and is_known_key(all[i]) then
+    if ended_at > 0 and not attempts[all[i]] and is_known_key(all[i]) then
       ended[#ended + 1] = {ended_at, all[i]}
     end
   end
@@ -84,32 +95,34 @@ local function forget_ended()
 end
 
 local events, chains = {}, {}
+-- Whether the last event ended the topic's own job.
 local own_end = false
 local function append(run, number, digest)
   local producer, change, key, job, attempt = run[1], run[2], run[3], run[4], run[5]
   local body = ARGV[#receipts + 2]
-  local known = numbers[producer]
-  if not known then
-    known = tonumber(string.match(redis.call('HGET', seen, producer) or '0', '^%d+'))
+  local last_number = numbers[producer]
+  if not last_number then
+    last_number = tonumber(string.match(redis.call('HGET', seen, producer) or '0', '^%d+'))
   end
   local refusal = nil
-  local standing = nil
-  if number <= known then
-    refusal = 'd' .. first_position(producer, string.format('%d', number))
+  local current = nil
+  if number <= last_number then
+    refusal = 'd' .. position_of(producer, string.format('%d', number))
   elseif #body >= head.bytes then
     refusal = 'too_big'
   elseif job ~= '' then
-    standing = standing_of(job)
-    if attempt < 0 then attempt = standing[1] end
-    if attempt < standing[1] then
+    -- The rule of check_fence() in core/fence.py; the contract suite tests both.
+    current = attempt_of(job)
+    if attempt < 0 then attempt = current[1] end
+    if attempt < current[1] then
       refusal = 'stale'
-    elseif attempt == standing[1] and standing[2] > 0 then
+    elseif attempt == current[1] and current[2] > 0 then
       refusal = 'closed'
     end
   end
   if not refusal and change == 'set' and not is_known_key(key) then
     key_count = key_count or redis.call('HLEN', state)
-    if key_count >= head.keys and not forget_ended() then
+    if key_count >= head.keys and not drop_ended() then
       refusal = 'too_many_keys'
     else
       key_count = key_count + 1
@@ -134,10 +147,10 @@ local function append(run, number, digest)
       states[key] = false
     end
     local ends = run[6] == 1
-    if standing and (standing[1] ~= attempt or ends or standing[2] >= 0) then
-      standing[1] = attempt
-      standing[2] = ends and offset or -offset
-      standing.changed = true
+    if current and (current[1] ~= attempt or ends or current[2] >= 0) then
+      current[1] = attempt
+      current[2] = ends and offset or -offset
+      current.changed = true
     end
     numbers[producer] = number
     own_end = run[6] == 1 and run[7] == 1
@@ -152,7 +165,7 @@ end
 if #events > 0 then
   redis.call('HSET', meta, 'offset', string.format('%d', offset),
     'chain', string.format('%d', chain))
-  if fresh_log then redis.call('HSET', meta, 'epoch', epoch) end
+  if is_new then redis.call('HSET', meta, 'epoch', epoch) end
   if not owner and head.owner ~= '' then redis.call('HSET', meta, 'owner', head.owner) end
   redis.call('XTRIM', log, 'MAXLEN', '=', head.events)
   for key, event in pairs(states) do
@@ -162,24 +175,25 @@ if #events > 0 then
       redis.call('HDEL', state, key)
     end
   end
-  local has_news = false
-  for job, standing in pairs(standings) do
-    if standing.changed then
-      write_standing(fence, job, standing)
-      has_news = true
+  local fence_changed = false
+  for job, current in pairs(attempts) do
+    if current.changed then
+      write_attempt(fence, job, current)
+      fence_changed = true
     end
   end
-  if has_news then forget_stateless(fence, state, head.keys) end
+  if fence_changed then drop_stateless(fence, state, head.keys) end
   for producer, number in pairs(numbers) do
     local added = redis.call('HSET', seen, producer, string.format('%d %d', number, offset))
-    if added == 1 and redis.call('HLEN', seen) > 256 then
-      -- A producer is a process; a feed outlives many. The ones that were silent longest go.
+    if added == 1 and redis.call('HLEN', seen) > head.producers then
+      -- A producer is a process, and a user's feed outlives many of them: drop the half that
+      -- appended nothing for longest.
       local all, by_age = redis.call('HGETALL', seen), {}
       for i = 1, #all, 2 do
         by_age[#by_age + 1] = {tonumber(string.match(all[i + 1], '(%d+)$')), all[i]}
       end
       table.sort(by_age, function(a, b) return a[1] < b[1] end)
-      for i = 1, 128 do redis.call('HDEL', seen, by_age[i][2]) end
+      for i = 1, head.producers / 2 do redis.call('HDEL', seen, by_age[i][2]) end
     end
   end
   local expiry = own_end and head.grace_ms or head.ttl_ms
@@ -188,5 +202,5 @@ if #events > 0 then
     epoch .. ' ' .. prev .. ' ' .. table.concat(chains, ' ') .. '\n'
       .. table.concat(events, '\n'))
 end
-if #events == #receipts then return answer end
-return answer .. ',' .. table.concat(receipts, ',')
+if #events == #receipts then return reply end
+return reply .. ',' .. table.concat(receipts, ',')

@@ -1,8 +1,10 @@
-"""The contract on Redis or Valkey.
+"""The backend on Redis or Valkey.
 
-All keys of a topic are in one slot: ``{prefix}:{<topic>}:meta``, ``:log`` (a
-stream with the ids ``<offset>-0``), ``:state`` (key → its last event),
-``:fence`` (job → standing), ``:seen`` (producer → last number).
+A topic has five keys, all in one slot: ``{prefix}:{<topic>}:meta`` (its
+position and owner), ``:log`` (a stream with the ids ``<offset>-0``), ``:state``
+(the last event of each key), ``:fence`` (the attempt state of each job) and
+``:seen`` (the last number of each producer). The Lua scripts change them
+atomically.
 """
 
 from __future__ import annotations
@@ -38,17 +40,20 @@ from semantik_realtime.backends.redis.script import (
 from semantik_realtime.backends.redis.subscriber import Subscriber
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Event, Outcome, Receipt, link
-from semantik_realtime.core.limits import MAX_REPLAY
+from semantik_realtime.core.limits import MAX_PRODUCERS, MAX_REPLAY
 from semantik_realtime.core.resume import Reason
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
 
 DEFAULT_URL = "redis://localhost:6379/0"
 READ_CONNECTIONS = 16
-SAFE_EVICTION = frozenset({"noeviction"})
+"""Most connections for reading, beside the subscriber's."""
+SAFE_EVICTION = "noeviction"
+"""The maxmemory-policy under which the server deletes no key that has not expired."""
 
 _encode = msgspec.json.Encoder().encode
 _DUPLICATE = Receipt(Outcome.DUPLICATE)
+# What append.lua replies for a draft that it does not append.
 _REFUSALS = {
     "d": _DUPLICATE,
     **{
@@ -56,19 +61,23 @@ _REFUSALS = {
         for outcome in (Outcome.STALE, Outcome.CLOSED, Outcome.TOO_BIG, Outcome.TOO_MANY_KEYS)
     },
 }
-_APPENDED = Outcome.APPENDED
 
 
 class RedisBackend:
-    """Redis 6.2 or newer, Valkey 8 or newer."""
+    """A `semantik_realtime.hookspecs.Backend` on Redis 6.2 or Valkey 8, or newer.
+
+    Raises:
+        ConfigError: redis-py cannot use the URL.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._url = _canonical(settings.url or DEFAULT_URL)
         check_url(self._url)
         self._writer = Writer(self._url, settings.timeout_seconds)
+        # For reading, from `open` to `close`, on the loop that called `open`.
         self._client: redis.asyncio.Redis | None = None
-        self._feed: Subscriber | None = None
+        self._subscriber: Subscriber | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # Writes: synchronous, from any thread.
@@ -84,10 +93,10 @@ class RedisBackend:
             self._append_call(topic, [(drafts[place], digests[place]) for place in places])
             for topic, places in by_topic.items()
         ]
-        answers = self._writer.run_all(APPEND, calls)
+        replies = self._writer.run_all(APPEND, calls)
         receipts: list[Receipt] = [_DUPLICATE] * len(drafts)
-        for places, answer in zip(by_topic.values(), answers, strict=True):
-            read = _receipts(answer.decode(), [digests[place] for place in places])
+        for places, reply in zip(by_topic.values(), replies, strict=True):
+            read = _receipts(reply.decode(), [digests[place] for place in places])
             for place, receipt in zip(places, read, strict=True):
                 receipts[place] = receipt
         return receipts
@@ -129,9 +138,9 @@ class RedisBackend:
     @hookimpl
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._feed is not None and self._loop is loop:
+        if self._subscriber is not None and self._loop is loop:
             return
-        # What belonged to another loop (a test client's) ended with it.
+        # What was opened on another loop (a test client's, for example) ended with it.
         self._loop = loop
         timeout = self._settings.timeout_seconds
         pool = redis.asyncio.BlockingConnectionPool.from_url(
@@ -145,47 +154,47 @@ class RedisBackend:
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
         )
         self._client = redis.asyncio.Redis(connection_pool=pool)
-        # The feed waits for ever by design; its canary has the deadline.
+        # The subscriber reads without a deadline; its canary finds a dead connection.
         kwargs = {**pool.connection_kwargs, "socket_timeout": None}
-        self._feed = Subscriber(
+        self._subscriber = Subscriber(
             lambda: pool.connection_class(**kwargs),
             lambda channel, text: self._execute("PUBLISH", channel, text),
             self._channel,
             timeout,
         )
         try:
-            await self._feed.open()
+            await self._subscriber.open()
         except (RedisError, OSError, TimeoutError) as error:
             await self.close()
             raise explain(error) from error
 
     @hookimpl
     async def close(self) -> None:
-        feed, self._feed = self._feed, None
+        subscriber, self._subscriber = self._subscriber, None
         client, self._client = self._client, None
-        if feed is not None:
-            await feed.close()
+        if subscriber is not None:
+            await subscriber.close()
         if client is not None:
             await client.connection_pool.disconnect()
 
     @hookimpl
     async def subscribe(self, topic: str, sink: Sink) -> None:
-        if self._feed is None:
+        if self._subscriber is None:
             raise BackendUnavailable("the backend is not open")
-        await self._feed.subscribe(topic, sink)
+        await self._subscriber.subscribe(topic, sink)
 
     @hookimpl
     async def unsubscribe(self, topic: str) -> None:
-        if self._feed is not None:
-            await self._feed.unsubscribe(topic)
+        if self._subscriber is not None:
+            await self._subscriber.unsubscribe(topic)
 
     @hookimpl
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
         asked = ("-", 0, "") if after is None else (after.epoch, after.offset, f"{after.chain:08x}")
-        answer = await self._run(READ, self._keys(topic)[:3], *asked, history, MAX_REPLAY)
-        if len(answer) < 2:
-            return Snapshot(None, deleted=bool(answer))
-        epoch, offset, chain, owner, reason, flat_events, flat_states = answer
+        reply = await self._run(READ, self._keys(topic)[:3], *asked, history, MAX_REPLAY)
+        if len(reply) < 2:
+            return Snapshot(None, deleted=bool(reply))
+        epoch, offset, chain, owner, reason, flat_events, flat_states = reply
         events = []
         for body, mark in zip(flat_events[::2], flat_events[1::2], strict=True):
             entry, _, entry_chain = mark.partition(b" ")
@@ -210,11 +219,11 @@ class RedisBackend:
                 "HMGET", self._keys(topic)[0], "epoch", "offset", "chain", "owner"
             )
         try:
-            answers = await pipeline.execute() if topics else []
+            replies = await pipeline.execute() if topics else []
         except (RedisError, OSError) as error:
             raise explain(error) from error
         tops = {}
-        for topic, (epoch, offset, chain, owner) in zip(topics, answers, strict=True):
+        for topic, (epoch, offset, chain, owner) in zip(topics, replies, strict=True):
             if epoch is not None and offset not in (None, b"0"):
                 cursor = Cursor(epoch.decode(), int(offset), int(chain))
                 tops[topic] = Top(cursor, owner.decode() if owner is not None else None)
@@ -235,7 +244,7 @@ class RedisBackend:
             with contextlib.suppress(ResponseError):
                 seconds, microseconds = await client.time()
                 ahead = seconds + microseconds / 1e6 - time.time()
-            # An ACL may forbid INFO; what it would have told stays unknown.
+            # An ACL may forbid INFO; then its facts stay unknown.
             with contextlib.suppress(ResponseError):
                 info = await client.info()
         except (RedisError, OSError) as error:
@@ -258,6 +267,7 @@ class RedisBackend:
             "ttl_ms": _milliseconds(settings.retention_seconds),
             "grace_ms": _milliseconds(settings.grace_seconds),
             "keys": settings.max_keys,
+            "producers": MAX_PRODUCERS,
             "bytes": settings.max_event_bytes,
             "channel": self._channel(topic),
             "runs": _runs(topic, drafts),
@@ -296,11 +306,11 @@ class RedisBackend:
 
 
 def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
-    """What append.lua needs to know of drafts beside their bodies; what they share once."""
+    """Return the drafts without their bodies, as append.lua expects them, in runs."""
     runs: list[Any] = []
     shared, next_number = None, 0
     for draft, digest in drafts:
-        known = shared
+        previous = shared
         shared = (
             draft.producer,
             draft.change,
@@ -310,7 +320,7 @@ def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
             int(draft.terminal),
             int(topic == f"job:{draft.job}"),
         )
-        if shared == known and draft.number == next_number:
+        if shared == previous and draft.number == next_number:
             runs[-1][-1].append(digest)
         else:
             runs.append((*shared, draft.number, [digest]))
@@ -318,15 +328,15 @@ def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
     return runs
 
 
-def _receipts(answer: str, digests: Sequence[int]) -> Iterator[Receipt]:
-    """Read what append.lua gives."""
-    before, *texts = answer.split(",")
+def _receipts(reply: str, digests: Sequence[int]) -> Iterator[Receipt]:
+    """Return the receipts in a reply of append.lua; ``digests`` are those of its drafts."""
+    before, *texts = reply.split(",")
     epoch, offset_text, chain_text = before.split(" ")
     offset, chain = int(offset_text), int(chain_text)
     for text, digest in zip(texts or ["a"] * len(digests), digests, strict=True):
         if text == "a":
             offset, chain = offset + 1, link(chain, digest)
-            yield Receipt(_APPENDED, Cursor(epoch, offset, chain))
+            yield Receipt(Outcome.APPENDED, Cursor(epoch, offset, chain))
         elif text.startswith("d "):
             _, first, first_chain = text.split(" ")
             yield Receipt(Outcome.DUPLICATE, Cursor(epoch, int(first), int(first_chain, 16)))
@@ -335,14 +345,14 @@ def _receipts(answer: str, digests: Sequence[int]) -> Iterator[Receipt]:
 
 
 def _canonical(url: str) -> str:
-    # Celery's users write it as kombu wants it, with the names of Python's ssl module.
+    # In Celery's configuration the values have the names of Python's ssl module.
     url = re.sub(
         r"(?<=[?&]ssl_cert_reqs=)CERT_(REQUIRED|OPTIONAL|NONE)\b", lambda it: it[1].lower(), url
     )
-    # redis-py knows Redis' names for the schemes only.
-    for ours, theirs in (("valkey://", "redis://"), ("valkeys://", "rediss://")):
-        if url.startswith(ours):
-            return theirs + url.removeprefix(ours)
+    # redis-py does not know the schemes of Valkey.
+    for valkey, known in (("valkey://", "redis://"), ("valkeys://", "rediss://")):
+        if url.startswith(valkey):
+            return known + url.removeprefix(valkey)
     return url
 
 
@@ -353,21 +363,20 @@ def _milliseconds(seconds: float) -> int:
 def _warnings(info: dict[str, Any]) -> list[str]:
     warnings = []
     policy = info.get("maxmemory_policy")
-    if policy is not None and policy not in SAFE_EVICTION:
+    if policy is not None and policy != SAFE_EVICTION:
         warnings.append(
-            f"maxmemory-policy is {policy}: under memory pressure the server may drop our keys; "
-            "set maxmemory-policy noeviction"
+            f"maxmemory-policy is {policy}: when its memory is full, the server may delete "
+            f"topics; set maxmemory-policy {SAFE_EVICTION}"
         )
-    # A server that does not let us see its INFO has said nothing.
+    # Without the right to INFO nothing is known, and nothing is warned of.
     if info.get("aof_enabled", True):
         return warnings
     if info.get("rdb_saves", True):
         warnings.append(
-            "no append-only file: a crash forgets the events since the last save; "
-            "set appendonly yes"
+            "no append-only file: a crash loses the events since the last save; set appendonly yes"
         )
     else:
         warnings.append(
-            "the server has never saved: a restart forgets all events; set appendonly yes"
+            "the server has never saved: a restart loses all events; set appendonly yes"
         )
     return warnings

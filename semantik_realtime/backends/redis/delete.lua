@@ -1,6 +1,7 @@
--- Forget a topic, refuse late drafts for the grace, and tell its watchers.
+-- Delete a topic, refuse its late drafts for the grace time, and publish "gone".
 --
 -- KEYS  meta log state fence seen    ARGV  grace_ms, channel
+-- Return 1 if the topic was known.
 local position = redis.call('HMGET', KEYS[1], 'offset', 'deleted')
 local known = position[1] and position[1] ~= '0' and not position[2]
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])

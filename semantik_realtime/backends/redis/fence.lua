@@ -1,22 +1,21 @@
--- What the scripts that change a fence share; it stands in front of them.
+-- The functions of the scripts that change a fence; it is put in front of them.
 --
--- An entry is "ATTEMPT PLACE TOKEN": the job's newest attempt, the offset at which it ended
--- (negative: it goes on, and has stood like this since then), and the token that claimed it.
+-- An entry is "ATTEMPT OFFSET TOKEN": the job's newest attempt; the offset of its end, or minus
+-- the offset at which it began if it has not ended; and the token that claimed it.
 
-local function read_standing(fence, job)
+local function read_attempt(fence, job)
   local text = redis.call('HGET', fence, job)
-  local attempt, place, token = string.match(text or '0 0 ', '^(%d+) (-?%d+) (.*)$')
-  return {tonumber(attempt), tonumber(place), token}
+  local attempt, offset, token = string.match(text or '0 0 ', '^(%d+) (-?%d+) (.*)$')
+  return {tonumber(attempt), tonumber(offset), token}
 end
 
-local function write_standing(fence, job, standing)
-  redis.call('HSET', fence, job,
-    string.format('%d %d %s', standing[1], standing[2], standing[3]))
+local function write_attempt(fence, job, entry)
+  redis.call('HSET', fence, job, string.format('%d %d %s', entry[1], entry[2], entry[3]))
 end
 
--- Jobs without a state (deleted, or only claimed) take no key, so no key ever makes room for
--- them: of more than "limit" the oldest go, a quarter at once.
-local function forget_stateless(fence, state, limit)
+-- Keep at most "limit" jobs without a state (deleted, or only claimed). They have no key, so the
+-- limit of keys does not bound them. Of more, drop the oldest, a quarter of the limit at once.
+local function drop_stateless(fence, state, limit)
   local excess = redis.call('HLEN', fence) - redis.call('HLEN', state) - limit
   if excess <= 0 then return end
   local has_state, by_age = {}, {}
@@ -24,8 +23,8 @@ local function forget_stateless(fence, state, limit)
   local all = redis.call('HGETALL', fence)
   for i = 1, #all, 2 do
     if not has_state[all[i]] then
-      local place = tonumber(string.match(all[i + 1], '^%d+ (-?%d+) '))
-      by_age[#by_age + 1] = {math.abs(place), all[i]}
+      local offset = tonumber(string.match(all[i + 1], '^%d+ (-?%d+) '))
+      by_age[#by_age + 1] = {math.abs(offset), all[i]}
     end
   end
   table.sort(by_age, function(a, b) return a[1] < b[1] end)

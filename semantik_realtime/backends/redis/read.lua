@@ -1,10 +1,11 @@
--- One atomic look at a topic: the events after a cursor, or the states with the reason.
+-- Read a topic atomically: the events after a cursor, or the states with the reason.
 --
 -- KEYS  meta log state
--- ARGV  epoch offset chain of the cursor (epoch "-": none), history, limit
--- Gives {} for an unknown topic, {'deleted'} while a deleted one refuses late drafts, else
---       {epoch, offset, chain, owner, reason, {event, mark, …}, {key, event, …}}
--- The choice is that of plan_sync() in core/resume.py; the contract suite holds both to it.
+-- ARGV  epoch offset chain of the cursor (epoch "-": none), history, limit of a replay
+-- Return {} for an unknown topic, {'deleted'} while a deleted one refuses late drafts, else
+--        {epoch, offset, chain, owner, reason ('': a replay), {event, "ID CHAIN", …},
+--        {key, event, …}}
+-- The rule is that of plan_sync() in core/resume.py; the contract suite tests both.
 local meta, log, state = KEYS[1], KEYS[2], KEYS[3]
 local position = redis.call('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted')
 if position[5] then return {'deleted'} end

@@ -1,4 +1,4 @@
-"""The Lua scripts, and a connection that runs them in batches."""
+"""The Lua scripts, and the connections that run those that write."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from semantik_realtime.errors import (
     ConfigError,
 )
 
+# The first words of errors with which a server refuses writes for a while.
 _TEMPORARY = (
     "READONLY",
     "LOADING",
@@ -45,7 +46,7 @@ _TEMPORARY = (
 
 
 class Script:
-    """A Lua script, of one or more files, and the name the server knows it by."""
+    """A Lua script, of one or more files, and the hash by which a server calls it."""
 
     def __init__(self, *names: str) -> None:
         self.source = b"".join((files(__package__) / f"{name}.lua").read_bytes() for name in names)
@@ -61,7 +62,7 @@ WRITES = (APPEND, CLAIM, DELETE, LEASE)
 
 
 def explain(error: Exception) -> BackendError:
-    """Our word for what redis-py or the server said."""
+    """Return the error of this package for an error of redis-py or of the server."""
     if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
         return BackendRefused(f"the server refuses our rights: {error}")
     if isinstance(error, ResponseError):
@@ -72,15 +73,15 @@ def explain(error: Exception) -> BackendError:
             return BackendUnavailable(f"the server cannot write now: {text or name}")
         if text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")):
             return BackendRefused(f"the server refuses our rights: {text}")
-        return BackendRefused(f"the server says: {text}")
+        return BackendRefused(f"the server refuses: {text}")
     return BackendUnavailable(f"{type(error).__name__}: {error}")
 
 
 def check_url(url: str) -> None:
-    """Have redis-py refuse now what it would refuse at the first connection.
+    """Check a URL as redis-py does at the first connection. Opens none.
 
     Raises:
-        ConfigError: it makes no connection of this URL, or none of one of its two kinds.
+        ConfigError: redis-py cannot make a connection, a blocking or an asyncio one, of it.
     """
     try:
         for kind in (redis.ConnectionPool, redis.asyncio.ConnectionPool):
@@ -89,17 +90,21 @@ def check_url(url: str) -> None:
     except (RedisError, ValueError, TypeError, AttributeError) as error:
         reason = str(error)
         if isinstance(error, TypeError):
-            # Every option is passed on as an argument, and this one is none.
+            # redis-py passes an unknown option on as an argument that nothing accepts.
             reason = f"redis-py knows no option {reason.rpartition(' ')[2]} for it"
         raise ConfigError(f"wrong URL of the redis backend: {reason}") from error
 
 
 class Writer:
-    """Runs scripts from any thread, each call on a connection of its own while it lasts.
+    """Runs scripts, from any thread. Each call has a connection of its own while it runs.
 
-    Built on redis-py's connections rather than its client: the client resends
-    by itself, and which error came before the sending decides whether a write
-    may have happened.
+    It uses redis-py's connections, not its client, because the client sends a
+    command again by itself. Here an error before the sending means that nothing
+    was written, and a later one that something may have been.
+
+    Args:
+        url: of the server.
+        timeout_seconds: deadline of connecting and of each reply.
     """
 
     def __init__(self, url: str, timeout_seconds: float) -> None:
@@ -110,47 +115,56 @@ class Writer:
             socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),
         )
+        # Connections that no call uses; taken and returned under the lock.
         self._idle: list[Any] = []
         self._lock = threading.Lock()
 
     def run(self, script: Script, keys: Sequence[str], *args: bytes | str | int | float) -> Any:
-        """The answer of one script."""
+        """Run a script once and return its reply.
+
+        Raises:
+            BackendError: see `run_all`.
+        """
         return self.run_all(script, [(keys, args)])[0]
 
     def command(self, *command: str | int) -> Any:
-        """The answer of a plain command, one that is harmless to repeat."""
-        [answer] = self._exchange([command])
-        if isinstance(answer, Exception):
-            raise explain(answer)
-        return answer
+        """Run a command that may be repeated safely, and return its reply.
+
+        Raises:
+            BackendError: see `run_all`.
+        """
+        [reply] = self._exchange([command])
+        if isinstance(reply, Exception):
+            raise explain(reply)
+        return reply
 
     def run_all(
         self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
     ) -> list[Any]:
-        """The answers of one script to several calls, sent together.
+        """Run a script several times in one round trip; return the replies in order.
 
         Raises:
-            BackendUnavailable: nothing was run.
-            AppendUncertain: some may have been run.
-            BackendRefused: the server said no to all of them.
+            BackendUnavailable: the script did not run.
+            AppendUncertain: the script may have run, once or several times.
+            BackendRefused: the server refused all runs.
         """
         commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
-        answers = self._exchange(commands)
-        if any(isinstance(answer, NoScriptError) for answer in answers):
-            # SCRIPT FLUSH, or another server behind the name. A new connection loads the
-            # scripts; a call that did run is repeated, which fences allow.
+        replies = self._exchange(commands)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            # SCRIPT FLUSH, or another server behind the host name. A new connection loads the
+            # scripts. Runs that succeeded are repeated too; every script allows that.
             self.close()
-            answers = self._exchange(commands)
-        failures = [answer for answer in answers if isinstance(answer, Exception)]
+            replies = self._exchange(commands)
+        failures = [reply for reply in replies if isinstance(reply, Exception)]
         if not failures:
-            return answers
+            return replies
         reason = explain(failures[0])
-        if len(failures) < len(answers):
-            raise AppendUncertain(f"{len(failures)} of {len(answers)} failed: {reason}")
+        if len(failures) < len(replies):
+            raise AppendUncertain(f"{len(failures)} of {len(replies)} failed: {reason}")
         raise reason
 
     def close(self) -> None:
-        """Drop idle connections. After a fork too: redis-py leaves a parent's socket alone."""
+        """Close idle connections; in a forked child too, where the parent's sockets stay open."""
         self._lock = threading.Lock()
         idle, self._idle = self._idle, []
         for connection in idle:
@@ -172,9 +186,9 @@ class Writer:
             try:
                 connection.connect()
                 loads = [("SCRIPT", "LOAD", script.source) for script in WRITES]
-                for answer in _send(connection, loads):
-                    if isinstance(answer, Exception):
-                        raise answer
+                for reply in _send(connection, loads):
+                    if isinstance(reply, Exception):
+                        raise reply
             except (RedisError, OSError) as error:
                 connection.disconnect()
                 raise explain(error) from error
@@ -191,7 +205,7 @@ class Writer:
 
     @staticmethod
     def _is_stale(connection: Any) -> bool:
-        # Nothing is ever due on an idle connection: what can be read is its end.
+        # No reply is due on an idle connection, so if it can be read the server has closed it.
         try:
             return bool(connection.can_read(0))
         except (RedisError, OSError):
@@ -199,10 +213,10 @@ class Writer:
 
 
 def _pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
-    """Commands as the protocol has them.
+    """Encode commands in the server's protocol, in one piece.
 
-    In one piece: redis-py would send pieces of 6 kB, and after each of them a
-    busy thread of the process may hold the interpreter for 5 ms.
+    redis-py would send pieces of 6 kB, and after each of them another thread of
+    the process may hold the interpreter for 5 ms.
     """
     parts = []
     for command in commands:
@@ -214,12 +228,12 @@ def _pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
 
 
 def _send(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Answers in order; an error of the server is an answer."""
-    answers: list[Any] = []
+    """Send commands together; return the replies in order, an error of the server among them."""
+    replies: list[Any] = []
     connection.send_packed_command([_pack(commands)])
     for _ in commands:
         try:
-            answers.append(connection.read_response())
+            replies.append(connection.read_response())
         except ResponseError as error:
-            answers.append(error)
-    return answers
+            replies.append(error)
+    return replies

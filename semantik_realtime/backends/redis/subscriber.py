@@ -1,11 +1,10 @@
-"""Live events: one subscription a watched topic, on one connection, kept alive for ever."""
+"""Live events: one subscription for each watched topic, on one connection that is renewed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import random
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from semantik_realtime.backoff import Backoff, spread
 from semantik_realtime.core.event import Event
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink
@@ -20,17 +20,29 @@ from semantik_realtime.hookspecs import Sink
 logger = logging.getLogger(__name__)
 
 CANARY_SECONDS = 5.0
+"""Time between two canaries, varied by 15 %."""
 SUBSCRIBE_CHUNK = 500
+"""Most channels of one SUBSCRIBE."""
+FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 1.0
 
 
 class Subscriber:
-    """Carries published batches to sinks.
+    """Delivers published events to sinks. Lives on one loop.
 
-    Owns one connection and two tasks: one reads, one publishes a canary every
-    few seconds and cuts the connection when it does not come back. After a
-    break everything is subscribed again, confirmed, and then every sink hears
-    `Sink.interrupted`.
+    Owns one connection and two tasks. One reads; when the connection breaks it
+    makes another and subscribes to every topic again. It calls `Sink.interrupted`
+    when the server confirms the topic, before any event of the new connection:
+    that may belong to a history that a failover has rewritten, and continue the
+    known one only by its offset. The other task publishes a canary every few
+    seconds, a message to its own channel, and closes a connection that does not
+    deliver it: such a connection is open, but dead.
+
+    Args:
+        connect: makes a connection that is not connected yet.
+        publish: publishes a text to a channel, on another connection.
+        channel_of: the channel of a topic.
+        timeout_seconds: deadline of connecting, of a command and of its confirmation.
     """
 
     def __init__(
@@ -44,25 +56,39 @@ class Subscriber:
         self._publish = publish
         self._channel_of = channel_of
         self._timeout = timeout_seconds
+        # The topic and the sink of each channel that is subscribed or about to be.
         self._sinks: dict[bytes, tuple[str, Sink]] = {}
-        self._asked: Counter[bytes] = Counter()
-        """SUBSCRIBEs on their way. Only the last one's confirmation counts: a topic may have
-        been left and taken up again meanwhile, and the server goes through all of it."""
+        # For each channel the SUBSCRIBEs on this connection that the server has not confirmed.
+        # Only the last confirmation counts: if a topic was subscribed, unsubscribed and subscribed
+        # again, the first one says nothing about the present.
+        self._unconfirmed: Counter[bytes] = Counter()
+        # The channels that are subscribed on this connection; cleared when it breaks.
         self._confirmed: set[bytes] = set()
-        self._waiting: dict[bytes, asyncio.Future[None]] = {}
+        # Channels whose sink must be called with `interrupted` when they are confirmed: those that
+        # were subscribed when this connection was made, unless it is the first one.
+        self._interrupted: set[bytes] = set()
+        # Resolved with the confirmation; several calls of `subscribe` may wait for one.
+        self._confirmations: dict[bytes, asyncio.Future[None]] = {}
+        # The channel of the canary; set when it comes back, cleared before it is published.
         self._canary = channel_of("canary:" + secrets.token_hex(6)).encode()
         self._canary_seen = asyncio.Event()
+        # What commands are sent on; None from a break until the next connection is made.
         self._connection: Any = None
+        # Around all that the reading task awaits on the connection; `_close_connection` ends it.
         self._reading: asyncio.Timeout | None = None
+        # Held while a command is written, because two must not mix.
         self._sending = asyncio.Lock()
+        # Reading and canary, from `open` to `close`.
         self._tasks: list[asyncio.Task[None]] = []
+        # Set while every topic is subscribed.
         self._up = asyncio.Event()
+        self._backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
 
     async def open(self) -> None:
-        """Connect and keep connected.
+        """Connect, and stay connected until `close`.
 
         Raises:
-            RedisError, OSError: the first connection failed; nothing runs.
+            RedisError, OSError: the first connection failed; no task runs.
         """
         connection = self._connect()
         try:
@@ -72,92 +98,94 @@ class Subscriber:
             await self._disconnect(connection)
             raise
         self._tasks = [
-            asyncio.create_task(self._keep(connection), name="semantik-realtime-feed"),
-            asyncio.create_task(self._watch(), name="semantik-realtime-canary"),
+            asyncio.create_task(
+                self._stay_connected(connection), name="semantik-realtime-subscriber"
+            ),
+            asyncio.create_task(self._check_canary(), name="semantik-realtime-canary"),
         ]
 
     async def close(self) -> None:
-        """End the tasks and the connection."""
+        """End the tasks and the connection; no sink is called any more."""
         self._sinks.clear()
         while self._tasks:
-            # redis-py can lose a cancellation (until Python 3.12): again, until it is heard.
+            # redis-py can swallow a cancellation (until Python 3.12), so cancel until it works.
             for task in self._tasks:
                 task.cancel()
             _, running = await asyncio.wait(self._tasks, timeout=0.1)
             self._tasks = list(running)
 
     async def subscribe(self, topic: str, sink: Sink) -> None:
-        """Returns when the server has confirmed.
+        """Subscribe, and return when the server has confirmed. Replaces the topic's sink.
 
         Raises:
-            BackendUnavailable: not in time. The topic is not subscribed.
+            BackendUnavailable: no confirmation in time; the topic is not subscribed.
         """
         channel = self._channel_of(topic).encode()
         self._sinks[channel] = (topic, sink)
         if channel in self._confirmed:
             return
-        future = self._waiting.get(channel)
-        if future is None:
-            future = self._waiting[channel] = asyncio.get_running_loop().create_future()
+        confirmation = self._confirmations.get(channel)
+        if confirmation is None:
+            confirmation = asyncio.get_running_loop().create_future()
+            self._confirmations[channel] = confirmation
             await self._send("SUBSCRIBE", channel)
         try:
             async with asyncio.timeout(self._timeout):
-                await asyncio.shield(future)
+                await asyncio.shield(confirmation)
         except TimeoutError:
-            if self._waiting.get(channel) is future:
-                del self._waiting[channel]
+            if self._confirmations.get(channel) is confirmation:
+                del self._confirmations[channel]
                 await self.unsubscribe(topic)
             raise BackendUnavailable(f"subscription not confirmed (topic {topic})") from None
 
     async def unsubscribe(self, topic: str) -> None:
-        """Stop at once; the server learns of it when it can."""
+        """Stop calling the topic's sink at once, and tell the server if it can be reached."""
         channel = self._channel_of(topic).encode()
         if self._sinks.pop(channel, None) is None:
             return
         self._confirmed.discard(channel)
-        # Whoever subscribes from here on asks the server again.
-        future = self._waiting.pop(channel, None)
-        if future is not None and not future.done():
-            future.set_exception(BackendUnavailable(f"unsubscribed meanwhile (topic {topic})"))
+        # A later `subscribe` must wait for a confirmation of its own.
+        confirmation = self._confirmations.pop(channel, None)
+        if confirmation is not None and not confirmation.done():
+            confirmation.set_exception(BackendUnavailable(f"unsubscribed (topic {topic})"))
         await self._send("UNSUBSCRIBE", channel)
 
-    async def _keep(self, connection: Any) -> None:
-        """Read for ever, from one connection after the other."""
-        retry_seconds = 0.0
-        first = True
+    async def _stay_connected(self, connection: Any) -> None:
+        """Read, and make another connection whenever one breaks, until cancelled."""
+        is_first = True
         try:
             while True:
                 try:
                     async with asyncio.timeout(None) as self._reading:
-                        # Not wait_for, which can lose a cancellation (until Python 3.12).
+                        # Not wait_for, which can swallow a cancellation (until Python 3.12).
                         async with asyncio.timeout(self._timeout):
                             await connection.connect()
+                        self._interrupted = set() if is_first else set(self._sinks)
                         await self._resubscribe(connection)
-                        if not first:
-                            logger.info("feed: subscribed again topics=%d", len(self._sinks))
-                            for topic, sink in list(self._sinks.values()):
-                                sink.interrupted(topic)
-                        first, retry_seconds = False, 0.0
+                        if not is_first:
+                            logger.info("subscriber: resubscribed topics=%d", len(self._sinks))
+                        is_first = False
+                        self._backoff.reset()
                         while True:
-                            self._take(await connection.read_response())
+                            self._receive(await connection.read_response())
                 except Exception as error:
-                    # Whatever it was, a listener that does not come back would be worse.
-                    if retry_seconds == 0.0:
-                        logger.warning("feed: broken error=%r", error)
-                self._connection, first = None, False
+                    # Any error: without this task no event would be delivered any more.
+                    if self._backoff.failures == 0:
+                        logger.warning("subscriber: connection lost error=%r", error)
+                self._connection, is_first = None, False
                 self._up.clear()
                 await self._disconnect(connection)
-                retry_seconds = min(max(0.1, retry_seconds * 2), LAST_RETRY_SECONDS)
-                await asyncio.sleep(retry_seconds * random.uniform(0.5, 1))  # noqa: S311
+                await asyncio.sleep(self._backoff.next_seconds())
                 connection = self._connect()
         finally:
             self._connection = None
             await self._disconnect(connection)
 
     async def _resubscribe(self, connection: Any) -> None:
-        # Whoever subscribes from here on sends for itself.
+        """Subscribe to all channels on a new connection, and wait for the confirmations."""
+        # From here on `subscribe` sends its command on this connection.
         self._connection = connection
-        self._asked.clear()
+        self._unconfirmed.clear()
         self._confirmed.clear()
         channels = [self._canary, *self._sinks]
         for start in range(0, len(channels), SUBSCRIBE_CHUNK):
@@ -166,12 +194,13 @@ class Subscriber:
         async with asyncio.timeout(self._timeout):
             while outstanding:
                 message = await connection.read_response()
-                self._take(message)
+                self._receive(message)
                 if message[0] == b"subscribe":
                     outstanding.discard(message[1])
         self._up.set()
 
-    async def _watch(self) -> None:
+    async def _check_canary(self) -> None:
+        """Publish canaries, and close a connection that does not deliver one in time."""
         while True:
             await self._up.wait()
             connection = self._connection
@@ -181,26 +210,26 @@ class Subscriber:
                 async with asyncio.timeout(self._timeout):
                     await self._canary_seen.wait()
             except Exception as error:
-                logger.warning("feed: canary lost error=%r", error)
-                self._cut(connection)
-            await asyncio.sleep(CANARY_SECONDS)
+                logger.warning("subscriber: canary lost error=%r", error)
+                self._close_connection(connection)
+            await asyncio.sleep(spread(CANARY_SECONDS))
 
     async def _send(self, name: str, *channels: bytes) -> None:
+        """Send a command. Without a connection do nothing: the next one subscribes to all sinks."""
         async with self._sending:
             connection = self._connection
             if connection is None:
-                # Whoever connects next subscribes to all there is.
                 return
             if name == "SUBSCRIBE":
-                self._asked.update(channels)
+                self._unconfirmed.update(channels)
             try:
                 async with asyncio.timeout(self._timeout):
                     await connection.send_command(name, *channels, check_health=False)
             except (RedisError, OSError, TimeoutError):
-                self._cut(connection)
+                self._close_connection(connection)
 
-    def _cut(self, connection: Any) -> None:
-        """Make the reader give ``connection`` up, if it has not done so already."""
+    def _close_connection(self, connection: Any) -> None:
+        """Make the reading task close ``connection``, unless it already has another one."""
         if connection is not None and connection is self._connection:
             assert self._reading is not None
             self._connection = None
@@ -211,7 +240,7 @@ class Subscriber:
             async with asyncio.timeout(self._timeout):
                 await connection.disconnect(nowait=True)
 
-    def _take(self, message: Any) -> None:
+    def _receive(self, message: Any) -> None:
         kind, channel = message[0], message[1]
         if kind == b"message":
             if channel == self._canary:
@@ -221,16 +250,21 @@ class Subscriber:
             if found is not None:
                 self._deliver(*found, message[2])
         elif kind == b"subscribe":
-            self._asked[channel] -= 1
-            if self._asked[channel] > 0 or channel not in self._sinks:
+            self._unconfirmed[channel] -= 1
+            if self._unconfirmed[channel] > 0 or channel not in self._sinks:
                 return
             self._confirmed.add(channel)
-            future = self._waiting.pop(channel, None)
-            if future is not None and not future.done():
-                future.set_result(None)
+            if channel in self._interrupted:
+                self._interrupted.remove(channel)
+                topic, sink = self._sinks[channel]
+                sink.interrupted(topic)
+            confirmation = self._confirmations.pop(channel, None)
+            if confirmation is not None and not confirmation.done():
+                confirmation.set_result(None)
 
     @staticmethod
     def _deliver(topic: str, sink: Sink, payload: bytes) -> None:
+        """Call ``sink`` with a message of append.lua or delete.lua."""
         if payload == b"gone":
             sink.gone(topic)
             return

@@ -1,5 +1,5 @@
-/** An answer that is not 2xx; `message` is for people. */
-export class Refused extends Error {
+/** A response that is not 2xx, or no response (status 0); `message` is for people. */
+export class ApiError extends Error {
   /** @param {number} status @param {string} message */
   constructor(status, message) {
     super(message);
@@ -9,18 +9,19 @@ export class Refused extends Error {
 
 let onLoggedOut = () => {};
 
-/** @param {() => void} listener called when the session has ended */
-export function whenLoggedOut(listener) {
+/** @param {() => void} listener called after a response that says that the session has expired */
+export function setLoggedOutListener(listener) {
   onLoggedOut = listener;
 }
 
 /**
- * Ask the host; the cookie says who we are.
+ * Send a request to the host; the cookie identifies the user.
  *
  * @param {string} method
  * @param {string} path below `/api`
  * @param {object | FormData} [body]
- * @returns {Promise<any>} the answer's JSON
+ * @returns {Promise<any>} the JSON of the response
+ * @throws {ApiError}
  */
 export async function call(method, path, body) {
   /** @type {RequestInit & { headers: Record<string, string> }} */
@@ -31,15 +32,15 @@ export async function call(method, path, body) {
     request.body = JSON.stringify(body);
     request.headers["Content-Type"] = "application/json";
   }
-  let answer;
+  let response;
   try {
-    answer = await fetch(`/api${path}`, request);
+    response = await fetch(`/api${path}`, request);
   } catch {
-    throw new Refused(0, "The server does not answer.");
+    throw new ApiError(0, "The server does not answer.");
   }
-  const content = answer.status === 204 ? null : await answer.json().catch(() => null);
-  if (answer.ok) return content;
-  if (answer.status === 401 && path !== "/login") onLoggedOut();
-  const detail = typeof content?.detail === "string" ? content.detail : answer.statusText;
-  throw new Refused(answer.status, detail);
+  const content = response.status === 204 ? null : await response.json().catch(() => null);
+  if (response.ok) return content;
+  if (response.status === 401 && path !== "/login") onLoggedOut();
+  const detail = typeof content?.detail === "string" ? content.detail : response.statusText;
+  throw new ApiError(response.status, detail);
 }

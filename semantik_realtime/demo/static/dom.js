@@ -1,5 +1,6 @@
 /**
- * Make an element. Texts become text nodes: nothing is ever parsed as HTML.
+ * Create an element (named `h` as in hyperscript). Strings become text nodes and are never parsed
+ * as HTML.
  *
  * @param {string} tag
  * @param {Record<string, any>} attributes `on…` are listeners, `class` and `data-…` as in HTML
@@ -22,7 +23,7 @@ export function byId(id) {
 }
 
 /**
- * Set a text only if it differs: an unchanged live region must stay silent.
+ * Set a text only if it differs: a screen reader reads a live region again after each change.
  *
  * @param {Element} element
  * @param {string} text
@@ -31,22 +32,25 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** @param {number} count @param {string} one @param {string} [many] */
-export function plural(count, one, many = `${one}s`) {
-  return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+/** @param {string} text for screen readers */
+export function announce(text) {
+  setText(byId("announcer"), text);
 }
 
-/** @param {number} bytes */
-export function sizeText(bytes) {
-  if (bytes < 1000) return `${bytes} B`;
-  if (bytes < 1e6) return `${(bytes / 1e3).toFixed(bytes < 1e4 ? 1 : 0)} kB`;
-  return `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
-}
-
-/** @param {number} seconds since then */
-export function agoText(seconds) {
-  if (seconds < 45) return "just now";
-  if (seconds < 3600) return `${Math.max(1, Math.round(seconds / 60))} min ago`;
-  if (seconds < 86400) return `${Math.round(seconds / 3600)} h ago`;
-  return plural(Math.round(seconds / 86400), "day") + " ago";
+/**
+ * Return a function that calls `paint` in the next animation frame, once for all its calls until
+ * then.
+ *
+ * @param {() => void} paint
+ */
+export function oncePerFrame(paint) {
+  let isDue = false;
+  return () => {
+    if (isDue) return;
+    isDue = true;
+    requestAnimationFrame(() => {
+      isDue = false;
+      paint();
+    });
+  };
 }

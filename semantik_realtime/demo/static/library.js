@@ -1,5 +1,6 @@
 import { call } from "./api.js";
-import { byId, h, plural, setText, sizeText } from "./dom.js";
+import { byId, h, setText } from "./dom.js";
+import { errorText, plural, sizeText } from "./text.js";
 
 const MAX_SHOWN = 200;
 
@@ -8,30 +9,31 @@ const MAX_SHOWN = 200;
  *   size_bytes: number, status: string, chunks: number, error: string | null }} Entry
  */
 
-/** The documents: those of the server's folder and those uploaded, in one list. */
+/** The list of documents, those of the server's folder and the uploaded ones. */
 export class Library {
   /** @type {Entry[]} */
   #entries = [];
-  /** @type {Map<string, HTMLElement>} those shown, by key */
+  /** @type {Map<string, HTMLElement>} the rows in the page, by key */
   #rows = new Map();
-  /** @type {Set<string>} keys of the chosen ones */
+  /** @type {Set<string>} keys of the selected entries */
   #chosen = new Set();
+  /** Whether the folder has more files than the host lists. */
   #isTruncated = false;
+  #startAll = byId("start-all");
+  #startSelected = byId("start-selected");
+  #filter = byId("filter");
+  #list = byId("documents");
 
-  /** @param {(choice: object) => Promise<void>} start a job */
-  constructor(start) {
-    this.all = byId("start-all");
-    this.selected = byId("start-selected");
-    this.filter = byId("filter");
-    this.list = byId("documents");
-    this.all.addEventListener("click", () => this.#run(() => start({ all: true })));
-    this.selected.addEventListener("click", () =>
+  /** @param {(choice: object) => Promise<void>} startJob */
+  constructor(startJob) {
+    this.#startAll.addEventListener("click", () => this.#run(() => startJob({ all: true })));
+    this.#startSelected.addEventListener("click", () =>
       this.#run(async () => {
-        await start(this.#choice());
+        await startJob(this.#choice());
         this.#chosen.clear();
         this.#paint();
       }));
-    this.filter.addEventListener("input", () => this.#paint());
+    this.#filter.addEventListener("input", () => this.#paint());
     byId("upload").addEventListener("change", (/** @type {any} */ { target }) => {
       this.#upload([...target.files]);
       target.value = "";
@@ -62,7 +64,7 @@ export class Library {
   }
 
   /**
-   * Show at once what a job did with a file; the next `refresh` knows it for sure.
+   * Show at once what a job did with a file; the next `refresh` shows the host's record of it.
    *
    * @param {string} name
    * @param {{ status: string, chunks: number, error: string | null }} outcome
@@ -89,12 +91,12 @@ export class Library {
 
   /** @param {() => Promise<void>} act */
   async #run(act) {
-    this.all.disabled = this.selected.disabled = true;
+    this.#startAll.disabled = this.#startSelected.disabled = true;
     setText(byId("start-error"), "");
     try {
       await act();
     } catch (error) {
-      setText(byId("start-error"), sentence(error));
+      setText(byId("start-error"), errorText(error));
     } finally {
       this.#paintButtons();
     }
@@ -114,7 +116,7 @@ export class Library {
       await this.refresh();
       setText(status, `${plural(documents.length, "file")} uploaded and selected`);
     } catch (error) {
-      setText(status, sentence(error));
+      setText(status, errorText(error));
     } finally {
       byId("dropzone").classList.remove("busy");
     }
@@ -140,21 +142,21 @@ export class Library {
   }
 
   #paint() {
-    const words = this.filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = this.#filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     const matching = this.#entries.filter(({ name }) =>
       words.every((/** @type {string} */ word) => name.toLowerCase().includes(word)));
     const focused = [...this.#rows].find(([, row]) => row.contains(document.activeElement))?.[0];
     this.#rows = new Map(
       matching.slice(0, MAX_SHOWN).map((entry) => [entry.key, this.#row(entry)]),
     );
-    this.list.replaceChildren(...this.#rows.values());
+    this.#list.replaceChildren(...this.#rows.values());
     this.#rows.get(focused ?? "")?.querySelector("input")?.focus();
     const count = this.#entries.length;
     const hidden = matching.length - Math.min(matching.length, MAX_SHOWN);
-    this.filter.hidden = count <= 8;
+    this.#filter.hidden = count <= 8;
     byId("documents-empty").hidden = count > 0;
     const more = [];
-    if (words.length && !matching.length) more.push("No document has such a name.");
+    if (words.length && !matching.length) more.push("No document has this name.");
     if (hidden) more.push(`${plural(hidden, "more file")}: filter to see them.`);
     if (this.#isTruncated) more.push("The folder has more files than can be listed.");
     setText(byId("documents-more"), more.join(" "));
@@ -165,14 +167,15 @@ export class Library {
   #paintSummary() {
     const count = this.#entries.length;
     const indexed = this.#entries.filter(({ status }) => status === "indexed").length;
-    setText(byId("documents-summary"), count ? `${indexed} of ${plural(count, "file")} indexed` : "");
+    const summary = count ? `${indexed} of ${plural(count, "file")} indexed` : "";
+    setText(byId("documents-summary"), summary);
   }
 
   #paintButtons() {
     const count = this.#chosen.size;
-    this.all.disabled = this.#entries.length === 0;
-    this.selected.disabled = count === 0;
-    setText(this.selected, count ? `Index ${count} selected` : "Index selected");
+    this.#startAll.disabled = this.#entries.length === 0;
+    this.#startSelected.disabled = count === 0;
+    setText(this.#startSelected, count ? `Index ${count} selected` : "Index selected");
   }
 
   /** @param {Entry} entry */
@@ -215,10 +218,4 @@ function metaText({ status, chunks, error, size_bytes }) {
   if (status === "failed") return error ?? "failed";
   if (status === "indexed") return plural(chunks, "passage");
   return sizeText(size_bytes);
-}
-
-/** @param {any} error @returns {string} */
-export function sentence(error) {
-  const text = String(error?.message ?? error);
-  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }

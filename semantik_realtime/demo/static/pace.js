@@ -1,19 +1,22 @@
 const WINDOW_SECONDS = 12;
 const MIN_SECONDS = 0.8;
+/** An estimate that differs from the shown time by less than this is approached gradually. */
+const MIN_JUMP_SECONDS = 5;
+const EASING_SECONDS = 3;
 
 /**
- * How fast a job goes, and how long it still takes.
+ * Measures how fast a job is, and how long it still needs.
  *
- * The rate is that of the last seconds, measured up to now, so that it sinks while nothing comes.
- * All times are seconds of one clock, given by the caller.
+ * The rate is that of the last seconds and includes the time since the newest sample, so that it
+ * falls while nothing arrives. All times are seconds of one clock, passed by the caller.
  */
 export class Pace {
-  /** @type {{ at: number, current: number }[]} oldest first */
+  /** @type {{ at: number, current: number }[]} oldest first, of the last WINDOW_SECONDS */
   #samples = [];
-  /** @type {{ at: number, seconds: number } | null} what was shown last */
+  /** @type {{ at: number, seconds: number } | null} the last result of `secondsLeft` */
   #shown = null;
 
-  /** @param {number} at when the job had done nothing yet */
+  /** @param {number} at when the job began, with nothing done */
   start(at) {
     this.#restart([{ at, current: 0 }]);
   }
@@ -28,11 +31,11 @@ export class Pace {
     return this.#samples.length > 0;
   }
 
-  /** @param {number} at @param {number} current */
+  /** @param {number} at @param {number} current units done until then */
   add(at, current) {
     const last = this.#samples.at(-1);
     if (last && current === last.current) return;
-    // Fewer than before: a new attempt, and when it began is not known.
+    // Fewer than before: a new attempt, and its beginning is not known.
     if (last && current < last.current) this.#restart([]);
     this.#samples.push({ at, current });
     while (this.#samples.length > 2 && this.#samples[1].at < at - WINDOW_SECONDS) {
@@ -41,7 +44,7 @@ export class Pace {
   }
 
   /**
-   * Units a second, or null while it is too early to tell.
+   * Return units per second, or null while there are too few samples.
    *
    * @param {number} at
    */
@@ -49,14 +52,16 @@ export class Pace {
     const first = this.#samples[0];
     const last = this.#samples.at(-1);
     if (!first || !last || last.current === first.current) return null;
-    // Right after a unit is done the next one has not been waited for: then up to it, not to now.
+    // The time since the last sample counts only as far as it exceeds the typical time of a unit.
+    // Otherwise the rate would fall and rise with every unit.
     const typical = (last.at - first.at) / (last.current - first.current);
     const seconds = Math.max(last.at, at - typical) - first.at;
     return seconds < MIN_SECONDS ? null : (last.current - first.current) / seconds;
   }
 
   /**
-   * Seconds left, eased: it counts down like a clock and bends towards each new estimate.
+   * Return the seconds left: counts down like a clock and approaches each new estimate gradually.
+   * Null while the rate is not known.
    *
    * @param {number} at
    * @param {number} left units
@@ -67,37 +72,12 @@ export class Pace {
     const estimate = left / rate;
     const before = this.#shown;
     let seconds = estimate;
-    if (before && Math.abs(before.seconds - estimate) < Math.max(5, estimate)) {
+    if (before && Math.abs(before.seconds - estimate) < Math.max(MIN_JUMP_SECONDS, estimate)) {
       const passed = at - before.at;
       const counted = Math.max(0, before.seconds - passed);
-      seconds = counted + (estimate - counted) * Math.min(1, passed / 3);
+      seconds = counted + (estimate - counted) * Math.min(1, passed / EASING_SECONDS);
     }
     this.#shown = { at, seconds };
     return seconds;
   }
-}
-
-/** @param {number} rate units a second @param {string} unit */
-export function rateText(rate, unit) {
-  if (rate >= 10) return `${Math.round(rate).toLocaleString("en")} ${unit}/s`;
-  if (rate >= 1) return `${rate.toFixed(1)} ${unit}/s`;
-  return `${(rate * 60).toFixed(rate * 60 < 10 ? 1 : 0)} ${unit}/min`;
-}
-
-/** @param {number} seconds */
-export function leftText(seconds) {
-  if (seconds < 1.5) return "almost done";
-  if (seconds < 20) return `${Math.round(seconds)} s left`;
-  if (seconds < 90) return `${Math.round(seconds / 5) * 5} s left`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min left`;
-  return `${(seconds / 3600).toFixed(1)} h left`;
-}
-
-/** @param {number} seconds */
-export function durationText(seconds) {
-  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
-  if (seconds < 60) return `${Math.round(seconds)} s`;
-  const minutes = Math.floor(seconds / 60);
-  if (minutes < 60) return `${minutes} min ${Math.floor(seconds % 60)} s`;
-  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }

@@ -1,52 +1,53 @@
 import { call } from "./api.js";
-import { byId, h, plural, setText } from "./dom.js";
-import { sentence } from "./library.js";
+import { byId, h, setText } from "./dom.js";
+import { errorText, plural } from "./text.js";
 
-const PATIENCE_MILLISECONDS = 180;
+const TYPING_MILLISECONDS = 180;
 
-/** The search field and what it finds. */
+/** The search field and its results. */
 export class Search {
-  #latest = 0;
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  /** Number of the newest request; responses to earlier ones are ignored. */
+  #newest = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} searches after a pause in typing */
   #timer;
+  #field = byId("search");
 
   constructor() {
-    this.field = byId("search");
     byId("search-form").addEventListener("submit", (/** @type {Event} */ event) => {
       event.preventDefault();
-      this.#ask();
+      this.#search();
     });
-    this.field.addEventListener("input", () => {
+    this.#field.addEventListener("input", () => {
       clearTimeout(this.#timer);
-      this.#timer = setTimeout(() => this.#ask(), PATIENCE_MILLISECONDS);
+      this.#timer = setTimeout(() => this.#search(), TYPING_MILLISECONDS);
     });
     addEventListener("keydown", (event) => {
       const isTyping = /** @type {Element} */ (event.target).closest?.("input, textarea");
-      if (event.key === "/" && !isTyping && this.field.offsetParent) {
+      if (event.key === "/" && !isTyping && this.#field.offsetParent) {
         event.preventDefault();
-        this.field.focus();
+        this.#field.focus();
       }
     });
   }
 
-  /** Ask again, if something is asked: the index has changed. */
+  /** Search again, because the index has changed. */
   refresh() {
-    if (this.field.value.trim()) this.#ask();
+    if (this.#field.value.trim()) this.#search();
   }
 
   clear() {
-    this.field.value = "";
-    this.#ask();
+    this.#field.value = "";
+    this.#search();
   }
 
-  async #ask() {
+  async #search() {
     clearTimeout(this.#timer);
-    const number = ++this.#latest;
-    const query = this.field.value.trim();
+    const number = ++this.#newest;
+    const query = this.#field.value.trim();
     if (!query) return this.#show("", []);
     try {
       const found = await call("GET", `/search?q=${encodeURIComponent(query)}`);
-      if (number !== this.#latest) return;
+      if (number !== this.#newest) return;
       const count = found.results.length;
       this.#show(
         count ? `${plural(count, "document")} in ${found.took_ms} ms`
@@ -54,7 +55,7 @@ export class Search {
         found.results,
       );
     } catch (error) {
-      if (number === this.#latest) this.#show(sentence(error), []);
+      if (number === this.#newest) this.#show(errorText(error), []);
     }
   }
 

@@ -1,6 +1,6 @@
-"""Every promise of a backend, as a test.
+"""The contract suite: every promise of `semantik_realtime.hookspecs.Backend` as a test.
 
-Subclass it in your own test suite and give it a fixture::
+Subclass `BackendContract` in your test suite and define one fixture::
 
     from semantik_realtime.testing.contract import BackendContract
 
@@ -11,26 +11,26 @@ Subclass it in your own test suite and give it a fixture::
                 return MyBackend(load_settings(backend="mine", url=..., **settings))
             return make
 
-``make_backend()`` gives a new instance over the same storage each time it is
-called in a test (two instances are two processes of a fleet). The storage need
-not be empty: every test has topics of its own. Some tests give settings by
-keyword, such as a short retention; they wait by the real clock.
+Each call of ``make_backend`` within a test returns a new instance on the same
+storage: two instances are two processes of a fleet. The storage need not be
+empty, because every test has its own topics. Some tests pass settings by
+keyword, a short retention for example, and wait on the real clock.
 
-It needs pytest and pytest-asyncio, in any mode. docs/backend-authors.md says
-what each promise is for.
+The suite needs pytest and pytest-asyncio, in any mode. docs/backend-authors.md
+explains what each promise is for.
 """
 
 from __future__ import annotations
 
 import pytest
 
-# Before they are imported: otherwise a failed assertion would not show its values.
+# Before the imports: otherwise a failed assertion would not show its values.
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.{part}"
         for part in (
             *("appending", "fence", "states", "resuming"),
-            *("lifetime", "live", "leases", "guest"),
+            *("lifetime", "live", "leases", "process"),
         )
     )
 )
@@ -38,10 +38,10 @@ pytest.register_assert_rewrite(
 from semantik_realtime.testing.contract.actors import Author, Recorder  # noqa: E402
 from semantik_realtime.testing.contract.appending import Appending  # noqa: E402
 from semantik_realtime.testing.contract.fence import Fence  # noqa: E402
-from semantik_realtime.testing.contract.guest import Guest  # noqa: E402
 from semantik_realtime.testing.contract.leases import Leases  # noqa: E402
 from semantik_realtime.testing.contract.lifetime import Lifetime  # noqa: E402
 from semantik_realtime.testing.contract.live import Live  # noqa: E402
+from semantik_realtime.testing.contract.process import Process  # noqa: E402
 from semantik_realtime.testing.contract.resuming import Resuming  # noqa: E402
 from semantik_realtime.testing.contract.states import States  # noqa: E402
 from semantik_realtime.testing.contract.waiting import (  # noqa: E402
@@ -62,5 +62,5 @@ __all__ = [
 ]
 
 
-class BackendContract(Appending, Fence, States, Resuming, Lifetime, Live, Leases, Guest):
-    """What must hold for every backend, on default settings where no test says otherwise."""
+class BackendContract(Appending, Fence, States, Resuming, Lifetime, Live, Leases, Process):
+    """All tests of the contract; with default settings where a test does not pass others."""

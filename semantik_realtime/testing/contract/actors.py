@@ -1,4 +1,4 @@
-"""Who takes part in a test: one writes, one listens."""
+"""A producer of drafts and a sink that records, for tests of a backend."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ TIME = "2026-01-01T00:00:00.000Z"
 
 
 class Recorder:
-    """A sink that remembers."""
+    """A sink that records its calls."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, int, list[Event]]] = []
+        """The epoch, the offset before the first event, and the events of each call."""
         self.interruptions = 0
+        """Calls of `interrupted`."""
         self.deletions = 0
+        """Calls of `gone`."""
 
     def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
         self.batches.append((epoch, prev, list(events)))
@@ -29,25 +32,28 @@ class Recorder:
     def gone(self, topic: str) -> None:
         self.deletions += 1
 
-    async def heard(self, count: int) -> None:
-        """Wait until so many events came."""
+    async def wait_for_events(self, count: int) -> None:
+        """Wait until ``count`` events were received; after 10 s the test fails."""
         await until(lambda: len(self.received) >= count, f"{count} events at the sink")
 
     @property
     def received(self) -> list[Event]:
+        """All events, in the order of their arrival."""
         return [event for _, _, events in self.batches for event in events]
 
     @property
     def offsets(self) -> list[int]:
+        """The offsets of all events, in the order of their arrival."""
         return [event.offset for event in self.received]
 
 
 class Author:
-    """A producer: makes drafts with growing numbers."""
+    """A producer: makes drafts with growing numbers, as the emitter of one process does."""
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or secrets.token_hex(6)
         self.numbers: dict[str, int] = {}
+        """The number of the last draft for each topic."""
 
     def draft(
         self,
@@ -63,6 +69,7 @@ class Author:
         owner: str | None = None,
         max_bytes: int = 10**9,
     ) -> Draft:
+        """Return a draft with the next number of its topic. Without ``state`` it has none."""
         number = self.numbers[topic] = self.numbers.get(topic, 0) + 1
         given = {} if state is ... else {"state": state}
         change = (
@@ -88,7 +95,7 @@ class Author:
 
 
 def delete_job(backend: Any, author: Author, topic: str, job: str) -> Draft:
-    """Let ``job`` run and be deleted, as a feed sees it; gives a draft of it that comes late."""
+    """Publish that ``job`` runs and is deleted, as in a user's feed. Return a late draft of it."""
     running, late = (
         author.draft(topic, key=job, job=job, attempt=1, state={"job": job}) for _ in range(2)
     )

@@ -1,4 +1,4 @@
-"""What an append is: in order, whole, at its place in the chain."""
+"""Appends are in order and complete, and each extends the chain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from semantik_realtime.testing.contract.fixtures import Fixtures
 
 
 class Appending(Fixtures):
-    """What an append is: in order, whole, at its place in the chain."""
+    """Appends are in order and complete, and each extends the chain."""
 
     async def test_events_are_appended_in_the_order_given(self, backend: Any, topic: str) -> None:
         author = Author()
@@ -53,7 +53,7 @@ class Appending(Fixtures):
             assert receipt.cursor.chain == chain
         assert (await backend.tops([topic]))[topic].cursor.chain == chain
 
-    async def test_drafts_of_many_topics_in_one_batch_each_reach_their_own(
+    async def test_each_draft_of_a_batch_is_appended_to_its_own_topic(
         self, backend: Any, topic: str
     ) -> None:
         author = Author()
@@ -70,7 +70,7 @@ class Appending(Fixtures):
     async def test_publishing_nothing_is_allowed(self, backend: Any) -> None:
         assert list(backend.publish([])) == []
 
-    async def test_writers_in_many_threads_lose_and_double_nothing(
+    async def test_writers_in_many_threads_lose_and_duplicate_nothing(
         self, backend: Any, topic: str
     ) -> None:
         def write(author: Author) -> None:

@@ -1,4 +1,4 @@
-"""What is refused: repeated drafts, outdated attempts, jobs that have ended."""
+"""Repeated drafts, outdated attempts and drafts of ended jobs are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from semantik_realtime.testing.contract.fixtures import Fixtures
 
 
 class Fence(Fixtures):
-    """What is refused: repeated drafts, outdated attempts, jobs that have ended."""
+    """Repeated drafts, outdated attempts and drafts of ended jobs are refused."""
 
     async def test_a_draft_sent_twice_is_appended_once_and_gets_its_first_position(
         self, backend: Any, topic: str
@@ -25,7 +25,7 @@ class Fence(Fixtures):
         assert [receipt.cursor for receipt in again] == [receipt.cursor for receipt in first]
         assert len((await backend.snapshot(topic, None, 100)).events) == 6
 
-    async def test_a_batch_that_was_half_appended_is_completed_by_sending_it_again(
+    async def test_sending_a_batch_again_appends_the_drafts_that_were_missing(
         self, backend: Any, topic: str
     ) -> None:
         author = Author()
@@ -44,7 +44,7 @@ class Fence(Fixtures):
             Outcome.DUPLICATE,
         ]
 
-    async def test_numbers_may_have_holes(self, backend: Any, topic: str) -> None:
+    async def test_numbers_may_have_gaps(self, backend: Any, topic: str) -> None:
         author = Author()
         drafts = [author.draft(topic) for _ in range(4)]
         backend.publish([drafts[0]])
@@ -88,7 +88,7 @@ class Fence(Fixtures):
         backend.publish([author.draft(topic, job="j", attempt=1, state={"n": 1})])
         assert await backend.snapshot(topic, None, 10) == before
 
-    async def test_the_fence_of_one_job_does_not_touch_another_in_the_same_topic(
+    async def test_the_fence_of_one_job_does_not_apply_to_another_in_the_same_topic(
         self, backend: Any, topic: str
     ) -> None:
         author = Author()
@@ -109,17 +109,17 @@ class Fence(Fixtures):
         [more] = backend.publish([author.draft(topic, job="j", attempt=3)])
         assert more.outcome is Outcome.APPENDED
 
-    async def test_of_the_jobs_without_a_state_the_latest_are_remembered(
+    async def test_the_newest_jobs_without_a_state_are_remembered(
         self, open_backend: Callable[..., Any], topic: str
     ) -> None:
         backend = await open_backend(max_keys=8)
-        # An author each: what is late is no duplicate.
+        # Each job has its own author, so that a late draft is no duplicate.
         late = [delete_job(backend, Author(), topic, f"deleted{n}") for n in range(40)]
         outcomes = [backend.publish([draft])[0].outcome for draft in late[-4:]]
         assert outcomes == [Outcome.STALE] * 4
         assert backend.publish(late[:1])[0].outcome is Outcome.APPENDED
 
-    async def test_of_the_claims_that_were_never_used_the_latest_are_remembered(
+    async def test_the_newest_claims_without_an_event_are_remembered(
         self, open_backend: Callable[..., Any], topic: str
     ) -> None:
         backend = await open_backend(max_keys=8)
@@ -130,12 +130,14 @@ class Fence(Fixtures):
         assert [backend.claim(topic, f"j{n}", "second") for n in (39, 38, 37, 36)] == [2] * 4
         assert backend.claim(topic, "j0", "second") == 1
 
-    async def test_a_deleted_topic_gives_no_attempts(self, backend: Any, topic: str) -> None:
+    async def test_a_claim_in_a_deleted_topic_returns_0(self, backend: Any, topic: str) -> None:
         backend.publish([Author().draft(topic)])
         backend.delete(topic)
         assert backend.claim(topic, "j", "first") == 0
 
-    async def test_a_claim_alone_makes_no_log(self, backend: Any, topic: str) -> None:
+    async def test_a_claim_alone_does_not_make_a_topic_known(
+        self, backend: Any, topic: str
+    ) -> None:
         backend.claim(topic, "j", "first")
         assert (await backend.snapshot(topic, None, 10)).cursor is None
         assert await backend.tops([topic]) == {}

@@ -1,4 +1,4 @@
-"""What every part of the contract stands on: two knobs and the backends under test."""
+"""The fixtures of every part of the contract, and the two options of a backend's author."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import pytest_asyncio
 
 @pytest.mark.asyncio
 class Fixtures:
-    """Fixtures of the contract; ``make_backend`` is the subclass's to give."""
+    """The base class. A subclass of the contract defines the fixture ``make_backend``."""
 
     shares_storage = True
-    """Whether two instances see one log. A backend that lives in one process says False, and
-    what needs two of them is not asked of it."""
+    """Whether two instances use the same logs. False for a backend that lives in one process:
+    the tests that need two instances are then left out."""
     dense_offsets = True
     """Whether the offsets of a topic are 1, 2, 3 … False: they only grow."""
 
     @pytest.fixture
     def make_backend(self) -> Callable[..., Any]:
         pytest.fail(
-            f"{type(self).__name__} gives no fixture make_backend: a function that takes settings "
-            "by keyword and returns a backend that is not open"
+            f"{type(self).__name__} has no fixture make_backend, which returns a function: it gets "
+            "settings by keyword and returns a backend that is not open"
         )
 
     @pytest_asyncio.fixture
@@ -56,8 +56,8 @@ class Fixtures:
 
 
 @asynccontextmanager
-async def meanwhile(work: Callable[[], object]) -> AsyncIterator[None]:
-    """Run ``work`` in a thread beside the block; what it raises fails the test."""
+async def in_thread(work: Callable[[], object]) -> AsyncIterator[None]:
+    """Run ``work`` in a thread during the block, and wait for it; its error fails the test."""
     running = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         yield

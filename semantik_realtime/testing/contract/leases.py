@@ -1,4 +1,4 @@
-"""Places that are counted over the fleet."""
+"""The places of a lease are counted over the fleet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from semantik_realtime.testing.contract.waiting import until
 
 
 class Leases(Fixtures):
-    """Places that are counted over the fleet."""
+    """The places of a lease are counted over the fleet."""
 
     async def test_no_more_than_the_limit_hold_a_lease(self, backend: Any) -> None:
         name = secrets.token_hex(6)
@@ -22,10 +22,10 @@ class Leases(Fixtures):
         assert backend.lease(name, "h4", 3, 60.0) is True
         assert backend.lease(name, "h1", 3, 60.0) is False
 
-    async def test_a_lease_that_is_not_renewed_runs_out(self, backend: Any) -> None:
+    async def test_a_lease_that_is_not_renewed_expires(self, backend: Any) -> None:
         name = secrets.token_hex(6)
         assert backend.lease(name, "a", 1, 0.15)
-        await until(lambda: backend.lease(name, "b", 1, 60.0), "the lease to run out")
+        await until(lambda: backend.lease(name, "b", 1, 60.0), "the lease to expire")
         assert not backend.lease(name, "a", 1, 60.0)
 
     async def test_leases_of_other_names_do_not_count(self, backend: Any) -> None:

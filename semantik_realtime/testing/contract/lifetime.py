@@ -1,4 +1,4 @@
-"""How a log ends, by expiry or deletion, and begins again."""
+"""A log ends, by expiry or deletion, and begins again in a new epoch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from semantik_realtime.testing.contract.waiting import until, until_unknown
 
 
 class Lifetime(Fixtures):
-    """How a log ends, by expiry or deletion, and begins again."""
+    """A log ends, by expiry or deletion, and begins again in a new epoch."""
 
     async def test_a_log_expires_and_begins_again_in_a_new_epoch(
         self, open_backend: Callable[..., Any], topic: str
@@ -29,7 +29,7 @@ class Lifetime(Fixtures):
             began_at = time.monotonic()
             [second] = backend.publish([author.draft(topic, state={"n": 2}, key="2")])
             snapshot = await backend.snapshot(topic, first.cursor, 10)
-            # A busy machine may have let it expire before the look.
+            # On a busy machine it may expire before the snapshot.
             if snapshot.cursor is not None or time.monotonic() - began_at < 0.3:
                 break
         assert second.outcome is Outcome.APPENDED
@@ -38,10 +38,10 @@ class Lifetime(Fixtures):
         assert set(snapshot.states) == {"2"}
         await until(
             lambda: sink.batches[-1][:2] == (second.cursor.epoch, 0),
-            "the sink to hear of the new epoch, from its beginning",
+            "the sink to receive the new epoch from its beginning",
         )
 
-    async def test_a_jobs_own_topic_lives_on_for_the_grace_after_its_end(
+    async def test_a_jobs_own_topic_is_kept_for_the_grace_time_after_its_end(
         self, open_backend: Callable[..., Any]
     ) -> None:
         backend = await open_backend(grace_seconds=0.4)
@@ -56,7 +56,7 @@ class Lifetime(Fixtures):
         await until_unknown(backend, topic)
         assert (await backend.snapshot(feed, None, 1)).cursor is not None
 
-    async def test_a_deleted_topic_is_forgotten_and_refuses_late_drafts(
+    async def test_a_deleted_topic_is_unknown_and_refuses_late_drafts(
         self, backend: Any, topic: str
     ) -> None:
         author = Author()
@@ -77,7 +77,7 @@ class Lifetime(Fixtures):
         assert late.outcome is Outcome.CLOSED
         assert (await backend.snapshot(topic, None, 0)).deleted
 
-    async def test_a_snapshot_tells_a_deleted_topic_from_one_that_never_was(
+    async def test_a_snapshot_distinguishes_a_deleted_topic_from_one_that_never_began(
         self, backend: Any, topic: str
     ) -> None:
         author = Author()
@@ -93,7 +93,7 @@ class Lifetime(Fixtures):
             assert not snapshot.states
             assert not snapshot.events
 
-    async def test_after_the_grace_a_deleted_topic_may_begin_anew(
+    async def test_after_the_grace_time_a_deleted_topic_can_begin_again(
         self, open_backend: Callable[..., Any], topic: str
     ) -> None:
         backend = await open_backend(grace_seconds=0.2)
@@ -102,13 +102,13 @@ class Lifetime(Fixtures):
         backend.delete(topic)
         await until(
             lambda: backend.publish([author.draft(topic)])[0].outcome is Outcome.APPENDED,
-            "the grace to be over",
+            "the grace time to be over",
         )
         snapshot = await backend.snapshot(topic, None, 10)
         assert snapshot.cursor is not None
         assert not snapshot.deleted
 
-    async def test_after_the_grace_nothing_is_known_of_a_deletion(
+    async def test_after_the_grace_time_a_deletion_is_forgotten(
         self, open_backend: Callable[..., Any], topic: str
     ) -> None:
         backend = await open_backend(grace_seconds=0.2)
@@ -118,5 +118,5 @@ class Lifetime(Fixtures):
         async def is_over() -> bool:
             return not (await backend.snapshot(topic, None, 0)).deleted
 
-        await until(is_over, "the grace to be over")
+        await until(is_over, "the grace time to be over")
         assert (await backend.snapshot(topic, None, 0)).cursor is None

@@ -1,4 +1,4 @@
-"""What reaches a sink."""
+"""A sink receives every event of its topic, in order."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from semantik_realtime.testing.contract.actors import Author, Recorder
-from semantik_realtime.testing.contract.fixtures import Fixtures, meanwhile
+from semantik_realtime.testing.contract.fixtures import Fixtures, in_thread
 from semantik_realtime.testing.contract.waiting import until
 
 
 class Live(Fixtures):
-    """What reaches a sink."""
+    """A sink receives every event of its topic, in order."""
 
     async def test_after_subscribing_every_append_reaches_the_sink_in_order(
         self, backend: Any, topic: str
@@ -23,7 +23,7 @@ class Live(Fixtures):
         drafts = [author.draft(topic, data={"n": n}) for n in range(100)]
         receipts = [receipt for draft in drafts[:10] for receipt in backend.publish([draft])]
         receipts += backend.publish(drafts[10:])
-        await sink.heard(100)
+        await sink.wait_for_events(100)
         assert sink.offsets == [receipt.cursor.offset for receipt in receipts]
         assert [event.chain for event in sink.received] == [r.cursor.chain for r in receipts]
         position = receipts[0].cursor.offset - 1
@@ -32,35 +32,39 @@ class Live(Fixtures):
             assert prev == position or not self.dense_offsets
             position = events[-1].offset
 
-    async def test_what_is_live_is_byte_for_byte_what_is_stored(
+    async def test_live_events_and_stored_events_have_the_same_bytes(
         self, backend: Any, topic: str
     ) -> None:
         author, sink = Author(), Recorder()
         await backend.subscribe(topic, sink)
         backend.publish([author.draft(topic, data={"text": "a\nb\tü"}) for _ in range(3)])
-        await sink.heard(3)
+        await sink.wait_for_events(3)
         assert sink.received == list((await backend.snapshot(topic, None, 10)).events)
 
-    async def test_a_sink_hears_only_its_own_topic(self, backend: Any, topic: str) -> None:
+    async def test_a_sink_receives_only_the_events_of_its_topic(
+        self, backend: Any, topic: str
+    ) -> None:
         author, sink, other = Author(), Recorder(), Recorder()
         await backend.subscribe(topic, sink)
         await backend.subscribe(topic + "2", other)
         backend.publish([author.draft(topic + "2"), author.draft(topic), author.draft(topic)])
-        await sink.heard(2)
-        await other.heard(1)
+        await sink.wait_for_events(2)
+        await other.wait_for_events(1)
         assert (len(sink.received), len(other.received)) == (2, 1)
 
-    async def test_refused_and_repeated_drafts_are_not_live(self, backend: Any, topic: str) -> None:
+    async def test_refused_and_repeated_drafts_reach_no_sink(
+        self, backend: Any, topic: str
+    ) -> None:
         author, sink = Author(), Recorder()
         await backend.subscribe(topic, sink)
         draft = author.draft(topic, job="j", attempt=2)
         backend.publish([draft])
         backend.publish([draft, author.draft(topic, job="j", attempt=1)])
         backend.publish([author.draft(topic, job="j", attempt=2)])
-        await sink.heard(2)
+        await sink.wait_for_events(2)
         assert sink.offsets == [1, 2] or not self.dense_offsets
 
-    async def test_after_unsubscribing_the_sink_hears_nothing(
+    async def test_after_unsubscribing_the_sink_receives_nothing(
         self, backend: Any, topic: str
     ) -> None:
         author, sink, witness = Author(), Recorder(), Recorder()
@@ -70,7 +74,7 @@ class Live(Fixtures):
         await backend.unsubscribe(topic)
         backend.publish([author.draft(topic)])
         backend.publish([author.draft(topic + "w")])
-        await witness.heard(1)
+        await witness.wait_for_events(1)
         assert sink.received == []
 
     async def test_a_topic_can_be_subscribed_again(self, backend: Any, topic: str) -> None:
@@ -80,16 +84,18 @@ class Live(Fixtures):
             await backend.unsubscribe(topic)
         await backend.subscribe(topic, sink)
         backend.publish([author.draft(topic)])
-        await sink.heard(1)
+        await sink.wait_for_events(1)
 
-    async def test_a_sink_hears_that_its_topic_is_gone(self, backend: Any, topic: str) -> None:
+    async def test_a_sink_is_called_when_its_topic_is_deleted(
+        self, backend: Any, topic: str
+    ) -> None:
         author, sink = Author(), Recorder()
         backend.publish([author.draft(topic)])
         await backend.subscribe(topic, sink)
         backend.delete(topic)
-        await until(lambda: sink.deletions, "the sink to hear that the topic is gone")
+        await until(lambda: sink.deletions, "the call of gone()")
 
-    async def test_snapshot_and_live_together_are_the_whole_log(
+    async def test_a_snapshot_and_the_live_events_together_are_the_whole_log(
         self, backend: Any, topic: str
     ) -> None:
         author = Author()
@@ -99,14 +105,14 @@ class Live(Fixtures):
             while not stop.is_set():
                 backend.publish([author.draft(topic), author.draft(topic)])
 
-        async with meanwhile(write):
+        async with in_thread(write):
             try:
                 for _ in range(5):
                     sink = Recorder()
                     await backend.subscribe(topic, sink)
                     snapshot = await backend.snapshot(topic, None, 5)
                     start = snapshot.cursor.offset if snapshot.cursor else 0
-                    await sink.heard(21)
+                    await sink.wait_for_events(21)
                     live = [offset for offset in sink.offsets if offset > start]
                     if self.dense_offsets:
                         assert live == list(range(start + 1, start + 1 + len(live)))
@@ -114,7 +120,7 @@ class Live(Fixtures):
             finally:
                 stop.set()
 
-    async def test_two_processes_see_one_log(
+    async def test_two_processes_receive_the_same_log(
         self, open_backend: Callable[..., Any], topic: str
     ) -> None:
         if not self.shares_storage:
@@ -127,6 +133,6 @@ class Live(Fixtures):
         for _ in range(10):
             one.publish([author.draft(topic)])
             two.publish([other.draft(topic)])
-        await sink_one.heard(20)
-        await sink_two.heard(20)
+        await sink_one.wait_for_events(20)
+        await sink_two.wait_for_events(20)
         assert sink_one.received == sink_two.received

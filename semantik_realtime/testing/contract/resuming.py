@@ -1,4 +1,4 @@
-"""What a cursor is answered with, and how much of a log is kept."""
+"""A cursor gets the events after it, or a snapshot with the reason."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from semantik_realtime.testing.contract.fixtures import Fixtures
 
 
 class Resuming(Fixtures):
-    """What a cursor is answered with, and how much of a log is kept."""
+    """A cursor gets the events after it, or a snapshot with the reason."""
 
-    async def test_a_cursor_is_answered_by_exactly_the_events_after_it(
+    async def test_a_cursor_gets_exactly_the_events_after_it(
         self, backend: Any, topic: str
     ) -> None:
         author = Author()
@@ -32,7 +32,7 @@ class Resuming(Fixtures):
             ]
             assert snapshot.cursor == receipts[-1].cursor
 
-    async def test_every_place_of_a_log_that_grew_one_by_one_is_a_cursor(
+    async def test_every_position_of_a_log_that_grew_one_by_one_is_a_cursor(
         self, backend: Any, topic: str
     ) -> None:
         author = Author()
@@ -99,7 +99,9 @@ class Resuming(Fixtures):
             )
         ).reason is Reason.TRIMMED
 
-    async def test_tops_of_thousands_are_asked_for_at_once(self, backend: Any, topic: str) -> None:
+    async def test_the_tops_of_thousands_of_topics_are_read_in_one_call(
+        self, backend: Any, topic: str
+    ) -> None:
         author = Author()
         drafts = [author.draft(f"{topic}-{n}") for n in range(0, 2000, 100)]
         receipts = backend.publish(drafts)

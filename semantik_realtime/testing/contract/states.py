@@ -1,4 +1,4 @@
-"""What a snapshot says of each key, and the limits of keys and sizes."""
+"""A snapshot has the last state of each key, within the limits of keys and sizes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.core.resume import Reason
 from semantik_realtime.testing.contract.actors import Author, delete_job
-from semantik_realtime.testing.contract.fixtures import Fixtures, meanwhile
+from semantik_realtime.testing.contract.fixtures import Fixtures, in_thread
 from semantik_realtime.testing.contract.waiting import until_known
 
 
 class States(Fixtures):
-    """What a snapshot says of each key, and the limits of keys and sizes."""
+    """A snapshot has the last state of each key, within the limits of keys and sizes."""
 
     async def test_a_snapshot_has_the_last_state_of_each_key(
         self, backend: Any, topic: str
@@ -54,9 +54,7 @@ class States(Fixtures):
         assert states == {"quiet": {"n": 0}, "busy0": {"n": 200}, "busy1": {"n": 199}}
         assert len(snapshot.events) == 20
 
-    async def test_a_snapshot_is_one_moment_even_while_others_write(
-        self, backend: Any, topic: str
-    ) -> None:
+    async def test_a_snapshot_is_atomic_while_others_write(self, backend: Any, topic: str) -> None:
         author = Author()
         stop = threading.Event()
 
@@ -65,7 +63,7 @@ class States(Fixtures):
                 if not stop.is_set():
                     backend.publish([author.draft(topic, key=str(n % 7), state={"n": n})])
 
-        async with meanwhile(write):
+        async with in_thread(write):
             try:
                 await until_known(backend, topic)
                 for _ in range(40):
@@ -85,7 +83,7 @@ class States(Fixtures):
             key: key for key in keys
         }
 
-    async def test_when_there_are_too_many_keys_the_ended_go_and_the_rest_is_refused(
+    async def test_with_too_many_keys_ended_jobs_are_dropped_and_other_new_keys_refused(
         self, open_backend: Callable[..., Any], topic: str
     ) -> None:
         backend = await open_backend(max_keys=4)
@@ -106,7 +104,7 @@ class States(Fixtures):
         assert add("f") is Outcome.TOO_MANY_KEYS
         assert add("b") is Outcome.APPENDED
 
-    async def test_jobs_without_a_state_do_not_keep_the_ended_from_making_room(
+    async def test_ended_jobs_are_dropped_also_when_there_are_jobs_without_a_state(
         self, open_backend: Callable[..., Any], topic: str
     ) -> None:
         backend = await open_backend(max_keys=8)
@@ -126,7 +124,7 @@ class States(Fixtures):
         states = (await backend.snapshot(topic, None, 0)).states
         assert set(states) == {f"new{n}" for n in range(8)}
 
-    async def test_an_event_that_is_too_big_is_refused_and_the_rest_of_its_batch_is_not(
+    async def test_an_event_that_is_too_big_is_refused_and_the_rest_of_its_batch_appended(
         self, open_backend: Callable[..., Any], topic: str
     ) -> None:
         backend = await open_backend(max_event_bytes=1000)
@@ -157,7 +155,7 @@ class States(Fixtures):
             Outcome.TOO_BIG,
         ]
 
-    async def test_a_large_event_within_the_limit_goes_through_whole(
+    async def test_a_large_event_within_the_limit_is_kept_complete(
         self, backend: Any, topic: str
     ) -> None:
         text = "é" * 30_000

@@ -13,9 +13,9 @@ DEADLINE_SECONDS = 10.0
 
 
 async def until(condition: Callable[[], object], what: str = "the condition") -> None:
-    """Wait until ``condition`` holds; after 10 s the test fails and names ``what`` was waited for.
+    """Wait until ``condition`` returns a true value; after 10 s the test fails and names ``what``.
 
-    A condition may be a coroutine function.
+    The condition may be a coroutine function.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DEADLINE_SECONDS):
@@ -28,7 +28,7 @@ async def until(condition: Callable[[], object], what: str = "the condition") ->
 
 
 async def until_unknown(backend: Any, topic: str) -> None:
-    """Wait until a topic has expired."""
+    """Wait until the backend does not know a topic any more."""
 
     async def is_unknown() -> bool:
         return (await backend.snapshot(topic, None, 0)).cursor is None
@@ -37,7 +37,7 @@ async def until_unknown(backend: Any, topic: str) -> None:
 
 
 async def until_known(backend: Any, topic: str) -> None:
-    """Wait until a topic has begun."""
+    """Wait until the backend knows a topic."""
 
     async def is_known() -> bool:
         return (await backend.snapshot(topic, None, 0)).cursor is not None

@@ -153,7 +153,7 @@ async def identify(request: Request, web: WebState) -> Identity:
     try:
         return await web.access.authenticate(credentials_of(request))
     except AccessError as error:
-        raise Refused(401, error.reason, str(error)) from None
+        raise Refused(401, error.code, str(error)) from None
 
 
 async def _authorized(request: Request, web: WebState, job_id: str) -> str:

@@ -232,7 +232,7 @@ def _connect(
 
 
 def _refusal(session: Session, error: AccessError) -> Ended:
-    return _ended(session.rejected(error.reason == "expired", str(error)))
+    return _ended(session.rejected(error.code == "expired", str(error)))
 
 
 def _ended(actions: list[Action]) -> Ended:

@@ -30,8 +30,8 @@ LAST_RETRY_SECONDS = 1.0
 class ChannelIO(NamedTuple):
     """What a channel needs of the process around it."""
 
-    subscribe: Callable[[str], Awaitable[None]]
-    """Make the backend deliver the topic to the hub."""
+    subscribe: Callable[[], Awaitable[None]]
+    """Make the backend deliver the topic's events to `Channel.receive`."""
     read: Callable[[str, Cursor | None, int], Coroutine[Any, Any, Snapshot]]
     """`semantik_realtime.hookspecs.Backend.snapshot`."""
     pause: Callable[[float], Awaitable[None]]
@@ -39,6 +39,9 @@ class ChannelIO(NamedTuple):
     spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]]
     """Start a task that ends with the hub."""
     count_resync: Callable[[ResyncReason], None]
+    """Count a topic that is read again."""
+    ended: Callable[[Channel], None]
+    """Remove the channel: nobody watches it any more."""
 
 
 class Channel:
@@ -55,8 +58,8 @@ class Channel:
         self._splice = Splice()
         # Who follows; added by `_join`, removed by `leave`.
         self._watchers: set[Subscription] = set()
-        # Connections that follow or are about to. The hub drops the channel at 0.
-        self._users = 0
+        # Connections that watch or are about to. The hub removes the channel at 0.
+        self._reserved = 0
         # The subscription at the backend; started anew if it failed.
         self._subscribing: asyncio.Task[None] | None = None
         # The resync under way, which waits out an outage; None while there is none.
@@ -94,22 +97,25 @@ class Channel:
         return self._resyncing
 
     @property
-    def users(self) -> int:
-        """Connections that follow the topic or are about to."""
-        return self._users
+    def reservations(self) -> int:
+        """How many connections watch the topic, or are about to."""
+        return self._reserved
 
     def bytes_since(self, cursor: Cursor) -> int:
         """Return about how many bytes of events follow ``cursor``."""
         return self._splice.buffer.bytes_since(cursor.offset)
 
-    def add_user(self) -> None:
-        """Count a connection that is about to follow."""
-        self._users += 1
+    def reserve(self) -> None:
+        """Keep the channel for a connection that is about to watch, until `release`."""
+        self._reserved += 1
 
-    def remove_user(self) -> bool:
-        """Count a connection that has left. Return True if it was the last one."""
-        self._users -= 1
-        return self._users == 0
+    def release(self) -> None:
+        """Undo one `reserve`. After the last one the channel ends."""
+        self._reserved -= 1
+        if self._reserved == 0:
+            if self._resyncing is not None:
+                self._resyncing.cancel()
+            self._io.ended(self)
 
     async def subscribed(self) -> None:
         """Wait until the backend delivers the topic.
@@ -121,11 +127,6 @@ class Channel:
         if task is None or has_failed(task):
             task = self._subscribing = self._io.spawn(self._subscribe(), "subscribe")
         await asyncio.shield(task)
-
-    def close(self) -> None:
-        """Cancel what is under way: nobody follows any more."""
-        if self._resyncing is not None:
-            self._resyncing.cancel()
 
     # Live batches.
 
@@ -179,8 +180,9 @@ class Channel:
                 return self._add(watcher, place), snapshot
 
     def leave(self, subscription: Subscription) -> None:
-        """Remove a watcher."""
+        """Remove a watcher, and the reservation under which it joined."""
         self._watchers.discard(subscription)
+        self.release()
 
     def outgoing(self, cursor: Cursor) -> Outgoing | None:
         """Return the events that follow ``cursor``; None: too many, the connection must end."""
@@ -219,7 +221,7 @@ class Channel:
 
     def resync(self, reason: ResyncReason) -> None:
         """Read again what was missed, once for all watchers. Does nothing if that is under way."""
-        if self._users and self._splice.start_resync():
+        if self._reserved and self._splice.start_resync():
             self._io.count_resync(reason)
             self._resyncing = self._io.spawn(self._resync(), "resync")
 
@@ -261,7 +263,7 @@ class Channel:
         return is_complete
 
     async def _subscribe(self) -> None:
-        await self._io.subscribe(self.topic)
+        await self._io.subscribe()
 
     async def _read(self, asked: Cursor | None, history: int) -> Snapshot:
         key = (asked, history)

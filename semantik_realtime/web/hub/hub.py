@@ -1,8 +1,9 @@
-"""The registry of a process's channels and connections.
+"""The fan-out of one web process: a registry of its channels and connections.
 
-One subscription at the backend serves every connection that watches a topic.
-An event is stored once, in its channel, and encoded once for all watchers at
-the same position; a slow connection delays no other one.
+The hub subscribes each watched topic once at the backend, however many
+connections watch it. The topic's `Channel` stores each event once and encodes
+it once for all watchers at the same cursor; each connection writes in a task of
+its own, so a slow one delays no other one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from tenacity import (
@@ -40,40 +42,41 @@ TICK_SECONDS = 1.0
 class Hub:
     """The channels and connections of a process, and the tasks that keep them up to date.
 
-    Lives on one event loop at a time, from its first use there to `close`. It
-    is the `semantik_realtime.hookspecs.Sink` of every topic that it subscribes.
+    Lives on one event loop at a time: the first use on a loop starts it there,
+    `close` ends it. It is the `semantik_realtime.hookspecs.Sink` of every topic
+    that it subscribes; the backend calls it on that loop.
 
     Args:
         backend: the process's backend.
-        outage: what the process does while the backend is away.
-        limits: when a connection counts as slow.
+        degraded_mode: tells the connections about outages and bridges them.
+        limits: when a connection counts as slow; passed on to the channels.
     """
 
     def __init__(
-        self, backend: GuardedBackend, outage: DegradedMode, limits: Limits | None = None
+        self, backend: GuardedBackend, degraded_mode: DegradedMode, limits: Limits | None = None
     ) -> None:
         self.limits = limits or Limits()
         self.connections: set[Watcher] = set()
-        """Open connections; changed by `register` and `unregister` only."""
+        """The open connections. `register` adds and `unregister` removes; a new loop clears it."""
         self.draining = False
-        """Whether `drain` has begun: new connections are sent away at once."""
+        """Whether `drain` has begun: a connection that registers now is closed at once."""
         self.stats = HubStats()
         self._backend = backend
-        self._outage = outage
-        # Called about once a second, from `on_tick`.
+        self._degraded_mode = degraded_mode
+        # Added by `on_tick`, never removed; `_tick` calls them about once a second.
         self._on_tick: list[Callable[[], object]] = []
-        # By topic. A channel is there while somebody follows it or is about to.
+        # By topic. `follow` makes a channel; it is removed after its last watcher.
         self._channels: dict[str, Channel] = {}
         # All tasks that `spawn` has started and that have not ended.
         self._tasks: set[asyncio.Task[Any]] = set()
-        # Opens the reader; started anew if it failed.
+        # Opens the backend for reading on this loop; `connect` starts it again if it failed.
         self._opening: asyncio.Task[None] | None = None
         # The loop that the hub lives on; None while closed.
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def topics(self) -> int:
-        """How many topics are watched."""
+        """How many topics are watched, or about to be."""
         return len(self._channels)
 
     @property
@@ -85,25 +88,25 @@ class Hub:
         """Call ``callback`` about once a second while the hub is open."""
         self._on_tick.append(callback)
 
-    # Life.
+    # Start and stop.
 
     async def open(self) -> None:
-        """Open the reader.
+        """Open the backend for reading, if it is not open.
 
         Raises:
-            BackendError: it cannot be opened now; while an outage is known, at once.
+            BackendError: it cannot be opened. During an outage this is raised
+                without a try: only `connect`, which the probe calls, tries then.
         """
         self._begin()
-        is_open = self._opening is not None and self._opening.done()
-        if self._outage.since is not None and not (is_open and not has_failed(self._opening)):  # type: ignore[arg-type]
+        if self._degraded_mode.since is not None and not self._backend.is_open:
             raise BackendUnavailable("the backend is away")
         await self.connect()
 
     async def open_at_start(self, tries: int) -> None:
-        """Open the reader, with pauses of 1, 2, 4… s between ``tries``.
+        """Open the backend for reading, with pauses of 1, 2, 4… s and up to 0.5 s more.
 
         Raises:
-            BackendError: it cannot be opened. From here on the hub keeps trying.
+            BackendError: all of ``tries`` failed. The degraded mode goes on trying.
         """
         self._begin()
         async for attempt in AsyncRetrying(
@@ -116,7 +119,7 @@ class Hub:
                 await self.connect()
 
     async def connect(self) -> None:
-        """Open the reader, during an outage too. Callers at the same time share one try.
+        """Open the backend for reading, during an outage too. Simultaneous calls share one try.
 
         Raises:
             BackendError: it cannot be opened now.
@@ -126,18 +129,18 @@ class Hub:
         await asyncio.shield(self._opening)
 
     async def close(self) -> None:
-        """End every task and close the reader. Connections must have ended."""
+        """End every task and close the backend for reading. Connections must have ended."""
         while tasks := self._tasks - {asyncio.current_task()}:
-            # A library may swallow a cancellation (wait_for until Python 3.12), so repeat it.
+            # A library may swallow a cancellation (wait_for before Python 3.12), so repeat it.
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=0.1)
-        self._outage.stop()
+        self._degraded_mode.stop()
         await self._backend.close()
         self._loop = None
 
     async def drain(self, timeout_seconds: float = 2.0) -> None:
-        """Send every connection away and wait until all have ended, with a deadline."""
+        """Close every connection, and wait until all have ended or the time is over."""
         self.draining = True
         for watcher in list(self.connections):
             watcher.drain()
@@ -146,7 +149,10 @@ class Hub:
             await asyncio.sleep(0.01)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Start a task that ends with the hub; an error that it raises is logged."""
+        """Start a task, which `close` cancels. An error that it raises is logged.
+
+        A BackendError is not: whoever awaits the task handles it.
+        """
         task = asyncio.get_running_loop().create_task(work, name=f"semantik-realtime-{name}")
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -155,13 +161,16 @@ class Hub:
     # Connections.
 
     def register(self, watcher: Watcher) -> None:
-        """Add a connection: it gets ticks, and notices about outage and drain."""
+        """Add a connection, which from now on gets ticks.
+
+        It is told at once if the process drains or the backend is away.
+        """
         self._begin()
         self.connections.add(watcher)
         if self.draining:
             watcher.drain()
-        elif self._outage.since is not None:
-            watcher.degraded(self._outage.since)
+        elif self._degraded_mode.since is not None:
+            watcher.degraded(self._degraded_mode.since)
 
     def unregister(self, watcher: Watcher) -> None:
         """Remove a connection that has ended."""
@@ -172,7 +181,13 @@ class Hub:
     async def follow(
         self, watcher: Watcher, topic: str, asked: Cursor | None, history: int
     ) -> tuple[Subscription, Snapshot]:
-        """Add a watcher to the channel of ``topic``; see `Channel.follow`. End it with `leave`.
+        """Make ``watcher`` a watcher of ``topic``, until `Source.leave`; see `Channel.follow`.
+
+        Args:
+            watcher: the connection.
+            topic: the topic; its channel is made if nobody watches it yet.
+            asked: the client's cursor, or None.
+            history: how many events come with a snapshot.
 
         Raises:
             BackendError: the watcher was not added.
@@ -181,28 +196,24 @@ class Hub:
         channel = self._channels.get(topic)
         if channel is None:
             io = ChannelIO(
-                subscribe=lambda topic: self._backend.subscribe(topic, self),
+                subscribe=lambda: self._backend.subscribe(topic, self),
                 read=self._backend.snapshot,
-                pause=self._outage.wait_for_backend,
+                pause=self._degraded_mode.wait_for_backend,
                 spawn=self.spawn,
                 count_resync=self.stats.count_resync,
+                ended=self._remove,
             )
             channel = self._channels[topic] = Channel(topic, self.limits, io)
-        channel.add_user()
+        channel.reserve()
         try:
             await channel.subscribed()
             return await channel.follow(watcher, asked, history)
         except BaseException:
-            self._remove_user(channel)
+            channel.release()
             raise
 
-    def leave(self, subscription: Subscription) -> None:
-        """Remove a watcher; the last one ends the subscription at the backend."""
-        subscription.channel.leave(subscription)
-        self._remove_user(subscription.channel)
-
     async def check_tops(self) -> None:
-        """Resync every channel that the backend is ahead of: pub/sub may lose a last event.
+        """Read each channel again whose cursor is not the backend's: pub/sub loses in silence.
 
         Raises:
             BackendError: it cannot be asked now.
@@ -217,7 +228,7 @@ class Hub:
                 channel.resync(ResyncReason.TAIL)
 
     def resync_all(self) -> set[asyncio.Task[None]]:
-        """Read every channel again after an outage; return the tasks that do so."""
+        """Read every channel again after an outage; return the tasks that do it."""
         channels = list(self._channels.values())
         for channel in channels:
             channel.resync(ResyncReason.OUTAGE)
@@ -244,16 +255,16 @@ class Hub:
         return await self._backend.snapshot(topic, after, history)
 
     async def status(self) -> Status:
-        """Ask for the backend's condition; during an outage the answer comes at once."""
+        """Return the backend's status; during an outage without asking the server."""
         try:
             await self.open()
         except BackendError as error:
-            return Status("", False, str(error))
+            return Status(backend="", reachable=False, server=str(error))
         if self._backend.is_away:
-            return Status("", False, "the backend is away")
+            return Status(backend="", reachable=False, server="the backend is away")
         status = await self._backend.status()
         if not status.reachable:
-            self._outage.begin(status.server)
+            self._degraded_mode.begin(status.server)
         return status
 
     # Sink: called by the backend.
@@ -274,24 +285,21 @@ class Hub:
         if channel is not None:
             channel.gone()
 
-    # Inside.
-
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
-        # A new loop (a test client, a reload): what belonged to the old one ended with it.
+        # A new loop (a test client, a reload): all tasks and connections ended with the old one.
         self._loop, self._opening, self.draining = loop, None, False
         self._channels.clear()
         self._tasks.clear()
         self.connections.clear()
         self.spawn(self._tick(), "tick")
-        self._outage.start(self)
+        self._degraded_mode.start(self)
 
-    def _remove_user(self, channel: Channel) -> None:
-        if channel.remove_user() and self._channels.get(channel.topic) is channel:
+    def _remove(self, channel: Channel) -> None:
+        if self._channels.get(channel.topic) is channel:
             del self._channels[channel.topic]
-            channel.close()
             self.spawn(self._unsubscribe(channel.topic), "unsubscribe")
 
     async def _unsubscribe(self, topic: str) -> None:
@@ -302,10 +310,14 @@ class Hub:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            for watcher in list(self.connections):
-                watcher.tick(time.monotonic())
-            for callback in self._on_tick:
-                callback()
+            ticks = [partial(watcher.tick, time.monotonic()) for watcher in self.connections]
+            calls: list[Callable[[], object]] = [*ticks, *self._on_tick]
+            for tick in calls:
+                try:
+                    tick()
+                except Exception:
+                    # The other connections still need their deadlines and heartbeats.
+                    logger.exception("hub: tick failed")
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

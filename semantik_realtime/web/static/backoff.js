@@ -1,12 +1,15 @@
-/** The longest wait between two tries. */
-export const MAX_SECONDS = 30;
+const FIRST_SECONDS = 0.5;
+
+/** The longest wait between two connection attempts. */
+export const LONGEST_SECONDS = 30;
 
 /**
- * Seconds to wait before trying again: full jitter.
+ * Return the seconds to wait before the next connection attempt: "full jitter", from 0 up to a
+ * limit that doubles with each failure, so that the clients of a restarted server spread out.
  *
- * @param {number} tries failures in a row before this one, from 0
+ * @param {number} failures in a row before this one, from 0
  * @param {number} random uniform in [0, 1)
  */
-export function backoffSeconds(tries, random) {
-  return random * Math.min(MAX_SECONDS, 0.5 * 2 ** tries);
+export function backoffSeconds(failures, random) {
+  return random * Math.min(LONGEST_SECONDS, FIRST_SECONDS * 2 ** failures);
 }

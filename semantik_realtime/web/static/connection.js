@@ -1,37 +1,35 @@
 import { backoffSeconds } from "./backoff.js";
+import {
+  CLOSE_EXPIRED,
+  DEFAULT_HEARTBEAT_SECONDS,
+  isFinalCloseCode,
+  SUBPROTOCOL,
+} from "./protocol.js";
 
 /**
  * @typedef {import("./realtime.js").ConnectionState} ConnectionState
  * @typedef {import("./realtime.js").ConnectionInfo} ConnectionInfo
- * @typedef {{ socket: WebSocket | null, welcomed: boolean, refreshed: boolean }} Attempt
- */
-
-const SUBPROTOCOL = "semantik.realtime.v1";
-// Token, handshake and the 10 s the server waits for `auth`, together.
-const WELCOME_SECONDS = 15;
-const SILENT_HEARTBEATS = 2.5;
-const PROBE_SECONDS = 5;
-// A connection that ends sooner does not shorten the next wait: a server that accepts and then
-// fails would otherwise be asked again at once, by everybody.
-const SETTLED_SECONDS = 5;
-
-/** The 44xx that pass: an old token, a slow reader, seats that a dead server still holds. */
-const PASSING = new Set([4402, 4413, 4429]);
-
-/**
- * Whether a client comes back after this close code without being told anything new.
  *
- * @param {number} code as the browser gives it; 1006 is the network
+ * @typedef {object} Link one socket, from the call of `token` until the socket is given up
+ * @property {WebSocket | null} socket null while `token` runs
+ * @property {boolean} welcomed whether the server has sent `welcome`
+ * @property {boolean} refreshed whether `token` was called with `expired: true`
  */
-export function isFinal(code) {
-  return code === 1009 || (code >= 4400 && code <= 4499 && !PASSING.has(code));
-}
 
-/** One link to the server, kept up until it is closed or refused. */
+// For the token, the handshake and the 10 s that the server waits for `auth`, together.
+const WELCOME_SECONDS = 15;
+/** Heartbeats without any frame after which the link counts as broken. */
+const MISSED_HEARTBEATS = 2.5;
+const PING_ANSWER_SECONDS = 5;
+// A connection that ends sooner does not reset the backoff. Otherwise all clients would reconnect
+// at once, again and again, to a server that accepts connections and then fails.
+const STABLE_SECONDS = 5;
+
+/** Keeps one WebSocket open: reconnects until it is closed, or refused for good. */
 export class Connection {
   /** @type {ConnectionState} */
   state = "connecting";
-  /** @type {ConnectionInfo} */
+  /** @type {ConnectionInfo} why `state` changed last */
   info = {};
 
   #url;
@@ -39,23 +37,29 @@ export class Connection {
   #WebSocket;
   #onFrame;
   #onState;
-  /** @type {Attempt | null} null: waiting for the next one, or ended */
-  #attempt = null;
-  #tries = 0;
+  /** @type {Link | null} the current link; null between two links, and after the end */
+  #link = null;
+  /** Failed links in a row; reset by a link that lasts STABLE_SECONDS, and by `wake`. */
+  #failures = 0;
+  /** Whether the credential has expired and no welcome has come since. */
   #expired = false;
-  #heartbeatSeconds = 20;
-  /** @type {ReturnType<typeof setTimeout> | undefined} the end of a wait, or of the patience */
+  #heartbeatSeconds = DEFAULT_HEARTBEAT_SECONDS;
+  /**
+   * Between two links it opens the next one; during a link it gives up a silent server.
+   *
+   * @type {ReturnType<typeof setTimeout> | undefined}
+   */
   #timer;
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #settled;
+  /** @type {ReturnType<typeof setTimeout> | undefined} resets the backoff of a stable link */
+  #stableTimer;
 
   /**
    * @param {object} options
    * @param {string} options.url
    * @param {import("./realtime.js").ConnectOptions["token"]} options.token
    * @param {NonNullable<import("./realtime.js").ConnectOptions["WebSocket"]>} options.WebSocket
-   * @param {(frame: any) => void} options.onFrame
-   * @param {() => void} options.onState after `state` has changed
+   * @param {(frame: any) => void} options.onFrame called for each frame but `bye`
+   * @param {() => void} options.onState called after `state` has changed
    */
   constructor({ url, token, WebSocket, onFrame, onState }) {
     this.#url = url;
@@ -66,59 +70,59 @@ export class Connection {
   }
 
   async open() {
-    /** @type {Attempt} */
-    const attempt = { socket: null, welcomed: false, refreshed: this.#expired };
-    this.#attempt = attempt;
-    this.#expect(WELCOME_SECONDS);
+    /** @type {Link} */
+    const link = { socket: null, welcomed: false, refreshed: this.#expired };
+    this.#link = link;
+    this.#expectFrameWithin(WELCOME_SECONDS);
     try {
       const token = await this.#token?.({ expired: this.#expired });
-      if (attempt !== this.#attempt) return;
+      if (link !== this.#link) return;
       const socket = new this.#WebSocket(this.#url, SUBPROTOCOL);
-      attempt.socket = socket;
+      link.socket = socket;
       socket.onopen = () => {
-        if (token && attempt === this.#attempt) socket.send(JSON.stringify({ op: "auth", token }));
+        if (token && link === this.#link) socket.send(JSON.stringify({ op: "auth", token }));
       };
       socket.onmessage = ({ data }) => {
-        if (attempt === this.#attempt) this.#hear(attempt, data);
+        if (link === this.#link) this.#receive(link, data);
       };
       socket.onclose = ({ code, reason }) => {
-        if (attempt === this.#attempt) this.#end(attempt, code, reason);
+        if (link === this.#link) this.#handleClose(link, code, reason);
       };
     } catch (error) {
-      if (attempt === this.#attempt) this.#lose({ reason: String(error) });
+      if (link === this.#link) this.#retry({ reason: String(error) });
     }
   }
 
   /**
-   * Send a frame if the server has welcomed us.
+   * Send a frame; drop it if the server has not sent `welcome` on this link.
    *
    * @param {object} frame
    */
   send(frame) {
-    if (this.#attempt?.welcomed) this.#attempt.socket?.send(JSON.stringify(frame));
+    if (this.#link?.welcomed) this.#link.socket?.send(JSON.stringify(frame));
   }
 
-  /** The network or the page is back: try at once, or see whether the link is still alive. */
+  /** The network or the page is back: reconnect at once, or check that the link still works. */
   wake() {
-    if (this.state === "reconnecting" && this.#attempt === null) {
-      this.#tries = 0;
+    if (this.state === "reconnecting" && this.#link === null) {
+      this.#failures = 0;
       this.open();
-    } else if (this.#attempt?.welcomed) {
+    } else if (this.#link?.welcomed) {
       this.send({ op: "ping" });
-      this.#expect(PROBE_SECONDS);
+      this.#expectFrameWithin(PING_ANSWER_SECONDS);
     }
   }
 
   close() {
-    this.#drop();
-    this.#become("closed");
+    this.#dropLink();
+    this.#setState("closed");
   }
 
   /**
-   * @param {Attempt} attempt
+   * @param {Link} link
    * @param {unknown} data
    */
-  #hear(attempt, data) {
+  #receive(link, data) {
     let frame;
     try {
       frame = JSON.parse(String(data));
@@ -126,73 +130,74 @@ export class Connection {
       return;
     }
     if (frame?.op === "welcome") {
-      attempt.welcomed = true;
+      link.welcomed = true;
       this.#expired = false;
       this.#heartbeatSeconds = frame.heartbeat_seconds || this.#heartbeatSeconds;
-      this.#settled = setTimeout(() => (this.#tries = 0), SETTLED_SECONDS * 1000);
-      this.#become("live");
+      this.#stableTimer = setTimeout(() => (this.#failures = 0), STABLE_SECONDS * 1000);
+      this.#setState("live");
     }
-    if (attempt.welcomed) this.#expect(SILENT_HEARTBEATS * this.#heartbeatSeconds);
-    if (frame?.op === "degraded") this.#become("degraded", { since: frame.since });
-    if (frame?.op === "restored") this.#become("live");
-    if (frame?.op === "bye") this.#leave(frame.reconnect_seconds);
+    if (link.welcomed) this.#expectFrameWithin(MISSED_HEARTBEATS * this.#heartbeatSeconds);
+    if (frame?.op === "degraded") this.#setState("degraded", { since: frame.since });
+    if (frame?.op === "restored") this.#setState("live");
+    if (frame?.op === "bye") this.#reconnectAfterBye(frame.reconnect_seconds);
     else if (frame) this.#onFrame(frame);
   }
 
   /**
-   * @param {Attempt} attempt
+   * @param {Link} link
    * @param {number} code
    * @param {string} reason
    */
-  #end(attempt, code, reason) {
-    const isExpired = code === 4402;
-    // A credential that is refused as expired right after a refresh was not refreshed.
-    if (isFinal(code) || (isExpired && attempt.refreshed && !attempt.welcomed)) {
-      this.#drop();
-      this.#become("denied", { code, reason });
+  #handleClose(link, code, reason) {
+    const isExpired = code === CLOSE_EXPIRED;
+    // `token` was called with `expired: true`, and still returned an expired credential.
+    const isStillExpired = isExpired && link.refreshed && !link.welcomed;
+    if (isFinalCloseCode(code) || isStillExpired) {
+      this.#dropLink();
+      this.#setState("denied", { code, reason });
     } else {
       this.#expired ||= isExpired;
-      this.#lose({ code, reason });
+      this.#retry({ code, reason });
     }
   }
 
   /** @param {ConnectionInfo} info */
-  #lose(info) {
-    this.#wait(backoffSeconds(this.#tries++, Math.random()), info);
+  #retry(info) {
+    this.#reconnectIn(backoffSeconds(this.#failures++, Math.random()), info);
   }
 
-  /** @param {unknown} seconds already spread over the clients by the server */
-  #leave(seconds) {
+  /** @param {unknown} seconds the server has already spread its clients over time */
+  #reconnectAfterBye(seconds) {
     const info = { reason: "bye" };
-    if (typeof seconds === "number" && seconds >= 0) this.#wait(seconds, info);
-    else this.#lose(info);
+    if (typeof seconds === "number" && seconds >= 0) this.#reconnectIn(seconds, info);
+    else this.#retry(info);
   }
 
   /**
    * @param {number} seconds
    * @param {ConnectionInfo} info
    */
-  #wait(seconds, info) {
-    this.#drop();
+  #reconnectIn(seconds, info) {
+    this.#dropLink();
     this.#timer = setTimeout(() => this.open(), seconds * 1000);
-    this.#become("reconnecting", info);
+    this.#setState("reconnecting", info);
   }
 
   /**
-   * Something must be heard within so many seconds.
+   * Give the link up if no frame arrives in time.
    *
    * @param {number} seconds
    */
-  #expect(seconds) {
+  #expectFrameWithin(seconds) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#lose({ reason: "silent" }), seconds * 1000);
+    this.#timer = setTimeout(() => this.#retry({ reason: "silent" }), seconds * 1000);
   }
 
-  #drop() {
+  #dropLink() {
     clearTimeout(this.#timer);
-    clearTimeout(this.#settled);
-    const socket = this.#attempt?.socket;
-    this.#attempt = null;
+    clearTimeout(this.#stableTimer);
+    const socket = this.#link?.socket;
+    this.#link = null;
     socket?.close();
   }
 
@@ -200,7 +205,7 @@ export class Connection {
    * @param {ConnectionState} state
    * @param {ConnectionInfo} info
    */
-  #become(state, info = {}) {
+  #setState(state, info = {}) {
     if (state === this.state) return;
     this.state = state;
     this.info = info;

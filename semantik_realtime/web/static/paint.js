@@ -1,9 +1,9 @@
 const FRAME_MILLISECONDS = 16;
-// Hidden pages and frames scrolled out of sight get no animation frames at all.
-const PATIENCE_MILLISECONDS = 250;
+// Browsers run no animation frames for a hidden page or a frame scrolled out of sight.
+const LONGEST_WAIT_MILLISECONDS = 250;
 
 /**
- * Call `paint` once, with the next animation frame, or by a timer where none comes.
+ * Call `paint` once: with the next animation frame, or by a timer if no frame comes.
  *
  * @param {() => void} paint
  */
@@ -13,11 +13,11 @@ export function nextFrame(paint) {
     setTimeout(paint, FRAME_MILLISECONDS);
     return;
   }
-  const once = () => {
+  const paintOnce = () => {
     cancelAnimationFrame(frame);
     clearTimeout(timer);
     paint();
   };
-  const frame = requestAnimationFrame(once);
-  const timer = setTimeout(once, PATIENCE_MILLISECONDS);
+  const frame = requestAnimationFrame(paintOnce);
+  const timer = setTimeout(paintOnce, LONGEST_WAIT_MILLISECONDS);
 }

@@ -1,33 +1,32 @@
 /**
- * What one client knows of one topic, and rules R1 to R6 of docs/protocol.md.
+ * What one client knows of one topic: rules R1 to R6 of docs/protocol.md, as pure functions.
  *
- * Values in, values out: a view is never changed, so whoever holds one may keep it.
+ * A view is never changed; a change returns a new one. So callers may keep any view.
  *
  * @typedef {import("./realtime.js").RealtimeEvent} RealtimeEvent
  * @typedef {import("./realtime.js").State} State
  * @typedef {import("./realtime.js").SnapshotReason} SnapshotReason
  *
- * @typedef {object} Known
- * @property {Map<string, State>} states the folded ones, those at the cursor
+ * @typedef {object} ReaderView
+ * @property {Map<string, State>} states the folded ones, at the cursor
  * @property {Map<string, State>} overlay provisional ones, shown in place of the folded ones
  * @property {number} offset
  * @property {string | null} cursor
  * @property {SnapshotReason | null} reason of the last snapshot
- * @property {boolean} synced false before the first sync of a connection, and from a gap to the
- *   sync that closes it; batches that come meanwhile are ignored, so a gap is asked for once
- * @property {RealtimeEvent | null} last the event shown last
+ * @property {boolean} synced false before the first sync of a connection, and from a gap until the
+ *   sync that closes it; batches in between are ignored, so that a gap causes one resubscribe
+ * @property {RealtimeEvent | null} last the newest event returned in a step
  *
  * @typedef {object} Step
- * @property {Known} view
+ * @property {ReaderView} view
  * @property {{ event: RealtimeEvent, replayed: boolean }[]} events to show, in order
- * @property {boolean} resubscribe with the cursor of the view
+ * @property {boolean} resubscribe whether to subscribe again with the cursor of the view
  */
 
-/** The status of an attempt that is over. */
-const ENDED = new Set(["completed", "failed", "cancelled", "lost"]);
+import { hasEnded } from "./protocol.js";
 
-/** @type {Readonly<Known>} */
-export const UNKNOWN = Object.freeze({
+/** @type {Readonly<ReaderView>} */
+export const EMPTY_VIEW = Object.freeze({
   states: new Map(),
   overlay: new Map(),
   offset: 0,
@@ -38,72 +37,80 @@ export const UNKNOWN = Object.freeze({
 });
 
 /**
- * The topics a server frame speaks of, each with what it says of it.
+ * Return the topics in a server frame, each with its part of the frame.
  *
  * @param {any} frame
  * @returns {[string, any][]}
  */
-export function parts(frame) {
+export function partsByTopic(frame) {
   if (frame.op === "events" || frame.op === "tops") return Object.entries(frame.topics ?? {});
   return typeof frame.topic === "string" ? [[frame.topic, frame]] : [];
 }
 
 /**
- * What is to be shown of each key: the overlay's state if there is one, else the folded one (R6).
+ * Return the state to show for each key: that of the overlay if there is one, else the folded one
+ * (R6).
  *
- * @param {Known} view
+ * @param {ReaderView} view
  * @returns {Map<string, State>}
  */
-export function shown({ states, overlay }) {
+export function shownStates({ states, overlay }) {
   return overlay.size ? new Map([...states, ...overlay]) : states;
 }
 
 /**
- * Take in what a frame with this `op` says of one topic.
+ * Apply the part of a server frame that concerns one topic.
  *
- * @param {Known} view
- * @param {string} op unknown ones change nothing; `restored` speaks of every topic
+ * @param {ReaderView} view
+ * @param {string} op of the frame; an unknown one changes nothing; `restored` concerns every topic
  * @param {any} part
  * @returns {Step}
  */
-export function read(view, op, part) {
-  if (op === "sync" && part.mode === "snapshot") return restart(view, part);
+export function applyPart(view, op, part) {
+  if (op === "sync" && part.mode === "snapshot") return applySnapshot(view, part);
   if (op === "sync" && part.mode === "replay") {
-    const step = advance({ ...view, synced: true }, part);
-    return { ...step, view: restored(step.view) };
+    const step = applyBatch({ ...view, synced: true }, part);
+    return { ...step, view: dropOverlay(step.view) };
   }
-  if (op === "events" && view.synced) return advance(view, part);
-  if (op === "tops" && part.offset > view.offset) return gap(view); // R4
-  if (op === "provisional") return still(lay(view, part.states ?? {}));
-  if (op === "restored") return still(restored(view));
-  if (op === "gone" || op === "denied") return still(UNKNOWN);
-  return still(view);
+  if (op === "events" && view.synced) return applyBatch(view, part);
+  if (op === "tops" && part.offset > view.offset) return resubscribe(view); // R4
+  if (op === "provisional") return withoutEvents(addToOverlay(view, part.states ?? {}));
+  if (op === "restored") return withoutEvents(dropOverlay(view));
+  if (op === "gone" || op === "denied") return withoutEvents(EMPTY_VIEW);
+  return withoutEvents(view);
 }
 
 /**
- * A step without events.
- *
- * @param {Known} view
+ * @param {ReaderView} view
  * @returns {Step}
  */
-function still(view) {
+function withoutEvents(view) {
   return { view, events: [], resubscribe: false };
 }
 
 /**
- * R2, and with it R5: a conflated batch keeps the `prev` of what it stands for.
+ * @param {ReaderView} view
+ * @returns {Step}
+ */
+function resubscribe(view) {
+  return { view: { ...view, synced: false }, events: [], resubscribe: true };
+}
+
+/**
+ * R2. R5 follows from it: a conflated batch has the `prev` of the events that it replaces.
  *
- * @param {Known} view
+ * @param {ReaderView} view
  * @param {{ prev: number, offset: number, cursor: string, events?: RealtimeEvent[] }} batch
  * @returns {Step}
  */
-function advance(view, batch) {
-  if (batch.prev > view.offset) return gap(view);
+function applyBatch(view, batch) {
+  if (batch.prev > view.offset) return resubscribe(view);
   const fresh = (batch.events ?? []).filter((event) => event.offset > view.offset);
   if (batch.offset > view.offset) {
     const { states, changed } = fold(view.states, fresh);
     const last = fresh.at(-1) ?? view.last;
-    view = lift({ ...view, states, offset: batch.offset, cursor: batch.cursor, last }, changed);
+    const next = { ...view, states, offset: batch.offset, cursor: batch.cursor, last };
+    view = dropOverlayOf(next, changed);
   }
   return { view, events: fresh.map((event) => ({ event, replayed: false })), resubscribe: false };
 }
@@ -111,13 +118,13 @@ function advance(view, batch) {
 /**
  * R3.
  *
- * @param {Known} view
+ * @param {ReaderView} view
  * @param {any} snapshot
  * @returns {Step}
  */
-function restart(view, snapshot) {
-  const history = unseen(view.last, snapshot.events ?? []);
-  const fresh = {
+function applySnapshot(view, snapshot) {
+  const history = eventsAfter(view.last, snapshot.events ?? []);
+  const next = {
     states: new Map(Object.entries(snapshot.states ?? {})),
     overlay: view.overlay,
     offset: snapshot.offset,
@@ -127,18 +134,10 @@ function restart(view, snapshot) {
     last: history.at(-1) ?? view.last,
   };
   return {
-    view: restored(fresh),
+    view: dropOverlay(next),
     events: history.map((event) => ({ event, replayed: true })),
     resubscribe: false,
   };
-}
-
-/**
- * @param {Known} view
- * @returns {Step}
- */
-function gap(view) {
-  return { view: { ...view, synced: false }, events: [], resubscribe: true };
 }
 
 /**
@@ -160,65 +159,62 @@ function fold(states, events) {
 }
 
 /**
- * R6: lay provisional states over the folded ones. No key moves back.
+ * R6: add the provisional states that are not behind the shown ones. No key moves back.
  *
- * @param {Known} view
+ * @param {ReaderView} view
  * @param {Record<string, State>} states
- * @returns {Known}
+ * @returns {ReaderView}
  */
-function lay(view, states) {
-  const before = shown(view);
-  const taken = Object.entries(states).filter(([key, state]) => {
-    const there = before.get(key);
-    if (!there || isAhead(state, there)) return true;
-    return !isAhead(there, state) && !hasEnded(there);
+function addToOverlay(view, states) {
+  const shown = shownStates(view);
+  const added = Object.entries(states).filter(([key, state]) => {
+    const before = shown.get(key);
+    if (!before || isAhead(state, before)) return true;
+    return !isAhead(before, state) && !hasEnded(before);
   });
-  return taken.length ? { ...view, overlay: new Map([...view.overlay, ...taken]) } : view;
+  return added.length ? { ...view, overlay: new Map([...view.overlay, ...added]) } : view;
 }
 
 /**
- * R6: drop the overlay, but where the log is yet to catch up or to answer.
+ * R6: drop the overlay, except for keys whose log is still behind it, and for topics that wait for
+ * a sync.
  *
- * @param {Known} view
- * @returns {Known}
+ * @param {ReaderView} view
+ * @returns {ReaderView}
  */
-function restored(view) {
-  return view.synced ? lift(view, view.overlay.keys()) : view;
+function dropOverlay(view) {
+  return view.synced ? dropOverlayOf(view, view.overlay.keys()) : view;
 }
 
 /**
- * R6: drop the overlay of these keys, but where the log is yet to catch up.
+ * R6: drop the overlay of these keys, except where the log is still behind it.
  *
- * @param {Known} view
+ * @param {ReaderView} view
  * @param {Iterable<string>} keys
- * @returns {Known}
+ * @returns {ReaderView}
  */
-function lift(view, keys) {
+function dropOverlayOf(view, keys) {
   const overlay = new Map(view.overlay);
   for (const key of keys) {
-    const [laid, folded] = [overlay.get(key), view.states.get(key)];
-    if (laid && !(folded && !hasEnded(folded) && isAhead(laid, folded))) overlay.delete(key);
+    const [provisional, folded] = [overlay.get(key), view.states.get(key)];
+    const isBehind = folded && provisional && !hasEnded(folded) && isAhead(provisional, folded);
+    if (!isBehind) overlay.delete(key);
   }
   return overlay.size < view.overlay.size ? { ...view, overlay } : view;
 }
 
 /**
- * Whether one account of a job is further than another (R6).
+ * Return true if one state of a job is further than another (R6).
  *
  * @param {State} state
  * @param {State} other
  */
 function isAhead(state, other) {
-  const [mine, theirs] = [number(state.attempt), number(other.attempt)];
-  // What is no number is NaN, and neither higher nor lower than anything.
-  if (mine > theirs || mine < theirs) return mine > theirs;
+  const [attempt, otherAttempt] = [number(state.attempt), number(other.attempt)];
+  // Whatever is not a number is NaN here, which is neither higher nor lower than anything.
+  if (attempt > otherAttempt || attempt < otherAttempt) return attempt > otherAttempt;
   if (hasEnded(state) || hasEnded(other)) return !hasEnded(other);
   return number(state.progress?.current) > number(other.progress?.current);
-}
-
-/** @param {State} state */
-function hasEnded({ status }) {
-  return ENDED.has(status ?? "");
 }
 
 /** @param {unknown} value */
@@ -227,15 +223,15 @@ function number(value) {
 }
 
 /**
- * The part of a history that comes after the event shown last.
+ * Return the part of a history that follows `last`, or the whole of it if `last` is not in it.
  *
- * An offset alone does not tell: a new epoch, and a log rewritten by a failover, give it out
- * again. So it must be that very event; if it is not there, all of the history is new.
+ * Comparing offsets alone would lose events: a new epoch, and a log rewritten by a failover, use
+ * the same offsets again for other events.
  *
  * @param {RealtimeEvent | null} last
  * @param {RealtimeEvent[]} history
  */
-function unseen(last, history) {
+function eventsAfter(last, history) {
   const at = history.findIndex(
     ({ offset, type, time, key }) =>
       last?.offset === offset && last.type === type && last.time === time && last.key === key,

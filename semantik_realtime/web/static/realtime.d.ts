@@ -1,28 +1,28 @@
-/** Live job updates in the browser: the client of the native wire, version 1. */
+/** Live job updates in the browser, over a WebSocket (docs/protocol.md, version 1). */
 
-/** Open a connection and keep it until it is closed or refused for good. */
+/** Open a connection and keep it open until `close()`, or until the server refuses it for good. */
 export function connect(options?: ConnectOptions): Realtime;
 
 export interface ConnectOptions {
   /**
-   * Where the server's WebSocket is; relative to the page or absolute, `http` becomes `ws`.
+   * The server's WebSocket; absolute, or relative to the page. `http` is replaced by `ws`.
    * Default: `/realtime/ws`.
    */
   url?: string;
   /**
-   * Gives the credential, sent as the first frame and never in the URL. Called before each
-   * connection; `expired` is true if the server has closed the last one because the credential had
-   * expired, so a cached one will not do. Nothing or an empty text: the cookie does it. If it
-   * throws, that counts as a failed try.
+   * Returns the credential, which is sent in the first frame and never in the URL. Called before
+   * each connection; `expired` is true if the server closed the last one because its credential had
+   * expired: return a new credential, not a cached one. Without a credential (nothing or an empty
+   * text) the server uses the cookie. If it throws, the client retries as after a broken network.
    */
   token?: (why: { expired: boolean }) => Token | Promise<Token>;
   /**
-   * Where cursors and states are kept over a reload, so that the stream continues where it was;
-   * null: nowhere. At most 1 MiB is used. What is kept is shown only after the server has allowed
-   * the topic again. Default: `sessionStorage`, if there is one.
+   * Keeps cursors and states over a reload, so that the stream continues from there; at most 1 MiB.
+   * A saved state is shown only after the server has allowed the topic again. Null: save nothing.
+   * Default: `sessionStorage`, if there is one.
    */
   storage?: Storage | null;
-  /** The class that makes sockets. Default: the one of the browser. */
+  /** The class of the sockets. Default: `WebSocket` of the browser. */
   WebSocket?: typeof WebSocket;
 }
 
@@ -30,42 +30,41 @@ export type Token = string | null | undefined;
 
 export interface Realtime {
   /**
-   * Follow a topic. However many watch it, it is subscribed once; who comes later gets the current
-   * view at once (after the running code), and the events from then on.
+   * Follow a topic. All watchers of a topic share one subscription. A later watcher gets the current
+   * view in a microtask, and the events from then on.
    *
-   * @throws TypeError if the name is not one of a topic.
+   * @throws TypeError if the name is not a topic name.
    * @throws RangeError if `history` is not an integer from 0 to 1000.
    * @throws Error after `close()`.
    */
   watch(topic: string, options?: WatchOptions): Subscription;
-  /** Told at once of the current state, and then of each change; returns what stops it. */
+  /** Call `listener` now and after each change of state; returns a function that stops this. */
   onConnection(listener: ConnectionListener): () => void;
-  /** How the link to the server is; a job's own status is in its state. */
+  /** The state of the connection, not of a job. */
   readonly connection: ConnectionState;
-  /** End everything. No callback comes after it, but the one that tells `closed`. */
+  /** End everything. The connection listeners get `closed`; no other callback runs afterwards. */
   close(): void;
 }
 
 export interface WatchOptions {
   /**
-   * With a snapshot, also get up to so many of the newest events, 0 to 1000. A stream that is
-   * resumed, after a reload too, has no snapshot and so no history: use `storage: null` if each
-   * page needs it. Of several watchers of a topic, those decide who were there when it was
-   * subscribed. Default: 0.
+   * The most events of history to get with a snapshot, 0 to 1000. A resumed stream, also after a
+   * reload, has no snapshot and so no history: use `storage: null` if each page needs the history.
+   * The largest value of the watchers that a topic has when it is subscribed counts. Default: 0.
    */
   history?: number;
-  /** The newest view, at most once an animation frame. */
+  /** Called with the newest view, at most once per animation frame. */
   onChange?: (view: View) => void;
   /**
-   * Each event once, in the order of the log. `replayed`: it is history from a snapshot, and the
-   * view has it already. After a failover that rewrote the log (the view's `reason` is `diverged`,
-   * `ahead` or `epoch`) the history of the new log is given whole.
+   * Called with each event once, in the order of the log. `replayed` is true for the history of a
+   * snapshot, which the view already includes. After a failover that rewrote the log (the view's
+   * `reason` is `diverged`, `ahead` or `epoch`) the whole history of the new log follows.
    */
   onEvent?: (event: RealtimeEvent, how: { replayed: boolean }) => void;
   /**
-   * Not yours, or it does not exist: the subscription has ended. With the code `too_many_topics` it
-   * waits: the server allows no more topics, and those watched first have the places. It goes on by
-   * itself as soon as one of them is no longer watched.
+   * The topic is not yours, or does not exist: the subscription has ended. With the code
+   * `too_many_topics` it has not: the server allows no more topics, and the topics watched first are
+   * subscribed. This one is subscribed as soon as one of those is no longer watched.
    */
   onDenied?: (info: DeniedInfo) => void;
   /** The topic was deleted: the subscription has ended. */
@@ -74,29 +73,29 @@ export interface WatchOptions {
 
 export interface Subscription {
   readonly topic: string;
-  /** Stop; no callback comes after it. The last one of a topic ends it on the wire. */
+  /** Stop; no callback runs afterwards. The last one of a topic also unsubscribes at the server. */
   close(): void;
 }
 
-/** What is known of a topic. It is never changed: a change makes a new one. */
+/** What the client knows of a topic. Immutable: each change creates a new view. */
 export interface View {
   readonly topic: string;
-  /** What is to be shown of each key, of the job and of its children; `overlay` is applied. */
+  /** The state to show for each key, of the job and of its children, with `overlay` applied. */
   readonly states: ReadonlyMap<string, State>;
   /**
-   * Those of `states` that are not of the log: the host's record, told while the backend is away
-   * and kept for a key until the log has caught up with it.
+   * Those of `states` that are not from the log but from the host's record. They arrive while the
+   * backend is away and stay until the log has caught up with them, key by key.
    */
   readonly overlay: ReadonlyMap<string, State>;
-  /** Position in the topic's log; 0 for an empty log and for a record that is not of the log. */
+  /** Position in the topic's log; 0 for an empty log and for the host's record. */
   readonly offset: number;
-  /** Opaque. Null: the states are the host's own record. */
+  /** Opaque. Null: the states are the host's record. */
   readonly cursor: string | null;
   /** Why the last snapshot was sent; null if there was none since the page was loaded. */
   readonly reason: SnapshotReason | null;
   /**
-   * True while this may be behind: no link, backend away, on the way to closing a gap, or a record
-   * of the host instead of the log, be it of a single key.
+   * True while the view may be behind the job: not connected, backend away, a gap not yet closed, or
+   * a state of at least one key from the host's record instead of the log.
    */
   readonly provisional: boolean;
 }
@@ -110,16 +109,16 @@ export type SnapshotReason =
   | "too_far"
   | "recalled";
 
-/** The whole state of a key; a job has the members below, other keys what the application says. */
+/** The whole state of a key. A job has these members; other keys have those of the application. */
 export interface State {
   status?: JobStatus;
   /** 1 for the first execution; 0 while queued. */
   attempt?: number;
-  /** `total` is null when unknown. */
+  /** `total` is null if it is unknown. */
   progress?: { current: number; total: number | null; unit?: string } | null;
   /** One line for people. */
   message?: string | null;
-  /** The application's own members. */
+  /** Members set by the application. */
   fields?: Record<string, unknown>;
   error?: { type: string; message: string } | null;
   /** The name of the task. */
@@ -143,15 +142,15 @@ export type JobStatus =
 export interface RealtimeEvent {
   /** Position in the topic's log, growing. */
   offset: number;
-  /** `job_started`, `job_progress`, … or the application's own. */
+  /** `job_started`, `job_progress`, … or a type of the application. */
   type: string;
-  /** When it was made: RFC 3339, UTC, milliseconds. */
+  /** When the event was emitted: RFC 3339, UTC, milliseconds. */
   time: string;
-  /** Whose state it carries: the job, or a child of it. */
+  /** The job or child whose state the event contains. */
   key: string;
-  /** The whole state after the event; absent: unchanged; null: the key is gone. */
+  /** The whole state after the event; absent: unchanged; null: the key was removed. */
   state?: State | null;
-  /** What the event itself says. */
+  /** Data of the event itself. */
   data?: Record<string, unknown>;
   /** True on the last event of an attempt. */
   terminal?: boolean;
@@ -159,12 +158,12 @@ export interface RealtimeEvent {
 }
 
 /**
- * - `connecting`: for the first time
+ * - `connecting`: the first connection is not open yet
  * - `live`: connected, and the backend answers
- * - `degraded`: connected, but the backend is away since `info.since`; what is shown is provisional
- * - `reconnecting`: tried again without end, at once when the network or the page comes back
- * - `denied`: the server refuses for good, `info.code` says why
- * - `closed`: by `close()`
+ * - `degraded`: connected, but the backend is away since `info.since`; all views are provisional
+ * - `reconnecting`: retries without end, and at once when the network or the page comes back
+ * - `denied`: the server refuses for good; `info.code` is the reason
+ * - `closed`: after `close()`
  */
 export type ConnectionState =
   | "connecting"
@@ -175,11 +174,11 @@ export type ConnectionState =
   | "closed";
 
 export interface ConnectionInfo {
-  /** The close code that led here, if one did; 1006 is the network. */
+  /** The close code that caused the state, if there was one; 1006 is a broken network. */
   code?: number;
   /** For logs. */
   reason?: string;
-  /** Since when the backend is away, RFC 3339. */
+  /** When the backend went away, RFC 3339. */
   since?: string;
 }
 
@@ -187,7 +186,7 @@ export type ConnectionListener = (state: ConnectionState, info: ConnectionInfo) 
 
 export interface DeniedInfo {
   topic: string;
-  /** `forbidden`, `too_many_topics` or another word of the server. */
+  /** `forbidden`, `too_many_topics`, or another code of the server. */
   code: string;
   /** For logs. */
   message: string;

@@ -1,6 +1,7 @@
 import { Connection } from "./connection.js";
 import { nextFrame } from "./paint.js";
-import { parts, read, shown, UNKNOWN } from "./reader.js";
+import { MAX_HISTORY_EVENTS, MAX_TOPICS_PER_FRAME, TOPIC_PATTERN } from "./protocol.js";
+import { applyPart, EMPTY_VIEW, partsByTopic, shownStates } from "./reader.js";
 import { Store } from "./store.js";
 
 /**
@@ -9,19 +10,15 @@ import { Store } from "./store.js";
  * @typedef {import("./realtime.js").ConnectionListener} ConnectionListener
  * @typedef {import("./realtime.js").View} View
  *
- * @typedef {object} Topic
+ * @typedef {object} Topic one topic that the page watches
  * @property {string} name
- * @property {number} history
+ * @property {number} history the most events that one of its watchers asked for
  * @property {Set<WatchOptions>} watchers
- * @property {import("./reader.js").Known} view
- * @property {boolean} answered whether the server has shown something since the page watches it
- * @property {boolean} waits for a place: the server allows no more topics, and its watchers know it
+ * @property {import("./reader.js").ReaderView} view
+ * @property {boolean} isShown whether the server has sent something to show since it is watched
+ * @property {boolean} isOverLimit whether its watchers were called with `too_many_topics`, and it
+ *   is subscribed only when another topic is no longer watched
  */
-
-const TOPIC = /^[a-z][a-z0-9_]{0,31}:[A-Za-z0-9_][A-Za-z0-9_.@=+~-]{0,199}$/;
-const MAX_HISTORY = 1000;
-// Keeps a subscribe frame of the longest names below the server's limit of 64 KiB.
-const TOPICS_A_FRAME = 100;
 
 /** @type {typeof import("./realtime.js").connect} */
 export function connect(options = {}) {
@@ -31,19 +28,19 @@ export function connect(options = {}) {
 class Realtime {
   #connection;
   #store;
-  /** @type {Map<string, Topic>} in the order of watching: the first have the places */
+  /** @type {Map<string, Topic>} in the order of watching: the first ones are subscribed first */
   #topics = new Map();
-  /** Topics a connection may have; the server says it in its welcome. */
-  #limit = Infinity;
-  /** @type {Set<Topic>} to be subscribed, together, after the running code, as places allow */
-  #unasked = new Set();
-  #isAskDue = false;
-  /** @type {Set<Topic>} to be painted with the next frame */
+  /** The most topics of a connection, from the server's `welcome`. */
+  #maxTopics = Infinity;
+  /** @type {Set<Topic>} to subscribe in a microtask, or when the server's limit allows more */
+  #unsubscribed = new Set();
+  #isSubscribeDue = false;
+  /** @type {Set<Topic>} whose `onChange` is called with the next animation frame */
   #unpainted = new Set();
   #isPaintDue = false;
   /** @type {Set<ConnectionListener>} */
   #listeners = new Set();
-  #unhook;
+  #stopListeningToPage;
 
   /** @param {ConnectOptions} options */
   constructor({ url = "/realtime/ws", token, storage, WebSocket = globalThis.WebSocket }) {
@@ -58,11 +55,11 @@ class Realtime {
       token,
       WebSocket,
       onFrame: (frame) => this.#receive(frame),
-      onState: () => this.#tell(),
+      onState: () => this.#handleState(),
     });
-    this.#unhook = listenToPage({
-      back: () => this.#connection.wake(),
-      leaving: () => this.#store.flush(),
+    this.#stopListeningToPage = listenToPage({
+      onBack: () => this.#connection.wake(),
+      onLeave: () => this.#store.flush(),
     });
     this.#connection.open();
   }
@@ -84,29 +81,29 @@ class Realtime {
    */
   watch(name, options = {}) {
     const { history = 0 } = options;
-    if (!TOPIC.test(name)) throw new TypeError(`not a topic: ${JSON.stringify(name)}`);
-    if (!Number.isInteger(history) || history < 0 || history > MAX_HISTORY) {
-      throw new RangeError(`history is ${history}, not 0 to ${MAX_HISTORY}`);
+    if (!TOPIC_PATTERN.test(name)) throw new TypeError(`not a topic: ${JSON.stringify(name)}`);
+    if (!Number.isInteger(history) || history < 0 || history > MAX_HISTORY_EVENTS) {
+      throw new RangeError(`history is ${history}, not 0 to ${MAX_HISTORY_EVENTS}`);
     }
     if (this.connection === "closed") throw new Error(`watch ${name}: closed`);
 
-    const topic = this.#topics.get(name) ?? this.#enter(name);
+    const topic = this.#topics.get(name) ?? this.#addTopic(name);
     const watcher = { ...options };
     topic.watchers.add(watcher);
     topic.history = Math.max(topic.history, history);
-    if (topic.answered || topic.waits) {
-      // Not at this very moment: the caller does not have its subscription yet.
+    if (topic.isShown || topic.isOverLimit) {
+      // Not before `watch` returns: a callback may want to close the subscription.
       queueMicrotask(() => {
         if (!topic.watchers.has(watcher)) return;
-        if (topic.answered) call(watcher.onChange, this.#view(topic));
-        if (topic.waits) call(watcher.onDenied, this.#noPlace(topic));
+        if (topic.isShown) call(watcher.onChange, this.#view(topic));
+        if (topic.isOverLimit) call(watcher.onDenied, this.#tooManyTopics(topic));
       });
     }
-    return { topic: name, close: () => this.#leave(topic, watcher) };
+    return { topic: name, close: () => this.#removeWatcher(topic, watcher) };
   }
 
   close() {
-    this.#unhook();
+    this.#stopListeningToPage();
     this.#store.flush();
     for (const topic of this.#topics.values()) topic.watchers.clear();
     this.#connection.close();
@@ -116,13 +113,19 @@ class Realtime {
    * @param {string} name
    * @returns {Topic}
    */
-  #enter(name) {
-    // What was kept is shown only after the server has allowed the topic again: since it was
-    // written, somebody else may have logged in.
-    const view = { ...UNKNOWN, ...this.#store.load(name) };
-    const topic = { name, history: 0, watchers: new Set(), view, answered: false, waits: false };
+  #addTopic(name) {
+    const topic = {
+      name,
+      history: 0,
+      watchers: new Set(),
+      view: { ...EMPTY_VIEW, ...this.#store.load(name) },
+      // The saved view is shown only after the server has allowed the topic again: another user
+      // may have logged in since it was saved.
+      isShown: false,
+      isOverLimit: false,
+    };
     this.#topics.set(name, topic);
-    this.#ask(topic);
+    this.#subscribeSoon(topic);
     return topic;
   }
 
@@ -130,37 +133,37 @@ class Realtime {
    * @param {Topic} topic
    * @param {WatchOptions} watcher
    */
-  #leave(topic, watcher) {
+  #removeWatcher(topic, watcher) {
     topic.watchers.delete(watcher);
-    if (topic.watchers.size > 0 || !this.#forget(topic) || topic.waits) return;
+    if (topic.watchers.size > 0 || !this.#removeTopic(topic) || topic.isOverLimit) return;
     this.#connection.send({ op: "unsubscribe", topics: [topic.name] });
   }
 
   /**
    * @param {Topic} topic
-   * @returns {boolean} whether it was still ours to forget
+   * @returns {boolean} whether the topic was still there
    */
-  #forget(topic) {
-    this.#unasked.delete(topic);
+  #removeTopic(topic) {
+    this.#unsubscribed.delete(topic);
     this.#unpainted.delete(topic);
-    // Its place may be free now.
-    if (this.#unasked.size > 0) this.#askSoon();
+    // The server's limit may allow another topic now.
+    if (this.#unsubscribed.size > 0) this.#subscribeSoon();
     return this.#topics.get(topic.name) === topic && this.#topics.delete(topic.name);
   }
 
   /** @param {any} frame */
   #receive(frame) {
     if (frame.op === "welcome") {
-      this.#limit = frame.limits?.topics ?? Infinity;
-      for (const topic of this.#topics.values()) this.#ask(topic);
+      this.#maxTopics = frame.limits?.topics ?? Infinity;
+      for (const topic of this.#topics.values()) this.#subscribeSoon(topic);
     }
     if (frame.op === "error") console.warn(`realtime: ${frame.code}: ${frame.message}`);
     if (frame.op === "restored") {
-      for (const topic of this.#topics.values()) this.#read(topic, frame.op, frame);
+      for (const topic of this.#topics.values()) this.#apply(topic, frame.op, frame);
     }
-    for (const [name, part] of parts(frame)) {
+    for (const [name, part] of partsByTopic(frame)) {
       const topic = this.#topics.get(name);
-      if (topic) this.#read(topic, frame.op, part);
+      if (topic) this.#apply(topic, frame.op, part);
     }
   }
 
@@ -169,13 +172,13 @@ class Realtime {
    * @param {string} op
    * @param {any} part
    */
-  #read(topic, op, part) {
+  #apply(topic, op, part) {
     const before = topic.view;
-    const { view, events, resubscribe } = read(before, op, part);
+    const { view, events, resubscribe } = applyPart(before, op, part);
     topic.view = view;
     if (op === "gone" || op === "denied") {
-      this.#forget(topic);
-      this.#store.forget(topic.name);
+      this.#removeTopic(topic);
+      this.#store.remove(topic.name);
       const { code, message } = part;
       for (const watcher of topic.watchers) {
         if (op === "gone") call(watcher.onGone);
@@ -184,11 +187,11 @@ class Realtime {
       return;
     }
     if (view !== before) {
-      topic.answered ||= view.synced || op === "provisional";
-      this.#store.keep(topic.name, view);
-      this.#repaint(topic);
+      topic.isShown ||= view.synced || op === "provisional";
+      this.#store.save(topic.name, view);
+      this.#paintSoon(topic);
     }
-    if (resubscribe) this.#ask(topic);
+    if (resubscribe) this.#subscribeSoon(topic);
     for (const { event, replayed } of events) {
       for (const watcher of [...topic.watchers]) {
         if (topic.watchers.has(watcher)) call(watcher.onEvent, event, { replayed });
@@ -196,58 +199,54 @@ class Realtime {
     }
   }
 
-  /** @param {Topic} topic */
-  #ask(topic) {
-    this.#unasked.add(topic);
-    this.#askSoon();
-  }
-
-  #askSoon() {
-    if (!this.#isAskDue) queueMicrotask(() => this.#subscribe());
-    this.#isAskDue = true;
+  /** @param {Topic} [topic] */
+  #subscribeSoon(topic) {
+    if (topic) this.#unsubscribed.add(topic);
+    if (!this.#isSubscribeDue) queueMicrotask(() => this.#subscribe());
+    this.#isSubscribeDue = true;
   }
 
   #subscribe() {
-    this.#isAskDue = false;
-    const topics = [...this.#topics.values()].slice(0, this.#limit);
-    const asked = topics.filter((topic) => this.#unasked.delete(topic));
-    for (const topic of asked) topic.waits = false;
-    for (const history of new Set(asked.map((topic) => topic.history))) {
-      const alike = asked.filter((topic) => topic.history === history);
-      for (let start = 0; start < alike.length; start += TOPICS_A_FRAME) {
+    this.#isSubscribeDue = false;
+    const allowed = [...this.#topics.values()].slice(0, this.#maxTopics);
+    const topics = allowed.filter((topic) => this.#unsubscribed.delete(topic));
+    for (const topic of topics) topic.isOverLimit = false;
+    for (const history of new Set(topics.map((topic) => topic.history))) {
+      const alike = topics.filter((topic) => topic.history === history);
+      for (let start = 0; start < alike.length; start += MAX_TOPICS_PER_FRAME) {
         const cursors = alike
-          .slice(start, start + TOPICS_A_FRAME)
+          .slice(start, start + MAX_TOPICS_PER_FRAME)
           .map(({ name, view }) => [name, view.cursor]);
         this.#connection.send({ op: "subscribe", topics: Object.fromEntries(cursors), history });
       }
     }
-    for (const topic of [...this.#unasked].filter(({ waits }) => !waits)) {
-      topic.waits = true;
+    for (const topic of [...this.#unsubscribed].filter(({ isOverLimit }) => !isOverLimit)) {
+      topic.isOverLimit = true;
       for (const watcher of [...topic.watchers]) {
-        if (topic.watchers.has(watcher)) call(watcher.onDenied, this.#noPlace(topic));
+        if (topic.watchers.has(watcher)) call(watcher.onDenied, this.#tooManyTopics(topic));
       }
     }
   }
 
   /** @param {Topic} topic */
-  #noPlace({ name }) {
-    const message = `at most ${this.#limit} topics`;
+  #tooManyTopics({ name }) {
+    const message = `at most ${this.#maxTopics} topics`;
     return { topic: name, code: "too_many_topics", message };
   }
 
-  /** The connection's state has changed, and with it what the views are worth. */
-  #tell() {
+  /** The connection's state has changed, and with it `provisional` of each view. */
+  #handleState() {
     const { state, info } = this.#connection;
     for (const topic of this.#topics.values()) {
       if (state !== "live" && state !== "degraded") topic.view = { ...topic.view, synced: false };
-      this.#repaint(topic);
+      this.#paintSoon(topic);
     }
     for (const listener of [...this.#listeners]) call(listener, state, info);
   }
 
   /** @param {Topic} topic */
-  #repaint(topic) {
-    if (!topic.answered) return;
+  #paintSoon(topic) {
+    if (!topic.isShown) return;
     this.#unpainted.add(topic);
     if (!this.#isPaintDue) nextFrame(() => this.#paint());
     this.#isPaintDue = true;
@@ -271,14 +270,14 @@ class Realtime {
    */
   #view({ name, view }) {
     const { overlay, offset, cursor, reason, synced } = view;
-    const isOfTheLog = synced && cursor !== null && overlay.size === 0;
-    const provisional = this.connection !== "live" || !isOfTheLog;
-    return { topic: name, states: shown(view), overlay, offset, cursor, reason, provisional };
+    const isFromLog = synced && cursor !== null && overlay.size === 0;
+    const provisional = this.connection !== "live" || !isFromLog;
+    return { topic: name, states: shownStates(view), overlay, offset, cursor, reason, provisional };
   }
 }
 
 /**
- * Call what the page gave us; its failure is its own and must not end the stream.
+ * Call a callback of the page. An error in it is logged and does not end the stream.
  *
  * @template {unknown[]} A
  * @param {((...args: A) => unknown) | undefined} callback
@@ -292,7 +291,7 @@ function call(callback, ...args) {
   }
 }
 
-/** The storage of this tab, or null where there is none or it is forbidden. */
+/** Return the storage of this tab, or null if there is none or the browser forbids it. */
 function ownStorage() {
   try {
     return globalThis.sessionStorage ?? null;
@@ -302,18 +301,19 @@ function ownStorage() {
 }
 
 /**
- * @param {{ back: () => void, leaving: () => void }} on
+ * @param {{ onBack: () => void, onLeave: () => void }} callbacks `onBack`: the network is back, or
+ *   the page is visible again; `onLeave`: the page is hidden or unloaded
  * @returns {() => void} stops listening
  */
-function listenToPage({ back, leaving }) {
+function listenToPage({ onBack, onLeave }) {
   const page = globalThis.document;
-  const turn = () => (page.hidden ? leaving() : back());
-  globalThis.addEventListener?.("online", back);
-  globalThis.addEventListener?.("pagehide", leaving);
-  page?.addEventListener("visibilitychange", turn);
+  const onVisibility = () => (page.hidden ? onLeave() : onBack());
+  globalThis.addEventListener?.("online", onBack);
+  globalThis.addEventListener?.("pagehide", onLeave);
+  page?.addEventListener("visibilitychange", onVisibility);
   return () => {
-    globalThis.removeEventListener?.("online", back);
-    globalThis.removeEventListener?.("pagehide", leaving);
-    page?.removeEventListener("visibilitychange", turn);
+    globalThis.removeEventListener?.("online", onBack);
+    globalThis.removeEventListener?.("pagehide", onLeave);
+    page?.removeEventListener("visibilitychange", onVisibility);
   };
 }

@@ -1,25 +1,27 @@
 /**
- * What outlives a reload: for each topic its cursor and the states at that cursor.
+ * Cursors and states that survive a reload of the page.
  *
- * The two are one text under one key. A cursor without its states would make a replay fold onto
- * nothing. Every failure of the storage (quota, private mode, foreign content) means only that the
- * topic starts from a snapshot.
+ * The cursor of a topic and the states at that cursor are one text under one key: after a reload a
+ * replay folds onto those states. If the storage fails (quota, private mode, unreadable content),
+ * the topic starts from a snapshot.
  *
- * @typedef {import("./reader.js").Known} Known
+ * @typedef {import("./reader.js").ReaderView} ReaderView
  */
 
-/** All topics together; browsers store two bytes a character and allow about 5 MB. */
+/** Of all topics together. Browsers store two bytes per character and allow about 5 MB. */
 export const MAX_BYTES = 1_048_576;
 const WRITE_SECONDS = 1;
 
 export class Store {
+  /** Null: nothing is saved. */
   #storage;
+  /** Of the keys in the storage that belong to this client's server. */
   #prefix;
-  /** @type {Map<string, Known>} */
+  /** @type {Map<string, ReaderView>} newest view by topic; emptied by `flush` */
   #unwritten = new Map();
-  /** @type {Map<string, number>} bytes by topic, the one written longest ago first */
+  /** @type {Map<string, number>} bytes in the storage by topic, least recently written first */
   #sizes = new Map();
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  /** @type {ReturnType<typeof setTimeout> | undefined} calls `flush`; set while views wait */
   #timer;
 
   /**
@@ -29,7 +31,7 @@ export class Store {
   constructor(storage, prefix) {
     this.#storage = storage;
     this.#prefix = prefix;
-    attempt(() => {
+    tryStorage(() => {
       for (let index = 0; index < (storage?.length ?? 0); index++) {
         const key = storage?.key(index);
         if (!key?.startsWith(prefix)) continue;
@@ -39,45 +41,46 @@ export class Store {
   }
 
   /**
-   * What was kept of a topic, or null.
+   * Return what was saved of a topic, or null.
    *
    * @param {string} topic
-   * @returns {Pick<Known, "cursor" | "offset" | "states"> | null}
+   * @returns {Pick<ReaderView, "cursor" | "offset" | "states"> | null}
    */
   load(topic) {
-    const kept = attempt(() => JSON.parse(this.#storage?.getItem(this.#prefix + topic) ?? "null"));
+    const key = this.#prefix + topic;
+    const saved = tryStorage(() => JSON.parse(this.#storage?.getItem(key) ?? "null"));
     const isWhole =
-      typeof kept?.cursor === "string" &&
-      Number.isSafeInteger(kept.offset) &&
-      Array.isArray(kept.states) &&
-      kept.states.every(
+      typeof saved?.cursor === "string" &&
+      Number.isSafeInteger(saved.offset) &&
+      Array.isArray(saved.states) &&
+      saved.states.every(
         (/** @type {any} */ entry) => typeof entry?.[0] === "string" && isObject(entry[1]),
       );
     return isWhole
-      ? { cursor: kept.cursor, offset: kept.offset, states: new Map(kept.states) }
+      ? { cursor: saved.cursor, offset: saved.offset, states: new Map(saved.states) }
       : null;
   }
 
   /**
-   * Keep this view of the topic; it is written within a second.
+   * Save this view of the topic within a second; a newer view of the topic replaces it.
    *
    * @param {string} topic
-   * @param {Known} view
+   * @param {ReaderView} view
    */
-  keep(topic, view) {
-    // A recalled view has no cursor to resume from; the pair kept before is still right.
+  save(topic, view) {
+    // A recalled view has no cursor to resume from; what was saved before it is still right.
     if (!this.#storage || view.cursor === null) return;
     this.#unwritten.set(topic, view);
     this.#timer ??= setTimeout(() => this.flush(), WRITE_SECONDS * 1000);
   }
 
   /** @param {string} topic */
-  forget(topic) {
+  remove(topic) {
     this.#unwritten.delete(topic);
-    this.#remove(topic);
+    this.#removeItem(topic);
   }
 
-  /** Write now what waits to be written. */
+  /** Write the unwritten views now. */
   flush() {
     clearTimeout(this.#timer);
     this.#timer = undefined;
@@ -87,30 +90,30 @@ export class Store {
 
   /**
    * @param {string} topic
-   * @param {Known} view
+   * @param {ReaderView} view
    */
   #write(topic, { cursor, offset, states }) {
     const key = this.#prefix + topic;
     const text = JSON.stringify({ cursor, offset, states: [...states] });
     const bytes = sizeOf(key, text);
-    this.#remove(topic);
+    this.#removeItem(topic);
     if (bytes > MAX_BYTES) return;
     let total = [...this.#sizes.values()].reduce((sum, size) => sum + size, bytes);
     for (const [oldest, size] of this.#sizes) {
       if (total <= MAX_BYTES) break;
-      this.#remove(oldest);
+      this.#removeItem(oldest);
       total -= size;
     }
-    attempt(() => {
+    tryStorage(() => {
       this.#storage?.setItem(key, text);
       this.#sizes.set(topic, bytes);
     });
   }
 
   /** @param {string} topic */
-  #remove(topic) {
+  #removeItem(topic) {
     this.#sizes.delete(topic);
-    attempt(() => this.#storage?.removeItem(this.#prefix + topic));
+    tryStorage(() => this.#storage?.removeItem(this.#prefix + topic));
   }
 }
 
@@ -128,14 +131,14 @@ function isObject(value) {
 }
 
 /**
- * What `act` returns, or undefined when the storage refuses.
+ * Return what `access` returns, or undefined if the storage throws.
  *
  * @template T
- * @param {() => T} act
+ * @param {() => T} access
  */
-function attempt(act) {
+function tryStorage(access) {
   try {
-    return act();
+    return access();
   } catch {
     return undefined;
   }

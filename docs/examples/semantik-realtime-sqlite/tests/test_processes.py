@@ -145,7 +145,7 @@ async def test_a_sink_gets_interrupted_when_the_file_is_replaced(
         file.unlink()
     await until(lambda: sink.interruptions)
     [receipt] = backend.publish([author.draft(TOPIC)])
-    await sink.heard(1)
+    await sink.wait_for_events(1)
     await backend.close()
     backend.close_writer()
     assert sink.batches[-1][:2] == (receipt.cursor.epoch, 0)

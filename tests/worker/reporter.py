@@ -1,7 +1,7 @@
-"""A process that tells of jobs, told by its standard input what to do, a line each.
+"""A process that sends the events of jobs, as the lines of its standard input command.
 
-``begin JOB``, ``say JOB NUMBER``, ``progress JOB NUMBER``, ``end JOB``, ``flush``, ``adopt``,
-``fork``, ``look``: each is answered by a line of JSON about the process.
+``begin JOB``, ``emit JOB NUMBER``, ``progress JOB NUMBER``, ``end JOB``, ``flush``,
+``recover``, ``fork``, ``status``: each is answered by a line of JSON about the process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
             case "begin":
                 jobs[words[0]] = Job(runtime, JobMeta(words[0], owner="7"), 1)
                 jobs[words[0]].begin()
-            case "say":
+            case "emit":
                 jobs[words[0]].emit("note", number=int(words[1]))
             case "progress":
                 jobs[words[0]].progress(int(words[1]), 1000)
@@ -38,20 +38,20 @@ def main() -> None:
                 jobs[words[0]].end("job_completed")
             case "flush":
                 emitter.flush(20)
-            case "adopt":
+            case "recover":
                 emitter.recover()
             case "fork":
                 reading, writing = os.pipe()
                 child = os.fork()
                 if child == 0:
                     os.write(writing, b"!")
-                    # Outlives its parent.
+                    # The child outlives its parent.
                     time.sleep(60)
                     os._exit(0)
                 os.read(reading, 1)
-        told = msgspec.structs.asdict(emitter.stats)
-        told |= {"child": child, "failing": emitter.is_retrying, "waiting": emitter.waiting}
-        print(json.dumps(told), flush=True)
+        status = msgspec.structs.asdict(emitter.stats)
+        status |= {"child": child, "failing": emitter.is_retrying, "waiting": emitter.waiting}
+        print(json.dumps(status), flush=True)
     runtime.close()
 
 

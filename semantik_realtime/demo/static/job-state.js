@@ -1,5 +1,5 @@
 /**
- * The state of a job as docs/protocol.md has it, whoever tells it: the log or the host's record.
+ * The state of a job (docs/protocol.md), from the log or from the host's record.
  *
  * @typedef {{ status: string, attempt?: number,
  *   progress?: { current: number, total: number | null, unit?: string } | null,
@@ -8,17 +8,18 @@
  *   queued_at?: string, started_at?: string, ended_at?: string }} State
  */
 
-const ENDED = new Set(["completed", "failed", "cancelled", "lost"]);
+// Not imported from the realtime client: without the plugin there is none.
+const END_STATUSES = new Set(["completed", "failed", "cancelled", "lost"]);
 const RANK = { queued: 0, running: 1, retrying: 2 };
 
 /** @param {State} state */
 export function hasEnded(state) {
-  return ENDED.has(state.status);
+  return END_STATUSES.has(state.status);
 }
 
 /**
- * The one of several accounts of a job that is furthest: a later attempt, an end, more progress.
- * Of equals the first.
+ * Return the state that is furthest: by attempt, then by end, then by progress. Of equal states the
+ * first.
  *
  * @param {(State | null | undefined)[]} states
  * @returns {State | null}
@@ -32,31 +33,32 @@ export function furthest(states) {
 
 /** @param {State} state @param {State} other */
 function isFurther(state, other) {
-  const mine = order(state);
-  const theirs = order(other);
-  const at = mine.findIndex((number, index) => number !== theirs[index]);
-  return at >= 0 && mine[at] > theirs[at];
+  const numbers = order(state);
+  const others = order(other);
+  const at = numbers.findIndex((number, index) => number !== others[index]);
+  return at >= 0 && numbers[at] > others[at];
 }
 
-/** @param {State} state */
+/** @param {State} state @returns {number[]} compared from left to right */
 function order(state) {
   const rank = hasEnded(state) ? 3 : (RANK[/** @type {"queued"} */ (state.status)] ?? 0);
-  // A job cancelled while it waited has ended, and never had an attempt.
+  // A job that is cancelled in the queue ends without an attempt. It counts as the first attempt,
+  // so that its end is further than the queued state.
   return [rank === 3 && !state.attempt ? 1 : (state.attempt ?? 0), rank, done(state)];
 }
 
-/** @param {State} state */
+/** @param {State} state @returns {number} units done */
 export function done(state) {
   return state.progress?.current ?? 0;
 }
 
-/** @param {State} state */
+/** @param {State} state @returns {number | null} units in all; null: unknown */
 export function total(state) {
   return state.progress?.total ?? state.fields?.total_files ?? null;
 }
 
 /**
- * Whole percents for the bar; null: unknown. It reaches 100 only with the end of the work.
+ * Return whole percents for the bar, or null if the total is unknown. 100 means that all is done.
  *
  * @param {State} state
  */

@@ -1,4 +1,4 @@
-"""How a backend behaves in a process that is not its own."""
+"""A backend shares its process with an application: loops, threads and forks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from semantik_realtime.testing.contract.actors import Author, Recorder
 from semantik_realtime.testing.contract.fixtures import Fixtures
 
 
-class Guest(Fixtures):
-    """How a backend behaves in a process that is not its own."""
+class Process(Fixtures):
+    """A backend shares its process with an application: loops, threads and forks."""
 
     async def test_open_and_close_may_be_repeated(
         self, make_backend: Callable[..., Any], topic: str
@@ -27,25 +27,25 @@ class Guest(Fixtures):
             sink = Recorder()
             await backend.subscribe(topic, sink)
             backend.publish([author.draft(topic)])
-            await sink.heard(1)
+            await sink.wait_for_events(1)
             await backend.close()
             await backend.close()
         backend.close_writer()
 
-    async def test_what_was_opened_on_a_loop_that_is_gone_can_be_opened_again(
+    async def test_a_backend_can_be_opened_again_after_its_loop_has_ended(
         self, make_backend: Callable[..., Any], topic: str
     ) -> None:
         backend, sink = make_backend(), Recorder()
-        # As test clients do: the loop ends, and nobody closes anything.
+        # As test clients do: the loop ends, and `close` is not called.
         await asyncio.to_thread(asyncio.run, backend.open())
         await backend.open()
         await backend.subscribe(topic, sink)
         backend.publish([Author().draft(topic)])
-        await sink.heard(1)
+        await sink.wait_for_events(1)
         await backend.close()
         backend.close_writer()
 
-    async def test_writing_needs_no_open_and_survives_close_writer(
+    async def test_writes_work_without_open_and_after_close_writer(
         self, make_backend: Callable[..., Any], topic: str
     ) -> None:
         backend = make_backend()
@@ -55,7 +55,7 @@ class Guest(Fixtures):
             backend.close_writer()
             backend.close_writer()
 
-    async def test_a_forked_child_writes_on_its_own_and_its_parent_goes_on(
+    async def test_a_forked_child_and_its_parent_can_both_write(
         self, backend: Any, topic: str
     ) -> None:
         if not self.shares_storage:
@@ -70,7 +70,7 @@ class Guest(Fixtures):
         assert write(Author())
         child = os.fork()
         if child == 0:
-            # Whatever happens: the child must never come back into the test.
+            # In every case, because the child must not continue with the test.
             with contextlib.suppress(BaseException):
                 backend.close_writer()
                 done = write(Author())

@@ -1,4 +1,4 @@
-"""What the realtime plugin asks this application."""
+"""The hooks that the realtime plugin calls: who may watch a topic, and the record of a topic."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import defer
 from starlette.concurrency import run_in_threadpool
 
-from semantik_realtime.demo.records import ENDED, Job, Sessions
+from semantik_realtime.core.lifecycle import END_STATUSES
+from semantik_realtime.demo.records import Job, Sessions
 
 hookimpl = pluggy.HookimplMarker("semantik_realtime")
 
-RECALLED_JOBS = 50
-"""As many as the page shows."""
+MAX_RECALLED_JOBS = 50
+"""The number of jobs that the page lists."""
 
 
-class Rules:
-    """Jobs belong to the user who started them; a feed to the user it is named after.
+class RealtimeHooks:
+    """A job may be watched by the user who started it, a feed by the user in its name.
 
-    All answers come from the database alone, so they are as good while the
-    event store is away.
+    The hooks read only the database, so they work while the event store is away.
     """
 
     def __init__(self, sessions: Sessions) -> None:
@@ -32,33 +32,33 @@ class Rules:
             return name == user
         if kind != "job":
             return None
-        job_owner = await run_in_threadpool(self._owner, name)
+        job_owner = await run_in_threadpool(self._owner_of_job, name)
         return None if job_owner is None else str(job_owner) == user
 
     @hookimpl
     async def recall(self, topic: str) -> dict[str, Any] | None:
         return await run_in_threadpool(self._recall, topic)
 
-    def _owner(self, job_id: str) -> int | None:
+    def _owner_of_job(self, job_id: str) -> int | None:
         with self._sessions() as session:
             return session.scalar(select(Job.user_id).where(Job.id == job_id))
 
     def _recall(self, topic: str) -> dict[str, Any] | None:
         kind, _, name = topic.partition(":")
         if kind == "job":
-            chosen = select(Job).where(Job.id == name)
+            jobs = select(Job).where(Job.id == name)
         elif kind == "user" and name.isdecimal():
-            # What still runs first: it must not fall out behind many newer ones.
-            chosen = (
+            # Running jobs first: otherwise many newer jobs would push them over the limit.
+            jobs = (
                 select(Job)
                 .where(Job.user_id == int(name))
-                .order_by(Job.status.in_(ENDED), Job.queued_at.desc())
-                .limit(RECALLED_JOBS)
+                .order_by(Job.status.in_(END_STATUSES), Job.queued_at.desc())
+                .limit(MAX_RECALLED_JOBS)
             )
         else:
             return None
-        # A state needs neither; both may be long.
-        slim = chosen.options(defer(Job.document_ids), defer(Job.failures))
+        # Both columns may be long, and `Job.state` does not read them.
+        query = jobs.options(defer(Job.document_ids), defer(Job.failures))
         with self._sessions() as session:
-            states = {job.id: job.state() for job in session.scalars(slim)}
+            states = {job.id: job.state() for job in session.scalars(query)}
         return states if states or kind == "user" else None

@@ -1,8 +1,9 @@
-import { h, plural, setText } from "./dom.js";
+import { h, oncePerFrame, setText } from "./dom.js";
+import { clockText, plural } from "./text.js";
 
 const MAX_ROWS = 1000;
-/** Frequent, and the bar tells it better: in the list, but folded away. */
-const ROUTINE = new Set(["job_progress", "file_processing"]);
+/** Frequent, and visible in the bar: shown in the list only with "every step". */
+const ROUTINE_TYPES = new Set(["job_progress", "file_processing"]);
 const TYPE_TEXT = {
   file_processing: "reading",
   file_completed: "indexed",
@@ -20,68 +21,70 @@ const TYPE_TEXT = {
 
 /**
  * @typedef {{ offset: number, type: string, time: string, data?: Record<string, any>,
- *   state?: import("./state.js").State | null }} Event
+ *   state?: import("./job-state.js").State | null }} Event
  */
 
-/** The events of one job, by offset. Rows are added together, once a frame. */
+/** The list of a job's events, by offset. New rows are added once per animation frame. */
 export class EventLog {
-  /** @type {Map<number, Event>} */
-  #waiting = new Map();
-  #isDue = false;
+  /** @type {Map<number, Event>} by offset; not yet in the list */
+  #added = new Map();
+  /** Rows ever added since `clear`; the list has the last MAX_ROWS of them. */
   #count = 0;
+  #list;
+  #note;
+  #countText;
+  #paintSoon = oncePerFrame(() => this.#paint());
 
   constructor() {
-    this.list = h("ol", {
+    this.#list = h("ol", {
       class: "events", role: "log", "aria-live": "off", "aria-label": "Events",
       tabindex: "0", "data-testid": "events",
     });
-    this.note = h("p", { class: "muted small events-note" });
-    this.tally = h("span", { class: "muted" });
+    this.#note = h("p", { class: "muted small events-note" });
+    this.#countText = h("span", { class: "muted" });
     const box = h("input", {
       type: "checkbox",
-      onchange: () => this.list.classList.toggle("all", /** @type {any} */ (box).checked),
+      onchange: () => this.#list.classList.toggle("all", /** @type {any} */ (box).checked),
     });
     this.element = h(
       "section", { class: "event-box", "aria-label": "Events" },
-      h("header", {}, h("h3", {}, "Events"), this.tally,
+      h("header", {}, h("h3", {}, "Events"), this.#countText,
         h("label", { class: "small" }, box, "every step")),
-      this.list, this.note,
+      this.#list, this.#note,
     );
     this.explain("");
   }
 
   get isEmpty() {
-    return this.#count === 0 && this.#waiting.size === 0;
+    return this.#count === 0 && this.#added.size === 0;
   }
 
-  /** @param {string} text why there are no events, or no more of them */
+  /** @param {string} text why there are no events, or no further ones */
   explain(text) {
-    setText(this.note, text);
+    setText(this.#note, text);
   }
 
   clear() {
-    this.#waiting.clear();
+    this.#added.clear();
     this.#count = 0;
-    this.list.replaceChildren();
+    this.#list.replaceChildren();
   }
 
   /** @param {Event} event */
   add(event) {
-    this.#waiting.set(event.offset, event);
-    if (!this.#isDue) requestAnimationFrame(() => this.#paint());
-    this.#isDue = true;
+    this.#added.set(event.offset, event);
+    this.#paintSoon();
   }
 
   #paint() {
-    this.#isDue = false;
-    const { list } = this;
+    const list = this.#list;
     const isAtEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
     const rows = new Map([...list.children].map((row) => [offsetOf(row), row]));
-    const fresh = [...this.#waiting.values()]
+    const fresh = [...this.#added.values()]
       .filter(({ offset }) => !rows.has(offset))
       .sort((one, other) => one.offset - other.offset);
-    this.#waiting.clear();
-    // Mostly all are newer than the last row. Fetched history belongs before the first.
+    this.#added.clear();
+    // Live events belong after the last row, events of a fetched history before the first.
     let next = list.firstElementChild;
     if (fresh[0] && offsetOf(list.lastElementChild) < fresh[0].offset) next = null;
     const added = document.createDocumentFragment();
@@ -95,7 +98,7 @@ export class EventLog {
     list.insertBefore(added, next);
     this.#count += fresh.length;
     while (list.childElementCount > MAX_ROWS) list.firstElementChild?.remove();
-    setText(this.tally, plural(this.#count, "event"));
+    setText(this.#countText, plural(this.#count, "event"));
     if (this.#count) this.explain("");
     if (isAtEnd) list.scrollTop = list.scrollHeight;
   }
@@ -109,13 +112,12 @@ function offsetOf(row) {
 /** @param {Event} event */
 function row(event) {
   const { offset, type, time, data = {} } = event;
-  const at = new Date(time);
   return h(
     "li",
-    { class: ROUTINE.has(type) ? "routine" : null, "data-offset": offset, "data-type": type },
-    h("time", { datetime: time, title: time }, at.toLocaleTimeString("en-GB")),
+    { class: ROUTINE_TYPES.has(type) ? "routine" : null, "data-offset": offset, "data-type": type },
+    h("time", { datetime: time, title: time }, clockText(time)),
     h("span", { class: "what" }, typeText(type)),
-    h("span", { class: "about" }, about(event, data)),
+    h("span", { class: "about" }, detailText(event, data)),
     h("span", { class: "offset", "aria-hidden": "true" }, String(offset)),
   );
 }
@@ -126,7 +128,7 @@ function typeText(type) {
 }
 
 /** @param {Event} event @param {Record<string, any>} data */
-function about({ type, state }, data) {
+function detailText({ type, state }, data) {
   if (data.file !== undefined) {
     const tail = data.reason ?? (data.chunks === undefined ? "" : plural(data.chunks, "passage"));
     return tail ? `${data.file}, ${tail}` : String(data.file);

@@ -1,12 +1,17 @@
-import { agoText, h, plural, setText } from "./dom.js";
-import { EventLog } from "./events.js";
-import { durationText, leftText, Pace, rateText } from "./pace.js";
-import { done, furthest, hasEnded, percent, total } from "./state.js";
+import { h, setText } from "./dom.js";
+import { EventLog } from "./event-log.js";
+import { done, furthest, hasEnded, percent, total } from "./job-state.js";
+import { Pace } from "./pace.js";
+import { agoText, durationText, leftText, plural, rateText } from "./text.js";
 
 /**
- * @typedef {import("./state.js").State} State
+ * @typedef {import("./job-state.js").State} State
  * @typedef {{ id: string, topic: string, label: string, cancel_requested: boolean, state: State,
  *   failures?: { file: string, reason: string }[] }} HostJob
+ *
+ * @typedef {object} TopicState the job's state in one topic
+ * @property {State | null} state null: the topic is not watched, or has no state of the job
+ * @property {boolean} isRecord whether the state is the database's record, not from the log
  */
 
 const STATUS_TEXT = {
@@ -19,39 +24,36 @@ const STATUS_TEXT = {
   lost: "Lost",
 };
 
-/**
- * @typedef {object} Account what one topic says of the job
- * @property {State | null} state
- * @property {boolean} isRecord whether that is the database's record, not yet the log's word
- */
+/** @type {TopicState} */
+const NO_STATE = { state: null, isRecord: false };
 
-/** @type {Account} */
-const SILENT = { state: null, isRecord: false };
-
-/** One job on the page. */
+/** One job on the page: a head with a bar, and details that can be opened. */
 export class JobCard {
-  /** From the user's feed. */
-  fed = SILENT;
-  /** From the job's own topic, while the card is open. */
-  watched = SILENT;
-  /** When something new was last heard of the job, in seconds of the server's clock. */
-  heardAt = 0;
-  /** Whether live updates are away. */
-  isAway = false;
-  /** @type {{ close(): void } | null} */
-  subscription = null;
   isOpen = false;
+  log = new EventLog();
 
+  #job;
+  /** `feed`: the user's feed; `topic`: the job's own topic, watched while the card is open. */
+  #states = { feed: NO_STATE, topic: NO_STATE };
+  /** When a topic last changed the state, in seconds of the server's clock. */
+  #changedAt;
+  /** Whether live updates are away; set by `paint`. */
+  #isDegraded = false;
   #pace = new Pace();
+  /** What `paint` painted last, as a key to skip equal work; empty: paint everything. */
   #painted = "";
+  /** @type {Map<string, string>} reason by file */
+  #failedFiles = new Map();
 
   /**
    * @param {HostJob} job
+   * @param {number} now the server's time, in seconds
    * @param {{ toggle: (card: JobCard) => void, cancel: (card: JobCard) => void,
-   *   remove: (card: JobCard) => void }} act
+   *   remove: (card: JobCard) => void }} actions of the buttons
    */
-  constructor(job, act) {
-    this.job = job;
+  constructor(job, now, actions) {
+    this.#job = job;
+    this.#changedAt = now;
     const detailId = `detail-${job.id}`;
     this.label = h("span", { class: "job-label" });
     this.when = h("span", { class: "job-when muted small" });
@@ -59,7 +61,7 @@ export class JobCard {
     this.head = h(
       "button",
       { class: "job-head", "aria-expanded": "false", "aria-controls": detailId,
-        onclick: () => act.toggle(this) },
+        onclick: () => actions.toggle(this) },
       h("span", { class: "job-title" }, this.label, this.when),
       this.pill,
       h("i", { class: "chevron", "aria-hidden": "true" }),
@@ -83,13 +85,13 @@ export class JobCard {
       "details", { class: "failure-box", "data-testid": "failures" },
       h("summary"), this.failures,
     );
-    this.log = new EventLog();
     this.cancelButton = h(
-      "button", { class: "secondary", "data-testid": "cancel", onclick: () => act.cancel(this) },
+      "button",
+      { class: "secondary", "data-testid": "cancel", onclick: () => actions.cancel(this) },
       "Cancel",
     );
     this.removeButton = h(
-      "button", { class: "quiet", "data-testid": "delete", onclick: () => act.remove(this) },
+      "button", { class: "quiet", "data-testid": "delete", onclick: () => actions.remove(this) },
       "Delete",
     );
     this.detail = h(
@@ -104,80 +106,89 @@ export class JobCard {
       h("p", { class: "job-line small" }, this.amount, this.failed, this.speed, this.left),
       this.detail,
     );
-    /** @type {Map<string, string>} reason by file */
-    this.failedFiles = new Map();
   }
 
-  /** The furthest of what is known. */
+  /** The host's record of the job. */
+  get job() {
+    return this.#job;
+  }
+
+  /** @param {HostJob} job a newer record of the same job */
+  updateJob(job) {
+    this.#job = { ...this.#job, ...job };
+  }
+
+  /** The furthest of the states that the topics and the host have. */
   get state() {
-    const known = furthest([this.watched.state, this.fed.state, this.job.state]);
-    return /** @type {State} */ (known);
+    const { topic, feed } = this.#states;
+    return /** @type {State} */ (furthest([topic.state, feed.state, this.#job.state]));
   }
 
-  /** Whether what is shown is the database's word, and the log has not confirmed it. */
-  get isProvisional() {
-    const { state, isAway } = this;
-    const account = [this.watched, this.fed].find((account) => account.state === state);
-    return account?.isRecord || (isAway && (!account || !hasEnded(state)));
+  /** Whether the shown state is the database's record and the log has not confirmed it. */
+  get #isProvisional() {
+    const { state } = this;
+    const { topic, feed } = this.#states;
+    const source = [topic, feed].find((each) => each.state === state);
+    return source?.isRecord || (this.#isDegraded && (!source || !hasEnded(state)));
   }
 
   /**
-   * Take in what a topic says of the job.
+   * Read the job's state in the view of a topic.
    *
-   * @param {"watched" | "fed"} by
+   * @param {"topic" | "feed"} source
    * @param {{ states: ReadonlyMap<string, any>, overlay: ReadonlyMap<string, any> }} view
-   * @param {number} now
+   * @param {number} now the server's time, in seconds
    */
-  hear(by, { states, overlay }, now) {
-    const { id } = this.job;
-    // A log that was lost forgets the job; what it said still holds.
-    const state = states.get(id) ?? this[by].state;
-    if (state !== this[by].state) this.heardAt = now;
-    this[by] = { state, isRecord: overlay.has(id) };
+  readView(source, { states, overlay }, now) {
+    const { id } = this.#job;
+    const before = this.#states[source].state;
+    // A log that was lost has no state of the job; the state from before is still true.
+    const state = states.get(id) ?? before;
+    if (state !== before) this.#changedAt = now;
+    this.#states[source] = { state, isRecord: overlay.has(id) };
   }
 
-  /** The job's own topic is not watched any more. */
-  stopHearing() {
-    this.subscription?.close();
-    this.subscription = null;
-    this.watched = SILENT;
+  /** Forget the state from the job's own topic, which is no longer watched. */
+  forgetTopic() {
+    this.#states.topic = NO_STATE;
   }
 
-  /** @param {boolean} isOpen */
-  open(isOpen) {
+  /** @param {string} text */
+  showError(text) {
+    setText(this.error, text);
+  }
+
+  /** @param {boolean} isOpen whether to show the details */
+  setOpen(isOpen) {
     this.isOpen = isOpen;
     this.head.setAttribute("aria-expanded", String(isOpen));
     this.detail.hidden = !isOpen;
     this.element.classList.toggle("open", isOpen);
-    this.repaint();
+    this.#painted = "";
   }
 
   /** @param {string} file @param {string} reason */
   addFailure(file, reason) {
-    if (this.failedFiles.get(file) === reason) return;
-    this.failedFiles.set(file, reason);
-    this.repaint();
+    if (this.#failedFiles.get(file) === reason) return;
+    this.#failedFiles.set(file, reason);
+    this.#painted = "";
     this.failures.append(
       h("li", {}, h("span", { class: "file" }, file), h("span", { class: "muted" }, reason)),
     );
   }
 
-  /** Have the next `paint` paint all. */
-  repaint() {
-    this.#painted = "";
-  }
-
   /**
-   * Bring the card up to date; cheap when nothing has changed.
+   * Paint what has changed.
    *
    * @param {number} now the server's time, in seconds
+   * @param {boolean} isDegraded whether live updates are away
    */
-  paint(now) {
-    const { state, job } = this;
+  paint(now, isDegraded) {
+    this.#isDegraded = isDegraded;
+    const { state } = this;
     this.#measure(state, now);
-    const { isProvisional } = this;
-    const { label, cancel_requested } = job;
-    const key = JSON.stringify([state, label, cancel_requested, this.isOpen, isProvisional]);
+    const { label, cancel_requested } = this.#job;
+    const key = JSON.stringify([state, label, cancel_requested, this.isOpen, this.#isProvisional]);
     if (key !== this.#painted) {
       this.#painted = key;
       this.#paintState(state);
@@ -195,7 +206,7 @@ export class JobCard {
 
   /** @param {State} state */
   #paintState(state) {
-    const { job } = this;
+    const job = this.#job;
     const isStopping = job.cancel_requested && !hasEnded(state);
     const fields = state.fields ?? {};
     const unit = state.progress?.unit || "files";
@@ -203,7 +214,7 @@ export class JobCard {
     const share = percent(state);
 
     this.element.dataset.status = state.status;
-    this.element.toggleAttribute("data-provisional", this.isProvisional);
+    this.element.toggleAttribute("data-provisional", this.#isProvisional);
     setText(this.label, job.label);
     const status = STATUS_TEXT[/** @type {"queued"} */ (state.status)] ?? state.status;
     setText(this.pill, isStopping ? "Stopping" : status);
@@ -236,9 +247,9 @@ export class JobCard {
       ["Passages", fields.chunks],
       ["Attempt", (state.attempt ?? 0) > 1 ? state.attempt : undefined],
     ]);
-    this.failureBox.hidden = this.failedFiles.size === 0;
+    this.failureBox.hidden = this.#failedFiles.size === 0;
     setText(/** @type {Element} */ (this.failureBox.firstElementChild),
-      `${plural(this.failedFiles.size, "file")} could not be indexed`);
+      `${plural(this.#failedFiles.size, "file")} could not be indexed`);
   }
 
   /** @param {[string, number | undefined][]} counts */
@@ -254,14 +265,14 @@ export class JobCard {
   #paintTimes(state, now) {
     const startedAt = seconds(state.started_at);
     const endedAt = seconds(state.ended_at);
-    const queuedAt = seconds(this.job.state.queued_at ?? state.queued_at);
+    const queuedAt = seconds(this.#job.state.queued_at ?? state.queued_at);
     setText(this.when, queuedAt === null ? "" : agoText(now - queuedAt));
     const unit = state.progress?.unit || "files";
     let speed = "";
     let left = "";
-    if (this.isProvisional && !hasEnded(state)) {
-      // From what comes every twenty seconds no speed is to be told.
-      left = `as of ${Math.max(1, Math.round(now - this.heardAt))} s ago`;
+    if (this.#isProvisional && !hasEnded(state)) {
+      // The database's record arrives every 20 s: too rarely for a rate.
+      left = `as of ${Math.max(1, Math.round(now - this.#changedAt))} s ago`;
     } else if (state.status === "running") {
       const rate = this.#pace.rate(now);
       if (rate) speed = rateText(rate, unit);
@@ -275,11 +286,11 @@ export class JobCard {
     setText(this.left, left);
   }
 
-  /** A sentence for those who do not see the bar. */
-  get spoken() {
+  /** The job's status as a sentence for screen readers. */
+  get spokenStatus() {
     const fields = this.state.fields ?? {};
     const status = STATUS_TEXT[/** @type {"queued"} */ (this.state.status)] ?? this.state.status;
-    return `${this.job.label}: ${status}. ${plural(fields.processed_files ?? 0, "file")} indexed` +
+    return `${this.#job.label}: ${status}. ${plural(fields.processed_files ?? 0, "file")} indexed` +
       `${fields.failed_files ? `, ${fields.failed_files} failed` : ""}.`;
   }
 }

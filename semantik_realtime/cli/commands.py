@@ -1,0 +1,105 @@
+"""The commands of ``semantik-realtime``; each one imports its module only when it runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from semantik_realtime import __version__
+from semantik_realtime.errors import RealtimeError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="semantik-realtime")
+def cli() -> None:
+    """Live job updates for Celery and FastAPI."""
+
+
+@cli.command()
+@click.argument("folder", default=".", type=click.Path(exists=True, file_okay=False))
+@click.option("--once", is_flag=True, help="Index FOLDER, show the progress here, and exit.")
+@click.option("--port", type=int, help="Port of the web server; default 8000, or a free one.")
+@click.option("--workers", default=2, show_default=True, help="Processes of the Celery worker.")
+@click.option(
+    "--pause",
+    default=0.0,
+    show_default=True,
+    help="Seconds to wait after each document, so that a job is slow enough to watch.",
+)
+@click.option("--data", type=click.Path(file_okay=False), help="Keep users, jobs and indexes here.")
+@click.option(
+    "--backend",
+    type=click.Choice(["redis", "nats"]),
+    default="redis",
+    show_default=True,
+    help="Engine of the live updates; nats needs semantik-realtime-nats[demo].",
+)
+def demo(**options: Any) -> None:
+    """Index the documents in FOLDER with real workers, live in the browser.
+
+    Starts a Valkey server, a Celery worker and a web server on this machine,
+    with nats also a NATS server, and stops them on Ctrl-C. FOLDER is the
+    current directory by default.
+    """
+    from semantik_realtime.cli.demo import Options, run_demo
+
+    sys.exit(run_demo(Options(**options)))
+
+
+@cli.command()
+@click.argument("job")
+@click.option(
+    "--url",
+    default="ws://127.0.0.1:8000/realtime/ws",
+    show_default=True,
+    envvar="SEMANTIK_REALTIME_WS",
+    help="The server's WebSocket; also from SEMANTIK_REALTIME_WS.",
+)
+@click.option(
+    "--token",
+    envvar="SEMANTIK_REALTIME_TOKEN",
+    help="Credential (a JWT); safer in SEMANTIK_REALTIME_TOKEN than on the command line.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON.")
+def watch(job: str, url: str, token: str | None, as_json: bool) -> None:
+    """Follow JOB (an id, or a topic) until it ends. Exits with 0 if it completed, else with 1."""
+    from semantik_realtime.cli.watch import run_watch
+
+    sys.exit(run_watch(job, url, token, as_json=as_json))
+
+
+@cli.command()
+def doctor() -> None:
+    """Check the settings, the backend's server and the plugins. Exits with 1 if a check fails."""
+    from semantik_realtime.cli.doctor import run_doctor
+
+    sys.exit(run_doctor())
+
+
+@cli.command()
+@click.argument("topic")
+@click.argument("type")
+@click.option("--data", default="{}", help="The event's data, a JSON object.")
+@click.option("--owner", help="Owner of the topic, if the topic is new.")
+def publish(topic: str, type: str, data: str, owner: str | None) -> None:
+    """Append one event of TYPE to TOPIC, through the configured backend."""
+    from semantik_realtime.cli.publish import run_publish
+
+    click.echo(run_publish(topic, type, data, owner))
+
+
+def main() -> None:
+    """Run the console script; a `RealtimeError` is printed as a sentence, without a traceback."""
+    try:
+        cli()
+    except RealtimeError as error:
+        sys.exit(f"semantik-realtime: {error}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("semantik_realtime"):
+            raise
+        sys.exit(
+            f"semantik-realtime: {error.name} is missing: "
+            "pip install 'semantik-realtime[demo]' installs the dependencies of all commands"
+        )

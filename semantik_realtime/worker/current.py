@@ -1,0 +1,102 @@
+"""What task authors use: the job that runs here.
+
+::
+
+    from semantik_realtime import job
+
+    job.progress(3, 10)
+    job.emit("file_completed", file="report.pdf", chunks=12)
+    job.set(failed_files=0)
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from typing import Any
+
+from semantik_realtime.worker.job import Job
+
+_current: ContextVar[Job | None] = ContextVar("semantik_realtime_job", default=None)
+
+
+class CurrentJob:
+    """The job that runs in this context; outside a job every method does nothing.
+
+    A thread that a task starts has a context of its own: pass it
+    `current_job`, whose methods are the same.
+    """
+
+    __slots__ = ()
+
+    @property
+    def id(self) -> str | None:
+        """The job's id."""
+        running = _current.get()
+        return None if running is None else running.id
+
+    @property
+    def attempt(self) -> int | None:
+        """Which execution of the job this is, from 1."""
+        running = _current.get()
+        return None if running is None else running.attempt
+
+    def progress(
+        self,
+        current: float,
+        total: float | None = None,
+        message: str | None = None,
+        unit: str | None = None,
+    ) -> None:
+        """See `Job.progress`."""
+        running = _current.get()
+        if running is not None:
+            running.progress(current, total, message, unit)
+
+    def message(self, text: str) -> None:
+        """See `Job.message`."""
+        running = _current.get()
+        if running is not None:
+            running.message(text)
+
+    def set(self, /, **fields: Any) -> None:
+        """See `Job.set`."""
+        running = _current.get()
+        if running is not None:
+            running.set(**fields)
+
+    def emit(self, type: str, /, **data: Any) -> None:
+        """See `Job.emit`."""
+        running = _current.get()
+        if running is not None:
+            running.emit(type, **data)
+
+
+job = CurrentJob()
+
+
+def current_job() -> Job | None:
+    """Return the job that runs in this context."""
+    return _current.get()
+
+
+def push_job(running: Job) -> None:
+    """Make ``running`` the current job of this context, until `pop_job`."""
+    running.nest_in(_current.get())
+    _current.set(running)
+
+
+def pop_job(running: Job) -> None:
+    """Make the job before ``running`` current again; nothing happens if another one is current."""
+    if _current.get() is running:
+        _current.set(running.outer)
+
+
+def _restart_in_child() -> None:
+    running = _current.get()
+    while running is not None:
+        running.restart_in_child()
+        running = running.outer
+
+
+os.register_at_fork(after_in_child=_restart_in_child)
