@@ -25,6 +25,8 @@ class Run:
         self.log = Log()
         self.io = ScriptedIO(self.log)
         self.channel = self.io.channel()
+        # Otherwise the channel ends when the only client leaves, or fails to join.
+        self.channel.reserve()
         self.clients = [Client(self.log, self.channel) for _ in range(3)]
         self.joining: dict[int, asyncio.Task[None]] = {}
         self.in_flight: list[Batch] = []
@@ -77,8 +79,7 @@ class Run:
         self.joining[index] = asyncio.create_task(client.join())
 
     def do_leave(self, number: int) -> None:
-        # The first client stays, so that the channel is not dropped.
-        client = self.clients[1 + number % 2]
+        client = self.clients[number % 3]
         if client.subscription is not None:
             client.leave()
 
