@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -78,7 +79,8 @@ async def watch(
 
     Raises:
         TopicError: ``topic`` is not a topic name.
-        InvalidInput: ``url`` is not a WebSocket URL, or the server has no WebSocket there.
+        InvalidInput: ``url`` is not a WebSocket URL, the server has no WebSocket there, or the
+            environment names a SOCKS proxy and ``python-socks`` is not installed.
         AccessError: The server refuses the credential or the topic for good.
     """
     view = View(check_topic(topic))
@@ -97,6 +99,7 @@ async def watch(
                 open_timeout=OPEN_SECONDS,
                 close_timeout=1.0,
                 max_size=None,
+                proxy=None if _is_loopback(url) else True,
             ) as socket:
                 async for update in _follow(socket, view, history):
                     was_connected = True
@@ -123,6 +126,9 @@ async def watch(
             raise _invalid_url(
                 url, f"the server redirects to an invalid URL: {error.msg}"
             ) from None
+        except ImportError as error:
+            # A SOCKS proxy in the environment needs a package that is not installed.
+            raise InvalidInput(f"{_without_query(url)}: {error}") from None
         except (OSError, WebSocketException) as error:
             reason = str(error) or "no answer in time"
         view.synced = False
@@ -131,9 +137,24 @@ async def watch(
 
 
 def _invalid_url(url: str, reason: str) -> InvalidInput:
-    # The query is left out: it may have a credential.
-    shown = url.partition("?")[0]
-    return InvalidInput(f"{shown}: {reason}; expected: ws://host:port/realtime/ws or wss://…")
+    expected = "ws://host:port/realtime/ws or wss://…"
+    return InvalidInput(f"{_without_query(url)}: {reason}; expected: {expected}")
+
+
+def _without_query(url: str) -> str:
+    """Leave out the query, which may have a credential."""
+    return url.partition("?")[0]
+
+
+def _is_loopback(url: str) -> bool:
+    """Return True if the URL is of this machine, which a proxy of the environment cannot reach."""
+    host = parse_uri(url).host.rstrip(".").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIterator[Update]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -211,3 +212,13 @@ def load_settings(**given: object) -> Settings:
 def _variable(place: str) -> str:
     # pydantic reports a field with aliases by the first of them, and others by their name.
     return place if place.startswith(PREFIX) else PREFIX + place.upper()
+
+
+def hide_password(url: str) -> str:
+    """Return ``url`` without its credentials and options.
+
+    >>> hide_password("redis://:secret@cache:6379/0?password=secret")
+    'redis://cache:6379/0'
+    """
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -118,7 +118,8 @@ class Status(msgspec.Struct, frozen=True):
     ``server`` names the server and its version, or the error when it is not
     reachable. ``warnings`` are sentences for an operator: what may lose events,
     and what to set instead. ``clock_ahead_seconds`` is how far the server's
-    clock is ahead of this process's; None if that is unknown.
+    clock is ahead of this process's; None if that is unknown. ``address`` is
+    where the server was looked for, without passwords.
     """
 
     backend: str
@@ -126,6 +127,7 @@ class Status(msgspec.Struct, frozen=True):
     server: str = ""
     warnings: Sequence[str] = ()
     clock_ahead_seconds: float | None = None
+    address: str = ""
 
 
 class Credentials(msgspec.Struct, frozen=True):

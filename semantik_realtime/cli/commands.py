@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from semantik_realtime import __version__
+from semantik_realtime.cli.terminal import visible
 from semantik_realtime.errors import RealtimeError
 
 
@@ -55,7 +56,8 @@ def demo(**options: Any) -> None:
     default="ws://127.0.0.1:8000/realtime/ws",
     show_default=True,
     envvar="SEMANTIK_REALTIME_WS",
-    help="The server's WebSocket; also from SEMANTIK_REALTIME_WS.",
+    help="Of the web server (http://host:port/prefix) or of its WebSocket; "
+    "also from SEMANTIK_REALTIME_WS.",
 )
 @click.option(
     "--token",
@@ -71,11 +73,12 @@ def watch(job: str, url: str, token: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-def doctor() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def doctor(as_json: bool) -> None:
     """Check the settings, the backend's server and the plugins. Exits with 1 if a check fails."""
     from semantik_realtime.cli.doctor import run_doctor
 
-    sys.exit(run_doctor())
+    sys.exit(run_doctor(as_json=as_json))
 
 
 @cli.command()
@@ -87,7 +90,7 @@ def publish(topic: str, type: str, data: str, owner: str | None) -> None:
     """Append one event of TYPE to TOPIC, through the configured backend."""
     from semantik_realtime.cli.publish import run_publish
 
-    click.echo(run_publish(topic, type, data, owner))
+    click.echo(visible(run_publish(topic, type, data, owner)))
 
 
 def main() -> None:
@@ -95,7 +98,8 @@ def main() -> None:
     try:
         cli()
     except RealtimeError as error:
-        sys.exit(f"semantik-realtime: {error}")
+        # Its text may be a server's.
+        sys.exit(f"semantik-realtime: {visible(error, keep=chr(10))}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("semantik_realtime"):
             raise

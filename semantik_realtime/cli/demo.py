@@ -14,11 +14,12 @@ from types import FrameType
 
 import msgspec
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from semantik_realtime.cli.index_once import index_once
 from semantik_realtime.cli.installation import USER, Installation, installed
 from semantik_realtime.cli.program import DemoFailed
+from semantik_realtime.cli.terminal import make_console, plain
 
 CHECK_SECONDS = 0.5
 
@@ -37,8 +38,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_demo(options: Options) -> int:
     """Run until Ctrl-C, or with ``once`` until the job ends; return the exit code."""
-    console = Console()
-    error_console = Console(stderr=True)
+    console = make_console()
+    error_console = make_console(stderr=True)
     _interrupt_on_signals()
     try:
         with _directory(options.data) as directory, contextlib.ExitStack() as stack:
@@ -70,7 +71,8 @@ def run_demo(options: Options) -> int:
     except KeyboardInterrupt:
         return 130 if options.once else 0
     except DemoFailed as failure:
-        error_console.print(f"[red]demo:[/] {escape(str(failure))}", highlight=False)
+        # The tail of a log has the names of files.
+        error_console.print(Text("demo:", "red"), plain(failure, keep="\n\t"))
         return 1
 
 
@@ -83,7 +85,8 @@ def _directory(data: str | None) -> Iterator[Path]:
             yield Path(name)
     else:
         path = Path(data).absolute()
-        path.mkdir(parents=True, exist_ok=True)
+        # With the users' uploads and logs in it; a directory that exists keeps its mode.
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         yield path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -10,9 +11,11 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from semantik_realtime.backends.loader import BACKENDS, PLUGINS, backend_names
-from semantik_realtime.config import Settings, load_settings
+from semantik_realtime.cli.terminal import plain, visible
+from semantik_realtime.config import Settings, hide_password, load_settings
 from semantik_realtime.errors import BackendError, RealtimeError
 from semantik_realtime.hookspecs import Status
 from semantik_realtime.runtime import Runtime
@@ -31,9 +34,27 @@ PACKAGES = (
     "pluggy",
     "PyJWT",
 )
+CORRECT_SETTING = "Correct the environment variable, and start the processes again."
+CORRECT_BACKEND = (
+    "Correct SEMANTIK_REALTIME_BACKEND or SEMANTIK_REALTIME_URL (without it REDIS_URL is read), "
+    "or install the distribution of the backend."
+)
+SWITCH_ON_ACCESS = (
+    "Unset SEMANTIK_REALTIME_DISABLE_AUTH and DISABLE_AUTH. On a developer's machine, set "
+    "SEMANTIK_REALTIME_ENVIRONMENT=development."
+)
+START_SERVER = (
+    "Start the server at {}, check that this machine can reach it with these credentials, or set "
+    "SEMANTIK_REALTIME_URL to the right one (without it REDIS_URL is read)."
+)
+ALLOW_ACCESS = (
+    "The server answers, but this user cannot use it: allow it to read, write and subscribe to "
+    "names with the prefix of SEMANTIK_REALTIME_PREFIX, and check that the server has room."
+)
 GROUPS = (BACKENDS, PLUGINS, "semantik.webui", "celery.commands")
 
-_MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]", "": ""}
+_MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red"), "": ("", "")}
+"""Mark and style of a grade."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -43,16 +64,44 @@ class Finding(msgspec.Struct, frozen=True):
     text: str
     grade: str = ""
     """``ok``, ``warn`` or ``fail``; empty for a fact that is not checked."""
+    advice: str = ""
+    """What to do about it: of every failure, and of a warning whose text does not say so."""
 
 
-def run_doctor() -> int:
+def run_doctor(*, as_json: bool = False) -> int:
     """Print the report; return the exit code: 1 if a check failed."""
     findings = list(examine())
+    has_failed = any(finding.grade == "fail" for finding in findings)
+    console = Console()
+    if as_json:
+        # Not by msgspec: this leaves no control character in the output but DEL.
+        print(json.dumps({"ok": not has_failed, "findings": msgspec.to_builtins(findings)}))
+    elif console.is_terminal:
+        console.print(_table(findings))
+    else:
+        # A program reads it: without a width, nothing is wrapped.
+        for line in _lines(findings):
+            print(line)
+    return int(has_failed)
+
+
+def _table(findings: list[Finding]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
-        table.add_row(_MARKS[finding.grade], finding.subject, finding.text.replace("[", r"\["))
-    Console().print(table)
-    return int(any(finding.grade == "fail" for finding in findings))
+        grade = Text(*_MARKS[finding.grade])
+        table.add_row(grade, finding.subject, plain(finding.text))
+        if finding.advice:
+            table.add_row("", "", plain(f"→ {finding.advice}", "bold"))
+    return table
+
+
+def _lines(findings: list[Finding]) -> Iterator[str]:
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        mark = _MARKS[finding.grade][0]
+        yield f"{mark:<4} {finding.subject:<{width}} {visible(finding.text)}"
+        if finding.advice:
+            yield f"{'':<4} {'':<{width}} -> {visible(finding.advice)}"
 
 
 def examine() -> Iterator[Finding]:
@@ -69,22 +118,27 @@ def examine() -> Iterator[Finding]:
     try:
         settings = load_settings()
     except RealtimeError as error:
-        yield Finding("settings", str(error), "fail")
+        yield Finding("settings", str(error), "fail", CORRECT_SETTING)
         return
     yield from _examine_settings(settings)
     try:
         runtime = Runtime(settings)
     except RealtimeError as error:
-        yield Finding("backend", str(error), "fail")
+        yield Finding("backend", str(error), "fail", CORRECT_BACKEND)
         return
     backend = settings.backend + _distribution(settings.backend)
     yield Finding("backend", f"{backend} (installed: {', '.join(backend_names())})", "ok")
     status, failure = asyncio.run(_try_backend(runtime))
     runtime.close()
-    yield from _examine_server(status)
-    if status.reachable:
-        text = failure or "a read, a write and a subscription succeeded"
-        yield Finding("server", text, "fail" if failure else "ok")
+    address = status.address or (hide_password(settings.url) if settings.url else "")
+    if address:
+        source = "from the settings" if settings.url else "the default: no URL is set"
+        yield Finding("address", f"{address} ({source})")
+    yield from _examine_server(status, address)
+    if status.reachable and failure:
+        yield Finding("server", failure, "fail", ALLOW_ACCESS)
+    elif status.reachable:
+        yield Finding("server", "a read, a write and a subscription succeeded", "ok")
 
 
 async def _try_backend(runtime: Runtime) -> tuple[Status, str | None]:
@@ -113,13 +167,13 @@ def _examine_settings(settings: Settings) -> Iterator[Finding]:
     yield Finding("settings", f"set: {given}", "ok")
     if settings.disable_auth:
         grade = "warn" if settings.is_development else "fail"
-        yield Finding(
-            "access", f"authentication is off (environment {settings.environment})", grade
-        )
+        text = f"authentication is off (environment {settings.environment})"
+        yield Finding("access", text, grade, SWITCH_ON_ACCESS)
     elif settings.jwt_jwks_url or settings.jwt_secret:
         secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else ""
         if secret and len(secret.encode()) < 32:
-            yield Finding("access", "SEMANTIK_REALTIME_JWT_SECRET is shorter than 32 bytes", "warn")
+            text = "SEMANTIK_REALTIME_JWT_SECRET is shorter than 32 bytes"
+            yield Finding("access", text, "warn", "Set it to 32 random bytes or more.")
         else:
             yield Finding("access", "JWT, " + ", ".join(settings.jwt_algorithms), "ok")
     else:
@@ -128,12 +182,14 @@ def _examine_settings(settings: Settings) -> Iterator[Finding]:
             "neither SEMANTIK_REALTIME_JWT_SECRET nor SEMANTIK_REALTIME_JWT_JWKS_URL is set: "
             "the web side starts only with an authenticate hook",
             "warn",
+            "Set one of them to what signs your tokens, or add a plugin with that hook.",
         )
 
 
-def _examine_server(status: Status) -> Iterator[Finding]:
+def _examine_server(status: Status, address: str) -> Iterator[Finding]:
     if not status.reachable:
-        yield Finding("server", f"not usable: {status.server}", "fail")
+        text = f"not usable: {status.server}"
+        yield Finding("server", text, "fail", START_SERVER.format(address or "its address"))
         return
     yield Finding("server", status.server, "ok")
     for warning in status.warnings:
@@ -142,4 +198,5 @@ def _examine_server(status: Status) -> Iterator[Finding]:
         skew_seconds = abs(status.clock_ahead_seconds)
         direction = "ahead of" if status.clock_ahead_seconds > 0 else "behind"
         grade = "ok" if skew_seconds < MAX_CLOCK_SKEW_SECONDS else "warn"
-        yield Finding("clock", f"{skew_seconds:.1f} s {direction} this host", grade)
+        advice = "" if grade == "ok" else "Synchronize the clocks of both hosts, as with NTP."
+        yield Finding("clock", f"{skew_seconds:.1f} s {direction} this host", grade, advice)

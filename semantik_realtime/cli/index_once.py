@@ -15,9 +15,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from semantik_realtime.cli.installation import USER, Installation
+from semantik_realtime.cli.installation import USER, Installation, open_local
 from semantik_realtime.cli.program import DemoFailed
-from semantik_realtime.cli.watch import job_progress, show_update
+from semantik_realtime.cli.terminal import plain, visible
+from semantik_realtime.cli.watch import end_text, job_progress, show_update, websocket_url
 from semantik_realtime.client import Update, watch
 from semantik_realtime.core.lifecycle import has_ended
 
@@ -38,10 +39,9 @@ async def index_once(
     token: str = session["token"]
     started_at = time.monotonic()
     job = await _call(address, "/api/jobs", token, all=True)
-    url = address.replace("http", "ws", 1) + "/realtime/ws"
-    updates = watch(url, job["topic"], token=token)
+    updates = watch(websocket_url(address), job["topic"], token=token)
     with job_progress(console) as progress:
-        bar = progress.add_task(f"indexing {folder}", total=None, link="")
+        bar = progress.add_task(visible(f"indexing {folder}"), total=None, link="")
         watching = asyncio.create_task(_show_until_end(updates, progress, bar, job["id"]))
         while not (await asyncio.wait((watching,), timeout=CHECK_SECONDS))[0]:
             try:
@@ -53,16 +53,15 @@ async def index_once(
         state = watching.result() or {"status": "deleted"}
     seconds = time.monotonic() - started_at
     if state["status"] != "completed":
-        reason = (state.get("error") or {}).get("message", "")
-        error_console.print(f"[red]the job {state['status']}[/] {reason}", highlight=False)
+        error_console.print(plain(f"the job {end_text(state)}", "red"))
         return 1
     fields = state.get("fields") or {}
-    console.print(
+    counts = (
         f"documents {fields.get('processed_files', 0)}   "
         f"failed {fields.get('failed_files', 0)}   "
-        f"chunks {fields.get('chunks', 0)}   seconds {seconds:.1f}",
-        highlight=False,
+        f"chunks {fields.get('chunks', 0)}   seconds {seconds:.1f}"
     )
+    console.print(plain(counts))
     return 0
 
 
@@ -88,7 +87,7 @@ def _post(url: str, token: str | None, body: dict[str, Any]) -> Any:
         headers["Authorization"] = f"Bearer {token}"
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as response:  # noqa: S310
+        with open_local(request, timeout=REQUEST_SECONDS) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
         with error:

@@ -21,6 +21,12 @@ from semantik_realtime.cli.program import DemoFailed, Program
 START_SECONDS = 30.0
 USER = "demo"
 PREFERRED_PORT = 8000
+LOG_CONFIG = Path(__file__).parent.parent / "demo" / "logging.json"
+"""Gives each line of the web server a time and a level."""
+
+open_local = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+"""Like `urllib.request.urlopen`, but never through a proxy of the environment: it cannot reach a
+server on this machine."""
 
 
 class Installation:
@@ -136,7 +142,7 @@ def installed(
         installation.start(
             "web",
             *(*python, "uvicorn", "--factory", "semantik_realtime.demo.app:create_app"),
-            *("--host", "127.0.0.1", "--port", str(web_port), "--log-level", "warning"),
+            *("--host", "127.0.0.1", "--port", str(web_port), "--log-config", str(LOG_CONFIG)),
         )
         installation.wait_until(lambda: _is_healthy(installation.address))
         installation.wait_until(lambda: " ready." in worker.log_tail())
@@ -153,7 +159,7 @@ def _accepts_connections(port: int) -> bool:
 
 def _is_healthy(address: str) -> bool:
     try:
-        with urllib.request.urlopen(address + "/realtime/health", timeout=2) as response:  # noqa: S310
+        with open_local(address + "/realtime/health", timeout=2) as response:
             return bool(json.load(response)["backend"]["reachable"])
     except OSError:
         return False

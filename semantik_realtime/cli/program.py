@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -31,7 +32,8 @@ class Program:
         """For messages."""
         self._log = log
         self._stop_signal = stop_signal
-        with log.open("ab") as output:
+        private = functools.partial(os.open, mode=0o600)
+        with open(log, "ab", opener=private) as output:
             self._process = subprocess.Popen(  # noqa: S603 - commands of this module's callers
                 command,
                 env={**os.environ, **environment},
@@ -39,6 +41,7 @@ class Program:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=0o077,
             )
 
     def check(self) -> None:

@@ -8,7 +8,6 @@ from contextlib import aclosing, nullcontext
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,23 +19,26 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from semantik_realtime.cli.terminal import make_console, plain, visible
 from semantik_realtime.client import Update, watch
 from semantik_realtime.core.lifecycle import has_ended
 from semantik_realtime.core.topic import job_topic
 
 HISTORY_EVENTS = 20
+WEBSOCKET_PATH = "/realtime/ws"
 
 
 def job_progress(console: Console) -> Progress:
     """Create a progress bar for a job; its tasks have the field ``link``."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("[bold]{task.description}"),
+        # Both texts are of events and of servers.
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(bar_width=None),
         TaskProgressColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[link]}"),
+        TextColumn("{task.fields[link]}", style="dim", markup=False),
         console=console,
         transient=False,
     )
@@ -47,15 +49,15 @@ def show_update(progress: Progress, bar: TaskID, update: Update, job: str) -> di
     state: dict[str, Any] | None = update.view.states.get(job)
     link = "" if update.connection == "live" else _connection_text(update)
     if state is None:
-        progress.update(bar, link=link)
+        progress.update(bar, link=visible(link))
         return None
     amount = state.get("progress") or {}
     progress.update(
         bar,
-        description=state.get("message") or state.get("status", ""),
+        description=visible(state.get("message") or state.get("status", "")),
         completed=amount.get("current") or 0,
         total=amount.get("total"),
-        link=link,
+        link=visible(link),
     )
     return state
 
@@ -64,19 +66,34 @@ def run_watch(job: str, url: str, token: str | None, *, as_json: bool) -> int:
     """Follow a job until it ends; return the exit code: 0 if it completed."""
     topic = job if ":" in job else job_topic(job)
     try:
-        return asyncio.run(_watch(topic, url, token, as_json=as_json))
+        return asyncio.run(_watch(topic, websocket_url(url), token, as_json=as_json))
     except KeyboardInterrupt:
         return 130
 
 
+def websocket_url(address: str) -> str:
+    """Return the URL of the WebSocket of a web server's address; another URL stays as it is.
+
+    >>> websocket_url("https://app.example/prefix")
+    'wss://app.example/prefix/realtime/ws'
+    """
+    scheme, separator, rest = address.partition("://")
+    scheme = {"http": "ws", "https": "wss"}.get(scheme.lower(), "")
+    if not separator or not scheme:
+        return address
+    path, question_mark, query = rest.partition("?")
+    path = path.rstrip("/").removesuffix(WEBSOCKET_PATH) + WEBSOCKET_PATH
+    return f"{scheme}://{path}{question_mark}{query}"
+
+
 async def _watch(topic: str, url: str, token: str | None, *, as_json: bool) -> int:
     key = topic.partition(":")[2]
-    console = Console()
+    console = make_console()
     updates = watch(url, topic, token=token, history=HISTORY_EVENTS)
     progress = job_progress(console)
     bar = progress.add_task("waiting", total=None, link="")
     # With --json a program reads stdout: only events may be printed there.
-    notes = Console(stderr=True) if as_json else progress.console
+    notes = make_console(stderr=True) if as_json else progress.console
     since, reason = None, ""
     with nullcontext() if as_json else progress:
         async with aclosing(updates):
@@ -84,23 +101,34 @@ async def _watch(topic: str, url: str, token: str | None, *, as_json: bool) -> i
                 if update.connection != "reconnecting" and update.since != since:
                     since = update.since
                     degraded = f"{_connection_text(update)}: showing the host's record"
-                    notes.print(degraded if since else "live again", highlight=False)
+                    notes.print(plain(degraded if since else "live again"))
                 if update.reason not in ("", reason):
                     note = f"{_connection_text(update)}: {update.reason}"
-                    notes.print(note, highlight=False, markup=False)
+                    notes.print(plain(note))
                 reason = update.reason
                 for event in update.events:
                     if as_json:
-                        print(json.dumps(event), flush=True)
+                        # DEL is the one control character that JSON does not escape.
+                        print(json.dumps(event).replace("\x7f", "\\u007f"), flush=True)
                     else:
-                        progress.console.print(_event_line(event), highlight=False)
+                        progress.console.print(plain(_event_line(event)))
                 show_update(progress, bar, update, key)
                 # Not `states`: a provisional end may differ from the end in the log.
                 state = update.view.folded.get(key, {})
                 if has_ended(state):
-                    return 0 if state["status"] == "completed" else 1
+                    if state["status"] == "completed":
+                        return 0
+                    notes.print(plain(end_text(state), "red"))
+                    return 1
     console.print("deleted")
     return 1
+
+
+def end_text(state: dict[str, Any]) -> str:
+    """Return how a job ended, with its error if it has one."""
+    error = state.get("error") or {}
+    parts = (state["status"], error.get("type"), error.get("message"))
+    return ": ".join(str(part) for part in parts if part)
 
 
 def _connection_text(update: Update) -> str:
@@ -112,4 +140,4 @@ def _connection_text(update: Update) -> str:
 
 def _event_line(event: dict[str, Any]) -> str:
     data = " ".join(f"{name}={value}" for name, value in (event.get("data") or {}).items())
-    return escape(f"{event['offset']:>5}  {event['time'][11:23]}  {event['type']}  {data}")
+    return f"{event['offset']:>5}  {event['time'][11:23]}  {event['type']}  {data}"

@@ -43,6 +43,19 @@ class CloseCode(IntEnum):
     TOO_MANY_CONNECTIONS = 4429
 
 
+MAX_REASON_BYTES = 123
+"""Largest reason of a close frame (RFC 6455, section 5.5): 125 bytes with its code."""
+
+
+def close_reason(text: str) -> str:
+    """Return the longest beginning of a text that a close frame can have, in whole characters.
+
+    >>> len(close_reason("ä" * 100))
+    61
+    """
+    return text.encode(errors="replace")[:MAX_REASON_BYTES].decode(errors="ignore")
+
+
 class SessionLimits(msgspec.Struct, frozen=True):
     """The limits of one connection; its ``welcome`` states all but ``auth_seconds``."""
 

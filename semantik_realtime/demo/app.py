@@ -4,10 +4,12 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy import select
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,15 +18,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from semantik_realtime.demo.hooks import RealtimeHooks
 from semantik_realtime.demo.login import hash_password
+from semantik_realtime.demo.private import make_private_folder
 from semantik_realtime.demo.records import Sessions, User, open_records
 from semantik_realtime.demo.routes import Host, router
 from semantik_realtime.demo.settings import DemoSettings, NotConfigured
+from semantik_realtime.demo.texts import encodable
 
 logger = logging.getLogger(__name__)
 
 PLUGIN_GROUP = "semantik.webui"
 STATIC = Path(__file__).parent / "static"
 MAX_JSON_BYTES = 1 << 20
+MAX_REASONS = 5
 SECURITY_HEADERS = {
     "content-security-policy": (
         "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; object-src 'none';"
@@ -43,8 +48,8 @@ def create_app(settings: DemoSettings | None = None) -> FastAPI:
     """
     settings = settings or DemoSettings()
     settings.require_secret()
-    for folder in (settings.data_dir, settings.folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(settings.data_dir)
+    settings.folder.mkdir(parents=True, exist_ok=True)
     sessions = open_records(settings.sqlalchemy_url)
     create_first_user(sessions, settings)
 
@@ -61,6 +66,7 @@ def create_app(settings: DemoSettings | None = None) -> FastAPI:
     app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_api_route("/", lambda: FileResponse(STATIC / "index.html"), include_in_schema=False)
+    app.add_exception_handler(RequestValidationError, refuse_invalid)
     app.add_middleware(RequestGuard, max_upload_bytes=settings.max_upload_bytes)
     return app
 
@@ -80,6 +86,20 @@ def create_first_user(sessions: Sessions, settings: DemoSettings) -> None:
                 "Set DEMO_PASSWORD (and DEMO_USER, if not 'demo'): the first start creates a user."
             )
         session.add(User(name=settings.user, password=hash_password(password)))
+
+
+async def refuse_invalid(request: Request, error: Exception) -> JSONResponse:
+    """Answer 422 with a sentence.
+
+    The default answer repeats the value, and cannot do so with NaN or half of a surrogate pair.
+    """
+    assert isinstance(error, RequestValidationError)
+    reasons = (
+        f"{'.'.join(str(part) for part in reason['loc'][1:])}: {reason['msg']}"
+        for reason in error.errors()
+    )
+    detail = "; ".join(islice(reasons, MAX_REASONS))
+    return JSONResponse({"detail": encodable(detail)}, 422)
 
 
 def load_plugins(app: FastAPI) -> None:
@@ -134,7 +154,8 @@ class RequestGuard:
         is_upload = scope["path"] == "/api/documents"
         limit = self._max_upload_bytes if is_upload else MAX_JSON_BYTES
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > limit:
+        # Python refuses to convert thousands of digits.
+        if not length.isdecimal() or len(length) > 20 or int(length) > limit:
             return JSONResponse({"detail": f"the request has more than {limit} bytes"}, 413)
         return None
 

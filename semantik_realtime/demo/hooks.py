@@ -8,7 +8,7 @@ from sqlalchemy.orm import defer
 from starlette.concurrency import run_in_threadpool
 
 from semantik_realtime.core.lifecycle import END_STATUSES
-from semantik_realtime.demo.records import Job, Sessions
+from semantik_realtime.demo.records import MAX_ID, Job, Sessions
 
 hookimpl = pluggy.HookimplMarker("semantik_realtime")
 
@@ -47,7 +47,7 @@ class RealtimeHooks:
         kind, _, name = topic.partition(":")
         if kind == "job":
             jobs = select(Job).where(Job.id == name)
-        elif kind == "user" and name.isdecimal():
+        elif kind == "user" and name.isdecimal() and len(name) < 20 and int(name) <= MAX_ID:
             # Running jobs first: otherwise many newer jobs would push them over the limit.
             jobs = (
                 select(Job)

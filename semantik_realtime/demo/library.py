@@ -11,10 +11,11 @@ from uuid import uuid4
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from semantik_realtime.demo.private import make_private_folder, open_private
 from semantik_realtime.demo.records import Document
 from semantik_realtime.demo.search import SearchIndex
 from semantik_realtime.demo.settings import DemoSettings
-from semantik_realtime.demo.texts import SUFFIXES
+from semantik_realtime.demo.texts import check_upload, encodable, is_text_name
 
 MAX_FOLDER_FILES = 5000
 MAX_FOLDER_DEPTH = 12
@@ -31,6 +32,25 @@ class FolderFile:
     path: str
     """Relative to the folder."""
     size_bytes: int
+
+
+def resolve_document(settings: DemoSettings, relative: str) -> Path:
+    """Return the real path of a document of the folder.
+
+    Raises:
+        NotInFolder: The path leads out of the folder, or to a file that
+            `list_folder` would not list: hidden, of no known text type, or
+            one of the demo's own data.
+    """
+    root = settings.folder.resolve()
+    # Of the real path, because a link may be named like a document.
+    path = resolve_inside(root, relative)
+    parts = path.relative_to(root).parts
+    if any(_is_hidden(part) for part in parts) or not is_text_name(path.name):
+        raise NotInFolder(relative)
+    if settings.is_own_data(path):
+        raise NotInFolder(relative)
+    return path
 
 
 def resolve_inside(root: Path, relative: str) -> Path:
@@ -50,9 +70,15 @@ def resolve_inside(root: Path, relative: str) -> Path:
     return path
 
 
-def list_folder(root: Path) -> tuple[list[FolderFile], bool]:
-    """Return the text files below root by name, and whether there are more than are listed."""
-    found = list(islice(_walk(root, MAX_FOLDER_DEPTH), MAX_FOLDER_FILES + 1))
+def list_folder(settings: DemoSettings) -> tuple[list[FolderFile], bool]:
+    """Return the documents of the folder by name, and whether there are more than are listed.
+
+    A document is a file of a known text type. Not listed are hidden files and
+    folders, symbolic links, and the demo's own data.
+    """
+    root = settings.folder.resolve()
+    visible = (path for path in _walk(root, MAX_FOLDER_DEPTH) if not settings.is_own_data(path))
+    found = list(islice(visible, MAX_FOLDER_FILES + 1))
     files = [
         FolderFile(path.relative_to(root).as_posix(), path.stat().st_size)
         for path in found[:MAX_FOLDER_FILES]
@@ -66,15 +92,19 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
     except OSError:
         return
     for entry in entries:
-        if entry.name.startswith("."):
+        # A name that is not UTF-8 cannot be sent to the page.
+        if _is_hidden(entry.name) or encodable(entry.name) != entry.name:
             continue
         if entry.is_dir(follow_symlinks=False):
             if depth:
                 yield from _walk(Path(entry.path), depth - 1)
         elif entry.is_file(follow_symlinks=False):
-            path = Path(entry.path)
-            if path.suffix.lower() in SUFFIXES:
-                yield path
+            if is_text_name(entry.name):
+                yield Path(entry.path)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def locate(document: Document, settings: DemoSettings) -> Path:
@@ -84,11 +114,12 @@ def locate(document: Document, settings: DemoSettings) -> Path:
     have replaced the file since it was chosen.
 
     Raises:
-        NotInFolder: The file is missing, or is now outside its folder.
+        NotInFolder: The file is missing, is now outside its folder, or is not
+            a document of the folder (`resolve_document`).
     """
-    is_upload = document.origin == "upload"
-    root = settings.uploads(document.user_id) if is_upload else settings.folder
-    return resolve_inside(root, document.stored)
+    if document.origin == "upload":
+        return resolve_inside(settings.uploads(document.user_id), document.stored)
+    return resolve_document(settings, document.stored)
 
 
 def choose(
@@ -97,10 +128,10 @@ def choose(
     """Return the documents of these files of the folder; add those that are new.
 
     Raises:
-        NotInFolder: One of the paths is not in the folder; no document was added.
+        NotInFolder: One of the paths is no document of the folder; no document was added.
     """
     root = settings.folder.resolve()
-    located = {path: resolve_inside(root, path) for path in dict.fromkeys(paths)}
+    located = {path: resolve_document(settings, path) for path in dict.fromkeys(paths)}
     known = {
         document.name: document
         for document in session.scalars(
@@ -124,8 +155,13 @@ def choose(
 def upload(
     session: Session, user_id: int, settings: DemoSettings, name: str, content: BinaryIO
 ) -> Document:
-    """Store an uploaded file; it replaces one of the same name."""
+    """Store an uploaded file; it replaces one of the same name.
+
+    Raises:
+        Unreadable: The file is not a text; the message is a sentence for people.
+    """
     name = display_name(name)
+    check_upload(name, content)
     document = session.scalar(
         select(Document).where(
             Document.user_id == user_id, Document.origin == "upload", Document.name == name
@@ -134,14 +170,14 @@ def upload(
     if document is None:
         # Not the user's name: it may be too long for the disk, or the name of a device.
         suffix = PurePosixPath(name).suffix.lower()
-        stored = uuid4().hex + (suffix if suffix in SUFFIXES else "")
+        stored = uuid4().hex + suffix
         document = Document(user_id=user_id, origin="upload", name=name, stored=stored)
         session.add(document)
     root = settings.uploads(user_id)
-    root.mkdir(parents=True, exist_ok=True)
+    make_private_folder(root)
     partial = root / f".{uuid4().hex}"
     try:
-        with partial.open("wb") as file:
+        with open_private(partial) as file:
             while block := content.read(1 << 20):
                 file.write(block)
         document.size_bytes = partial.stat().st_size

@@ -4,10 +4,13 @@ import base64
 import hashlib
 import hmac
 import os
+import threading
 import time
 from collections import OrderedDict
 
 import jwt
+
+from semantik_realtime.demo.records import MAX_ID
 
 COOKIE = "access_token"
 
@@ -48,36 +51,45 @@ def read_token(token: str, secret: str) -> tuple[int, float] | None:
         claims = jwt.decode(
             token, secret, algorithms=["HS256"], options={"require": ["sub", "exp"]}
         )
-        return int(claims["sub"]), claims["exp"] - time.time()
-    except (jwt.InvalidTokenError, ValueError):
+        user_id = int(claims["sub"])
+        left_seconds = claims["exp"] - time.time()
+    except (jwt.InvalidTokenError, ValueError, OverflowError):
         return None
+    return (user_id, left_seconds) if 0 < user_id <= MAX_ID else None
 
 
-class FailedLogins:
+class LoginAttempts:
     """Limits the failed logins per source, a pair of user name and address, in this process.
 
-    All times are seconds of one clock, passed by the caller.
+    An attempt is counted before its password is checked, so that a burst of
+    requests gets no more guesses; a successful login clears the count. For use
+    from any thread. All times are seconds of one clock, passed by the caller.
     """
 
     def __init__(self, limit: int = 5, window_seconds: float = 60.0, max_sources: int = 10_000):
         self._limit = limit
         self._window_seconds = window_seconds
         self._max_sources = max_sources
-        self._failed_at: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
-        """Times of the last ``limit`` failures, or one more, by source; the oldest source first."""
+        self._lock = threading.Lock()
+        self._admitted_at: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
+        """Times of at most ``limit`` attempts by source, the source that tried last at the end.
+        Removed by a successful login, and at the start when there are too many sources."""
 
-    def wait_seconds(self, source: tuple[str, str], now: float) -> float:
-        """Return the time until the next login is allowed; 0 if it is allowed now."""
-        recent = [at for at in self._failed_at.get(source, ()) if now - at < self._window_seconds]
-        if len(recent) < self._limit:
-            return 0.0
-        return recent[-self._limit] + self._window_seconds - now
-
-    def add(self, source: tuple[str, str], now: float) -> None:
-        failed_at = self._failed_at.pop(source, [])
-        self._failed_at[source] = [*failed_at[-self._limit :], now]
-        if len(self._failed_at) > self._max_sources:
-            self._failed_at.popitem(last=False)
+    def admit(self, source: tuple[str, str], now: float) -> float:
+        """Count an attempt and return 0; or return the seconds until one is allowed."""
+        with self._lock:
+            admitted_at = self._admitted_at.pop(source, [])
+            recent = [at for at in admitted_at if now - at < self._window_seconds]
+            wait_seconds = 0.0
+            if len(recent) < self._limit:
+                recent.append(now)
+            else:
+                wait_seconds = recent[0] + self._window_seconds - now
+            self._admitted_at[source] = recent
+            if len(self._admitted_at) > self._max_sources:
+                self._admitted_at.popitem(last=False)
+            return wait_seconds
 
     def clear(self, source: tuple[str, str]) -> None:
-        self._failed_at.pop(source, None)
+        with self._lock:
+            self._admitted_at.pop(source, None)

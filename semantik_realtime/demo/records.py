@@ -1,6 +1,7 @@
 """The tables of the database: users, documents and jobs."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import JSON, ForeignKey, String, UniqueConstraint, create_engine, event
@@ -9,11 +10,15 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from semantik_realtime.clock import now_text
+from semantik_realtime.demo.private import create_private_file
 
 Sessions = sessionmaker[Session]
 
 LOST_AFTER_SECONDS = 60.0
 """A running job updates its row about every 0.5 s; without an update for this long it is lost."""
+
+MAX_ID = 2**63 - 1
+"""The largest id that a database's integer can hold."""
 
 MAX_FAILURES = 100
 """Failed files of a job whose reasons are kept."""
@@ -138,6 +143,9 @@ def open_records(url: str) -> Sessions:
     """Connect to the database and create its missing tables."""
     engine = create_engine(url)
     if engine.dialect.name == "sqlite":
+        file = engine.url.database
+        if file and file != ":memory:" and not file.startswith("file:"):
+            create_private_file(Path(file))
         event.listen(engine, "connect", _prepare_sqlite)
     Base.metadata.create_all(engine)
     return sessionmaker(engine, expire_on_commit=False)

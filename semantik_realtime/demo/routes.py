@@ -17,10 +17,11 @@ from starlette.datastructures import UploadFile
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.lifecycle import END_STATUSES
 from semantik_realtime.demo import library, login
-from semantik_realtime.demo.records import Document, Job, Sessions, User
+from semantik_realtime.demo.records import MAX_ID, Document, Job, Sessions, User
 from semantik_realtime.demo.search import SearchIndex
 from semantik_realtime.demo.settings import DemoSettings
 from semantik_realtime.demo.tasks import cancel_index, start_index
+from semantik_realtime.demo.texts import Unreadable, encodable
 from semantik_realtime.errors import BackendError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Host:
 
     settings: DemoSettings
     sessions: Sessions
-    failed_logins: login.FailedLogins = field(default_factory=login.FailedLogins)
+    login_attempts: login.LoginAttempts = field(default_factory=login.LoginAttempts)
 
 
 def get_host(request: Request) -> Host:
@@ -67,6 +68,7 @@ def get_user(request: Request, host: HostOf) -> User:
 
 
 UserOf = Annotated[User, Depends(get_user)]
+Id = Annotated[int, Field(ge=1, le=MAX_ID)]
 
 
 class Login(BaseModel):
@@ -79,23 +81,22 @@ class NewJob(BaseModel):
 
     all: bool = False
     paths: list[str] = Field([], max_length=library.MAX_FOLDER_FILES)
-    documents: list[int] = Field([], max_length=library.MAX_FOLDER_FILES)
+    documents: list[Id] = Field([], max_length=library.MAX_FOLDER_FILES)
     pause_seconds: float | None = Field(None, ge=0, le=10)
 
 
 @router.post("/login")
 def log_in(body: Login, request: Request, response: Response, host: HostOf) -> dict[str, Any]:
     source = (body.username, request.client.host if request.client else "")
-    wait_seconds = host.failed_logins.wait_seconds(source, time.monotonic())
+    wait_seconds = host.login_attempts.admit(source, time.monotonic())
     if wait_seconds > 0:
         headers = {"retry-after": str(int(wait_seconds) + 1)}
         raise HTTPException(429, "too many failed logins; try again later", headers)
     with host.sessions() as session:
         user = session.scalar(select(User).where(User.name == body.username))
     if not login.is_password(body.password, user.password if user else None) or user is None:
-        host.failed_logins.add(source, time.monotonic())
         raise HTTPException(401, "wrong name or password")
-    host.failed_logins.clear(source)
+    host.login_attempts.clear(source)
     return {"user": _user_view(user), "token": _open_session(user, response, host.settings)}
 
 
@@ -133,7 +134,7 @@ def _open_session(user: User, response: Response, settings: DemoSettings) -> str
 
 @router.get("/folder")
 def list_folder(user: UserOf, host: HostOf) -> dict[str, Any]:
-    files, is_truncated = library.list_folder(host.settings.folder)
+    files, is_truncated = library.list_folder(host.settings)
     return {
         "files": [{"path": file.path, "size_bytes": file.size_bytes} for file in files],
         "truncated": is_truncated,
@@ -151,24 +152,37 @@ def list_documents(user: UserOf, host: HostOf) -> dict[str, Any]:
 
 @router.post("/documents", status_code=201)
 async def upload_documents(request: Request, user: UserOf, host: HostOf) -> dict[str, Any]:
-    """Store the files of a multipart form; the names of the fields do not matter."""
+    """Store the text files of a multipart form; the names of the fields do not matter.
+
+    The answer has the reason of each file that was refused. 422: no file was stored.
+    """
     async with request.form(max_files=MAX_FILES_PER_UPLOAD, max_fields=20) as form:
         files = [item for _, item in form.multi_items() if isinstance(item, UploadFile)]
         if not files:
             raise HTTPException(422, "no file")
-        return {"documents": await run_in_threadpool(_store, host, user.id, files)}
+        stored, refused = await run_in_threadpool(_store, host, user.id, files)
+    if not stored:
+        raise HTTPException(422, "; ".join(f"{file['name']}: {file['reason']}" for file in refused))
+    return {"documents": stored, "refused": refused}
 
 
-def _store(host: Host, user_id: int, files: list[UploadFile]) -> list[dict[str, Any]]:
+def _store(
+    host: Host, user_id: int, files: list[UploadFile]
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    stored, refused = [], []
     with host.sessions.begin() as session:
-        return [
-            library.upload(session, user_id, host.settings, file.filename or "", file.file).view()
-            for file in files
-        ]
+        for file in files:
+            name = file.filename or ""
+            try:
+                document = library.upload(session, user_id, host.settings, name, file.file)
+                stored.append(document.view())
+            except Unreadable as error:
+                refused.append({"name": library.display_name(name), "reason": str(error)})
+    return stored, refused
 
 
 @router.delete("/documents/{document_id}", status_code=204)
-def delete_document(document_id: int, user: UserOf, host: HostOf) -> None:
+def delete_document(document_id: Id, user: UserOf, host: HostOf) -> None:
     with host.sessions.begin() as session:
         document = session.get(Document, document_id)
         if document is None or document.user_id != user.id:
@@ -206,7 +220,7 @@ def _choose(session: Session, body: NewJob, user_id: int, settings: DemoSettings
     paths = list(body.paths)
     own = select(Document).where(Document.user_id == user_id).order_by(Document.name)
     if body.all:
-        paths += [file.path for file in library.list_folder(settings.folder)[0]]
+        paths += [file.path for file in library.list_folder(settings)[0]]
         others = list(session.scalars(own.where(Document.origin == "upload")))
     else:
         others = list(session.scalars(own.where(Document.id.in_(body.documents))))
@@ -215,7 +229,7 @@ def _choose(session: Session, body: NewJob, user_id: int, settings: DemoSettings
     try:
         chosen = library.choose(session, user_id, settings, paths)
     except library.NotInFolder as error:
-        raise HTTPException(404, f"no such file: {error}") from error
+        raise HTTPException(404, encodable(f"no such file: {error}")) from error
     return list(dict.fromkeys([*chosen, *others]))
 
 

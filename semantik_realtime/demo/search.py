@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from semantik_realtime.demo.private import create_private_file, make_private_folder
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS chunk (
     id INTEGER PRIMARY KEY,
@@ -49,7 +51,9 @@ class SearchIndex:
     """The open index of one user: a context manager, for use in one thread."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
+        if not path.exists():
+            create_private_file(path)
         self._database = sqlite3.connect(path, timeout=30)
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=NORMAL")

@@ -66,6 +66,15 @@ class DemoSettings(BaseSettings):
     def sqlalchemy_url(self) -> str:
         return self.database_url or f"sqlite:///{(self.data_dir / 'demo.sqlite3').absolute()}"
 
+    def is_own_data(self, path: Path) -> bool:
+        """Return True for a resolved path of the demo's own data, which may be in the folder.
+
+        Other users' uploads and the logs are there. A folder inside data_dir has documents.
+        """
+        data_dir, folder = self.data_dir.resolve(), self.folder.resolve()
+        in_folder = folder != data_dir and folder.is_relative_to(data_dir)
+        return path.is_relative_to(data_dir) and not in_folder
+
     def uploads(self, user_id: int) -> Path:
         return self.data_dir / "uploads" / str(user_id)
 

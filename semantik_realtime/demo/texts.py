@@ -4,20 +4,63 @@ import codecs
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import BinaryIO
 
 _FORMATS = (
     "txt text md markdown rst adoc org tex log html htm xml json jsonl csv tsv yaml yml toml ini"
     " cfg py js ts css sql sh c h cpp go rs java rb"
 )
 SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
-"""Files that the folder's listing has; any file may be uploaded."""
+"""The known text types: no other file is listed, stored or indexed."""
 
 CHUNK_CHARACTERS = 1200
 
 
 class Unreadable(Exception):
     """The file cannot be read as text; the message is the reason, for people."""
+
+
+def encodable(text: str) -> str:
+    """Replace what UTF-8 cannot encode: half of a surrogate pair.
+
+    >>> encodable("a\\ud800b")
+    'a?b'
+    """
+    return text.encode(errors="replace").decode()
+
+
+def is_text_name(name: str) -> bool:
+    """Return True if a file of this name is of a known text type.
+
+    >>> is_text_name("notes/Plan.MD"), is_text_name("id_rsa"), is_text_name(".env")
+    (True, False, False)
+    """
+    return PurePath(name).suffix.lower() in SUFFIXES
+
+
+def check_upload(name: str, content: BinaryIO) -> None:
+    """Check the type and the first 64 KiB of a file; its position is the start again afterwards.
+
+    Raises:
+        Unreadable: It is not a text.
+    """
+    if not is_text_name(name):
+        kind = PurePath(name).suffix.removeprefix(".").upper()
+        what = f"{kind} files are" if kind else "files without a known ending are"
+        raise Unreadable(f"{what} not read here, only text such as .txt, .md, .html or .csv")
+    start = content.read(1 << 16)
+    content.seek(0)
+    if _is_binary(start):
+        raise Unreadable("its content is not text")
+
+
+def _is_binary(content: bytes) -> bool:
+    return b"\0" in content and not _is_utf16(content)
+
+
+def _is_utf16(content: bytes) -> bool:
+    return content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
 def read_text(path: Path, max_bytes: int) -> str:
@@ -33,11 +76,10 @@ def read_text(path: Path, max_bytes: int) -> str:
         raise Unreadable(error.strerror or "cannot be read") from error
     if len(content) > max_bytes:
         raise Unreadable(f"larger than {max_bytes / 2**20:.3g} MiB")
-    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if b"\0" in content and not is_utf16:
+    if _is_binary(content):
         raise Unreadable("not a text file")
     try:
-        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+        text = content.decode("utf-16" if _is_utf16(content) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise Unreadable(f"not UTF-8 text (byte {error.start})") from error
     if path.suffix.lower() in {".html", ".htm"}:

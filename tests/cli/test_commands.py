@@ -7,39 +7,19 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import redis
+from commandline import COMMAND, obey_signals, run
 
 from semantik_realtime.cli import demo, installation
 from semantik_realtime.testing.servers import (
     ROWS,
-    NatsServer,
-    RedisServer,
     free_port,
-    nats_program,
-    running,
-    valkey_program,
 )
-
-COMMAND = [sys.executable, "-c", "from semantik_realtime.cli import main; main()"]
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        env={**kept, "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
 
 
 def children_of(pid: int) -> set[int]:
@@ -112,10 +92,19 @@ def test_demo_prints_its_address_and_stops_all_its_processes_on_ctrl_c(
 ) -> None:
     backend = ROWS[row].backend
     demo = subprocess.Popen(
-        [*COMMAND, "demo", str(folder), "--backend", backend],
+        [
+            *COMMAND,
+            "demo",
+            str(folder),
+            "--backend",
+            backend,
+            "--data",
+            str(folder.parent / "data"),
+        ],
         stdout=subprocess.PIPE,
         text=True,
         cwd=folder,
+        preexec_fn=obey_signals,
     )
     started: set[int] = set()
     printed = ""
@@ -140,6 +129,10 @@ def test_demo_prints_its_address_and_stops_all_its_processes_on_ctrl_c(
         demo.kill()
         demo.wait()
         demo.stdout.close()  # type: ignore[union-attr]
+    log = (folder.parent / "data" / "web.log").read_text()
+    assert "Uvicorn running on" in log
+    for line in log.splitlines():
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING) \S+: ", line)
     deadline = time.monotonic() + 5
     while alive := {pid for pid in started if Path(f"/proc/{pid}").exists()}:
         assert time.monotonic() < deadline, f"still running: {alive}"
@@ -187,81 +180,13 @@ def test_publish_refuses_data_that_is_not_an_object() -> None:
         assert "--data" in done.stderr
 
 
-def test_doctor_succeeds_with_a_good_server(server_url: Callable[[str], str]) -> None:
-    done = run("doctor", REDIS_URL=server_url("valkey"), SEMANTIK_REALTIME_JWT_SECRET="s" * 32)
-    assert done.returncode == 0, done.stdout
-    for expected in ("valkey 9", "clock", "memory", "celery.commands", "a read, a write"):
-        assert expected in done.stdout
-    assert "FAIL" not in done.stdout
-
-
-@pytest.mark.nats
-@pytest.mark.parametrize("row", ["nats"], indirect=True)
-def test_doctor_warns_of_what_may_be_lost_on_nats(
-    row: str, server_url: Callable[[str], str]
-) -> None:
-    settings = {"SEMANTIK_REALTIME_BACKEND": row, "SEMANTIK_REALTIME_URL": server_url(row)}
-    done = run("doctor", SEMANTIK_REALTIME_JWT_SECRET="s" * 32, **settings)
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"nats from semantik-realtime-nats \d", done.stdout)
-    stream = r"ok +server +nats 2\.\d+.*, JetStream, stream semantik: \d+ messages"
-    assert re.search(stream, done.stdout)
-    assert re.search(r"warn +server.*sync_interval: always", done.stdout)
-    assert re.search(r"ok +server +a read, a write and a subscription succeeded", done.stdout)
-
-
-@pytest.mark.nats
-@pytest.mark.parametrize("row", ["nats"], indirect=True)
-def test_doctor_fails_without_jetstream(row: str) -> None:
-    with running(NatsServer(nats_program(), jetstream=False)) as server:
-        done = run("doctor", SEMANTIK_REALTIME_BACKEND=row, SEMANTIK_REALTIME_URL=server.url)
-    assert done.returncode == 1
-    assert re.search(r"FAIL +server.*no JetStream; start it with -js", done.stdout)
-
-
-def test_doctor_fails_when_nothing_can_be_written() -> None:
-    with running(RedisServer(valkey_program())) as server:
-        with redis.Redis.from_url(server.url) as admin:
-            rights = ("on", ">secret", "~*", "&*", "+@all", "-@write")
-            admin.execute_command("ACL", "SETUSER", "reader", *rights)
-        done = run("doctor", REDIS_URL=server.url.replace("//", "//reader:secret@"))
-    assert done.returncode == 1
-    assert re.search(r"ok +server +valkey 9", done.stdout)
-    assert re.search(r"FAIL +server.*no permissions", done.stdout)
-
-
-def test_doctor_fails_without_a_server() -> None:
-    done = run("doctor", REDIS_URL="redis://127.0.0.1:1/0")
-    assert done.returncode == 1
-    assert re.search(r"FAIL +server +not usable: .*127.0.0.1:1", done.stdout)
-
-
-def test_doctor_names_the_wrong_setting() -> None:
-    done = run("doctor", SEMANTIK_REALTIME_RETENTION_EVENTS="none")
-    assert done.returncode == 1
-    assert "RETENTION_EVENTS" in done.stdout.upper()
-
-
-def test_doctor_fails_when_authentication_is_off_in_production() -> None:
-    done = run("doctor", DISABLE_AUTH="1", SEMANTIK_REALTIME_BACKEND="memory")
-    assert done.returncode == 1
-    assert re.search(r"FAIL +access +authentication is off", done.stdout)
-
-
-def test_doctor_warns_of_eviction_and_of_a_server_that_never_saves() -> None:
-    options = ("--appendonly", "no", "--maxmemory-policy", "allkeys-lru")
-    with running(RedisServer(valkey_program(), options=options)) as server:
-        done = run("doctor", REDIS_URL=server.url)
-    assert "maxmemory-policy noeviction" in done.stdout
-    assert "appendonly yes" in done.stdout
-
-
 def test_watch_follows_a_job_to_its_end(tmp_path: Path, folder: Path) -> None:
     demo = subprocess.Popen(
         [*COMMAND, "demo", str(folder), "--pause", "0.05"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "COLUMNS": "200"},
+        preexec_fn=obey_signals,
     )
     try:
         assert demo.stdout is not None
@@ -300,23 +225,42 @@ def test_watch_follows_a_job_to_its_end(tmp_path: Path, folder: Path) -> None:
 
 
 def test_watch_explains_a_wrong_address() -> None:
-    done = run("watch", "1", "--url", "http://127.0.0.1:8000/realtime/ws")
+    done = run("watch", "1", "--url", "ftp://127.0.0.1:8000/realtime/ws")
     assert done.returncode == 1
     assert "expected: ws://host:port/realtime/ws" in done.stderr
     assert "Traceback" not in done.stderr
 
 
+@pytest.fixture(params=["foreground", "background"])
+def sigint(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let SIGINT be what a shell makes of it for tests in the foreground and in the background."""
+    in_background = request.param == "background"
+    before = signal.signal(
+        signal.SIGINT, signal.SIG_IGN if in_background else signal.default_int_handler
+    )
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_watch_prints_why_it_reconnects(options: tuple[str, ...]) -> None:
     url = f"ws://127.0.0.1:{free_port()}/realtime/ws"
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen([*COMMAND, "watch", "1", "--url", url, *options], **output) as watching:
-        try:
-            assert watching.stdout is not None
-            line = watching.stdout.readline()
-        finally:
-            watching.send_signal(signal.SIGINT)
-            watching.communicate(timeout=30)
+    watching = subprocess.Popen(
+        [*COMMAND, "watch", "1", "--url", url, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=obey_signals,
+    )
+    try:
+        assert watching.stdout is not None
+        line = watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=30)
+    finally:
+        watching.kill()
+        watching.communicate()
     assert re.match(r"reconnecting: .*Connect call failed", line)
     assert watching.returncode == 130
 

@@ -110,10 +110,10 @@ def test_of_two_states_of_a_job_at_most_one_is_ahead(one, other):
 
 
 @given(job_states | st.none(), st.lists(job_states))
-def test_provisional_states_set_no_key_back_and_change_no_folded_state(folded, told):
+def test_provisional_states_set_no_key_back_and_change_no_folded_state(folded, updates):
     view = View("job:1")
     view.sync(snapshot(7, {"a": folded} if folded else {}))
-    for state in told:
+    for state in updates:
         before = view.states.get("a")
         is_accepted = view.provisional({"a": state})
         after = view.states["a"]
@@ -124,10 +124,10 @@ def test_provisional_states_set_no_key_back_and_change_no_folded_state(folded, t
 
 
 @given(job_states, st.lists(job_states), job_states)
-def test_after_restored_the_overlay_is_shown_only_while_the_log_is_behind(known, told, state):
+def test_after_restored_the_overlay_is_shown_only_while_the_log_is_behind(known, updates, state):
     view = View("job:1")
     view.sync(snapshot(1, {"a": known}))
-    for one in told:
+    for one in updates:
         view.provisional({"a": one, "unknown to the log": one})
     view.restored()
     assert set(view.overlay) <= {"a"}

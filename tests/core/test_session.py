@@ -22,6 +22,7 @@ from semantik_realtime.core.session import (
     Subscribe,
     Trigger,
     Unsubscribe,
+    close_reason,
 )
 from semantik_realtime.core.topic import check_topic
 
@@ -370,3 +371,17 @@ def test_close_codes_are_those_of_the_protocol():
         "EVICTED": 4413,
         "TOO_MANY_CONNECTIONS": 4429,
     }
+
+
+@given(st.text(max_size=200))
+@example("ä" * 62)
+@example("x" + "ä" * 61)
+@example("x" * 120 + "👩")
+@example("\ud800")
+def test_a_close_reason_is_the_longest_beginning_that_a_close_frame_can_have(text: str) -> None:
+    reason = close_reason(text)
+    whole = text.encode(errors="replace").decode()
+    assert whole.startswith(reason)
+    assert len(reason.encode()) <= 123
+    # One more character would not fit.
+    assert reason == whole or len(whole[: len(reason) + 1].encode()) > 123

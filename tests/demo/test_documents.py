@@ -26,7 +26,7 @@ def index(client: TestClient, **columns: object) -> str:
     host = host_of(client)
     user_id = client.get("/api/me").json()["user"]["id"]
     with host.sessions.begin() as session:
-        files, _ = library.list_folder(host.settings.folder)
+        files, _ = library.list_folder(host.settings)
         library.choose(session, user_id, host.settings, [file.path for file in files])
         documents = session.query(Document).where(Document.user_id == user_id)
         numbers = [document.id for document in documents.order_by(Document.name)]

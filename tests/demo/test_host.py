@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from semantik_realtime.demo import app as app_module
 from semantik_realtime.demo.app import create_app
 from semantik_realtime.demo.hooks import MAX_RECALLED_JOBS, RealtimeHooks
-from semantik_realtime.demo.login import FailedLogins, issue_token
+from semantik_realtime.demo.login import LoginAttempts, issue_token
 from semantik_realtime.demo.records import Job, User
 from semantik_realtime.demo.settings import DemoSettings, NotConfigured
 
@@ -67,12 +67,12 @@ def test_after_five_wrong_passwords_even_the_right_one_must_wait(client: TestCli
 
 
 def test_a_login_is_allowed_again_when_the_first_failure_is_older_than_the_window() -> None:
-    failed_logins, source = FailedLogins(limit=2, window_seconds=10), ("ada", "::1")
-    failed_logins.add(source, 100.0)
-    assert failed_logins.wait_seconds(source, 101.0) == 0
-    failed_logins.add(source, 101.0)
-    assert failed_logins.wait_seconds(source, 102.0) == 8
-    assert failed_logins.wait_seconds(source, 110.5) == 0
+    attempts, source = LoginAttempts(limit=2, window_seconds=10), ("ada", "::1")
+    assert attempts.admit(source, 100.0) == 0
+    assert attempts.admit(source, 101.0) == 0
+    assert attempts.admit(source, 102.0) == 8
+    assert attempts.admit(source, 110.5) == 0
+    assert attempts.admit(source, 110.6) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("secret", ["k" * 32, "another secret of at least 32 bytes"])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable
 
 import pytest
 from clients import CompatClient, NativeClient
@@ -25,23 +24,7 @@ BACK_SECONDS = 15.0
 """Emitter and subscription pause for up to 5 s each between two tries."""
 
 
-@pytest.fixture
-def record(tmp_path: Path) -> Iterator[Record]:
-    made = Record(tmp_path)
-    made.write("1", {"status": "running", "attempt": 1})
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"recall_seconds": 0.5, "start_tries": 1})
-
-
-@pytest.fixture
-async def web_server(settings: Settings, record: Record) -> AsyncIterator[InProcessServer]:
-    async with serve_realtime(settings, plugins=[record]) as made:
-        yield made
+pytestmark = pytest.mark.usefixtures("quick_recalls")
 
 
 async def test_the_record_is_read_repeatedly_and_once_for_all_clients(

@@ -6,18 +6,15 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
 from clients import CompatClient, NativeClient
 from publisher import Publisher
-from record import Record
 from waiting import until
-from web_servers import InProcessServer, serve_realtime
+from web_servers import InProcessServer
 
-from semantik_realtime.config import Settings
 from semantik_realtime.testing.servers import Server
 
 FLAPS = int(os.environ.get("FLAPS", "3"))
@@ -27,23 +24,7 @@ BACK_SECONDS = 15.0
 """Emitter and subscription pause for up to 5 s each between two tries."""
 
 
-@pytest.fixture
-def record(tmp_path: Path) -> Iterator[Record]:
-    made = Record(tmp_path)
-    made.write("1", {"status": "running", "attempt": 1})
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"recall_seconds": 0.5, "start_tries": 1})
-
-
-@pytest.fixture
-async def web_server(settings: Settings, record: Record) -> AsyncIterator[InProcessServer]:
-    async with serve_realtime(settings, plugins=[record]) as made:
-        yield made
+pytestmark = pytest.mark.usefixtures("quick_recalls")
 
 
 class Flap(NamedTuple):

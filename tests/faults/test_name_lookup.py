@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,8 @@ from configuration import make_settings
 from publisher import Publisher
 from record import Record
 from waiting import until
-from web_servers import InProcessServer, serve_realtime, server_processes
+from web_servers import server_processes
 
-from semantik_realtime.config import Settings
 from semantik_realtime.testing.servers import ROWS, Server
 
 SHOWN_SECONDS = 5.0
@@ -25,23 +23,7 @@ BACK_SECONDS = 15.0
 """Emitter and subscription pause for up to 5 s each between two tries."""
 
 
-@pytest.fixture
-def record(tmp_path: Path) -> Iterator[Record]:
-    made = Record(tmp_path)
-    made.write("1", {"status": "running", "attempt": 1})
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"recall_seconds": 0.5, "start_tries": 1})
-
-
-@pytest.fixture
-async def web_server(settings: Settings, record: Record) -> AsyncIterator[InProcessServer]:
-    async with serve_realtime(settings, plugins=[record]) as here:
-        yield here
+pytestmark = pytest.mark.usefixtures("quick_recalls")
 
 
 class HostsFile:

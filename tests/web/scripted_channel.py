@@ -152,7 +152,10 @@ class ScriptedIO:
             self.resyncs.append,
             self.ended.append,
         )
-        return Channel(TOPIC, Limits(), io)
+        channel = Channel(TOPIC, Limits(), io)
+        # The test's own: a hub would make a new channel after this one has ended.
+        channel.reserve()
+        return channel
 
     async def subscribe(self) -> None:
         await asyncio.sleep(0)

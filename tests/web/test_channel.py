@@ -330,3 +330,19 @@ async def test_equal_subscriptions_share_an_answer_and_different_replays_do_not(
         answer = channel.answer(asked, unknown, recalled)
         assert answer is channel.answer(asked, unknown, recalled)
         assert answer.reason == reason
+
+
+async def test_a_channel_ends_after_its_last_watcher_and_cancels_its_resync() -> None:
+    run = Run()
+    channel = run.channel
+    channel.reserve()
+    channel.resync(ResyncReason.INTERRUPTED)
+    resync = channel.resyncing
+    assert resync is not None
+    await asyncio.sleep(0)
+    channel.release()
+    assert run.io.ended == []
+    channel.release()
+    assert run.io.ended == [channel]
+    await asyncio.wait([resync], timeout=1)
+    assert resync.cancelled()

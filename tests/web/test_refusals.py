@@ -268,7 +268,7 @@ async def test_a_topic_outside_the_grammar_is_refused_everywhere(
 ) -> None:
     with pytest.raises(TopicError):
         await web_server.rt.publish("../x", "step")
-    for name in ("..", "%2e%2e", "a%20b", "%00", "x" * 300, "%C3%A4"):
+    for name in ("..", "%2e%2e", "a%20b", "%00", "x" * 300, "%C3%A4", "%C3%A4" * 80):
         assert (await refusal(web_server.compat_url(name) + f"?token={token()}"))[0] == 1008, name
     async with web_server.http_client() as http:
         for name in ("%2e%2e", "a%20b", "%00", "x" * 300):

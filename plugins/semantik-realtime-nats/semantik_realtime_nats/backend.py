@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from semantik_realtime.config import Settings
+from semantik_realtime.config import Settings, hide_password
 from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
@@ -126,6 +126,7 @@ class NatsBackend:
 
     @hookimpl
     async def status(self) -> Status:
+        address = ", ".join(map(hide_password, self._connect_options.urls))
         own: Stream | None = None
         try:
             stream = self._subscriber.stream if self._subscriber is not None else None
@@ -134,7 +135,7 @@ class NatsBackend:
             async with asyncio.timeout(self._settings.timeout_seconds):
                 info = await stream.read_info()
         except Exception as error:
-            return Status("nats", False, str(explain(error)))
+            return Status("nats", False, str(explain(error)), address=address)
         finally:
             if own is not None:
                 await own.connection.close()
@@ -143,7 +144,9 @@ class NatsBackend:
             f"nats {stream.connection.server_info.get('version')}, JetStream, stream "
             f"{config['name']}: {state['messages']} messages, {state['bytes'] / 2**20:.1f} MB"
         )
-        return Status("nats", True, server, warnings_of(config), stream.clock_ahead_seconds)
+        return Status(
+            "nats", True, server, warnings_of(config), stream.clock_ahead_seconds, address
+        )
 
     async def _connect(self) -> Stream:
         return await Stream.open(

@@ -38,7 +38,7 @@ from semantik_realtime.backends.redis.script import (
     explain,
 )
 from semantik_realtime.backends.redis.subscriber import Subscriber
-from semantik_realtime.config import Settings
+from semantik_realtime.config import Settings, hide_password
 from semantik_realtime.core.event import Cursor, Draft, Event, Outcome, Receipt, link
 from semantik_realtime.core.limits import MAX_PRODUCERS, MAX_REPLAY
 from semantik_realtime.core.resume import Reason
@@ -237,6 +237,7 @@ class RedisBackend:
             socket_timeout=self._settings.timeout_seconds,
             socket_connect_timeout=self._settings.timeout_seconds,
         )
+        address = hide_password(self._url)
         info: dict[str, Any] = {}
         ahead: float | None = None
         try:
@@ -248,13 +249,13 @@ class RedisBackend:
             with contextlib.suppress(ResponseError):
                 info = await client.info()
         except (RedisError, OSError) as error:
-            return Status("redis", False, str(error))
+            return Status("redis", False, str(error), address=address)
         finally:
             if client is not self._client:
                 await client.connection_pool.disconnect()
         name = str(info.get("server_name") or "redis")
         version = info.get("valkey_version") or info.get("redis_version") or "(version unknown)"
-        return Status("redis", True, f"{name} {version}", _warnings(info), ahead)
+        return Status("redis", True, f"{name} {version}", _warnings(info), ahead, address)
 
     def _append_call(
         self, topic: str, drafts: Sequence[tuple[Draft, int]]

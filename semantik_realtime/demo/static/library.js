@@ -111,10 +111,14 @@ export class Library {
     try {
       const form = new FormData();
       for (const file of files) form.append("files", file, file.name);
-      const { documents } = await call("POST", "/documents", form);
+      const { documents, refused } = await call("POST", "/documents", form);
       for (const { name } of documents) this.#chosen.add(`upload:${name}`);
       await this.refresh();
-      setText(status, `${plural(documents.length, "file")} uploaded and selected`);
+      const done = `${plural(documents.length, "file")} uploaded and selected`;
+      const reasons = refused.map(
+        (/** @type {any} */ { name, reason }) => `${name} was refused: ${reason}`,
+      );
+      setText(status, [done, ...reasons].join(". "));
     } catch (error) {
       setText(status, errorText(error));
     } finally {

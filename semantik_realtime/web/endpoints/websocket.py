@@ -26,6 +26,7 @@ from semantik_realtime.core.session import (
     SessionLimits,
     Subscribe,
     Unsubscribe,
+    close_reason,
 )
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
@@ -251,7 +252,8 @@ async def _receive(websocket: WebSocket) -> str | bytes:
 async def _close(websocket: WebSocket, code: CloseCode, reason: str) -> None:
     with contextlib.suppress(RuntimeError, OSError, TimeoutError, WebSocketDisconnect):
         async with asyncio.timeout(CLOSE_SECONDS):
-            await websocket.close(int(code), reason)
+            # A longer reason raises, and the client would get no close frame.
+            await websocket.close(int(code), close_reason(reason))
 
 
 def _frames(actions: list[Action]) -> list[str]:

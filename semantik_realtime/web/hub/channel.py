@@ -211,7 +211,7 @@ class Channel:
         snapshot: Snapshot,
         recalled: Mapping[str, bytes] | None = None,
     ) -> Sync:
-        """Return the answer to a subscription. A snapshot is encoded once for all who get it."""
+        """Return the answer to a subscription. Equal answers are the same object, encoded once."""
         last = self._last_sync
         if last is None or not last.answers(asked, snapshot, recalled):
             last = self._last_sync = Sync(self.topic, asked, snapshot, recalled)

@@ -151,7 +151,7 @@ class Hub:
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Start a task, which `close` cancels. An error that it raises is logged.
 
-        A BackendError is not: whoever awaits the task handles it.
+        A BackendError is not, because the caller that awaits the task handles it.
         """
         task = asyncio.get_running_loop().create_task(work, name=f"semantik-realtime-{name}")
         self._tasks.add(task)
@@ -163,7 +163,7 @@ class Hub:
     def register(self, watcher: Watcher) -> None:
         """Add a connection, which from now on gets ticks.
 
-        It is told at once if the process drains or the backend is away.
+        If the process drains or the backend is away it gets that notice at once.
         """
         self._begin()
         self.connections.add(watcher)
