@@ -25,8 +25,6 @@ class Run:
         self.log = Log()
         self.io = ScriptedIO(self.log)
         self.channel = self.io.channel()
-        # Otherwise the channel ends when the only client leaves, or fails to join.
-        self.channel.reserve()
         self.clients = [Client(self.log, self.channel) for _ in range(3)]
         self.joining: dict[int, asyncio.Task[None]] = {}
         self.in_flight: list[Batch] = []
