@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from fake_backend import Clock, FakeBackend
 
 from semantik_realtime.backends import guard
 from semantik_realtime.backends.guard import (
@@ -22,7 +23,7 @@ from semantik_realtime.errors import (
     BackendRefused,
     BackendUnavailable,
 )
-from semantik_realtime.hookspecs import BACKEND_HOOKS, Snapshot, Status
+from semantik_realtime.hookspecs import BACKEND_HOOKS
 from semantik_realtime.testing.contract import until
 
 TIMEOUT_SECONDS = 0.05
@@ -38,58 +39,6 @@ WRITES: dict[str, Callable[[GuardedBackend], Any]] = {
     "lease": lambda backend: backend.lease("name", "holder", 1, 1.0),
     "release": lambda backend: backend.release("name", "holder"),
 }
-REPLIES: dict[str, Any] = {
-    "snapshot": Snapshot(None),
-    "tops": {},
-    "publish": [],
-    "claim": 1,
-    "delete": True,
-    "lease": True,
-    "release": True,
-    "status": Status("fake", True, warnings=["set appendonly yes"]),
-}
-
-
-class FakeBackend:
-    """A backend whose hooks return, raise or hang, as the test sets them."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.errors: dict[str, BackendError] = {}
-        self.hanging: set[str] = set()
-        self.release_publish = threading.Event()
-        for name in ("claim", "delete", "lease", "release", "close_writer"):
-            setattr(self, name, lambda *_, name=name: self.answer(name))
-        for name in ("open", "close", "subscribe", "unsubscribe", "snapshot", "tops", "status"):
-            setattr(self, name, lambda *_, name=name: self.read(name))
-
-    def answer(self, name: str) -> Any:
-        self.calls.append(name)
-        if name in self.errors:
-            raise self.errors[name]
-        return REPLIES.get(name)
-
-    async def read(self, name: str) -> Any:
-        if name in self.hanging:
-            self.calls.append(name)
-            await asyncio.sleep(60)
-        return self.answer(name)
-
-    def publish(self, drafts: object) -> Any:
-        if "publish" in self.hanging:
-            assert self.release_publish.wait(10)
-        return self.answer("publish")
-
-    def count(self, name: str) -> int:
-        return self.calls.count(name)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def monotonic(self) -> float:
-        return self.seconds
 
 
 @pytest.fixture
