@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 from semantik_realtime.backends.memory import MemoryBackend
@@ -15,7 +16,7 @@ SETTINGS = Settings(backend="memory", url=None)
 
 
 class FailingBackend(MemoryBackend):
-    """Fails reads and writes on demand, and holds snapshots back at a gate."""
+    """Fails reads and writes on demand, and holds snapshots and publishes back at gates."""
 
     def __init__(self, settings: Settings = SETTINGS) -> None:
         super().__init__(settings)
@@ -24,8 +25,11 @@ class FailingBackend(MemoryBackend):
         self.fails_once_for = ""
         """A topic whose next `tops` fails."""
         self.gate = asyncio.Event()
-        """Closed: a `snapshot` does not return."""
+        """Cleared: a `snapshot` does not return."""
         self.gate.set()
+        self.write_gate = threading.Event()
+        """Cleared: a `publish` does not return."""
+        self.write_gate.set()
 
     def fail(self) -> None:
         """Fail every read and write from now on."""
@@ -38,6 +42,7 @@ class FailingBackend(MemoryBackend):
     @hookimpl
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         self._check(self.fails_writes)
+        self.write_gate.wait()
         return super().publish(drafts)
 
     @hookimpl

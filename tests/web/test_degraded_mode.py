@@ -75,6 +75,7 @@ async def setup(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
     await made.guarded.open()
     made.outage.start(made.hub)
     yield made
+    made.backend.write_gate.set()
     made.outage.stop()
     for task in made.hub.tasks:
         task.cancel()
@@ -230,25 +231,62 @@ async def test_connections_are_restored_only_after_the_flush_and_every_resync(
 
 @pytest.mark.parametrize("failure", ["call", "status"])
 async def test_a_failure_during_the_resyncs_keeps_it_degraded_until_the_next_probe(
-    setup: Setup, failure: str
+    setup: Setup, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     viewer = setup.hub.add("job:1")
     setup.hub.resynced.clear()
     await setup.begin()
     setup.backend.recover()
     await until(lambda: "resync" in setup.steps)
+    # From here on the prober wakes up only when the resyncs end.
+    monkeypatch.setattr(outage_module, "PROBE_SECONDS", 0.3)
+    await asyncio.sleep(0.05)
     if failure == "call":
         setup.backend.fails_once_for = "job:fails"
         with pytest.raises(BackendUnavailable):
             await setup.guarded.tops(["job:fails"])
     else:
-        # The hub reports a status that is not reachable, which opens no breaker.
+        # A status that is not reachable opens no breaker.
         setup.outage.begin("not reachable")
     setup.hub.resynced.set()
     await until(lambda: "restored" in viewer.ops())
     assert setup.steps.count("flush") == 2
     assert setup.steps.count("resync") == 2
     assert viewer.ops() == ["degraded", "restored"]
+
+
+async def test_a_publish_that_hangs_during_the_resyncs_keeps_it_degraded(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semantik_realtime.backends.guard.HANG_SECONDS", 0.01)
+    viewer = setup.hub.add("job:1")
+    setup.hub.resynced.clear()
+    await setup.begin()
+    setup.backend.recover()
+    await until(lambda: "resync" in setup.steps)
+    setup.backend.write_gate.clear()
+    publishing = asyncio.create_task(asyncio.to_thread(setup.guarded.publish, [one("job:1")]))
+    await until(lambda: setup.guarded.fails_writes)
+    setup.hub.resynced.set()
+    await until(lambda: setup.steps.count("resynced") >= 3)
+    assert viewer.ops() == ["degraded"]
+    setup.backend.write_gate.set()
+    await publishing
+    await until(lambda: "restored" in viewer.ops())
+
+
+async def test_the_prober_does_not_wait_for_resyncs_that_wait_for_the_backend(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage_module, "RESYNC_SECONDS", 3600)
+    setup.hub.resynced.clear()
+    await setup.begin()
+    setup.backend.recover()
+    await until(lambda: "resync" in setup.steps)
+    setup.backend.fails_once_for = "job:fails"
+    with pytest.raises(BackendUnavailable):
+        await setup.guarded.tops(["job:fails"])
+    await until(lambda: setup.steps.count("resync") == 2)
 
 
 async def test_resyncs_that_take_too_long_are_probed_on_and_not_restored(
