@@ -79,7 +79,8 @@ def configuration() -> str:
 def example() -> str:
     """Return the text of .env.example: every setting as a comment, with its default."""
     parts = [
-        "# No file is read: load it yourself: Compose env_file, uvicorn --env-file, set -a; . ./.env\n"
+        "# No file is read: load it yourself: Compose env_file, uvicorn --env-file, "
+        "set -a; . ./.env\n"
         "# Copy to .env, and set the values that differ from these defaults.\n"
         "# Written by docs/generate.py; docs/configuration.md has the same as a table.\n"
     ]
