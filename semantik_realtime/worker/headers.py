@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_topic
@@ -25,10 +25,20 @@ def is_job(task_name: Any) -> bool:
     return not str(task_name).startswith(CELERYS_OWN)
 
 
-def is_job_message(task_name: Any, headers: Any) -> bool:
-    """Return True if a message with these headers is of a job."""
-    # Messages of Celery's first protocol have no id in their headers.
-    return isinstance(headers, dict) and "id" in headers and is_job(task_name)
+def job_message(task_name: Any, headers: Any, body: Any) -> Mapping[str, Any] | None:
+    """Return what a message states about its task; None if that is no job.
+
+    In Celery's second protocol these are the headers. In the first one
+    (``task_protocol = 1``) id, name and retries are in the body, and the
+    headers are the application's alone.
+    """
+    if not isinstance(headers, dict) or not is_job(task_name):
+        return None
+    if "id" in headers:
+        return headers
+    if isinstance(body, dict) and "id" in body:
+        return headers | {name: body.get(name) for name in ("id", "task", "retries")}
+    return None
 
 
 def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> JobMeta | None:

@@ -22,6 +22,7 @@ from uuid import UUID
 
 from billiard.process import current_process
 from celery import signals
+from celery.utils.functional import maybe_list
 
 from semantik_realtime.backends.guard import log_warnings
 from semantik_realtime.clock import now_text
@@ -36,14 +37,14 @@ from semantik_realtime.worker.headers import (
     count_attempts,
     headers_of,
     is_job,
-    is_job_message,
+    job_message,
     read_job_meta,
 )
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.updates import mirror_updates
-from semantik_realtime.worker.values import describe_error
+from semantik_realtime.worker.values import describe_error, make_error
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,9 @@ class TaskTracker:
 
     def _worker_init(self, conf: Any, **_: Any) -> None:
         # A pool process that is not forked has only the modules that the application imports.
-        conf.imports = [*(conf.imports or ()), INSTALLING_MODULE]
+        # Both settings may be one name; Celery itself later takes that apart into letters.
+        conf.imports = [*(maybe_list(conf.imports) or ()), INSTALLING_MODULE]
+        conf.include = [*(maybe_list(conf.include) or ())]
 
     def _worker_ready(self, **_: Any) -> None:
         runtime = self.runtime()
@@ -161,26 +164,28 @@ class TaskTracker:
 
     # In a process that publishes a task.
 
-    def _before_publish(self, sender: Any, headers: Any, **_: Any) -> None:
-        if not is_job_message(sender, headers) or self.runtime() is None:
+    def _before_publish(self, sender: Any, headers: Any, body: Any = None, **_: Any) -> None:
+        message = job_message(sender, headers, body)
+        if message is None or self.runtime() is None:
             return
         job = current_job()
         owner = headers.get(OWNER)
         if isinstance(owner, UUID):
             # Not every transport can encode one in a header.
             headers[OWNER] = str(owner)
-        if job is None or job.id != str(headers["id"]):
+        if job is None or job.id != str(message["id"]):
             headers.setdefault(QUEUED_AT, now_text())
         else:
             headers.update(headers_of(job))
 
-    def _after_publish(self, sender: Any, headers: Any, **_: Any) -> None:
-        if not is_job_message(sender, headers) or headers.get("retries"):
+    def _after_publish(self, sender: Any, headers: Any, body: Any = None, **_: Any) -> None:
+        message = job_message(sender, headers, body)
+        if message is None or message.get("retries"):
             return
         runtime = self.runtime()
         job = current_job()
-        if runtime is not None and (job is None or job.id != str(headers["id"])):
-            meta = read_job_meta(headers)
+        if runtime is not None and (job is None or job.id != str(message["id"])):
+            meta = read_job_meta(message)
             if meta is not None:
                 Job(runtime, meta, 0).queue()
 
@@ -249,7 +254,7 @@ class TaskTracker:
             if getattr(retval, "requeue", False):
                 job.end("job_retrying", data={"rejected": True})
             else:
-                job.end("job_failed", error=describe_error(retval))
+                job.end("job_failed", error=_describe_rejection(retval))
         elif state is None:
             raised = sys.exc_info()[1]
             if isinstance(raised, Exception) or not _is_process_ending(raised):
@@ -395,6 +400,15 @@ def _is_process_ending(raised: BaseException | None) -> bool:
     if not isinstance(raised, SystemExit):
         return True
     return isinstance(raised.code, int) and -256 < raised.code < -128
+
+
+def _describe_rejection(reject: object) -> dict[str, str]:
+    """Return the reason of Celery's ``Reject``, whose own text is that of a tuple."""
+    reason = getattr(reject, "reason", None)
+    if isinstance(reason, BaseException):
+        return describe_error(reason)
+    message = "" if reason is None else describe_error(Exception(reason))["message"]
+    return make_error("Reject", message)
 
 
 def _log_warnings(runtime: Runtime) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task, signals
+from celery.exceptions import Reject
 from topic_log import Log, Reader
 
 from semantik_realtime import job
@@ -309,6 +310,81 @@ def test_a_task_whose_owner_or_id_no_topic_can_have_is_not_submitted(
     with pytest.raises(TopicError):
         submit(add, 1, 2, **wrong)
     assert runtime.emitter.stats.appended == 0
+
+
+@pytest.mark.usefixtures("tracker")
+def test_a_task_of_celerys_first_protocol_is_queued(log: Look, job_id: str) -> None:
+    first = Celery("first", broker="memory://", set_as_current=False)
+    first.conf.task_protocol = 1
+    headers = {"realtime_owner": "7", "realtime_topics": ["collection:9"]}
+    first.send_task("some.task", (1,), task_id=job_id, headers=headers)
+    own = log(f"job:{job_id}")
+    assert own.types == ["job_queued"]
+    assert own.owner == "7"
+    assert own.state["name"] == "some.task"
+    assert log("collection:9").last["key"] == job_id
+    first.send_task("some.task", task_id=str(uuid.uuid4()), retries=1)
+    assert log("collection:9").types == ["job_queued"]
+
+
+@pytest.mark.parametrize("name", ["imports", "include"])
+@pytest.mark.parametrize("value", ["colorsys", ("colorsys",), ["colorsys"], None, {"colorsys"}])
+@pytest.mark.usefixtures("tracker")
+def test_a_worker_imports_what_the_application_names_in_any_form(name: str, value: Any) -> None:
+    other = Celery("other", broker="memory://", set_as_current=False)
+    other.conf[name] = value
+    signals.celeryd_init.send(sender="w@here", instance=None, conf=other.conf, options={})
+    modules = other.loader.import_default_modules()
+    expected = {tracker_module.INSTALLING_MODULE} | ({"colorsys"} if value else set())
+    assert expected <= {module.__name__ for module in modules}
+    # As Celery reads it once more for processes that are not forked.
+    assert tuple(other.conf.include) == (("colorsys",) if value and name == "include" else ())
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.usefixtures("tracker")
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        ("not for me", {"type": "Reject", "message": "not for me"}),
+        (None, {"type": "Reject", "message": ""}),
+        (("a", 1), {"type": "Reject", "message": "('a', 1)"}),
+        (ValueError("no file"), {"type": "ValueError", "message": "no file"}),
+        (Unprintable(), {"type": "Reject", "message": ""}),
+    ],
+    ids=["text", "none", "tuple", "exception", "unprintable"],
+)
+def test_a_rejected_job_has_the_reason_as_its_error(
+    log: Look, tracker: TaskTracker, job_id: str, reason: Any, error: dict[str, str]
+) -> None:
+    rejected = Reject(reason, requeue=False)
+    add.push_request(id=job_id)
+    signals.task_prerun.send(sender=add, task_id=job_id, task=add)
+    signals.task_postrun.send(sender=add, task_id=job_id, state="REJECTED", retval=rejected)
+    add.pop_request()
+    assert log(f"job:{job_id}").state["error"] == error
+    assert not tracker.failures
+
+
+@pytest.mark.usefixtures("tracker")
+@pytest.mark.parametrize("stored", [{"attempt": "1"}, {"attempt": [2]}, {"attempt": None}])
+def test_a_stored_state_of_any_shape_does_not_keep_a_job_from_its_end(
+    stored: dict[str, Any],
+    log: Look,
+    tracker: TaskTracker,
+    job_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tracker_module, "read_stored_state", lambda *_: stored)
+    add.push_request(id=job_id)
+    signals.task_failure.send(sender=add, task_id=job_id, exception=TimeoutError("slow"))
+    add.pop_request()
+    assert log(f"job:{job_id}").statuses == [(1, "failed")]
+    assert not tracker.failures
 
 
 # Attempts.
