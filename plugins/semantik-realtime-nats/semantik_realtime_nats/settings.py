@@ -36,9 +36,13 @@ class NatsSettings(BaseSettings):
     credentials: str | None = Field(None, description="Path of a credentials file (.creds).")
     nkey_seed: str | None = Field(None, description="Path of a file with an nkey seed.")
     tls_ca: str | None = Field(
-        None, description="Path of the CA certificate that the server's is checked with."
+        None,
+        description="Path of the CA certificate that the server's is checked with; set, it "
+        "requires TLS.",
     )
-    tls_cert: str | None = Field(None, description="Path of the client certificate.")
+    tls_cert: str | None = Field(
+        None, description="Path of the client certificate; set, it requires TLS."
+    )
     tls_key: str | None = Field(None, description="Path of the client certificate's key.")
 
 
@@ -48,6 +52,13 @@ class ConnectOptions(msgspec.Struct, frozen=True):
     urls: list[str]
     arguments: dict[str, Any]
     """Keyword arguments of nats-py's ``connect``: credentials and TLS."""
+
+    def requires_tls(self, url: str) -> bool:
+        """Return True if nats-py must not send a credential to ``url`` before it uses TLS.
+
+        False for ``wss``, which is encrypted from the first byte.
+        """
+        return url.startswith("tls://") or ("tls" in self.arguments and url.startswith("nats://"))
 
 
 def load_nats_settings() -> NatsSettings:
@@ -104,6 +115,11 @@ def plan_connect(url: str | None, nats_settings: NatsSettings) -> ConnectOptions
                 f"SEMANTIK_REALTIME_NATS_TLS_CA, _TLS_CERT or _TLS_KEY cannot be read: {error}"
             ) from error
         arguments["tls"] = context
+        if any(one.startswith("ws://") for one in urls):
+            raise ConfigError(
+                "SEMANTIK_REALTIME_NATS_TLS_CA and _TLS_CERT require TLS, and ws:// has none: use "
+                "wss:// in SEMANTIK_REALTIME_URL"
+            )
     return ConnectOptions(urls, arguments)
 
 
