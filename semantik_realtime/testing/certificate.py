@@ -18,7 +18,7 @@ def write_certificate(directory: Path, address: str = "127.0.0.1") -> tuple[Path
     Return the paths of the certificate and of the key.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, address)])
     now = datetime.datetime.now(datetime.UTC)
     names = [x509.IPAddress(ipaddress.ip_address(address))]
     certificate = (

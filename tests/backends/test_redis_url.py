@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
+import redis
 import redis.asyncio
 
 from semantik_realtime.backends.loader import load_backend
@@ -55,3 +58,29 @@ def test_a_url_that_makes_no_connection_is_an_error_of_the_settings(url: str, re
     with pytest.raises(ConfigError, match=f"wrong URL of the redis backend: .*({reason})") as wrong:
         load_backend(load_settings(backend="redis", url=url))
     assert "secret" not in str(wrong.value)
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
+@pytest.mark.parametrize(
+    ("query", "checks"),
+    [
+        ("", True),
+        ("?ssl_ca_certs=/ca.pem", True),
+        ("?ssl_cert_reqs=CERT_OPTIONAL", True),
+        ("?ssl_check_hostname=true&ssl_cert_reqs=required", True),
+        ("?ssl_check_hostname=false", False),
+        ("?ssl_check_hostname=0&ssl_cert_reqs=required", False),
+        ("?ssl_cert_reqs=none", False),
+        ("?db=1&ssl_cert_reqs=CERT_NONE", False),
+        ("#ssl_check_hostname=false", True),
+    ],
+)
+def test_the_host_name_is_checked_unless_the_url_says_otherwise(
+    scheme: str, query: str, checks: bool
+) -> None:
+    url = load_backend(load_settings(backend="redis", url=f"{scheme}://host:6380/1{query}"))._url
+    for pool in (redis.ConnectionPool.from_url(url), redis.asyncio.ConnectionPool.from_url(url)):
+        connection = pool.connection_class(**pool.connection_kwargs)
+        assert connection.host == "host"
+        is_unchecked = getattr(connection, "cert_reqs", None) == ssl.CERT_NONE
+        assert (connection.check_hostname and not is_unchecked) == checks

@@ -16,6 +16,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import parse_qs
 from zlib import crc32
 
 import msgspec
@@ -352,8 +353,15 @@ def _canonical(url: str) -> str:
     # redis-py does not know the schemes of Valkey.
     for valkey, known in (("valkey://", "redis://"), ("valkeys://", "rediss://")):
         if url.startswith(valkey):
-            return known + url.removeprefix(valkey)
-    return url
+            url = known + url.removeprefix(valkey)
+    if not url.startswith("rediss://"):
+        return url
+    # redis-py before 6 accepts a certificate of any host, and knows no "none" with a host name.
+    address, hash_sign, fragment = url.partition("#")
+    options = parse_qs(address.partition("?")[2])
+    if "ssl_check_hostname" not in options and options.get("ssl_cert_reqs", [""])[0] != "none":
+        address += ("&" if "?" in address else "?") + "ssl_check_hostname=true"
+    return address + hash_sign + fragment
 
 
 def _milliseconds(seconds: float) -> int:
