@@ -22,6 +22,7 @@ from semantik_realtime.core.fold import View
 from semantik_realtime.core.session import SUBPROTOCOL, CloseCode
 from semantik_realtime.core.topic import check_topic
 from semantik_realtime.errors import AccessError, InvalidInput
+from semantik_realtime.urls import find_fault, mask_text, mask_urls
 
 OPEN_SECONDS = 10.0
 WELCOME_SECONDS = 15.0
@@ -85,7 +86,9 @@ async def watch(
     try:
         parse_uri(url)
     except (InvalidURI, ValueError) as error:
-        raise _invalid_url(url, getattr(error, "msg", str(error))) from None
+        # The message of a ValueError may have a part of the password.
+        reason = getattr(error, "msg", None) or find_fault(url) or "it cannot be parsed"
+        raise _invalid_url(url, reason) from None
     was_connected = False
     backoff = Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, jitter=1.0)
     while True:
@@ -124,16 +127,17 @@ async def watch(
                 url, f"the server redirects to an invalid URL: {error.msg}"
             ) from None
         except (OSError, WebSocketException) as error:
-            reason = str(error) or "no answer in time"
+            # That of a wrong proxy has the proxy's URL.
+            reason = mask_text(str(error)) or "no answer in time"
         view.synced = False
         yield Update("reconnecting", view, reason=reason)
         await asyncio.sleep(backoff.next_seconds())
 
 
 def _invalid_url(url: str, reason: str) -> InvalidInput:
-    # The query is left out: it may have a credential.
-    shown = url.partition("?")[0]
-    return InvalidInput(f"{shown}: {reason}; expected: ws://host:port/realtime/ws or wss://…")
+    return InvalidInput(
+        f"{mask_urls(url)}: {reason}; expected: ws://host:port/realtime/ws or wss://…"
+    )
 
 
 async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIterator[Update]:

@@ -126,7 +126,7 @@ class Settings(BaseSettings):
         description="Key of HMAC-signed tokens; also read from JWT_SECRET_KEY.",
     )
     jwt_jwks_url: Annotated[str | None, UnsetIfEmpty] = Field(
-        None, description="URL of the public keys that verify tokens."
+        None, repr=False, description="URL of the public keys that verify tokens."
     )
     jwt_algorithms: Names = Field(
         ["HS256"], description="Accepted algorithms, separated by commas."

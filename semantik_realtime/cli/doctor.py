@@ -16,6 +16,7 @@ from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.errors import BackendError, RealtimeError
 from semantik_realtime.hookspecs import Status
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.urls import mask_text
 
 MAX_CLOCK_SKEW_SECONDS = 2.0
 """With a larger difference between the clocks of hosts, shown durations and ages look wrong."""
@@ -50,7 +51,8 @@ def run_doctor() -> int:
     findings = list(examine())
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
-        table.add_row(_MARKS[finding.grade], finding.subject, finding.text.replace("[", r"\["))
+        text = mask_text(finding.text).replace("[", r"\[")
+        table.add_row(_MARKS[finding.grade], finding.subject, text)
     Console().print(table)
     return int(any(finding.grade == "fail" for finding in findings))
 

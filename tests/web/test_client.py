@@ -125,7 +125,7 @@ async def test_a_server_without_such_a_websocket_ends_it_with_what_it_said(
         with pytest.raises(InvalidInput) as raised:
             await numbers_until(url, "job:1", 1)
     said = str(raised.value)
-    assert f"/somewhere: the server answered {status} {phrase}" in said
+    assert f"/somewhere?***: the server answered {status} {phrase}" in said
     assert "expected: ws://host:port/realtime/ws" in said
     assert "token" not in said
 

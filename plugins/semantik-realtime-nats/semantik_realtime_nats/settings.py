@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from semantik_realtime.config import split_list
 from semantik_realtime.errors import ConfigError
+from semantik_realtime.urls import find_fault, mask_urls
 
 DEFAULT_URL = "nats://localhost:4222"
 SCHEMES = ("nats", "tls", "ws", "wss")
@@ -74,7 +75,8 @@ def load_nats_settings() -> NatsSettings:
             f"SEMANTIK_REALTIME_NATS_{str(fault['loc'][0]).upper()}: {fault['msg']}"
             for fault in error.errors()
         )
-        raise ConfigError(f"wrong settings: {faults}") from error
+        # Not chained: pydantic's error shows the values.
+        raise ConfigError(f"wrong settings: {faults}") from None
 
 
 def plan_connect(url: str | None, nats_settings: NatsSettings) -> ConnectOptions:
@@ -85,8 +87,8 @@ def plan_connect(url: str | None, nats_settings: NatsSettings) -> ConnectOptions
         nats_settings: the paths of credentials and certificates.
 
     Raises:
-        ConfigError: a URL is not one of NATS, or a file cannot be read. The message repeats no
-            URL, because of its password.
+        ConfigError: a URL is not one of NATS, or a file cannot be read. The message has no
+            password.
     """
     urls = split_list(url or DEFAULT_URL)
     assert isinstance(urls, list)
@@ -94,9 +96,12 @@ def plan_connect(url: str | None, nats_settings: NatsSettings) -> ConnectOptions
         scheme, separator, _ = one.partition("://")
         if not separator or scheme not in SCHEMES:
             raise ConfigError(
-                f"the nats backend needs a URL like {DEFAULT_URL}, got one that begins with "
-                f"{scheme[:10]!r} (set SEMANTIK_REALTIME_URL; unset, REDIS_URL is read)"
+                f"the nats backend needs a URL like {DEFAULT_URL}, or several with commas between "
+                f"them and none in a password, got {mask_urls(str(url))} (set "
+                "SEMANTIK_REALTIME_URL; unset, REDIS_URL is read)"
             )
+        if fault := find_fault(one):
+            raise ConfigError(f"SEMANTIK_REALTIME_URL, {mask_urls(str(url))}: {fault}")
     arguments: dict[str, Any] = {}
     if nats_settings.credentials:
         arguments["user_credentials"] = nats_settings.credentials

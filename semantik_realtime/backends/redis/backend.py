@@ -45,6 +45,7 @@ from semantik_realtime.core.limits import MAX_PRODUCERS, MAX_REPLAY
 from semantik_realtime.core.resume import Reason
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
+from semantik_realtime.urls import mask_text
 
 DEFAULT_URL = "redis://localhost:6379/0"
 READ_CONNECTIONS = 16
@@ -249,7 +250,7 @@ class RedisBackend:
             with contextlib.suppress(ResponseError):
                 info = await client.info()
         except (RedisError, OSError) as error:
-            return Status("redis", False, str(error))
+            return Status("redis", False, mask_text(str(error)))
         finally:
             if client is not self._client:
                 await client.connection_pool.disconnect()
