@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -136,7 +135,7 @@ class Settings(BaseSettings):
         description="Key of HMAC-signed tokens; also read from JWT_SECRET_KEY.",
     )
     jwt_jwks_url: Annotated[str | None, UnsetIfEmpty] = Field(
-        None, description="URL of the public keys that verify tokens."
+        None, repr=False, description="URL of the public keys that verify tokens."
     )
     jwt_algorithms: Names = Field(
         ["HS256"], description="Accepted algorithms, separated by commas."
@@ -242,13 +241,3 @@ def unknown_variables(names: Iterable[str], plugins: Iterable[str]) -> dict[str,
 def _variable(place: str) -> str:
     # pydantic reports a field with aliases by the first of them, and others by their name.
     return place if place.startswith(PREFIX) else PREFIX + place.upper()
-
-
-def hide_password(url: str) -> str:
-    """Return ``url`` without its credentials and options.
-
-    >>> hide_password("redis://:secret@cache:6379/0?password=secret")
-    'redis://cache:6379/0'
-    """
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

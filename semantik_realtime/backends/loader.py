@@ -16,6 +16,7 @@ import pluggy
 from semantik_realtime.config import Settings, unknown_variables
 from semantik_realtime.errors import ConfigError, RealtimeError
 from semantik_realtime.hookspecs import BACKEND_HOOKS, PROJECT, Backend, HostSpec, SinkProxy
+from semantik_realtime.urls import mask_text
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,9 @@ def load_backend(settings: Settings) -> Backend:
         installed = backend_names()
         near = difflib.get_close_matches(name, installed, 1)
         raise ConfigError(
-            f"there is no backend {name!r}{f', did you mean {near[0]!r}?' if near else ''}; "
-            f"installed: {', '.join(installed)} (set SEMANTIK_REALTIME_BACKEND)"
+            f"there is no backend {mask_text(name)!r}"
+            f"{f', did you mean {near[0]!r}?' if near else ''}; installed: "
+            f"{', '.join(installed)} (set SEMANTIK_REALTIME_BACKEND)"
         )
     if len({entry.value for entry in found}) > 1:
         raise ConfigError(
@@ -71,7 +73,7 @@ def load_backend(settings: Settings) -> Backend:
     except Exception as error:
         raise ConfigError(
             f"backend {name!r} from {_distribution(found[0])} cannot be loaded: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {mask_text(str(error))}"
         ) from error
 
 

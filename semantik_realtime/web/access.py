@@ -18,6 +18,7 @@ from semantik_realtime.core.session import SUBPROTOCOL
 from semantik_realtime.core.topic import split_topic
 from semantik_realtime.errors import AccessError, BackendUnavailable, ConfigError
 from semantik_realtime.hookspecs import Credentials
+from semantik_realtime.urls import mask_text
 
 TOKEN_SUBPROTOCOL = "access_token."  # noqa: S105 - the prefix, not a token
 HOST_SECONDS = 5.0
@@ -215,7 +216,9 @@ class Access:
                 },
             )
         except jwt.PyJWKClientConnectionError as error:
-            raise BackendUnavailable(f"no keys to check tokens with: {error}") from error
+            raise BackendUnavailable(
+                f"no keys to check tokens with: {mask_text(str(error))}"
+            ) from error
         except jwt.ExpiredSignatureError:
             raise AccessError("the token has expired", "expired") from None
         except jwt.PyJWTError:

@@ -29,6 +29,7 @@ from semantik_realtime.core.delayed import DelayedStates
 from semantik_realtime.core.event import Draft
 from semantik_realtime.core.fold import is_ahead
 from semantik_realtime.errors import BackendError, BackendUnavailable
+from semantik_realtime.urls import mask_text
 from semantik_realtime.web.access import call_host
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,9 @@ class HostRecord:
             # connections that is being closed cancels the tasks that wait for one, though
             # nobody has cancelled this task.)
             if not self._fails:
-                logger.warning("outage: recall failed topic=%s error=%r", topic, error)
+                logger.warning(
+                    "outage: recall failed topic=%s error=%s", topic, mask_text(repr(error))
+                )
             self._fails = True
             raise BackendUnavailable("the host's record cannot be read now") from error
         self._fails = False

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
+import traceback
+
 import pytest
+import redis
 import redis.asyncio
 
 from semantik_realtime.backends.loader import load_backend
@@ -42,16 +46,51 @@ def test_celerys_spelling_of_ssl_cert_reqs_is_accepted(
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("redis://:secret@host?foo=bar", "no option 'foo'"),
-        ("redis://:secret@host?ssl_cert_reqs=none", "no option 'ssl_cert_reqs'"),
-        ("rediss://:secret@host?ssl_cert_reqs=CERT_SOME", "CERT_SOME"),
-        ("redis://:secret@host?protocol=9", "protocol"),
-        ("redis://:secret@host?retry=3", "retry|update_supported_errors"),
-        ("redis://:secret@host?db=first", "'db'"),
-        ("http://:secret@host", "scheme"),
+        ("redis://:hunter2@host?foo=bar", "no option 'foo'"),
+        ("redis://:hunter2@host?ssl_cert_reqs=none", "no option 'ssl_cert_reqs'"),
+        ("rediss://:hunter2@host?ssl_cert_reqs=CERT_SOME", "CERT_SOME"),
+        ("redis://:hunter2@host?protocol=9", "protocol"),
+        ("redis://:hunter2@host?retry=3", "retry|update_supported_errors"),
+        ("redis://:hunter2@host?db=first", "'db'"),
+        ("http://:hunter2@host", "scheme"),
+        ("redis://:not#hunter2@host", "percent-encoded"),
+        ("redis://:not?hunter2@host", "percent-encoded"),
+        ("redis://:not/hunter2@host/0", "percent-encoded"),
+        ("redis://:12/hunter2@host/0", "percent-encoded"),
+        ("rediss://host?password=not@hunter2", "percent-encoded"),
+        ("redis://host:hunter2", "port"),
+        ("redis://:hunter2", "port"),
+        ("redis://:[hunter2]@host", "percent-encoded"),
+        ("redis://:hunter2℀@host", "percent-encoded"),
     ],
 )
 def test_a_url_that_cannot_make_a_connection_is_a_config_error(url: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"wrong URL of the redis backend: .*({reason})") as wrong:
         load_backend(load_settings(backend="redis", url=url))
-    assert "secret" not in str(wrong.value)
+    assert "hunter2" not in "".join(traceback.format_exception(wrong.value))
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
+@pytest.mark.parametrize(
+    ("query", "checks"),
+    [
+        ("", True),
+        ("?ssl_ca_certs=/ca.pem", True),
+        ("?ssl_cert_reqs=CERT_OPTIONAL", True),
+        ("?ssl_check_hostname=true&ssl_cert_reqs=required", True),
+        ("?ssl_check_hostname=false", False),
+        ("?ssl_check_hostname=0&ssl_cert_reqs=required", False),
+        ("?ssl_cert_reqs=none", False),
+        ("?db=1&ssl_cert_reqs=CERT_NONE", False),
+        ("#ssl_check_hostname=false", True),
+    ],
+)
+def test_the_host_name_is_checked_unless_the_url_says_otherwise(
+    scheme: str, query: str, checks: bool
+) -> None:
+    url = load_backend(load_settings(backend="redis", url=f"{scheme}://host:6380/1{query}"))._url
+    for pool in (redis.ConnectionPool.from_url(url), redis.asyncio.ConnectionPool.from_url(url)):
+        connection = pool.connection_class(**pool.connection_kwargs)
+        assert connection.host == "host"
+        is_unchecked = getattr(connection, "cert_reqs", None) == ssl.CERT_NONE
+        assert (connection.check_hostname and not is_unchecked) == checks

@@ -111,7 +111,10 @@ def test_doctor_says_what_to_do_about_each_failure(environment: dict[str, str]) 
 @pytest.mark.parametrize(
     ("environment", "address"),
     [
-        ({"REDIS_URL": "redis://u:secret@127.0.0.1:1/3?password=x"}, "redis://127.0.0.1:1/3 (from"),
+        (
+            {"REDIS_URL": "redis://u:secret@127.0.0.1:1/3?password=x"},
+            "redis://***@127.0.0.1:1/3?*** (from",
+        ),
         ({}, "redis://localhost:6379/0 (the default"),
     ],
 )

@@ -6,12 +6,12 @@ import pkgutil
 
 import pytest
 
-from semantik_realtime import backoff, config, core
+from semantik_realtime import backoff, config, core, urls
 
 MODULES = [info.name for info in pkgutil.iter_modules(core.__path__, core.__name__ + ".")]
 
 
-@pytest.mark.parametrize("name", [*MODULES, config.__name__, backoff.__name__])
+@pytest.mark.parametrize("name", [*MODULES, config.__name__, backoff.__name__, urls.__name__])
 def test_the_examples_of_a_module_are_true(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 

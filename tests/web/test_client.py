@@ -130,7 +130,7 @@ async def test_a_server_without_the_websocket_ends_the_client_with_its_response(
         with pytest.raises(InvalidInput) as raised:
             await collect_numbers(url, "job:1", 1)
     message = str(raised.value)
-    assert f"/somewhere: the server answered {status} {phrase}" in message
+    assert f"/somewhere?***: the server answered {status} {phrase}" in message
     assert "expected: ws://host:port/realtime/ws" in message
     assert "token" not in message
 

@@ -16,6 +16,7 @@ from semantik_realtime.backoff import Backoff, spread
 from semantik_realtime.core.event import Event
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink
+from semantik_realtime.urls import mask_text
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,9 @@ class Subscriber:
                 except Exception as error:
                     # Any error: without this task no event would be delivered any more.
                     if self._backoff.failures == 0:
-                        logger.warning("subscriber: connection lost error=%r", error)
+                        logger.warning(
+                            "subscriber: connection lost error=%s", mask_text(repr(error))
+                        )
                 self._connection, is_first = None, False
                 self._up.clear()
                 await self._disconnect(connection)
@@ -210,7 +213,7 @@ class Subscriber:
                 async with asyncio.timeout(self._timeout):
                     await self._canary_seen.wait()
             except Exception as error:
-                logger.warning("subscriber: canary lost error=%r", error)
+                logger.warning("subscriber: canary lost error=%s", mask_text(repr(error)))
                 self._close_connection(connection)
             await asyncio.sleep(spread(CANARY_SECONDS))
 
