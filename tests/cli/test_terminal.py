@@ -116,6 +116,15 @@ def test_watch_prints_the_error_of_a_failed_job(
         json.loads(line)
 
 
+def test_watch_prints_an_event_on_one_line_when_its_output_is_not_a_terminal(
+    server: HostileServer,
+) -> None:
+    url = f"ws://127.0.0.1:{server.port}/realtime/ws"
+    done = run("watch", "1", "--url", url, COLUMNS="40")
+    [line] = [line for line in done.stdout.splitlines() if "note" in line]
+    assert r"half=\ud800" in line
+
+
 def test_watch_shows_no_escape_of_a_close_reason() -> None:
     server = HostileServer("\x1b]0;owned\x07[bold]no")
     try:

@@ -32,6 +32,34 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/**
+ * Return the listener of a button that acts at the second click; at the first one it asks, and it
+ * forgets the first one when it loses the focus.
+ *
+ * @param {string} question shown on the button after the first click
+ * @param {() => void} act
+ */
+export function askFirst(question, act) {
+  return (/** @type {{ currentTarget: any }} */ { currentTarget: button }) => {
+    if (button.dataset.asks) {
+      act();
+      return;
+    }
+    const [text, label] = [button.textContent, button.getAttribute("aria-label")];
+    button.dataset.asks = "yes";
+    button.textContent = question;
+    // The text is the name now.
+    button.removeAttribute("aria-label");
+    // Safari does not focus a button that is clicked.
+    button.focus();
+    button.addEventListener("blur", () => {
+      delete button.dataset.asks;
+      button.textContent = text;
+      if (label !== null) button.setAttribute("aria-label", label);
+    }, { once: true });
+  };
+}
+
 /** @param {string} text for screen readers */
 export function announce(text) {
   setText(byId("announcer"), text);

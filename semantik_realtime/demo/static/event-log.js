@@ -31,26 +31,30 @@ export class EventLog {
   /** Rows ever added since `clear`; the list has the last MAX_ROWS of them. */
   #count = 0;
   #list;
+  /** The part that scrolls; hidden while the list is empty. */
+  #box;
   #note;
   #countText;
   #paintSoon = oncePerFrame(() => this.#paint());
 
   constructor() {
-    this.#list = h("ol", {
+    this.#list = h("ol");
+    // The role of a log would replace that of the list, so the list is inside.
+    this.#box = h("div", {
       class: "events", role: "log", "aria-live": "off", "aria-label": "Events",
-      tabindex: "0", "data-testid": "events",
-    });
+      tabindex: "0", "data-testid": "events", hidden: true,
+    }, this.#list);
     this.#note = h("p", { class: "muted small events-note" });
     this.#countText = h("span", { class: "muted" });
-    const box = h("input", {
+    const every = h("input", {
       type: "checkbox",
-      onchange: () => this.#list.classList.toggle("all", /** @type {any} */ (box).checked),
+      onchange: () => this.#box.classList.toggle("all", /** @type {any} */ (every).checked),
     });
     this.element = h(
       "section", { class: "event-box", "aria-label": "Events" },
       h("header", {}, h("h3", {}, "Events"), this.#countText,
-        h("label", { class: "small" }, box, "every step")),
-      this.#list, this.#note,
+        h("label", { class: "small" }, every, "every step")),
+      this.#box, this.#note,
     );
     this.explain("");
   }
@@ -68,6 +72,7 @@ export class EventLog {
     this.#added.clear();
     this.#count = 0;
     this.#list.replaceChildren();
+    this.#box.hidden = true;
   }
 
   /** @param {Event} event */
@@ -78,7 +83,8 @@ export class EventLog {
 
   #paint() {
     const list = this.#list;
-    const isAtEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
+    const box = this.#box;
+    const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
     const rows = new Map([...list.children].map((row) => [offsetOf(row), row]));
     const fresh = [...this.#added.values()]
       .filter(({ offset }) => !rows.has(offset))
@@ -100,7 +106,8 @@ export class EventLog {
     while (list.childElementCount > MAX_ROWS) list.firstElementChild?.remove();
     setText(this.#countText, plural(this.#count, "event"));
     if (this.#count) this.explain("");
-    if (isAtEnd) list.scrollTop = list.scrollHeight;
+    box.hidden = list.childElementCount === 0;
+    if (isAtEnd) box.scrollTop = box.scrollHeight;
   }
 }
 

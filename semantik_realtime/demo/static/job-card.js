@@ -1,4 +1,4 @@
-import { h, setText } from "./dom.js";
+import { askFirst, h, setText } from "./dom.js";
 import { EventLog } from "./event-log.js";
 import { done, furthest, hasEnded, percent, total } from "./job-state.js";
 import { Pace } from "./pace.js";
@@ -91,7 +91,8 @@ export class JobCard {
       "Cancel",
     );
     this.removeButton = h(
-      "button", { class: "quiet", "data-testid": "delete", onclick: () => actions.remove(this) },
+      "button", { class: "quiet", "data-testid": "delete",
+        onclick: askFirst("Really delete this job?", () => actions.remove(this)) },
       "Delete",
     );
     this.detail = h(

@@ -1,5 +1,5 @@
 import { call } from "./api.js";
-import { byId, h, setText } from "./dom.js";
+import { askFirst, byId, h, setText } from "./dom.js";
 import { errorText, plural, sizeText } from "./text.js";
 
 const MAX_SHOWN = 200;
@@ -196,7 +196,7 @@ export class Library {
     const remove = h(
       "button",
       { class: "remove", "aria-label": `Delete ${entry.name}`, title: "Delete",
-        onclick: () => this.#run(() => this.#remove(entry)) },
+        onclick: askFirst("Delete?", () => this.#run(() => this.#remove(entry))) },
       "×",
     );
     return h(
