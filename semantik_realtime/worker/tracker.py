@@ -1,8 +1,11 @@
 """Every Celery task as a job: from Celery's signals to events.
 
-Which signals Celery sends in which case, and in which process, is measured in
-``tests/worker/test_workers.py``. A child of the prefork pool sends what it
-knows of its tasks; for a child that was killed, the main process sends the end.
+The process that publishes a task sends ``job_queued``. The process that runs it
+(a child of the prefork pool; with threads, solo or gevent the worker itself)
+sends the rest. What a killed child can no longer send, the worker's main
+process sends: it gets Celery's signals for lost, revoked and unknown tasks.
+Which signals Celery sends in which case is measured in
+``tests/worker/test_workers.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
-from billiard.process import current_process
 from celery import signals
 from celery.utils.functional import maybe_list
 
@@ -31,6 +33,7 @@ from semantik_realtime.core.topic import job_topic
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.current import current_job, pop_job, push_job
+from semantik_realtime.worker.endings import ending_of
 from semantik_realtime.worker.headers import (
     OWNER,
     QUEUED_AT,
@@ -44,12 +47,12 @@ from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.updates import mirror_updates
-from semantik_realtime.worker.values import describe_error, make_error
+from semantik_realtime.worker.values import describe_error
 
 logger = logging.getLogger(__name__)
 
 WARNINGS_PAUSE_SECONDS = 5.0
-"""How long after a backend that does not answer it is called for its warnings again."""
+"""Pause before the warnings of a backend that did not answer are read again."""
 INSTALLING_MODULE = "semantik_realtime.worker.command"
 """Installs the tracker when it is imported."""
 
@@ -105,7 +108,8 @@ class TaskTracker:
     def runtime(self) -> Runtime | None:
         """Return the runtime, made now if there is none yet; None if the tracker is off."""
         if self._runtime is None and not self._is_off:
-            # Without a lock, which a fork could leave locked: a second one would do no harm.
+            # No lock: a fork could leave it locked. Two threads may each make a runtime; the
+            # second one is then used by nobody and opens no connection.
             try:
                 made = Runtime()
             except ConfigError as error:
@@ -151,7 +155,7 @@ class TaskTracker:
         return guarded
 
     def _worker_init(self, conf: Any, **_: Any) -> None:
-        # A pool process that is not forked has only the modules that the application imports.
+        # A pool process that is not forked imports only these modules, so the tracker is added.
         # Both settings may be one name; Celery itself later takes that apart into letters.
         conf.imports = [*(maybe_list(conf.imports) or ()), INSTALLING_MODULE]
         conf.include = [*(maybe_list(conf.include) or ())]
@@ -209,11 +213,15 @@ class TaskTracker:
         mirror_updates(task)
 
     def _claim(self, runtime: Runtime, job_id: str, expected: int) -> int:
-        """Return the number of a new attempt; ``expected`` if the backend does not answer."""
+        """Return the number of a new attempt, or 0 if the job was deleted.
+
+        ``expected`` if the backend does not answer.
+        """
         if runtime.backend.fails_writes:
             return expected
         topic = job_topic(job_id)
         try:
+            # The token makes a retry of the claim safe.
             return runtime.backend.claim(topic, job_id, secrets.token_hex(8))
         except Exception:
             self.failures["claim"] += 1
@@ -241,27 +249,15 @@ class TaskTracker:
         runtime.emitter.flush(runtime.settings.flush_seconds, while_failing=False)
 
     def _end_after_run(self, job: Job, state: str | None, retval: Any) -> None:
-        """End a job for which Celery sent no other signal, by the state that it returned."""
+        """End a job that no other signal has ended, by the state that Celery passes."""
         if job.has_ended:
             return
-        if state == "IGNORED":
-            if job.declared_end is not None:
-                type, error = job.declared_end
-                job.end(type, error=error)
-            elif not str(retval).startswith("Replaced by"):
-                job.end("job_completed", data={"ignored": True})
-        elif state == "REJECTED":
-            if getattr(retval, "requeue", False):
-                job.end("job_retrying", data={"rejected": True})
-            else:
-                job.end("job_failed", error=_describe_rejection(retval))
+        ending = ending_of(state, retval, sys.exc_info()[1], job.declared_end)
+        if ending is not None:
+            job.end(ending.type, error=ending.error, data=ending.data)
         elif state is None:
-            raised = sys.exc_info()[1]
-            if isinstance(raised, Exception) or not _is_process_ending(raised):
-                job.end("job_failed", error=describe_error(raised))
-            else:
-                # The main process ends this one, knows why, and sends the end.
-                job.send_pending()
+            # The main process notices that this process ends, and sends the job's end.
+            job.send_pending()
 
     def _process_shutdown(self, **_: Any) -> None:
         self.flush()
@@ -327,13 +323,14 @@ class TaskTracker:
         runtime = self.runtime()
         if runtime is None or not is_job(name):
             return
+        # In the main process `sender.request` is empty; the received request has the headers.
         received = self._requests.get(task_id)
         source = request if received is None else received.request_dict
         meta = read_job_meta(source, id=task_id, name=name)
         if meta is None:
             return
         known: dict[str, Any] = {"attempt": count_attempts(source) + has_run}
-        # None is the newest attempt.
+        # None: the attempt that is newest when the backend appends the end.
         attempts: list[int | None] = [None]
         if has_run:
             stored = read_stored_state(runtime, meta.id)
@@ -343,8 +340,9 @@ class TaskTracker:
                 stored_attempt = 0
             expected = max(known["attempt"], stored_attempt)
             if stored_attempt < expected:
-                # job_started may still be in a spool file. Send the end twice: with the expected
-                # attempt, then with the newest; the fence drops the one that does not apply.
+                # The backend has not got this attempt's job_started, which may be in a spool file.
+                # Send the end twice: with the expected attempt, then with the newest. If the
+                # backend accepts the first, that attempt has ended and the second is refused.
                 attempts = [expected, None]
             known |= stored | {"attempt": expected}
         if "ended_at" in known:
@@ -386,29 +384,6 @@ def _is_enabled(runtime: Runtime | None) -> bool:
     except ConfigError:
         return True
     return settings.mirror
-
-
-def _is_process_ending(raised: BaseException | None) -> bool:
-    """Return True if a signal ends this pool process, False if the task itself called `sys.exit`.
-
-    billiard's signal handler exits with the signal's number minus 256. For a
-    task that exits, the end must be sent from here: Celery 5.3 sends no signal,
-    because it cannot encode a SystemExit as a result.
-    """
-    if str(current_process().name) == "MainProcess":
-        return False
-    if not isinstance(raised, SystemExit):
-        return True
-    return isinstance(raised.code, int) and -256 < raised.code < -128
-
-
-def _describe_rejection(reject: object) -> dict[str, str]:
-    """Return the reason of Celery's ``Reject``, whose own text is that of a tuple."""
-    reason = getattr(reject, "reason", None)
-    if isinstance(reason, BaseException):
-        return describe_error(reason)
-    message = "" if reason is None else describe_error(Exception(reason))["message"]
-    return make_error("Reject", message)
 
 
 def _log_warnings(runtime: Runtime) -> None:
