@@ -25,9 +25,9 @@ def cli() -> None:
 @click.option("--workers", default=2, show_default=True, help="Processes of the Celery worker.")
 @click.option(
     "--pause",
-    default=0.0,
-    show_default=True,
-    help="Seconds to wait after each document, so that a job is slow enough to watch.",
+    type=float,
+    help="Seconds to wait after each document; default: such that a job over more than one "
+    "document lasts about 20 s, and 0 with --once.",
 )
 @click.option("--data", type=click.Path(file_okay=False), help="Keep users, jobs and indexes here.")
 @click.option(

@@ -31,7 +31,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     once: bool
     port: int | None
     workers: int
-    pause: float
+    pause: float | None
     data: str | None
     backend: str
 
@@ -51,7 +51,7 @@ def run_demo(options: Options) -> int:
                         directory,
                         port=options.port,
                         workers=options.workers,
-                        pause=options.pause,
+                        pause=0.0 if options.once and options.pause is None else options.pause,
                         backend=options.backend,
                     )
                 )
@@ -66,7 +66,8 @@ def run_demo(options: Options) -> int:
                 return asyncio.run(index_once(console, error_console, installation, options.folder))
             _print_address(console, installation)
             while True:
-                installation.check()
+                for sentence in installation.restart_ended():
+                    console.print(plain(sentence))
                 time.sleep(CHECK_SECONDS)
     except KeyboardInterrupt:
         return 130 if options.once else 0
@@ -96,7 +97,9 @@ def _print_address(console: Console, installation: Installation) -> None:
     console.print(
         f"  user [bold]{USER}[/]   password [bold]{installation.password}[/]", highlight=False
     )
-    console.print("  Ctrl-C stops it", style="dim")
+    processes = "   ".join(f"{name} {pid}" for name, pid in installation.process_ids.items())
+    console.print(plain(f"  processes: {processes}"))
+    console.print("  Kill any of them: it is started again.  Ctrl-C stops all.", style="dim")
     console.print()
 
 

@@ -21,6 +21,8 @@ from semantik_realtime.cli.program import DemoFailed, Program
 START_SECONDS = 30.0
 USER = "demo"
 PREFERRED_PORT = 8000
+JOB_SECONDS = 20.0
+"""Long enough to kill a process during a job and see the page go on."""
 LOG_CONFIG = Path(__file__).parent.parent / "demo" / "logging.json"
 """Gives each line of the web server a time and a level."""
 
@@ -73,6 +75,20 @@ class Installation:
         for program in self._programs:
             program.check()
 
+    def restart_ended(self) -> list[str]:
+        """Start every program again that has ended; return a sentence about each.
+
+        Raises:
+            DemoFailed: A program ends again and again.
+        """
+        sentences = [program.restart_if_ended() for program in self._programs]
+        return [sentence for sentence in sentences if sentence]
+
+    @property
+    def process_ids(self) -> dict[str, int]:
+        """The process id of each program, by its name, in the order of their start."""
+        return {program.name: program.pid for program in self._programs}
+
     def stop(self) -> None:
         """Stop the programs, the newest first."""
         for program in reversed(self._programs):
@@ -81,7 +97,13 @@ class Installation:
 
 @contextlib.contextmanager
 def installed(
-    folder: Path, directory: Path, *, port: int | None, workers: int, pause: float, backend: str
+    folder: Path,
+    directory: Path,
+    *,
+    port: int | None,
+    workers: int,
+    pause: float | None,
+    backend: str,
 ) -> Iterator[Installation]:
     """Start everything and wait until it answers; stop it afterwards.
 
@@ -90,7 +112,8 @@ def installed(
         directory: Where users, jobs, indexes and logs are kept.
         port: Of the web server; None: PREFERRED_PORT, or a free one.
         workers: Processes of the Celery worker.
-        pause: Seconds after each document.
+        pause: Seconds after each document; None: so that a job over all of the folder lasts
+            JOB_SECONDS or more.
         backend: ``redis`` or ``nats``.
 
     Raises:
@@ -115,7 +138,8 @@ def installed(
             "DEMO_DOCUMENTS_DIR": str(folder.absolute()),
             "DEMO_USER": USER,
             "DEMO_PASSWORD": password,
-            "DEMO_PAUSE_SECONDS": str(pause),
+            "DEMO_PAUSE_SECONDS": str(pause or 0.0),
+            "DEMO_JOB_SECONDS": str(JOB_SECONDS if pause is None else 0.0),
         },
     )
     python = (sys.executable, "-m")

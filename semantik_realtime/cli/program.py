@@ -7,10 +7,14 @@ import functools
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 STOP_SECONDS = 5.0
 LOG_TAIL_CHARACTERS = 2000
+MAX_STARTS = 3
+START_WINDOW_SECONDS = 10.0
+"""A program that is started MAX_STARTS times in this time and has ended again is not restarted."""
 
 
 class DemoFailed(Exception):
@@ -30,19 +34,52 @@ class Program:
     ) -> None:
         self.name = name
         """For messages."""
+        self._command = command
+        self._environment = environment
         self._log = log
         self._stop_signal = stop_signal
+        self._started_at: list[float] = []
+        """When the last MAX_STARTS processes were started, monotonic seconds."""
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._started_at = [*self._started_at[1 - MAX_STARTS :], time.monotonic()]
         private = functools.partial(os.open, mode=0o600)
-        with open(log, "ab", opener=private) as output:
-            self._process = subprocess.Popen(  # noqa: S603 - commands of this module's callers
-                command,
-                env={**os.environ, **environment},
+        with open(self._log, "ab", opener=private) as output:
+            return subprocess.Popen(  # noqa: S603 - commands of this module's callers
+                self._command,
+                env={**os.environ, **self._environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 umask=0o077,
             )
+
+    @property
+    def pid(self) -> int:
+        """The id of the process, and of its group with its children."""
+        return self._process.pid
+
+    def restart_if_ended(self) -> str | None:
+        """Start the process again if it has ended; return a sentence about it, else None.
+
+        Children that it has left are killed first.
+
+        Raises:
+            DemoFailed: It has ended MAX_STARTS times within START_WINDOW_SECONDS.
+        """
+        code = self._process.poll()
+        if code is None:
+            return None
+        recent = len(self._started_at) == MAX_STARTS
+        if recent and time.monotonic() - self._started_at[0] < START_WINDOW_SECONDS:
+            self.check()
+        ended = self.pid
+        self.kill()
+        self._process = self._start()
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        return f"{self.name} (process {ended}) {how}; started again as process {self.pid}"
 
     def check(self) -> None:
         """Raise DemoFailed if the process has ended."""

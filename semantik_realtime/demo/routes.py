@@ -203,7 +203,9 @@ def create_job(body: NewJob, user: UserOf, host: HostOf) -> dict[str, Any]:
             label=documents[0].name if len(documents) == 1 else f"{len(documents)} documents",
             document_ids=[document.id for document in documents],
             total_files=len(documents),
-            pause_seconds=host.settings.pause_seconds if pause_seconds is None else pause_seconds,
+            pause_seconds=host.settings.pause_of(len(documents))
+            if pause_seconds is None
+            else pause_seconds,
         )
         session.add(job)
     try:

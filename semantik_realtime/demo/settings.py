@@ -5,6 +5,8 @@ from pathlib import Path
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+MAX_PAUSE_SECONDS = 10.0
+
 
 class NotConfigured(Exception):
     """A setting is missing or wrong; the message is one sentence that says what to set."""
@@ -52,8 +54,11 @@ class DemoSettings(BaseSettings):
     max_document_bytes: int = Field(8 * 2**20, gt=0)
     """A larger file counts as failed and is not indexed."""
 
-    pause_seconds: float = Field(0.0, ge=0, le=10)
+    pause_seconds: float = Field(0.0, ge=0, le=MAX_PAUSE_SECONDS)
     """A pause after each file, so that a job is slow enough to watch."""
+
+    job_seconds: float = Field(0.0, ge=0, le=3600)
+    """The least time that a job over several documents takes; it is spread over its pauses."""
 
     plugins: bool = True
     """Load the plugins of the entry-point group ``semantik.webui``."""
@@ -65,6 +70,15 @@ class DemoSettings(BaseSettings):
     @property
     def sqlalchemy_url(self) -> str:
         return self.database_url or f"sqlite:///{(self.data_dir / 'demo.sqlite3').absolute()}"
+
+    def pause_of(self, documents: int) -> float:
+        """Return the seconds to pause between two of a job's documents, at most MAX_PAUSE_SECONDS.
+
+        >>> DemoSettings(job_seconds=20, pause_seconds=0).pause_of(documents=41)
+        0.5
+        """
+        spread = self.job_seconds / (documents - 1) if documents > 1 else 0.0
+        return min(MAX_PAUSE_SECONDS, max(self.pause_seconds, spread))
 
     def is_own_data(self, path: Path) -> bool:
         """Return True for a resolved path of the demo's own data, which may be in the folder.

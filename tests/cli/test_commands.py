@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 from commandline import COMMAND, obey_signals, run
 
 from semantik_realtime.cli import demo, installation
+from semantik_realtime.cli.program import MAX_STARTS, DemoFailed, Program
 from semantik_realtime.config import Settings
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import (
@@ -50,7 +52,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.every_backend(shares_storage=True)
 def test_demo_once_indexes_a_folder_and_prints_the_counts(folder: Path, row: str) -> None:
-    done = run("demo", "--once", str(folder), "--backend", ROWS[row].backend)
+    done = run(
+        "demo",
+        *("--once", str(folder), "--backend", ROWS[row].backend, "--port", str(free_port())),
+    )
     assert done.returncode == 0, done.stderr
     assert re.search(r"documents 25 +failed 0 +chunks [1-9]\d* +seconds \d+\.\d", done.stdout)
 
@@ -81,6 +86,71 @@ def test_demo_once_fails_when_its_worker_dies(folder: Path) -> None:
         demo.kill()
         demo.wait()
         demo.stderr.close()  # type: ignore[union-attr]
+
+
+def test_the_demo_starts_a_killed_program_again_and_prints_the_process_ids(folder: Path) -> None:
+    demo = subprocess.Popen(
+        [*COMMAND, "demo", str(folder), "--port", str(free_port())],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=obey_signals,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    try:
+        assert demo.stdout is not None
+        printed = ""
+        while "started again as" not in printed:
+            line = demo.stdout.readline()
+            assert line, "the demo ended"
+            printed += line
+            if "processes:" in line:
+                pids = dict(re.findall(r"(\w+) (\d+)", line))
+                assert list(pids) == ["valkey", "worker", "web"]
+                assert {int(pid) for pid in pids.values()} <= children_of(demo.pid)
+                os.kill(int(pids["web"]), signal.SIGKILL)
+        restarted = rf"web \(process {pids['web']}\) was killed by SIGKILL; started again as"
+        assert re.search(restarted, printed)
+        address = re.search(r"http://[\d.:]+", printed)
+        assert address
+        deadline = time.monotonic() + 30
+        while not answers(address[0]):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        demo.send_signal(signal.SIGTERM)
+        demo.wait(30)
+        demo.stdout.close()  # type: ignore[union-attr]
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as page:
+            return page.status == 200  # type: ignore[no-any-return]
+    except OSError:
+        return False
+
+
+def test_a_program_that_ends_at_once_again_and_again_is_not_restarted_for_ever(
+    tmp_path: Path,
+) -> None:
+    failing = Program("failing", [sys.executable, "-c", "1/0"], {}, tmp_path / "log")
+    for _ in range(MAX_STARTS - 1):
+        assert wait_for_end(failing)
+        assert failing.restart_if_ended()
+    assert wait_for_end(failing)
+    with pytest.raises(DemoFailed, match="failing ended with code 1"):
+        failing.restart_if_ended()
+
+
+def wait_for_end(program: Program) -> bool:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            program.check()
+        except DemoFailed:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def is_busy_worker(pid: int) -> bool:

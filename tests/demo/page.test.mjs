@@ -3,7 +3,7 @@ import test from "node:test";
 
 import { furthest, percent } from "../../semantik_realtime/demo/static/job-state.js";
 import { Pace } from "../../semantik_realtime/demo/static/pace.js";
-import { leftText, rateText } from "../../semantik_realtime/demo/static/text.js";
+import { failureText, leftText, rateText } from "../../semantik_realtime/demo/static/text.js";
 
 const running = (current, attempt = 1) => ({
   status: "running",
@@ -85,4 +85,13 @@ test("the bar is full only after the end of the job", () => {
   assert.equal(percent({ status: "completed", attempt: 1 }), 100);
   assert.equal(percent({ status: "running", progress: { current: 3, total: null } }), null);
   assert.equal(percent({ status: "queued" }), 0);
+});
+
+test("the end of a job reads as a sentence when its process was killed", () => {
+  const error = { type: "WorkerLostError", message: "Worker exited prematurely: signal 9" };
+  assert.match(failureText({ status: "failed", error }), /^The process that ran this job was killed\. /);
+  assert.match(failureText({ status: "lost" }), /^The worker that ran this job is gone\. /);
+  assert.equal(failureText({ status: "failed", error: { type: "OSError", message: "x" } }), "OSError: x");
+  assert.equal(failureText({ status: "cancelled", error }), "");
+  assert.equal(failureText({ status: "running" }), "");
 });

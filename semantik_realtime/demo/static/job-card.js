@@ -2,7 +2,7 @@ import { askFirst, h, setText } from "./dom.js";
 import { EventLog } from "./event-log.js";
 import { done, furthest, hasEnded, percent, total } from "./job-state.js";
 import { Pace } from "./pace.js";
-import { agoText, durationText, leftText, plural, rateText } from "./text.js";
+import { agoText, durationText, failureText, leftText, plural, rateText } from "./text.js";
 
 /**
  * @typedef {import("./job-state.js").State} State
@@ -233,9 +233,7 @@ export class JobCard {
       : `${done(state).toLocaleString("en")} of ${(all ?? "?").toLocaleString("en")} ${unit}`);
     const failed = fields.failed_files ?? 0;
     setText(this.failed, failed ? `${failed.toLocaleString("en")} failed` : "");
-    const { error } = state;
-    setText(this.error, error && state.status !== "cancelled"
-      ? [error.type, error.message].filter(Boolean).join(": ") : "");
+    setText(this.error, failureText(state));
     setText(this.current, !hasEnded(state) && fields.current_file
       ? `Reading ${fields.current_file}` : "");
 

@@ -55,3 +55,18 @@ export function errorText(error) {
   const text = String(error?.message ?? error);
   return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
+
+const KEPT = "What it had indexed is kept; index the documents again for the rest.";
+
+/**
+ * Return why a job failed, as a text for people; empty if it did not fail.
+ *
+ * @param {{ status?: string, error?: { type?: string, message?: string } | null }} state
+ */
+export function failureText({ status, error }) {
+  if (status === "cancelled") return "";
+  // Celery's error after the death of the process that ran the task.
+  if (error?.type === "WorkerLostError") return `The process that ran this job was killed. ${KEPT}`;
+  if (error) return [error.type, error.message].filter(Boolean).join(": ");
+  return status === "lost" ? `The worker that ran this job is gone. ${KEPT}` : "";
+}
