@@ -112,6 +112,6 @@ async def _truth(publisher: Publisher) -> dict[str, View]:
         snapshot = await backend.snapshot(topic, None, 0)
         view = views[topic] = View(topic)
         view.offset, view.cursor = snapshot.cursor.offset, str(snapshot.cursor)
-        view.folded = {key: json.loads(state) for key, state in states_of(snapshot).items()}
+        view.folded = {key: json.loads(state) for key, state in states_of(topic, snapshot).items()}
     await backend.close()
     return views
