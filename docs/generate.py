@@ -31,8 +31,10 @@ HEAD = """\
 
 Every setting is an environment variable, and also an argument:
 `Settings(backend="memory", retention_events=200)`. A wrong value is refused at start with a
-message that names the variable. [`.env.example`](../.env.example) lists all settings with their
-defaults.
+message that names the variable, and a variable that is no setting, because it is misspelt, is
+logged at start and reported by `semantik-realtime doctor`. The package reads no file: whatever
+starts a process loads a `.env` into its environment. [`.env.example`](../.env.example) lists all
+settings with their defaults.
 
 The settings of the NATS backend, `SEMANTIK_REALTIME_NATS_*`, are in
 [its README](../plugins/semantik-realtime-nats/README.md#settings).
@@ -77,6 +79,7 @@ def configuration() -> str:
 def example() -> str:
     """Return the text of .env.example: every setting as a comment, with its default."""
     parts = [
+        "# No file is read. Load it yourself: Compose env_file, uvicorn --env-file, `. ./.env`.\n"
         "# Copy to .env, and set the values that differ from these defaults.\n"
         "# Written by docs/generate.py; docs/configuration.md has the same as a table.\n"
     ]

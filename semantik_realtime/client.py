@@ -21,8 +21,9 @@ from websockets.uri import parse_uri
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.fold import View
 from semantik_realtime.core.session import SUBPROTOCOL, CloseCode
-from semantik_realtime.core.topic import check_topic
+from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import AccessError, InvalidInput
+from semantik_realtime.urls import find_fault, mask_text, mask_urls
 
 OPEN_SECONDS = 10.0
 WELCOME_SECONDS = 15.0
@@ -73,7 +74,8 @@ async def watch(
 
     Args:
         url: Of the server's WebSocket.
-        topic: Name of the topic, for example ``job:42``.
+        topic: Name of the topic, for example ``job:42``, or its kind and a plain id:
+            ``job:import:42``. In ``view.states`` the key is the plain id.
         token: Sent as bearer token; None: no credential.
         history: The most events to get with a snapshot, 0 to 1000.
 
@@ -83,11 +85,13 @@ async def watch(
             environment names a SOCKS proxy and ``python-socks`` is not installed.
         AccessError: The server refuses the credential or the topic for good.
     """
-    view = View(check_topic(topic))
+    view = View(name_topic(topic))
     try:
         parse_uri(url)
     except (InvalidURI, ValueError) as error:
-        raise _invalid_url(url, getattr(error, "msg", str(error))) from None
+        # The message of a ValueError may have a part of the password.
+        reason = getattr(error, "msg", None) or find_fault(url) or "it cannot be parsed"
+        raise _invalid_url(url, reason) from None
     was_connected = False
     backoff = Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, jitter=1.0)
     while True:
@@ -128,9 +132,10 @@ async def watch(
             ) from None
         except ImportError as error:
             # A SOCKS proxy in the environment needs a package that is not installed.
-            raise InvalidInput(f"{_without_query(url)}: {error}") from None
+            raise InvalidInput(f"{mask_urls(url)}: {error}") from None
         except (OSError, WebSocketException) as error:
-            reason = str(error) or "no answer in time"
+            # That of a wrong proxy has the proxy's URL.
+            reason = mask_text(str(error)) or "no answer in time"
         view.synced = False
         yield Update("reconnecting", view, reason=reason)
         await asyncio.sleep(backoff.next_seconds())
@@ -138,12 +143,7 @@ async def watch(
 
 def _invalid_url(url: str, reason: str) -> InvalidInput:
     expected = "ws://host:port/realtime/ws or wss://…"
-    return InvalidInput(f"{_without_query(url)}: {reason}; expected: {expected}")
-
-
-def _without_query(url: str) -> str:
-    """Leave out the query, which may have a credential."""
-    return url.partition("?")[0]
+    return InvalidInput(f"{mask_urls(url)}: {reason}; expected: {expected}")
 
 
 def _is_loopback(url: str) -> bool:

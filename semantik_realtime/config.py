@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -35,6 +36,8 @@ def split_list(value: object) -> object:
     return value
 
 
+CLIENT_VARIABLES = frozenset({"WS", "TOKEN"})
+"""Variables of the command line, without the prefix. They are no settings."""
 UnsetIfEmpty = BeforeValidator(lambda value: value or None)
 """An empty variable counts as unset, because Compose files pass on variables that are not set."""
 Names = Annotated[list[str], NoDecode, BeforeValidator(split_list)]
@@ -44,11 +47,16 @@ class Settings(BaseSettings):
     """All settings. Frozen.
 
     Each is read from ``SEMANTIK_REALTIME_<NAME>`` and from the further
-    variables that its description names; a keyword comes before them.
+    variables that its description names; a keyword comes before them. No file
+    is read: whoever starts the process loads a ``.env``.
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="ignore", frozen=True, populate_by_name=True
+        # An unknown keyword is refused. (Variables of the environment are not checked by this.)
+        env_prefix=PREFIX,
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
     )
 
     backend: str = Field("redis", description="Name of the backend's entry point.")
@@ -127,7 +135,7 @@ class Settings(BaseSettings):
         description="Key of HMAC-signed tokens; also read from JWT_SECRET_KEY.",
     )
     jwt_jwks_url: Annotated[str | None, UnsetIfEmpty] = Field(
-        None, description="URL of the public keys that verify tokens."
+        None, repr=False, description="URL of the public keys that verify tokens."
     )
     jwt_algorithms: Names = Field(
         ["HS256"], description="Accepted algorithms, separated by commas."
@@ -209,16 +217,27 @@ def load_settings(**given: object) -> Settings:
         raise ConfigError(f"wrong settings: {faults}") from None
 
 
+def unknown_variables(names: Iterable[str], plugins: Iterable[str]) -> dict[str, str]:
+    """Return the names that begin like a setting's but are none, each with the nearest setting.
+
+    ``plugins`` are the names of backends and plugins, which have settings of
+    their own. Without any that resembles it the nearest one is empty.
+
+    >>> unknown_variables(["SEMANTIK_REALTIME_RETENSION_SECONDS", "REDIS_URL"], [])
+    {'SEMANTIK_REALTIME_RETENSION_SECONDS': 'SEMANTIK_REALTIME_RETENTION_SECONDS'}
+    """
+    known = {name.upper() for name in Settings.model_fields} | CLIENT_VARIABLES
+    theirs = tuple(f"{plugin.upper().replace('-', '_')}_" for plugin in plugins)
+    unknown = {}
+    for variable in sorted(names):
+        # Not case-sensitive, as the settings are.
+        name = variable.upper().removeprefix(PREFIX)
+        if variable.upper() != name and name not in known and not name.startswith(theirs):
+            near = difflib.get_close_matches(name, known, 1)
+            unknown[variable] = PREFIX + near[0] if near else ""
+    return unknown
+
+
 def _variable(place: str) -> str:
     # pydantic reports a field with aliases by the first of them, and others by their name.
     return place if place.startswith(PREFIX) else PREFIX + place.upper()
-
-
-def hide_password(url: str) -> str:
-    """Return ``url`` without its credentials and options.
-
-    >>> hide_password("redis://:secret@cache:6379/0?password=secret")
-    'redis://cache:6379/0'
-    """
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,15 +11,38 @@ from typing import Any
 import msgspec
 
 from semantik_realtime.backends.guard import GuardedBackend
-from semantik_realtime.backends.loader import bind_hooks, build_plugins, load_backend
+from semantik_realtime.backends.loader import (
+    bind_hooks,
+    build_plugins,
+    load_backend,
+    log_unknown_settings,
+)
 from semantik_realtime.clock import now_text
 from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Outcome, Receipt
 from semantik_realtime.core.lifecycle import END_TYPES
-from semantik_realtime.core.topic import job_topic, split_topic, user_topic
+from semantik_realtime.core.shape import (
+    check_job_state,
+    check_mapping,
+    complete_state,
+    near_misses,
+)
+from semantik_realtime.core.topic import (
+    job_topic,
+    name_topic,
+    plain_id,
+    split_topic,
+    user_topic,
+)
 from semantik_realtime.emitter.emitter import Emitter
+from semantik_realtime.errors import EventError
 from semantik_realtime.hookspecs import Backend, Top
+
+logger = logging.getLogger(__name__)
+
+MAX_NEAR_MISSES = 100
+"""How many members of states that may be misspelt a process logs."""
 
 
 class Runtime:
@@ -45,6 +69,7 @@ class Runtime:
         backend: object | None = None,
     ) -> None:
         self.settings = settings or load_settings()
+        log_unknown_settings()
         self._is_configured_backend = backend is None
         self._given_plugins = tuple(plugins)
         self.unguarded: Any = load_backend(self.settings) if backend is None else backend
@@ -57,6 +82,8 @@ class Runtime:
             max_bytes=self.settings.spool_bytes,
             directory=self.settings.spool_path,
         )
+        # Members of states that may be misspelt, as logged. At most `MAX_NEAR_MISSES`.
+        self._near_misses: set[str] = set()
         # How many calls of `_top` use the backend that they opened.
         self._readers = 0
 
@@ -84,27 +111,47 @@ class Runtime:
     ) -> Receipt:
         """Append an event from the web side and wait for the receipt.
 
+        ``topic`` is the name of a topic, or its kind and a plain id: ``job:import:42``.
         On a job's topic the event belongs to the job's newest attempt, so after
         the end it is refused (`Outcome.CLOSED`); a type that ends a job ends
-        it. ``also`` names further topics for the same event; of these ``owner``
-        owns only their own feed. The outcome is `Outcome.WAITING` while the
-        backend is away, and when there is no answer within ``timeout_seconds``
-        (default: the backend's timeout): the event is appended later.
+        it, unless ``key`` is another one, a child's. There the status of the
+        state follows from a type of a job's life, ``job_failed`` for example;
+        without ``state`` it is the whole state. ``also`` names further topics
+        for the same event; of these ``owner`` owns only their own feed. The
+        outcome is `Outcome.WAITING` while the backend is away, and when there
+        is no answer within ``timeout_seconds`` (default: the backend's
+        timeout): the event is appended later.
 
         Raises:
-            InvalidInput: nothing was sent.
+            InvalidInput: a name is outside its grammar, or ``data`` or ``state`` has a
+                shape that readers cannot read (`semantik_realtime.core.shape`); the message
+                names the member. Nothing was sent.
             BackendUnavailable: the event was dropped, because too many wait already.
         """
+        topic = name_topic(topic)
+        owner = None if owner is None else plain_id(owner)
         kind, ident = split_topic(topic)
+        is_jobs_own = kind == "job" and (key or ident) == ident
+        if data is not None:
+            check_mapping("data", data)
+        if state is not None and not isinstance(state, msgspec.UnsetType):
+            check_mapping("state", state)
+        if kind == "job":
+            if type == "job_deleted":
+                raise EventError("job_deleted is an event of delete(): call that")
+            state = complete_state(type, state)
+            if is_jobs_own and isinstance(state, Mapping):
+                check_job_state(state)
+                self._note_near_misses(topic, near_misses(state))
         drafts = make_drafts(
-            owners_of(topic, also, owner),
+            owners_of(topic, [name_topic(other) for other in also], owner),
             type,
             now_text(),
             key or ident,
             state=state,
             data=data,
             job=ident if kind == "job" else None,
-            terminal=kind == "job" and type in END_TYPES,
+            terminal=is_jobs_own and type in END_TYPES,
             max_bytes=self.settings.max_event_bytes,
         )
         receipt = self.emitter.emit_and_confirm(drafts[0])
@@ -127,8 +174,10 @@ class Runtime:
         The owner is looked up if not given.
 
         Raises:
+            TopicError: it is no id of a job.
             BackendError: the job may still exist.
         """
+        job_id = plain_id(job_id)
         topic = job_topic(job_id)
         if owner is None:
             top = await self._top(topic)
@@ -156,6 +205,17 @@ class Runtime:
             ):
                 self.emitter.emit(draft)
         return known
+
+    def _note_near_misses(self, topic: str, missed: Mapping[str, str]) -> None:
+        for member, meant in missed.items():
+            if len(self._near_misses) < MAX_NEAR_MISSES and member not in self._near_misses:
+                self._near_misses.add(member)
+                logger.warning(
+                    "publish: unknown member of a state topic=%s %s, nearest is %s (logged once)",
+                    topic,
+                    member[:80],
+                    meant,
+                )
 
     async def _top(self, topic: str) -> Top | None:
         """Return where a topic ends, from any loop. Closes again what it had to open.

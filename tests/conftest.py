@@ -1,4 +1,4 @@
-"""Servers for the tests: real ones, started once, ended by their own process id."""
+"""The rows of the backend matrix, their servers, and files of node's tests, for all tests."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ NODE_SECONDS = 110
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
-# What says something about a backend is marked `every_row`: it runs on each row of the matrix.
-# What takes long is marked `every_backend`: it runs on the first row of each backend. All else
-# runs on one row. `tox -e backend-nats` runs what has the mark of the row nats.
+# A test of a backend's behaviour is marked `every_row` and runs on each row of the matrix. A slow
+# one is marked `every_backend` and runs on the first row of each backend. Every other test runs on
+# one row. `tox -e backend-nats` runs the tests with the mark of the row nats.
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,8 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", name + where.format(rows))
     for row in ROWS:
         config.addinivalue_line("markers", f"{row}: needs the {row} row of the backend matrix")
-        config.addinivalue_line("markers", f"backend-{row}: what tox -e backend-{row} runs")
-    config.addinivalue_line("markers", "matrix: what one of those runs")
+        config.addinivalue_line("markers", f"backend-{row}: run by tox -e backend-{row}")
+    config.addinivalue_line("markers", "matrix: run by one of those")
     config.addinivalue_line("markers", "browser: needs chromium and playwright")
 
 
@@ -63,13 +63,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def default_row() -> str:
-    """The row of what is not marked."""
+    """The row of a test without a mark."""
     return "valkey"
 
 
 @pytest.fixture(scope="module")
 def row(request: pytest.FixtureRequest, default_row: str) -> str:
-    """The row of the backend matrix that the test is on."""
+    """The row of the backend matrix that the test runs on."""
     name: str = getattr(request, "param", default_row)
     backend = ROWS[name].backend
     if backend not in backend_names():
@@ -80,9 +80,9 @@ def row(request: pytest.FixtureRequest, default_row: str) -> str:
 
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[Callable[[str], str]]:
-    """The URL of a running server for a row of the matrix; one server a row and session.
+    """Return the URL of a running server for a row; one server for each row and session.
 
-    With TEST_REDIS_URL that server is the row ``redis``, and none is started for it.
+    With TEST_REDIS_URL the row ``redis`` is that server, and none is started for it.
     """
     urls: dict[str, str] = {}
     if given := os.environ.get("TEST_REDIS_URL"):
@@ -100,7 +100,7 @@ def server_url() -> Iterator[Callable[[str], str]]:
 
 @pytest.fixture
 def server(row: str) -> Iterator[Server]:
-    """A running server of the test's own: it may be killed, hang and be started again."""
+    """A running server of the test's own, which the test may kill, pause and start again."""
     make_server = ROWS[row].make_server
     assert make_server is not None
     with skipping_if_missing():
@@ -111,14 +111,14 @@ def server(row: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def skipping_if_missing() -> Iterator[None]:
-    """A server that is not installed skips the test."""
+    """Skip the test if the server is not installed."""
     try:
         yield
     except ServerMissing as error:
         pytest.skip(str(error))
 
 
-# Where everything is required, a skip is a failure: of a test, and of a whole file.
+# With REQUIRE_ALL=1 a skip is a failure, of a test and of a whole file.
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -140,7 +140,7 @@ def forbid_skip(report: Report) -> Report:
     return report
 
 
-# A file of node's tests is one test here, so that there is one report and one rule for skips.
+# A file of node's tests is one test of pytest, so that one report and one rule for skips hold.
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -157,7 +157,7 @@ class NodeFile(pytest.File):
 
 
 class NodeTests(pytest.Item):
-    """All tests of a file; fails with what node printed."""
+    """All tests of a file. A failure shows the output of node."""
 
     def runtest(self) -> None:
         node = shutil.which("node")
@@ -185,4 +185,4 @@ class NodeTests(pytest.Item):
 
 
 class NodeFailed(Exception):
-    """What node printed."""
+    """The output of node."""

@@ -1,13 +1,18 @@
-"""Settings: every one documented, read from its variable, and wrong ones named."""
+"""Every setting is documented and read from its variable; errors name the variable."""
 
+import logging
+import re
 import traceback
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from semantik_realtime.config import PREFIX, Settings, load_settings
+from semantik_realtime.backends import loader
+from semantik_realtime.config import PREFIX, Settings, load_settings, unknown_variables
 from semantik_realtime.errors import ConfigError
+from semantik_realtime.runtime import Runtime
 
 FIELDS = Settings.model_fields
 ALIASES = {
@@ -22,7 +27,7 @@ SECRETS = {"jwt_secret", "metrics_token"}
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch):
-    """No variable of whoever runs the tests takes part."""
+    """Remove the variables of the developer's own environment."""
     for name in FIELDS:
         monkeypatch.delenv(PREFIX + name.upper(), raising=False)
     for name in ALIASES.values():
@@ -64,7 +69,7 @@ def test_a_field_has_a_description_and_is_read_from_its_variable(name, monkeypat
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_what_is_given_by_keyword_comes_before_every_variable(name, monkeypatch):
+def test_a_keyword_comes_before_every_variable(name, monkeypatch):
     text, value = other_value(name, FIELDS[name])
     monkeypatch.setenv(PREFIX + name.upper(), text)
     if name in ALIASES:
@@ -140,7 +145,7 @@ def test_all_wrong_values_are_named_at_once(monkeypatch):
     assert [name for name in WRONG if PREFIX + name.upper() not in str(wrong.value)] == []
 
 
-def test_a_secret_is_shown_to_nobody_who_only_looks(monkeypatch):
+def test_the_text_of_the_settings_shows_no_secret(monkeypatch):
     monkeypatch.setenv(PREFIX + "JWT_SECRET", "hunter2")
     settings = load_settings()
     assert settings.jwt_secret.get_secret_value() == "hunter2"
@@ -148,7 +153,7 @@ def test_a_secret_is_shown_to_nobody_who_only_looks(monkeypatch):
         assert "hunter2" not in text
 
 
-def test_the_password_in_a_url_is_not_shown(monkeypatch):
+def test_the_text_of_the_settings_shows_no_password_of_a_url(monkeypatch):
     monkeypatch.setenv("REDIS_URL", "redis://:hunter2@localhost")
     settings = load_settings()
     assert settings.url == "redis://:hunter2@localhost"
@@ -157,14 +162,14 @@ def test_the_password_in_a_url_is_not_shown(monkeypatch):
 
 
 def test_a_wrong_setting_shows_no_value_in_a_traceback():
-    # Put together, for a traceback shows lines of source too.
+    # In two parts, because a traceback shows lines of source too.
     secret = "-".join(["hunter", "two"])
     with pytest.raises(ConfigError) as wrong:
         load_settings(jwt_secret=[secret])
     assert secret not in "".join(traceback.format_exception(wrong.value))
 
 
-def test_settings_do_not_change():
+def test_settings_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         load_settings().backend = "other"
 
@@ -179,6 +184,53 @@ def test_only_a_named_development_environment_is_one(text, expected):
 
 
 @pytest.mark.parametrize("name", ["URL", "JWT_SECRET", "JWT_JWKS_URL"])
-def test_a_variable_set_to_nothing_is_not_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"SEMANTIK_REALTIME_{name}", "")
     assert getattr(load_settings(), name.lower()) is None
+
+
+def test_every_variable_of_the_package_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [PREFIX + name.upper() for name in FIELDS]
+    names += [name.lower() for name in names] + list(ALIASES.values())
+    names += [PREFIX + name for name in ("WS", "TOKEN", "NATS_REPLICAS", "MY_PLUGIN_X")]
+    assert unknown_variables(names, ["nats", "my-plugin"]) == {}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_misspelt_variable_is_reported_with_the_nearest_name(name: str) -> None:
+    right = PREFIX + name.upper()
+    wrong = right[:-1] + "Q"
+    assert unknown_variables([wrong, "PATH"], []) == {wrong: right}
+
+
+def test_a_misspelt_variable_is_logged_once_at_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(PREFIX + "RETENSION_SECONDS", "60")
+    monkeypatch.setenv(PREFIX + "XYZZY", "60")
+    loader.log_unknown_settings.cache_clear()
+    for _ in range(3):
+        Runtime(Settings(backend="memory"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "config: SEMANTIK_REALTIME_RETENSION_SECONDS is no setting, "
+        "is SEMANTIK_REALTIME_RETENTION_SECONDS meant?",
+        "config: SEMANTIK_REALTIME_XYZZY is no setting",
+    ]
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+def test_a_misspelt_keyword_is_refused() -> None:
+    with pytest.raises(ConfigError, match="SEMANTIK_REALTIME_RETENSION_SECONDS"):
+        load_settings(retension_seconds=60)
+    with pytest.raises(ValueError, match="retension_seconds"):
+        Settings(retension_seconds=60)  # type: ignore[call-arg]
+
+
+def test_no_env_file_is_read_and_the_example_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text(f"{PREFIX}PREFIX=from-a-file\n")
+    assert load_settings().prefix == FIELDS["prefix"].default
+    first = (Path(__file__).parents[1] / ".env.example").read_text().splitlines()[0]
+    assert re.match("# No file is read. Load it yourself", first)

@@ -14,7 +14,7 @@ import importlib, json, pkgutil, sys
 used = []
 
 def audit(event, args):
-    # Raised as well as noted, since whoever touches a socket may swallow the error.
+    # Recorded too, because the module may catch the error.
     if event.startswith("socket.") and event != "socket.gethostname":
         used.append(event)
         raise RuntimeError(f"{event} during an import")

@@ -1,4 +1,4 @@
-"""One backend, chosen by name, from whichever distribution; a broken plugin harms nobody."""
+"""One backend is chosen by name, from any distribution; a broken plugin is left out."""
 
 import json
 import logging
@@ -55,12 +55,12 @@ def site(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_the_bundled_backends_are_found_like_a_strangers():
+def test_the_bundled_backends_are_found_by_entry_point():
     assert {"memory", "redis"} <= set(backend_names())
     assert isinstance(load_backend(settings("memory")), MemoryBackend)
 
 
-def test_an_unknown_name_is_an_error_that_says_what_there_is():
+def test_an_unknown_name_is_an_error_that_names_the_installed_backends():
     with pytest.raises(ConfigError) as wrong:
         load_backend(settings("nope"))
     for part in ("'nope'", "memory", "redis", "SEMANTIK_REALTIME_BACKEND"):
@@ -97,7 +97,7 @@ def test_a_broken_distribution_is_an_error_that_names_it_and_the_reason(value, r
     assert isinstance(load_backend(settings("memory")), MemoryBackend)
 
 
-def test_what_a_backend_says_about_its_settings_is_passed_on_as_it_is(site):
+def test_a_config_error_of_a_backend_is_raised_unchanged(site):
     text = """
     from semantik_realtime.errors import ConfigError
     def make(settings):
@@ -130,7 +130,7 @@ def test_a_wrong_url_of_the_redis_backend_is_a_config_error(url):
         load_backend(settings("redis", url=url))
 
 
-def test_a_password_is_not_part_of_the_complaint_about_a_url():
+def test_an_error_about_a_url_does_not_show_its_password():
     with pytest.raises(ConfigError) as wrong:
         load_backend(settings("redis", url="redis://:hunter2@localhost:port/0"))
     assert "hunter2" not in str(wrong.value)
@@ -169,7 +169,7 @@ def memory() -> MemoryBackend:
 
 
 class Host:
-    """Answers every question with its own name."""
+    """Authenticates every user as itself."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -180,7 +180,7 @@ class Host:
 
 
 class Misfit:
-    """One hook fits, the other asks for what there is not."""
+    """One hook fits, the other has an unknown argument."""
 
     @hookimpl
     def authenticate(self, credentials):
@@ -191,12 +191,12 @@ class Misfit:
         return True
 
 
-def test_plugins_are_asked_the_last_given_first():
+def test_plugins_are_called_the_last_given_first():
     manager = build_plugins(memory(), [Host("one"), Host("two")])
     assert manager.hook.authenticate(credentials=None) == "two"
 
 
-def test_a_plugin_that_does_not_fit_is_reported_and_left_out_whole(caplog):
+def test_a_plugin_with_a_wrong_hook_is_logged_and_none_of_its_hooks_used(caplog):
     with caplog.at_level(logging.ERROR, "semantik_realtime.backends.loader"):
         manager = build_plugins(memory(), [Host("one"), Misfit(), Host("two")])
     assert "plugin left out" in caplog.text
@@ -206,7 +206,7 @@ def test_a_plugin_that_does_not_fit_is_reported_and_left_out_whole(caplog):
     assert [plugin.name for plugin in answering] == ["one", "two"]
 
 
-def test_a_broken_plugin_of_the_group_is_reported_and_left_out(site, caplog):
+def test_a_broken_plugin_of_the_group_is_logged_and_left_out(site, caplog):
     good = """
     from semantik_realtime.hookspecs import hookimpl
     @hookimpl
@@ -223,9 +223,9 @@ def test_a_broken_plugin_of_the_group_is_reported_and_left_out(site, caplog):
     assert manager.has_plugin("good")
     assert not manager.has_plugin("bad")
     assert manager.hook.authenticate(credentials=None) == "good"
-    # Whoever is given by hand is asked before those that are installed.
-    by_hand = build_plugins(memory(), [Host("given")])
-    assert by_hand.hook.authenticate(credentials=None) == "given"
+    # A plugin that is given in code is called before those of entry points.
+    with_given = build_plugins(memory(), [Host("given")])
+    assert with_given.hook.authenticate(credentials=None) == "given"
 
 
 def test_a_plugin_of_the_group_cannot_take_the_place_of_the_backend(site, caplog):

@@ -1,4 +1,4 @@
-"""The matrix: a row is added in one table and one list, and what is marked runs on it."""
+"""The backend matrix: a row is added in one table and one list, and marked tests run on it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_plain(row): ...
 """
 
 
-def test_each_row_is_a_check() -> None:
+def test_each_row_has_a_tox_environment() -> None:
     [rows] = re.findall(r"^ +backend-\{(.+)\}$", (ROOT / "tox.ini").read_text(), re.MULTILINE)
     assert sorted(rows.split(",")) == sorted(ROWS)
 
@@ -50,7 +50,9 @@ def test_each_row_is_a_check() -> None:
         ),
     ],
 )
-def test_each_check_runs_what_is_marked_for_it(tmp_path: Path, check: str, names: set[str]) -> None:
+def test_each_check_runs_the_tests_that_are_marked_for_it(
+    tmp_path: Path, check: str, names: set[str]
+) -> None:
     shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers")
     (tmp_path / "test_rows.py").write_text(TESTS)

@@ -1,4 +1,4 @@
-"""Where everything is required, nothing is skipped in silence."""
+"""With REQUIRE_ALL=1 a skipped test fails."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_skip_says_what_is_missing(folder: Path) -> None:
+def test_a_skip_names_what_is_missing(folder: Path) -> None:
     ran = run_pytest(folder, PATH="")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "5 skipped" in ran.stdout

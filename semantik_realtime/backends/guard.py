@@ -138,7 +138,8 @@ class GuardedBackend:
         try:
             await self._read(self._backend.subscribe(PROBE_TOPIC, _NullSink()))
         finally:
-            await self._read(self._backend.unsubscribe(PROBE_TOPIC))
+            # Not by `_read`: its success would close the breaker that a failed subscription opened.
+            await self._backend.unsubscribe(PROBE_TOPIC)
 
     # Writes.
 

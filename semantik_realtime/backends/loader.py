@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ from typing import Any, cast
 
 import pluggy
 
-from semantik_realtime.config import Settings
+from semantik_realtime.config import Settings, unknown_variables
 from semantik_realtime.errors import ConfigError, RealtimeError
 from semantik_realtime.hookspecs import BACKEND_HOOKS, PROJECT, Backend, HostSpec, SinkProxy
+from semantik_realtime.urls import mask_text
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,19 @@ PLUGINS = "semantik_realtime.plugins"
 def backend_names() -> list[str]:
     """Return the names of the installed backends."""
     return sorted(entry_points(group=BACKENDS).names)
+
+
+def unknown_settings() -> dict[str, str]:
+    """Return the variables of the environment that are no settings (`unknown_variables`)."""
+    plugins = {*entry_points(group=BACKENDS).names, *entry_points(group=PLUGINS).names}
+    return unknown_variables(os.environ, plugins)
+
+
+@functools.cache
+def log_unknown_settings() -> None:
+    """Log each variable that may be a misspelt setting, once a process."""
+    for name, nearest in unknown_settings().items():
+        logger.warning("config: %s is no setting%s", name, f", is {nearest} meant?" * bool(nearest))
 
 
 def load_backend(settings: Settings) -> Backend:
@@ -42,8 +57,9 @@ def load_backend(settings: Settings) -> Backend:
         installed = backend_names()
         near = difflib.get_close_matches(name, installed, 1)
         raise ConfigError(
-            f"there is no backend {name!r}{f', did you mean {near[0]!r}?' if near else ''}; "
-            f"installed: {', '.join(installed)} (set SEMANTIK_REALTIME_BACKEND)"
+            f"there is no backend {mask_text(name)!r}"
+            f"{f', did you mean {near[0]!r}?' if near else ''}; installed: "
+            f"{', '.join(installed)} (set SEMANTIK_REALTIME_BACKEND)"
         )
     if len({entry.value for entry in found}) > 1:
         raise ConfigError(
@@ -57,7 +73,7 @@ def load_backend(settings: Settings) -> Backend:
     except Exception as error:
         raise ConfigError(
             f"backend {name!r} from {_distribution(found[0])} cannot be loaded: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {mask_text(str(error))}"
         ) from error
 
 

@@ -85,12 +85,17 @@ def doctor(as_json: bool) -> None:
 @click.argument("topic")
 @click.argument("type")
 @click.option("--data", default="{}", help="The event's data, a JSON object.")
+@click.option(
+    "--state",
+    help="The whole state after the event, a JSON object; null removes it. On a job's topic the "
+    "status follows from a TYPE such as job_failed.",
+)
 @click.option("--owner", help="Owner of the topic, if the topic is new.")
-def publish(topic: str, type: str, data: str, owner: str | None) -> None:
+def publish(topic: str, type: str, data: str, state: str | None, owner: str | None) -> None:
     """Append one event of TYPE to TOPIC, through the configured backend."""
     from semantik_realtime.cli.publish import run_publish
 
-    click.echo(visible(run_publish(topic, type, data, owner)))
+    click.echo(visible(run_publish(topic, type, data, state, owner)))
 
 
 def main() -> None:

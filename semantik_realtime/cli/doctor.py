@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from semantik_realtime.backends.loader import BACKENDS, PLUGINS, backend_names
+from semantik_realtime.backends.loader import BACKENDS, PLUGINS, backend_names, unknown_settings
 from semantik_realtime.cli.terminal import plain, visible
-from semantik_realtime.config import Settings, hide_password, load_settings
+from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.errors import BackendError, RealtimeError
 from semantik_realtime.hookspecs import Status
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.urls import mask_text, mask_urls
 
 MAX_CLOCK_SKEW_SECONDS = 2.0
 """With a larger difference between the clocks of hosts, shown durations and ages look wrong."""
@@ -89,9 +90,9 @@ def _table(findings: list[Finding]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
         grade = Text(*_MARKS[finding.grade])
-        table.add_row(grade, finding.subject, plain(finding.text))
+        table.add_row(grade, finding.subject, plain(mask_text(finding.text)))
         if finding.advice:
-            table.add_row("", "", plain(f"→ {finding.advice}", "bold"))
+            table.add_row("", "", plain(f"→ {mask_text(finding.advice)}", "bold"))
     return table
 
 
@@ -99,9 +100,9 @@ def _lines(findings: list[Finding]) -> Iterator[str]:
     width = max(len(finding.subject) for finding in findings)
     for finding in findings:
         mark = _MARKS[finding.grade][0]
-        yield f"{mark:<4} {finding.subject:<{width}} {visible(finding.text)}"
+        yield f"{mark:<4} {finding.subject:<{width}} {visible(mask_text(finding.text))}"
         if finding.advice:
-            yield f"{'':<4} {'':<{width}} -> {visible(finding.advice)}"
+            yield f"{'':<4} {'':<{width}} -> {visible(mask_text(finding.advice))}"
 
 
 def examine() -> Iterator[Finding]:
@@ -130,7 +131,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("backend", f"{backend} (installed: {', '.join(backend_names())})", "ok")
     status, failure = asyncio.run(_try_backend(runtime))
     runtime.close()
-    address = status.address or (hide_password(settings.url) if settings.url else "")
+    address = status.address or (mask_urls(settings.url) if settings.url else "")
     if address:
         source = "from the settings" if settings.url else "the default: no URL is set"
         yield Finding("address", f"{address} ({source})")
@@ -165,6 +166,9 @@ def _distribution(backend: str) -> str:
 def _examine_settings(settings: Settings) -> Iterator[Finding]:
     given = ", ".join(sorted(settings.model_fields_set)) or "nothing, all defaults"
     yield Finding("settings", f"set: {given}", "ok")
+    for name, nearest in unknown_settings().items():
+        meant = f", is {nearest} meant?" if nearest else ""
+        yield Finding("settings", f"{name} is no setting{meant}", "warn")
     if settings.disable_auth:
         grade = "warn" if settings.is_development else "fail"
         text = f"authentication is off (environment {settings.environment})"

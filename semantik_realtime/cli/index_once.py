@@ -21,6 +21,7 @@ from semantik_realtime.cli.terminal import plain, visible
 from semantik_realtime.cli.watch import end_text, job_progress, show_update, websocket_url
 from semantik_realtime.client import Update, watch
 from semantik_realtime.core.lifecycle import has_ended
+from semantik_realtime.urls import mask_text, mask_urls
 
 CHECK_SECONDS = 0.5
 REQUEST_SECONDS = 30
@@ -94,6 +95,6 @@ def _post(url: str, token: str | None, body: dict[str, Any]) -> Any:
             detail = error.read().decode(errors="replace")
         with contextlib.suppress(ValueError, TypeError, KeyError):
             detail = json.loads(detail)["detail"]
-        raise DemoFailed(f"{url}: {error.code} {detail}") from None
+        raise DemoFailed(f"{mask_urls(url)}: {error.code} {detail}") from None
     except OSError as error:
-        raise DemoFailed(f"{url}: {error}") from None
+        raise DemoFailed(f"{mask_urls(url)}: {mask_text(str(error))}") from None

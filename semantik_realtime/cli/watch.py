@@ -22,10 +22,12 @@ from rich.progress import (
 from semantik_realtime.cli.terminal import make_console, plain, visible
 from semantik_realtime.client import Update, watch
 from semantik_realtime.core.lifecycle import has_ended
-from semantik_realtime.core.topic import job_topic
+from semantik_realtime.core.topic import name_topic, split_topic
+from semantik_realtime.errors import TopicError
 
 HISTORY_EVENTS = 20
 WEBSOCKET_PATH = "/realtime/ws"
+AMOUNTS = ("current", "total")
 
 
 def job_progress(console: Console) -> Progress:
@@ -48,15 +50,20 @@ def show_update(progress: Progress, bar: TaskID, update: Update, job: str) -> di
     """Show an update in the bar; return the job's state."""
     state: dict[str, Any] | None = update.view.states.get(job)
     link = "" if update.connection == "live" else _connection_text(update)
-    if state is None:
+    # An application may have sent members of any shape.
+    if not isinstance(state, dict):
         progress.update(bar, link=visible(link))
         return None
-    amount = state.get("progress") or {}
+    amount = state.get("progress")
+    current, total = (
+        number if isinstance(number, int | float) else None
+        for number in (amount.get(name) if isinstance(amount, dict) else None for name in AMOUNTS)
+    )
     progress.update(
         bar,
-        description=visible(state.get("message") or state.get("status", "")),
-        completed=amount.get("current") or 0,
-        total=amount.get("total"),
+        description=visible(str(state.get("message") or state.get("status", ""))),
+        completed=current or 0,
+        total=total,
         link=visible(link),
     )
     return state
@@ -64,7 +71,10 @@ def show_update(progress: Progress, bar: TaskID, update: Update, job: str) -> di
 
 def run_watch(job: str, url: str, token: str | None, *, as_json: bool) -> int:
     """Follow a job until it ends; return the exit code: 0 if it completed."""
-    topic = job if ":" in job else job_topic(job)
+    try:
+        topic = name_topic(job)
+    except TopicError:
+        topic = name_topic(f"job:{job}")
     try:
         return asyncio.run(_watch(topic, websocket_url(url), token, as_json=as_json))
     except KeyboardInterrupt:
@@ -87,7 +97,7 @@ def websocket_url(address: str) -> str:
 
 
 async def _watch(topic: str, url: str, token: str | None, *, as_json: bool) -> int:
-    key = topic.partition(":")[2]
+    _, key = split_topic(topic)
     console = make_console()
     updates = watch(url, topic, token=token, history=HISTORY_EVENTS)
     progress = job_progress(console)
@@ -139,5 +149,10 @@ def _connection_text(update: Update) -> str:
 
 
 def _event_line(event: dict[str, Any]) -> str:
-    data = " ".join(f"{name}={value}" for name, value in (event.get("data") or {}).items())
+    members = event.get("data")
+    data = (
+        " ".join(f"{name}={value}" for name, value in members.items())
+        if isinstance(members, dict)
+        else ""
+    )
     return f"{event['offset']:>5}  {event['time'][11:23]}  {event['type']}  {data}"

@@ -11,7 +11,7 @@ from semantik_realtime.core.event import Draft, Event, StateChange
 from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
 
 ENTRY_BYTES = 200
-"""What a key or a job costs beside its text and its state, about."""
+"""About how many bytes a topic, a key or a job takes beside its name and its state."""
 
 
 class DelayedStates:
@@ -40,9 +40,9 @@ class DelayedStates:
         """Add delayed drafts, in order; return the topics whose states changed."""
         changed = set()
         for draft in drafts:
-            topic = self._topics.setdefault(draft.topic, _Topic())
-            self._topics.move_to_end(draft.topic)
-            before = topic.bytes
+            topic = self._topics.pop(draft.topic, None)
+            before = 0 if topic is None else topic.bytes
+            topic = self._topics[draft.topic] = topic or _Topic(draft.topic)
             if topic.add(draft):
                 changed.add(draft.topic)
             self._bytes += topic.bytes - before
@@ -66,10 +66,10 @@ class DelayedStates:
 class _Topic:
     """What is delayed in one topic."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self.states: dict[str, bytes] = {}
         """The last state of each key, as JSON."""
-        self.bytes = 0
+        self.bytes = len(name) + ENTRY_BYTES
         """About how much memory the topic takes."""
         # The newest attempt of each job.
         self._attempts: dict[str, AttemptState] = {}

@@ -69,8 +69,15 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     json: bytes
 
     def head(self) -> Head:
-        """Decode from ``json`` the members that a server needs."""
-        return _decode_head(self.json)
+        """Decode from ``json`` the members that a server needs.
+
+        Never raises, because one event must not stop the readers of a log: the
+        head of an event that cannot be read has no type and changes nothing.
+        """
+        try:
+            return _decode_head(self.json)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return Head()
 
 
 class StateChange(StrEnum):

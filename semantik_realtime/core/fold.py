@@ -36,7 +36,7 @@ def is_ahead(state: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return True if one state of a job is later than another (R6).
 
     A newer attempt is later, then an end, then more progress. Members that are
-    missing or of another type do not count.
+    missing or of another type do not count, nor does a state that is no object.
 
     >>> is_ahead({"attempt": 2}, {"attempt": 1, "status": "completed"})
     True
@@ -45,7 +45,7 @@ def is_ahead(state: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     >>> is_ahead({"progress": {"current": 3}}, {"progress": {"current": 3}})
     False
     """
-    attempt, other_attempt = _number(state.get("attempt")), _number(other.get("attempt"))
+    attempt, other_attempt = _number(_member(state, "attempt")), _number(_member(other, "attempt"))
     if attempt < other_attempt or attempt > other_attempt:
         return attempt > other_attempt
     if has_ended(state) or has_ended(other):
@@ -192,8 +192,11 @@ def _identity(event: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _current(state: Mapping[str, Any]) -> float:
-    progress = state.get("progress")
-    return _number(progress.get("current") if isinstance(progress, Mapping) else None)
+    return _number(_member(_member(state, "progress"), "current"))
+
+
+def _member(value: object, name: str) -> object:
+    return value.get(name) if isinstance(value, Mapping) else None
 
 
 def _number(value: object) -> float:

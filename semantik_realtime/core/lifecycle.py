@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 STATUS_OF_TYPE: Mapping[str, str] = {
     "job_queued": "queued",
@@ -22,12 +21,12 @@ RESERVED_TYPES = frozenset({*STATUS_OF_TYPE, "job_progress", "job_deleted", "log
 """Types that this package sends itself; a task cannot emit them."""
 
 
-def has_ended(state: Mapping[str, Any]) -> bool:
+def has_ended(state: object) -> bool:
     """Return True if a job with ``state`` has ended.
 
     >>> has_ended({"status": "lost"}), has_ended({"status": "retrying"}), has_ended({})
     (True, False, False)
     """
-    status = state.get("status")
-    # A state comes from an application, and its status may be anything, a list for example.
+    # A state comes from an application, and it may be anything, as may its status.
+    status = state.get("status") if isinstance(state, Mapping) else None
     return isinstance(status, str) and status in END_STATUSES

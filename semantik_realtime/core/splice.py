@@ -208,6 +208,9 @@ class Splice:
         # Live batches while not LIVE, oldest first. The oldest are dropped, so that a loss
         # leaves a gap, which is noticed.
         self._held: deque[Batch] = deque(maxlen=max_held)
+        # Whether `start_resync` was called during a resync, whose reading may then be too old.
+        # Cleared by `finish_resync`.
+        self._reads_again = False
 
     @property
     def held(self) -> int:
@@ -251,8 +254,15 @@ class Splice:
         return None if self.buffer.knows(place) else ResyncReason.AHEAD
 
     def start_resync(self) -> bool:
-        """Hold live batches from here on. Return False if a resync is under way already."""
+        """Hold live batches from here on. Return False if a resync is under way already.
+
+        The batches that were held before are dropped: the log that is now read
+        includes their events, unless a failover has lost them. A reading that
+        is under way may be too old, so that resync will read once more.
+        """
+        self._held.clear()
         if self.phase is Phase.RESYNCING:
+            self._reads_again = True
             return False
         self.phase = Phase.RESYNCING
         return True
@@ -261,8 +271,9 @@ class Splice:
         """End a resync with a reading from `asked` to ``place``.
 
         ``replay`` are its events; None if it was a snapshot, to which the
-        position then jumps. Return False if the held batches leave a gap: the
-        resync goes on, and the topic must be read once more.
+        position then jumps. Return False if the held batches leave a gap, or if
+        `start_resync` was called since: the resync goes on, and the topic must
+        be read once more.
         """
         held, self._held = self._held, deque(maxlen=self._held.maxlen)
         self.phase = Phase.LIVE
@@ -271,8 +282,9 @@ class Splice:
         elif replay:
             self.receive(place.epoch, self.buffer.offset, replay)
         self._held = held
-        if self._release_held():
+        if not self._reads_again and self._release_held():
             return True
+        self._reads_again = False
         self.phase = Phase.RESYNCING
         return False
 

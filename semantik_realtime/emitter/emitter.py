@@ -48,7 +48,7 @@ class Emitter:
     """Queue, threads and retries.
 
     All methods may be called from any thread and from signal receivers; only
-    `flush` and `close` wait, and none raises for an outage. What waits is
+    `flush` and `close` wait, and none raises for an outage. The queue is
     bounded in drafts and bytes, and the ends of attempts are dropped last
     (`Spool`). After a fork the child begins with an empty queue and a producer
     name of its own: the drafts that waited belong to the parent.

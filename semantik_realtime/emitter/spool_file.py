@@ -294,7 +294,8 @@ def _read(line: bytes) -> Draft:
     draft = _decode(line)
     check_topic(draft.topic)
     # A body that no log can append must not be retried for ever.
-    Event(0, 0, draft.body).head()
+    if not Event(0, 0, draft.body).head().type:
+        raise ValueError("the body cannot be read")
     if not draft.producer or draft.number < 1:
         raise ValueError("the draft has no number")
     return draft

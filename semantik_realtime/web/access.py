@@ -1,4 +1,4 @@
-"""Who may watch what: one authentication and one authorization for every route."""
+"""One authentication and one authorization for every route."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from semantik_realtime.core.session import SUBPROTOCOL
 from semantik_realtime.core.topic import split_topic
 from semantik_realtime.errors import AccessError, BackendUnavailable, ConfigError
 from semantik_realtime.hookspecs import Credentials
+from semantik_realtime.urls import mask_text
 
 TOKEN_SUBPROTOCOL = "access_token."  # noqa: S105 - the prefix, not a token
 HOST_SECONDS = 5.0
-"""How long the host may take to answer."""
-ANYONE = "development"
-"""The user id while authentication is switched off."""
+"""Deadline of one call of a host's hook."""
+ANY_USER = "development"
+"""The user id of every connection while authentication is switched off."""
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who asks, and until when (seconds since 1970; None: no end)."""
+    """An authenticated user, and when the credential expires."""
 
     user: str
+    """The user id."""
     expires_at: float | None = None
+    """In seconds since 1970; None: it does not expire."""
 
 
 async def call_host(hook: pluggy.HookCaller, **arguments: Any) -> Any:
@@ -39,12 +42,12 @@ async def call_host(hook: pluggy.HookCaller, **arguments: Any) -> Any:
     Raises:
         AccessError: the host has refused.
         BackendUnavailable: the hook failed otherwise, or took longer than
-            `HOST_SECONDS`. Nobody is refused for good because a database is away.
+            `HOST_SECONDS`. A database that is away must refuse no user for good.
     """
     try:
         async with asyncio.timeout(HOST_SECONDS):
-            answer = hook(**arguments)
-            return await answer if inspect.isawaitable(answer) else answer
+            result = hook(**arguments)
+            return await result if inspect.isawaitable(result) else result
     except AccessError:
         raise
     except Exception as error:
@@ -52,10 +55,14 @@ async def call_host(hook: pluggy.HookCaller, **arguments: Any) -> Any:
 
 
 def credentials_of(connection: HTTPConnection) -> Credentials:
-    """The token of a request: subprotocol, Authorization header, query or cookie, in this order."""
+    """Return the token and the headers of a request.
+
+    The token comes from the subprotocol, the Authorization header, the query
+    or the cookie, in this order.
+    """
     headers = {name.lower(): value for name, value in connection.headers.items()}
-    carrier = _token_subprotocol(connection)
-    token = carrier.removeprefix(TOKEN_SUBPROTOCOL) if carrier else None
+    offered = _token_subprotocol(connection)
+    token = offered.removeprefix(TOKEN_SUBPROTOCOL) if offered else None
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if token is None and scheme.lower() == "bearer":
         token = value.strip()
@@ -65,7 +72,7 @@ def credentials_of(connection: HTTPConnection) -> Credentials:
 
 
 def accepted_subprotocol(connection: HTTPConnection) -> str | None:
-    """Which of the offered subprotocols to echo: ours, else the one with the token."""
+    """Return the subprotocol to echo: `SUBPROTOCOL` if offered, else the one with the token."""
     offered: list[str] = connection.scope.get("subprotocols", [])
     if SUBPROTOCOL in offered:
         return SUBPROTOCOL
@@ -80,41 +87,54 @@ def _token_subprotocol(connection: HTTPConnection) -> str | None:
 class Access:
     """The rules of one application.
 
-    The host's hooks are asked first; where they have no opinion, a signed JWT
-    says who asks, and a topic is for its owner alone.
+    The host's hooks come first. Where they return None, a signed JWT names the
+    user, and only the owner of a topic may watch it.
 
-    Raises:
-        ConfigError: authentication is switched off outside development, or
-            nothing is configured that could check a credential.
+    Making one checks nothing: a worker imports the web application too, and has
+    none of its settings. `check` does, when the application starts; without it
+    the first request does, so nobody gets in by wrong settings.
     """
 
     def __init__(self, settings: Settings, plugins: pluggy.PluginManager) -> None:
         self._settings = settings
         self._plugins = plugins
+        # Fetches and caches the public keys at the first token. None: there is no URL of any, and
+        # tokens are checked with the secret or by hooks.
         self._keys: jwt.PyJWKClient | None = None
+        if settings.jwt_jwks_url:
+            self._keys = jwt.PyJWKClient(settings.jwt_jwks_url, timeout=5)
+
+    def check(self) -> None:
+        """Check that the settings can tell who may watch what.
+
+        Raises:
+            ConfigError: authentication is switched off outside development,
+                nothing is configured that could check a credential, or a
+                public key would be accepted as a secret.
+        """
+        settings = self._settings
         if settings.disable_auth:
             if not settings.is_development:
                 raise ConfigError(
                     "DISABLE_AUTH is set, but the environment is "
                     f"{settings.environment!r}: set ENVIRONMENT=development, or unset DISABLE_AUTH"
                 )
-            return
-        if settings.jwt_jwks_url:
+        elif settings.jwt_jwks_url:
             symmetric = [name for name in settings.jwt_algorithms if name.startswith("HS")]
             if symmetric:
                 raise ConfigError(
                     f"with SEMANTIK_REALTIME_JWT_JWKS_URL, {symmetric[0]} would accept a public "
                     "key as a secret: set SEMANTIK_REALTIME_JWT_ALGORITHMS=RS256"
                 )
-            self._keys = jwt.PyJWKClient(settings.jwt_jwks_url, timeout=5)
-        elif settings.jwt_secret is None and not plugins.hook.authenticate.get_hookimpls():
-            raise ConfigError(
-                "nothing can check a credential: set SEMANTIK_REALTIME_JWT_SECRET or "
-                "SEMANTIK_REALTIME_JWT_JWKS_URL, or give an authenticate hook"
-            )
+        elif settings.jwt_secret is None:
+            if not self._plugins.hook.authenticate.get_hookimpls():
+                raise ConfigError(
+                    "nothing can check a credential: set SEMANTIK_REALTIME_JWT_SECRET or "
+                    "SEMANTIK_REALTIME_JWT_JWKS_URL, or give an authenticate hook"
+                )
 
     def allows_origin(self, connection: HTTPConnection) -> bool:
-        """Whether the page may connect: no Origin (not a browser), our own, or a listed one."""
+        """Return True if the page's origin is the same host, listed, or absent (not a browser)."""
         origin = connection.headers.get("origin")
         allowed = self._settings.allowed_origins
         if origin is None or "*" in allowed or origin in allowed:
@@ -126,14 +146,16 @@ class Access:
         return page == connection.headers.get("host", "").lower() != ""
 
     async def authenticate(self, credentials: Credentials) -> Identity:
-        """Who asks.
+        """Return the user of ``credentials``.
 
         Raises:
             AccessError: with the code ``unauthenticated`` or ``expired``, or the host's own.
             BackendUnavailable: the host or the server with the keys cannot be asked now.
+            ConfigError: as `check`.
         """
+        self.check()
         if self._settings.disable_auth:
-            return Identity(ANYONE)
+            return Identity(ANY_USER)
         user = await call_host(self._plugins.hook.authenticate, credentials=credentials)
         if user is not None:
             return Identity(str(user))
@@ -142,23 +164,26 @@ class Access:
         return await self._check_token(credentials.token)
 
     async def authorize(self, user: str, topic: str, owner: str | None) -> bool:
-        """Whether ``user`` may watch ``topic``: the host's word, else owners only.
+        """Return True if ``user`` may watch ``topic``: the host decides, else the ownership.
 
-        A feed ``user:<id>`` is for that user. An unknown owner is nobody.
+        A feed ``user:<id>`` belongs to that user, and every other topic to
+        ``owner``; None: no user owns it.
 
         Raises:
-            BackendUnavailable: the host cannot be asked now.
+            BackendUnavailable: the host does not answer now.
+            ConfigError: as `check`.
         """
+        self.check()
         if self._settings.disable_auth:
             return True
         try:
-            opinion = await call_host(
+            allowed = await call_host(
                 self._plugins.hook.authorize, user=user, topic=topic, owner=owner
             )
         except AccessError:
             return False
-        if opinion is not None:
-            return bool(opinion)
+        if allowed is not None:
+            return bool(allowed)
         kind, ident = split_topic(topic)
         if kind == "user":
             return ident == user
@@ -181,17 +206,19 @@ class Access:
                 algorithms=settings.jwt_algorithms,
                 audience=settings.jwt_audience,
                 issuer=settings.jwt_issuer,
-                # Hosts put numbers into sub; which claim names the user is a setting anyway.
+                # Hosts put numbers into sub, which PyJWT would refuse.
                 options={
                     "require": ["exp", settings.jwt_user_claim],
                     "verify_sub": False,
-                    # Issued by a host whose clock is a little ahead: nothing to refuse for good.
+                    # The issuer's clock may be a little ahead, which is no reason to refuse.
                     "verify_iat": False,
                     "verify_aud": settings.jwt_audience is not None,
                 },
             )
         except jwt.PyJWKClientConnectionError as error:
-            raise BackendUnavailable(f"no keys to check tokens with: {error}") from error
+            raise BackendUnavailable(
+                f"no keys to check tokens with: {mask_text(str(error))}"
+            ) from error
         except jwt.ExpiredSignatureError:
             raise AccessError("the token has expired", "expired") from None
         except jwt.PyJWTError:
@@ -203,5 +230,5 @@ class Access:
 
 
 def has_expired(identity: Identity) -> bool:
-    """Whether the credential has run out since it was checked."""
+    """Return True if the credential has expired since it was checked."""
     return identity.expires_at is not None and identity.expires_at <= time.time()

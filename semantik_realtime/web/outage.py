@@ -29,6 +29,7 @@ from semantik_realtime.core.delayed import DelayedStates
 from semantik_realtime.core.event import Draft
 from semantik_realtime.core.fold import is_ahead
 from semantik_realtime.errors import BackendError, BackendUnavailable
+from semantik_realtime.urls import mask_text
 from semantik_realtime.web.access import call_host
 
 logger = logging.getLogger(__name__)
@@ -111,10 +112,12 @@ class HostRecord:
             if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
                 raise
             # Whatever it raises, the watchers must not lose their connection. (A pool of
-            # connections that is being closed cancels those who wait for one, though nobody
-            # has cancelled this task.)
+            # connections that is being closed cancels the tasks that wait for one, though
+            # nobody has cancelled this task.)
             if not self._fails:
-                logger.warning("outage: recall failed topic=%s error=%r", topic, error)
+                logger.warning(
+                    "outage: recall failed topic=%s error=%s", topic, mask_text(repr(error))
+                )
             self._fails = True
             raise BackendUnavailable("the host's record cannot be read now") from error
         self._fails = False
@@ -234,8 +237,8 @@ class DegradedMode:
         """
         hub = self._hub
         assert hub is not None
-        # Many who come at once (a page has just been published) share one query, and a backend
-        # that has lost everything must not bring them all upon the host's database.
+        # Many connections that subscribe at once share one query: a backend that has lost
+        # everything must not send them all to the host's database.
         task = self._recalls.get(topic)
         if task is None:
             task = self._recalls[topic] = hub.spawn(self._recall_in_turn(topic), "recall")
@@ -250,7 +253,7 @@ class DegradedMode:
             return None
         states = dict(recalled or {})
         for key, state in delayed.items():
-            # Never back: the host's record may already be further than what waits here.
+            # Never back: the host's record may be ahead of a delayed state.
             if key not in states or not is_ahead(_decode(states[key]), _decode(state)):
                 states[key] = state
         return states

@@ -1,4 +1,4 @@
-"""How a web application gets the routes: by entry point, by one line, or as a router."""
+"""Add the routes to a web application: by entry point, by one line, or as a router."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Realtime(Runtime):
         app = FastAPI()
         Realtime().install(app)
 
-    Args, errors: those of `semantik_realtime.runtime.Runtime`, and
-    ``registry``, the application's own of prometheus-client, for metrics
-    beside its own.
+    Args and errors are those of `semantik_realtime.runtime.Runtime`.
+    ``registry`` is added: the application's registry of prometheus-client, to
+    which the metrics are added too.
     """
 
     def __init__(
@@ -50,17 +50,16 @@ class Realtime(Runtime):
         registry: CollectorRegistry | None = None,
     ) -> None:
         super().__init__(settings, plugins=plugins, backend=backend)
+        # Made by `web` at first use, never cleared.
         self._web: WebState | None = None
         self._registry = registry
 
     @property
     def web(self) -> WebState:
-        """What the routes share. Made at first use.
+        """The state that the routes share, made at first use.
 
         Raises:
-            ConfigError: nothing can check a credential, authentication is
-                switched off outside development, or the registry has such
-                metrics already.
+            ConfigError: the registry has such metrics already.
         """
         if self._web is None:
             self._web = WebState(self, self._registry)
@@ -72,16 +71,20 @@ class Realtime(Runtime):
         authenticate: Authenticate | None = None,
         authorize: Authorize | None = None,
     ) -> APIRouter:
-        """All routes, to be included in an application.
+        """Return a router with all routes.
 
-        ``authenticate`` gives the user id of a request's credentials,
-        ``authorize`` says whether a user may watch a topic; either may be a
-        coroutine function and give None for no opinion. Including the router
-        adds its lifespan to the application's. In a mounted sub-application,
-        whose lifespan never runs, it opens at the first request.
+        ``authenticate`` returns the user id of a request's credentials,
+        ``authorize`` whether a user may watch a topic; each may be a coroutine
+        function, and may return None to leave the decision to the next rule.
+        Including the router adds its lifespan to the application's. In a
+        mounted sub-application, whose lifespan never runs, it opens at the
+        first request.
+
+        What decides who may watch what is checked when the application starts,
+        not here: a worker that imports the application has no such settings.
 
         Raises:
-            ConfigError: as `web`.
+            ConfigError: as `web`, or a path has no parameter for the job.
         """
         if authenticate is not None or authorize is not None:
             if self._web is not None:
@@ -104,33 +107,37 @@ class Realtime(Runtime):
         if self.settings.compat_path:
             job_parameter = _job_parameter(self.settings.compat_path)
 
-            @router.websocket(self.settings.compat_path)
+            # An id may have slashes.
+            template = re.sub(r"\{(\w+)\}$", r"{\1:path}", self.settings.compat_path)
+
+            @router.websocket(template)
             async def compat(websocket: WebSocket) -> None:
                 await serve_compat(websocket, web, websocket.path_params[job_parameter])
 
-        @router.get(f"{base}/jobs/{{job_id}}")
-        async def job(request: Request, job_id: str) -> Response:
-            """The state of a job now; ETag is the cursor."""
-            return await rest.get_job(request, web, job_id)
-
-        @router.get(f"{base}/jobs/{{job_id}}/history")
+        # An id may have slashes, so the routes with an end of their own come first.
+        @router.get(f"{base}/jobs/{{job_id:path}}/history")
         async def history(request: Request, job_id: str) -> Response:
-            """The retained events of a job, oldest first."""
+            """Return the retained events of a job, oldest first."""
             return await rest.get_history(request, web, job_id)
 
-        @router.get(f"{base}/jobs/{{job_id}}/events")
+        @router.get(f"{base}/jobs/{{job_id:path}}/events")
         async def job_events(request: Request, job_id: str) -> Response:
-            """The events of a job as they happen, as server-sent events."""
+            """Stream the events of a job, as server-sent events."""
             return await sse.get_events(request, web, job_id)
+
+        @router.get(f"{base}/jobs/{{job_id:path}}")
+        async def job(request: Request, job_id: str) -> Response:
+            """Return the present state of a job; the ETag is the cursor."""
+            return await rest.get_job(request, web, job_id)
 
         @router.get(f"{base}/events")
         async def events(request: Request) -> Response:
-            """The events of each ``topic`` of the query, as server-sent events."""
+            """Stream the events of each ``topic`` of the query, as server-sent events."""
             return await sse.get_events(request, web)
 
         @router.get(f"{base}/health")
         async def health() -> Response:
-            """Whether the process lives and the backend answers."""
+            """Report whether the process lives and the backend answers."""
             return await rest.get_health(web)
 
         @router.get(f"{base}/metrics", include_in_schema=False)
@@ -147,33 +154,33 @@ class Realtime(Runtime):
         """Add the routes to ``app``, and itself as ``app.state.realtime``.
 
         Raises:
-            ConfigError: as `web`.
+            ConfigError: as `router`.
         """
         app.include_router(self.router())
         app.state.realtime = self
         return self
 
     async def _top(self, topic: str) -> Top | None:
-        # Through the hub: it owns the reader, on one loop, and keeps it.
+        # The hub owns the reader, which lives on one loop. Another loop must not open it.
         if self._web is None:
             return await super()._top(topic)
         hub = self._web.hub
         if hub.loop in (None, asyncio.get_running_loop()):
             return await hub.top(topic)
-        asked = asyncio.run_coroutine_threadsafe(hub.top(topic), hub.loop)
-        return await asyncio.wrap_future(asked)
+        top = asyncio.run_coroutine_threadsafe(hub.top(topic), hub.loop)
+        return await asyncio.wrap_future(top)
 
 
 def setup(app: FastAPI) -> None:
-    """The entry point ``semantik.webui``: what a host's loop calls with its application.
+    """Install a `Realtime` in ``app``: the entry point of the group ``semantik.webui``.
 
-    Plugins of the host are taken from ``app.state.realtime_plugins``.
+    The host's plugins are in ``app.state.realtime_plugins``.
     """
     Realtime(plugins=getattr(app.state, "realtime_plugins", ())).install(app)
 
 
 def _job_parameter(template: str) -> str:
-    """The parameter of a path that is the job's id: ``job_id``, or else the only one."""
+    """Return the parameter of a path that is the job's id: ``job_id``, or else the only one."""
     names = re.findall(r"\{(\w+)\}", template)
     if "job_id" in names:
         return "job_id"
@@ -185,17 +192,17 @@ def _job_parameter(template: str) -> str:
 def _host_rules(authenticate: Authenticate | None, authorize: Authorize | None) -> object:
     rules: dict[str, Any] = {}
     if authenticate is not None:
-        who = authenticate
+        find_user = authenticate
 
         def authenticate_hook(self: object, credentials: Credentials) -> Any:
-            return who(credentials)
+            return find_user(credentials)
 
         rules["authenticate"] = hookimpl(authenticate_hook)
     if authorize is not None:
-        may = authorize
+        is_allowed = authorize
 
         def authorize_hook(self: object, user: str, topic: str, owner: str | None) -> Any:
-            return may(user, topic, owner)
+            return is_allowed(user, topic, owner)
 
         rules["authorize"] = hookimpl(authorize_hook)
     return type("HostRules", (), rules)()
@@ -204,7 +211,7 @@ def _host_rules(authenticate: Authenticate | None, authorize: Authorize | None) 
 def _static_file(name: str) -> Response:
     folder = files("semantik_realtime.web") / "static"
     suffix = name[name.rfind(".") :]
-    # A plain name of a known kind: nothing that could lead out of the folder.
+    # Only a plain name with a known suffix, because a path could lead out of the folder.
     if suffix in _STATIC_TYPES and name.replace(".", "").replace("-", "").isalnum():
         file = folder / name
         if file.is_file():

@@ -1,4 +1,4 @@
-"""What the routes of one application share, and its life from start to stop."""
+"""The state that the routes of one application share, from its start to its stop."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ METRICS_MISSING = 'there are no metrics: pip install "semantik-realtime[metrics]
 
 
 class WebState:
-    """Hub, degraded mode, access and connection limit over one runtime.
+    """Hub, degraded mode, access, connection limit and metrics over one runtime.
 
-    Made before there is an event loop.
+    It may be made before there is an event loop; `lifespan` opens it.
     """
 
     def __init__(self, runtime: Runtime, registry: Any = None) -> None:
@@ -49,24 +49,25 @@ class WebState:
         self.hub = Hub(runtime.backend, self.outage)
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
         self.metrics: WebMetrics | None = None
-        """None: there are none, and `metrics_error` says why."""
+        """None: there are no metrics; `metrics_error` is the reason."""
         self.metrics_error = ""
+        """Why there are no metrics; empty while there are."""
         self._open_metrics(registry)
 
     @property
     def spool(self) -> dict[str, int]:
-        """What this process has not sent yet."""
+        """How many drafts this process has not sent yet, and their bytes."""
         emitter = self._runtime.emitter
         return {"drafts": emitter.waiting, "bytes": emitter.waiting_bytes}
 
     async def may_watch(self, user: str, topic: str) -> bool:
         """Return True if ``user`` may watch ``topic``, by the owner that the backend knows.
 
-        While the backend is away the owner is unknown. Then only a yes counts,
-        because a no might only mean that.
+        While the backend is away the owner is unknown. Then a refusal proves
+        nothing, because it may come from the unknown owner.
 
         Raises:
-            BackendError: nobody can tell now.
+            BackendError: the owner is needed, and the backend does not answer.
         """
         try:
             top = await self.hub.top(topic)
@@ -78,7 +79,12 @@ class WebState:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
-        """Open at start, drain and close at the end. Composes with the host's own lifespan."""
+        """Open at start, drain and close at the end. Composes with the host's own lifespan.
+
+        Raises:
+            ConfigError: as `Access.check`; the application does not start.
+        """
+        self.access.check()
         restore = self._drain_before_stop(asyncio.get_running_loop())
         try:
             try:
@@ -98,7 +104,7 @@ class WebState:
 
     def _open_metrics(self, registry: Any) -> None:
         try:
-            # An extra. Whatever is wrong with it, everything else works.
+            # prometheus-client is an extra: without it everything else must work.
             from semantik_realtime.web.metrics import WebMetrics
 
             self.metrics = WebMetrics(self.hub, self.outage, registry)
@@ -113,15 +119,15 @@ class WebState:
         emitter = self._runtime.emitter
         emitter.retry_now()
         done = await asyncio.to_thread(emitter.flush, self.settings.flush_seconds)
-        # Of many drafts the rest follows.
+        # Many drafts may take longer than one flush; the emitter goes on sending them.
         return done or not (emitter.is_retrying or self._runtime.backend.fails_writes)
 
     def _drain_before_stop(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """Drain on SIGTERM or SIGINT, before the server closes the sockets itself.
 
-        Servers close every WebSocket with a close frame of their own, after
-        which browsers of the compatibility wire never reconnect. The signal is
-        the only notice of a shutdown that comes before.
+        Servers close every WebSocket with a close frame, after which browsers
+        of the compatibility wire never reconnect. Only the signal comes before
+        that.
         """
         if threading.current_thread() is not threading.main_thread():
             return lambda: None
@@ -140,7 +146,7 @@ class WebState:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             handler = signal.getsignal(number)
-            # Only a server that has set a handler of its own shuts down in order.
+            # Without a handler of the server the signal ends the process at once.
             if callable(handler) and handler is not signal.default_int_handler:
                 previous[number] = handler
                 signal.signal(number, stop)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import click
 
-from semantik_realtime.config import hide_password, load_settings
+from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
+from semantik_realtime.urls import mask_text, mask_urls
 from semantik_realtime.worker.tracker import install
 
 install()
@@ -23,5 +24,5 @@ def realtime() -> None:
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"mirror   {'on' if settings.mirror else 'off'}")
-    click.echo(f"backend  {settings.backend}")
-    click.echo(f"url      {hide_password(settings.url) if settings.url else 'default'}")
+    click.echo(f"backend  {mask_text(settings.backend)}")
+    click.echo(f"url      {mask_urls(settings.url) if settings.url else 'default'}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from semantik_realtime.core.topic import check_topic, job_topic, user_topic
+from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.worker.job import Job, JobMeta
 from semantik_realtime.worker.values import note_misuse
@@ -15,6 +15,7 @@ OWNER, TOPICS = "realtime_owner", "realtime_topics"
 QUEUED_AT, ATTEMPT = "realtime_queued_at", "realtime_attempt"
 """Headers that this package sets: when the job was published first, and its attempt so far."""
 MAX_TOPICS = 20
+"""Further topics of a job; more are left out."""
 CELERYS_OWN = "celery."
 """Celery's own tasks (unlocking chords, cleaning results) are not jobs."""
 
@@ -24,36 +25,51 @@ def is_job(task_name: Any) -> bool:
     return not str(task_name).startswith(CELERYS_OWN)
 
 
-def is_job_message(task_name: Any, headers: Any) -> bool:
-    """Return True if a message with these headers is of a job."""
-    # Messages of Celery's first protocol have no id in their headers.
-    return isinstance(headers, dict) and "id" in headers and is_job(task_name)
+def job_message(task_name: Any, headers: Any, body: Any) -> Mapping[str, Any] | None:
+    """Return what a message states about its task; None if that is no job.
+
+    In Celery's second protocol these are the headers. In the first one
+    (``task_protocol = 1``) id, name and retries are in the body, and the
+    headers are the application's alone.
+    """
+    if not isinstance(headers, dict) or not is_job(task_name):
+        return None
+    if "id" in headers:
+        return headers
+    if isinstance(body, dict) and "id" in body:
+        return headers | {name: body.get(name) for name in ("id", "task", "retries")}
+    return None
 
 
-def read_job_meta(message: Any, *, id: str | None = None, name: str | None = None) -> JobMeta:
+def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> JobMeta | None:
     """Return what the headers of a task's message, or Celery's request, state about the job.
 
-    An owner or a topic outside its grammar is left out.
-
-    Raises:
-        TopicError: the task's id cannot be the name of a topic.
+    An owner or a topic that no topic can have is left out; None if that is the
+    task's id, because its job can have no topic. Each is noted, with the name
+    of the header.
     """
-    job_id = id or message.get("id")
-    job_topic(job_id)
+    task_id = message.get("id") if id is None else id
+    if _checked("task_id", job_topic, task_id, str(task_id)) is None:
+        return None
+    job_id = plain_id(task_id)
     owner = _header(message, OWNER)
-    if owner is not None:
-        owner = _checked("owner", user_topic, str(owner), job_id)
+    if owner is not None and _checked(OWNER, user_topic, owner, job_id) is None:
+        owner = None
     topics = _header(message, TOPICS)
     if isinstance(topics, str):
         topics = [topic.strip() for topic in topics.split(",")]
     elif not isinstance(topics, list | tuple):
+        if topics is not None:
+            note_misuse(f"{TOPICS} refused, it is no list of topics", job_id, repr(topics))
         topics = []
-    checked = [_checked("topic", check_topic, topic, job_id) for topic in topics[:MAX_TOPICS]]
+    if len(topics) > MAX_TOPICS:
+        note_misuse(f"{TOPICS} cut, it has more than {MAX_TOPICS}", job_id, repr(topics))
+    checked = [_checked(TOPICS, name_topic, topic, job_id) for topic in topics[:MAX_TOPICS]]
     queued_at = _header(message, QUEUED_AT)
     return JobMeta(
         id=job_id,
         name=name or message.get("task"),
-        owner=owner,
+        owner=None if owner is None else plain_id(owner),
         topics=tuple(topic for topic in checked if topic is not None),
         queued_at=queued_at if isinstance(queued_at, str) else None,
     )
@@ -85,10 +101,12 @@ def _header(message: Any, name: str) -> Any:
     return (message.get("headers") or {}).get(name) if value is None else value
 
 
-def _checked(what: str, check: Callable[[str], str], value: str, job_id: str) -> str | None:
+def _checked(header: str, check: Callable[[Any], str], value: Any, job_id: str) -> str | None:
+    """Return the topic of ``value``. None if it has none; noted once for each header and reason."""
     try:
-        check(value)
+        return check(value)
     except InvalidInput as error:
-        note_misuse(f"{what} left out", job_id, str(error))
+        # Of a topic's name the reason is always the same, and the message has the value.
+        reason = "not a topic" if header == TOPICS else str(error)
+        note_misuse(f"{header} refused, {reason}", job_id, repr(value))
         return None
-    return value

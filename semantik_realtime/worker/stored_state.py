@@ -15,6 +15,7 @@ import msgspec
 
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.urls import mask_text
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,9 @@ def read_stored_state(runtime: Runtime, job_id: str) -> dict[str, Any]:
             if job_id in snapshot.states:
                 state.update(msgspec.json.decode(snapshot.states[job_id])["state"])
         except Exception as error:
-            logger.warning("tracker: stored state not read job=%s error=%r", job_id, error)
+            logger.warning(
+                "tracker: stored state not read job=%s error=%s", job_id, mask_text(repr(error))
+            )
         finally:
             # Before the connections are closed: the caller need not wait for that.
             is_read.set()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
-from semantik_realtime.core.topic import job_topic, user_topic
+from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_topic
 from semantik_realtime.worker.headers import OWNER, TOPICS
 from semantik_realtime.worker.tracker import install
 
@@ -23,8 +24,8 @@ class Submitted(msgspec.Struct, frozen=True):
 def submit(
     task: Any,
     *args: Any,
-    owner: str,
-    job_id: str | None = None,
+    owner: str | int | UUID,
+    job_id: str | UUID | None = None,
     topics: Sequence[str] = (),
     **kwargs: Any,
 ) -> Submitted:
@@ -35,15 +36,16 @@ def submit(
     backend: call it from a thread, not from a coroutine.
 
     Raises:
-        TopicError: the owner or the id cannot be part of a topic's name; nothing was sent.
+        TopicError: no topic can have the id of the owner or of the job, or one of ``topics`` is
+            no topic; nothing was sent.
         kombu.exceptions.OperationalError: the broker does not answer; nothing was sent.
     """
     feed = user_topic(owner)
-    if job_id is not None:
-        job_topic(job_id)
+    headers = {OWNER: plain_id(owner), TOPICS: [name_topic(topic) for topic in topics]}
+    task_id = None if job_id is None else plain_id(job_id)
+    if task_id is not None:
+        job_topic(task_id)
     tracker = install()
-    sent = task.apply_async(
-        args, kwargs, task_id=job_id, headers={OWNER: owner, TOPICS: list(topics)}
-    )
+    sent = task.apply_async(args, kwargs, task_id=task_id, headers=headers)
     tracker.flush()
     return Submitted(sent.id, job_topic(sent.id), feed)

@@ -1,8 +1,11 @@
 """Every Celery task as a job: from Celery's signals to events.
 
-Which signals Celery sends in which case, and in which process, is measured in
-``tests/worker/test_workers.py``. A child of the prefork pool sends what it
-knows of its tasks; for a child that was killed, the main process sends the end.
+The process that publishes a task sends ``job_queued``. The process that runs it
+(a child of the prefork pool; with threads, solo or gevent the worker itself)
+sends the rest. What a killed child can no longer send, the worker's main
+process sends: it gets Celery's signals for lost, revoked and unknown tasks.
+Which signals Celery sends in which case is measured in
+``tests/worker/test_workers.py``.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import UUID
 
-from billiard.process import current_process
 from celery import signals
+from celery.utils.functional import maybe_list
 
 from semantik_realtime.backends.guard import log_warnings
 from semantik_realtime.clock import now_text
@@ -29,12 +33,14 @@ from semantik_realtime.core.topic import job_topic
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.current import current_job, pop_job, push_job
+from semantik_realtime.worker.endings import ending_of
 from semantik_realtime.worker.headers import (
+    OWNER,
     QUEUED_AT,
     count_attempts,
     headers_of,
     is_job,
-    is_job_message,
+    job_message,
     read_job_meta,
 )
 from semantik_realtime.worker.job import Job
@@ -46,7 +52,7 @@ from semantik_realtime.worker.values import describe_error
 logger = logging.getLogger(__name__)
 
 WARNINGS_PAUSE_SECONDS = 5.0
-"""How long after a backend that does not answer it is called for its warnings again."""
+"""Pause before the warnings of a backend that did not answer are read again."""
 INSTALLING_MODULE = "semantik_realtime.worker.command"
 """Installs the tracker when it is imported."""
 
@@ -102,7 +108,8 @@ class TaskTracker:
     def runtime(self) -> Runtime | None:
         """Return the runtime, made now if there is none yet; None if the tracker is off."""
         if self._runtime is None and not self._is_off:
-            # Without a lock, which a fork could leave locked: a second one would do no harm.
+            # No lock: a fork could leave it locked. Two threads may each make a runtime; the
+            # second one is then used by nobody and opens no connection.
             try:
                 made = Runtime()
             except ConfigError as error:
@@ -148,8 +155,10 @@ class TaskTracker:
         return guarded
 
     def _worker_init(self, conf: Any, **_: Any) -> None:
-        # A pool process that is not forked has only the modules that the application imports.
-        conf.imports = [*(conf.imports or ()), INSTALLING_MODULE]
+        # A pool process that is not forked imports only these modules, so the tracker is added.
+        # Both settings may be one name; Celery itself later takes that apart into letters.
+        conf.imports = [*(maybe_list(conf.imports) or ()), INSTALLING_MODULE]
+        conf.include = [*(maybe_list(conf.include) or ())]
 
     def _worker_ready(self, **_: Any) -> None:
         runtime = self.runtime()
@@ -159,22 +168,30 @@ class TaskTracker:
 
     # In a process that publishes a task.
 
-    def _before_publish(self, sender: Any, headers: Any, **_: Any) -> None:
-        if not is_job_message(sender, headers) or self.runtime() is None:
+    def _before_publish(self, sender: Any, headers: Any, body: Any = None, **_: Any) -> None:
+        message = job_message(sender, headers, body)
+        if message is None or self.runtime() is None:
             return
         job = current_job()
-        if job is None or job.id != headers["id"]:
+        owner = headers.get(OWNER)
+        if isinstance(owner, UUID):
+            # Not every transport can encode one in a header.
+            headers[OWNER] = str(owner)
+        if job is None or job.id != str(message["id"]):
             headers.setdefault(QUEUED_AT, now_text())
         else:
             headers.update(headers_of(job))
 
-    def _after_publish(self, sender: Any, headers: Any, **_: Any) -> None:
-        if not is_job_message(sender, headers) or headers.get("retries"):
+    def _after_publish(self, sender: Any, headers: Any, body: Any = None, **_: Any) -> None:
+        message = job_message(sender, headers, body)
+        if message is None or message.get("retries"):
             return
         runtime = self.runtime()
         job = current_job()
-        if runtime is not None and (job is None or job.id != headers["id"]):
-            Job(runtime, read_job_meta(headers), 0).queue()
+        if runtime is not None and (job is None or job.id != str(message["id"])):
+            meta = read_job_meta(message)
+            if meta is not None:
+                Job(runtime, meta, 0).queue()
 
     # In the process that runs the task.
 
@@ -183,6 +200,8 @@ class TaskTracker:
         if runtime is None or not is_job(task.name):
             return
         meta = read_job_meta(task.request, id=task_id, name=task.name)
+        if meta is None:
+            return
         attempt = self._claim(runtime, meta.id, count_attempts(task.request) + 1)
         job = Job(runtime, meta, attempt)
         if attempt == 0:
@@ -194,11 +213,15 @@ class TaskTracker:
         mirror_updates(task)
 
     def _claim(self, runtime: Runtime, job_id: str, expected: int) -> int:
-        """Return the number of a new attempt; ``expected`` if the backend does not answer."""
+        """Return the number of a new attempt, or 0 if the job was deleted.
+
+        ``expected`` if the backend does not answer.
+        """
         if runtime.backend.fails_writes:
             return expected
         topic = job_topic(job_id)
         try:
+            # The token makes a retry of the claim safe.
             return runtime.backend.claim(topic, job_id, secrets.token_hex(8))
         except Exception:
             self.failures["claim"] += 1
@@ -226,27 +249,15 @@ class TaskTracker:
         runtime.emitter.flush(runtime.settings.flush_seconds, while_failing=False)
 
     def _end_after_run(self, job: Job, state: str | None, retval: Any) -> None:
-        """End a job for which Celery sent no other signal, by the state that it returned."""
+        """End a job that no other signal has ended, by the state that Celery passes."""
         if job.has_ended:
             return
-        if state == "IGNORED":
-            if job.declared_end is not None:
-                type, error = job.declared_end
-                job.end(type, error=error)
-            elif not str(retval).startswith("Replaced by"):
-                job.end("job_completed", data={"ignored": True})
-        elif state == "REJECTED":
-            if getattr(retval, "requeue", False):
-                job.end("job_retrying", data={"rejected": True})
-            else:
-                job.end("job_failed", error=describe_error(retval))
+        ending = ending_of(state, retval, sys.exc_info()[1], job.declared_end)
+        if ending is not None:
+            job.end(ending.type, error=ending.error, data=ending.data)
         elif state is None:
-            raised = sys.exc_info()[1]
-            if isinstance(raised, Exception) or not _is_process_ending(raised):
-                job.end("job_failed", error=describe_error(raised))
-            else:
-                # The main process ends this one, knows why, and sends the end.
-                job.send_pending()
+            # The main process notices that this process ends, and sends the job's end.
+            job.send_pending()
 
     def _process_shutdown(self, **_: Any) -> None:
         self.flush()
@@ -286,7 +297,7 @@ class TaskTracker:
     def _job(self, task_id: str | None) -> Job | None:
         """Return the job of a task that runs in this process."""
         job = current_job()
-        if job is not None and job.id == task_id:
+        if job is not None and job.id == str(task_id):
             return job
         return None if task_id is None else self._running.get(task_id)
 
@@ -312,19 +323,26 @@ class TaskTracker:
         runtime = self.runtime()
         if runtime is None or not is_job(name):
             return
+        # In the main process `sender.request` is empty; the received request has the headers.
         received = self._requests.get(task_id)
         source = request if received is None else received.request_dict
         meta = read_job_meta(source, id=task_id, name=name)
+        if meta is None:
+            return
         known: dict[str, Any] = {"attempt": count_attempts(source) + has_run}
-        # None is the newest attempt.
+        # None: the attempt that is newest when the backend appends the end.
         attempts: list[int | None] = [None]
         if has_run:
             stored = read_stored_state(runtime, meta.id)
-            stored_attempt = stored.get("attempt", 0)
+            # An application may have stored another shape.
+            stored_attempt = stored.get("attempt")
+            if not isinstance(stored_attempt, int):
+                stored_attempt = 0
             expected = max(known["attempt"], stored_attempt)
             if stored_attempt < expected:
-                # job_started may still be in a spool file. Send the end twice: with the expected
-                # attempt, then with the newest; the fence drops the one that does not apply.
+                # The backend has not got this attempt's job_started, which may be in a spool file.
+                # Send the end twice: with the expected attempt, then with the newest. If the
+                # backend accepts the first, that attempt has ended and the second is refused.
                 attempts = [expected, None]
             known |= stored | {"attempt": expected}
         if "ended_at" in known:
@@ -366,20 +384,6 @@ def _is_enabled(runtime: Runtime | None) -> bool:
     except ConfigError:
         return True
     return settings.mirror
-
-
-def _is_process_ending(raised: BaseException | None) -> bool:
-    """Return True if a signal ends this pool process, False if the task itself called `sys.exit`.
-
-    billiard's signal handler exits with the signal's number minus 256. For a
-    task that exits, the end must be sent from here: Celery 5.3 sends no signal,
-    because it cannot encode a SystemExit as a result.
-    """
-    if str(current_process().name) == "MainProcess":
-        return False
-    if not isinstance(raised, SystemExit):
-        return True
-    return isinstance(raised.code, int) and -256 < raised.code < -128
 
 
 def _log_warnings(runtime: Runtime) -> None:

@@ -1,4 +1,4 @@
-"""What a process that only ever publishes can hold."""
+"""The memory of a process is bounded, also if it only publishes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.memory
 
 
 class Clock:
-    """A time that goes on when it is told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -36,7 +36,7 @@ def backend(clock: Clock) -> MemoryBackend:
     return MemoryBackend(settings, clock)
 
 
-def say(backend: MemoryBackend, topic: str, size: int = 0, **more: Any) -> None:
+def append(backend: MemoryBackend, topic: str, size: int = 0, **more: Any) -> None:
     [receipt] = backend.publish([Author().draft(topic, data={"x": "x" * size}, **more)])
     assert receipt.outcome is Outcome.APPENDED
 
@@ -45,60 +45,60 @@ async def known(backend: MemoryBackend, topics: list[str]) -> list[str]:
     return list(await backend.tops(topics))
 
 
-async def test_of_too_many_topics_the_one_that_was_quiet_longest_goes(
+async def test_of_too_many_topics_the_one_that_changed_longest_ago_is_dropped(
     backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "MAX_LOGS", 4)
     topics = [f"job:{n}" for n in range(6)]
     for topic in topics[:4]:
-        say(backend, topic)
-    say(backend, topics[0])
+        append(backend, topic)
+    append(backend, topics[0])
     for topic in topics[4:]:
-        say(backend, topic)
+        append(backend, topic)
     assert await known(backend, topics) == ["job:0", "job:3", "job:4", "job:5"]
 
 
-async def test_of_too_many_bytes_the_topic_that_was_quiet_longest_goes(
+async def test_of_too_many_bytes_the_topic_that_changed_longest_ago_is_dropped(
     backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "MAX_LOG_BYTES", 10_000)
     topics = [f"job:{n}" for n in range(6)]
     for topic in topics[:4]:
-        say(backend, topic, 2000)
-    say(backend, topics[0])
+        append(backend, topic, 2000)
+    append(backend, topics[0])
     assert await known(backend, topics) == topics[:4]
-    say(backend, topics[4], 4000)
+    append(backend, topics[4], 4000)
     assert await known(backend, topics) == ["job:0", "job:3", "job:4"]
-    # Larger than all that there may be: what was said last is never what goes.
-    say(backend, topics[5], 20_000)
+    # It is over the bound alone, but the topic that changed last is never dropped.
+    append(backend, topics[5], 20_000)
     assert await known(backend, topics) == ["job:5"]
 
 
-async def test_a_state_counts_beside_its_event(
+async def test_a_state_counts_in_addition_to_its_event(
     backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "MAX_LOG_BYTES", 10_000)
-    say(backend, "job:1")
-    say(backend, "job:2", 4000, state={})
+    append(backend, "job:1")
+    append(backend, "job:2", 4000, state={})
     assert await known(backend, ["job:1", "job:2"]) == ["job:1", "job:2"]
-    say(backend, "job:2", 2000)
+    append(backend, "job:2", 2000)
     assert await known(backend, ["job:1", "job:2"]) == ["job:2"]
 
 
-async def test_what_is_let_go_is_not_counted_any_more(
+async def test_what_is_dropped_does_not_count_any_more(
     backend: MemoryBackend, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "MAX_LOG_BYTES", 100_000)
-    say(backend, "job:0")
+    append(backend, "job:0")
     for n in range(100):
-        # Trimmed, superseded, dropped, ended to make room, deleted, expired.
-        say(backend, "job:1", 1000, state={})
-        say(backend, "job:1", 1000, state=None)
-        say(backend, "user:1", 1000, key=f"j{n}", state={}, job=f"j{n}", terminal=True)
-        say(backend, f"job:d{n}", 5000, state={})
+        # Trimmed, superseded, a deleted key, an ended job, a deleted topic, an expired topic.
+        append(backend, "job:1", 1000, state={})
+        append(backend, "job:1", 1000, state=None)
+        append(backend, "user:1", 1000, key=f"j{n}", state={}, job=f"j{n}", terminal=True)
+        append(backend, f"job:d{n}", 5000, state={})
         backend.delete(f"job:d{n}")
         clock.seconds += 61
-        say(backend, "job:e", 5000, job="e", terminal=True)
+        append(backend, "job:e", 5000, job="e", terminal=True)
     assert await known(backend, ["job:0"]) == ["job:0"]
     logs = backend._logs.values()
     entries = sum(len(event.json) for log in logs for event, _, _ in log.entries)
@@ -107,7 +107,7 @@ async def test_what_is_let_go_is_not_counted_any_more(
     )
 
 
-async def test_deleted_topics_are_among_those_that_are_counted(
+async def test_deleted_topics_count_too(
     backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "MAX_LOGS", 4)
@@ -117,22 +117,22 @@ async def test_deleted_topics_are_among_those_that_are_counted(
     assert deleted == [False] * 6 + [True] * 4
 
 
-async def test_a_topic_is_not_quiet_when_it_is_deleted(
+async def test_a_deletion_is_a_change_of_its_topic(
     backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "MAX_LOGS", 4)
     for n in range(4):
-        say(backend, f"job:{n}")
+        append(backend, f"job:{n}")
     backend.delete("job:0")
-    say(backend, "job:4")
+    append(backend, "job:4")
     assert (await backend.snapshot("job:0", None, 0)).deleted
 
 
-def test_what_has_expired_goes_though_nobody_asks_for_it(
+def test_expired_topics_are_dropped_without_being_read(
     backend: MemoryBackend, clock: Clock
 ) -> None:
     for n in range(50):
         backend.delete(f"job:{n}")
     clock.seconds += 61
-    say(backend, "job:new")
+    append(backend, "job:new")
     assert list(backend._logs) == ["job:new"]

@@ -1,8 +1,12 @@
-"""A URL is right or wrong when the backend is made, not when the first draft is lost."""
+"""A URL is checked when the backend is made, not at the first connection."""
 
 from __future__ import annotations
 
+import ssl
+import traceback
+
 import pytest
+import redis
 import redis.asyncio
 
 from semantik_realtime.backends.loader import load_backend
@@ -13,7 +17,7 @@ pytestmark = pytest.mark.valkey
 
 
 def connection_options(url: str) -> tuple[dict[str, object], dict[str, object]]:
-    """What the writer's connections are made with, and the feed's."""
+    """Return the options of the connections for writing and for reading."""
     backend = load_backend(load_settings(backend="redis", url=url))
     reading = redis.asyncio.ConnectionPool.from_url(backend._url)
     return backend._writer._pool.connection_kwargs, reading.connection_kwargs
@@ -29,7 +33,7 @@ def connection_options(url: str) -> tuple[dict[str, object], dict[str, object]]:
         ("none", "none"),
     ],
 )
-def test_celerys_spelling_of_what_is_asked_of_a_certificate_is_understood(
+def test_celerys_spelling_of_ssl_cert_reqs_is_accepted(
     scheme: str, spelling: str, meant: str
 ) -> None:
     url = f"{scheme}://:CERT_NONE@host:6380/1?ssl_cert_reqs={spelling}&ssl_ca_certs=/ca.pem"
@@ -42,16 +46,51 @@ def test_celerys_spelling_of_what_is_asked_of_a_certificate_is_understood(
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("redis://:secret@host?foo=bar", "no option 'foo'"),
-        ("redis://:secret@host?ssl_cert_reqs=none", "no option 'ssl_cert_reqs'"),
-        ("rediss://:secret@host?ssl_cert_reqs=CERT_SOME", "CERT_SOME"),
-        ("redis://:secret@host?protocol=9", "protocol"),
-        ("redis://:secret@host?retry=3", "retry|update_supported_errors"),
-        ("redis://:secret@host?db=first", "'db'"),
-        ("http://:secret@host", "scheme"),
+        ("redis://:hunter2@host?foo=bar", "no option 'foo'"),
+        ("redis://:hunter2@host?ssl_cert_reqs=none", "no option 'ssl_cert_reqs'"),
+        ("rediss://:hunter2@host?ssl_cert_reqs=CERT_SOME", "CERT_SOME"),
+        ("redis://:hunter2@host?protocol=9", "protocol"),
+        ("redis://:hunter2@host?retry=3", "retry|update_supported_errors"),
+        ("redis://:hunter2@host?db=first", "'db'"),
+        ("http://:hunter2@host", "scheme"),
+        ("redis://:not#hunter2@host", "percent-encoded"),
+        ("redis://:not?hunter2@host", "percent-encoded"),
+        ("redis://:not/hunter2@host/0", "percent-encoded"),
+        ("redis://:12/hunter2@host/0", "percent-encoded"),
+        ("rediss://host?password=not@hunter2", "percent-encoded"),
+        ("redis://host:hunter2", "port"),
+        ("redis://:hunter2", "port"),
+        ("redis://:[hunter2]@host", "percent-encoded"),
+        ("redis://:hunter2℀@host", "percent-encoded"),
     ],
 )
-def test_a_url_that_makes_no_connection_is_an_error_of_the_settings(url: str, reason: str) -> None:
+def test_a_url_that_cannot_make_a_connection_is_a_config_error(url: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"wrong URL of the redis backend: .*({reason})") as wrong:
         load_backend(load_settings(backend="redis", url=url))
-    assert "secret" not in str(wrong.value)
+    assert "hunter2" not in "".join(traceback.format_exception(wrong.value))
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
+@pytest.mark.parametrize(
+    ("query", "checks"),
+    [
+        ("", True),
+        ("?ssl_ca_certs=/ca.pem", True),
+        ("?ssl_cert_reqs=CERT_OPTIONAL", True),
+        ("?ssl_check_hostname=true&ssl_cert_reqs=required", True),
+        ("?ssl_check_hostname=false", False),
+        ("?ssl_check_hostname=0&ssl_cert_reqs=required", False),
+        ("?ssl_cert_reqs=none", False),
+        ("?db=1&ssl_cert_reqs=CERT_NONE", False),
+        ("#ssl_check_hostname=false", True),
+    ],
+)
+def test_the_host_name_is_checked_unless_the_url_says_otherwise(
+    scheme: str, query: str, checks: bool
+) -> None:
+    url = load_backend(load_settings(backend="redis", url=f"{scheme}://host:6380/1{query}"))._url
+    for pool in (redis.ConnectionPool.from_url(url), redis.asyncio.ConnectionPool.from_url(url)):
+        connection = pool.connection_class(**pool.connection_kwargs)
+        assert connection.host == "host"
+        is_unchecked = getattr(connection, "cert_reqs", None) == ssl.CERT_NONE
+        assert (connection.check_hostname and not is_unchecked) == checks

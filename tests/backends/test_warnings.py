@@ -1,4 +1,4 @@
-"""What the Redis backend warns of, by what the server says of itself."""
+"""The Redis backend warns of the configurations under which a server loses events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from semantik_realtime.backends.redis.backend import _warnings
     ],
     ids=str,
 )
-def test_it_warns_of_what_the_server_says_and_of_nothing_else(
+def test_it_warns_of_what_info_shows_and_of_nothing_else(
     info: dict[str, object], warned_of: list[str]
 ) -> None:
     warnings = _warnings(info)

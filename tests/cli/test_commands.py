@@ -18,10 +18,13 @@ from commandline import COMMAND, obey_signals, run
 
 from semantik_realtime.cli import demo, installation
 from semantik_realtime.cli.program import MAX_STARTS, DemoFailed, Program
+from semantik_realtime.config import Settings
+from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import (
     ROWS,
     free_port,
 )
+from semantik_realtime.worker.stored_state import read_stored_state
 
 
 def children_of(pid: int) -> set[int]:
@@ -170,6 +173,8 @@ def test_demo_prints_its_address_and_stops_all_its_processes_on_ctrl_c(
             backend,
             "--data",
             str(folder.parent / "data"),
+            "--port",
+            str(free_port()),
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -243,6 +248,29 @@ def test_publish_refuses_a_wrong_topic_without_a_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_publish_ends_a_job_with_its_status(server_url: Callable[[str], str]) -> None:
+    url = server_url("valkey")
+    state = '{"attempt": 2, "error": {"type": "E", "message": "m"}}'
+    for job, options in (("cli-1", []), ("cli-2", ["--state", state])):
+        done = run("publish", f"job:{job}", "job_failed", *options, REDIS_URL=url)
+        assert re.match(r"appended \w+\.1\.", done.stdout), done.stderr
+        runtime = Runtime(Settings(url=url))
+        expected = json.loads(options[1]) if options else {}
+        assert read_stored_state(runtime, job) == {"status": "failed"} | expected
+        runtime.close()
+
+
+def test_publish_refuses_a_state_that_contradicts_the_type() -> None:
+    for state in ('{"status": "running"}', "null", "[]", "5", "rubbish"):
+        done = run(
+            *("publish", "job:1", "job_failed", "--state", state),
+            SEMANTIK_REALTIME_BACKEND="memory",
+        )
+        assert done.returncode == 1, state
+        assert "state" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_publish_refuses_data_that_is_not_an_object() -> None:
     for data in ("[1]", "{"):
         done = run("publish", "a:b", "n", "--data", data, SEMANTIK_REALTIME_BACKEND="memory")
@@ -252,7 +280,7 @@ def test_publish_refuses_data_that_is_not_an_object() -> None:
 
 def test_watch_follows_a_job_to_its_end(tmp_path: Path, folder: Path) -> None:
     demo = subprocess.Popen(
-        [*COMMAND, "demo", str(folder), "--pause", "0.05"],
+        [*COMMAND, "demo", str(folder), "--pause", "0.05", "--port", str(free_port())],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "COLUMNS": "200"},

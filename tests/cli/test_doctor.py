@@ -111,7 +111,10 @@ def test_doctor_says_what_to_do_about_each_failure(environment: dict[str, str]) 
 @pytest.mark.parametrize(
     ("environment", "address"),
     [
-        ({"REDIS_URL": "redis://u:secret@127.0.0.1:1/3?password=x"}, "redis://127.0.0.1:1/3 (from"),
+        (
+            {"REDIS_URL": "redis://u:secret@127.0.0.1:1/3?password=x"},
+            "redis://***@127.0.0.1:1/3?*** (from",
+        ),
         ({}, "redis://localhost:6379/0 (the default"),
     ],
 )
@@ -134,3 +137,11 @@ def test_the_json_of_a_good_server_is_ok(server_url: Callable[[str], str]) -> No
     report = json.loads(done.stdout)
     assert (done.returncode, report["ok"]) == (0, True)
     assert {"subject", "text", "grade", "advice"} == set(report["findings"][0])
+
+
+def test_doctor_reports_a_misspelt_setting() -> None:
+    done = run(
+        "doctor", SEMANTIK_REALTIME_BACKEND="memory", SEMANTIK_REALTIME_RETENSION_SECONDS="60"
+    )
+    assert re.search(r"warn +settings +SEMANTIK_REALTIME_RETENSION_SECONDS is no", done.stdout)
+    assert "SEMANTIK_REALTIME_RETENTION_SECONDS meant" in done.stdout

@@ -1,4 +1,4 @@
-"""Made-up drafts and logs, and plain statements of what the rules come to."""
+"""Generated drafts and logs, and plain models of the rules."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -44,7 +44,7 @@ def draft(
     job: str | None = None,
     attempt: int | None = None,
 ) -> Draft:
-    """A draft whose body and members agree."""
+    """Return a draft whose body and members agree."""
     change = StateChange.KEEP
     if state is not msgspec.UNSET:
         change = StateChange.DROP if state is None else StateChange.SET
@@ -63,7 +63,7 @@ def draft(
 drafts = st.builds(
     draft,
     key=st.sampled_from(KEYS),
-    # Small: what is inside a state matters to no rule, and logs are drawn by the thousand.
+    # Small, because no rule depends on the members of a state, and thousands of logs are drawn.
     state=st.sampled_from([msgspec.UNSET, None, {"n": 1}, {"n": 2}, {"ä": "\u2028"}, {}]),
     data=st.sampled_from([None, {"n": 1}, {"n": 2}, {"text": "x" * 60}]),
     terminal=st.booleans(),
@@ -73,7 +73,7 @@ drafts = st.builds(
 def log_of(
     drafts: Iterable[Draft], *, after: Cursor | None = None, holes: Sequence[int] = ()
 ) -> list[Event]:
-    """The events of ``drafts``; ``holes`` are how much further than one each offset goes."""
+    """Return the events of ``drafts``; ``holes`` are added to the steps between their offsets."""
     offset, chain = (after.offset, after.chain) if after else (0, 0)
     events = []
     for index, one in enumerate(drafts):
@@ -92,7 +92,7 @@ def logs(draw: st.DrawFn, *, min_size: int = 0, max_size: int = 25) -> list[Even
 
 
 def states_after(events: Iterable[Event]) -> dict[str, Any]:
-    """R1, stated with plain dicts."""
+    """Return the folded states, with plain dicts (R1)."""
     states: dict[str, Any] = {}
     for event in events:
         members = json.loads(event.json)
@@ -102,17 +102,17 @@ def states_after(events: Iterable[Event]) -> dict[str, Any]:
 
 
 def append_all(drafts: Iterable[Draft]) -> list[Draft]:
-    """What an empty backend appends of ``drafts``: the fence refuses the rest."""
-    standings: dict[tuple[str, str], fence.AttemptState] = {}
+    """Return the drafts that an empty backend appends; the fence refuses the others."""
+    attempts: dict[tuple[str, str], fence.AttemptState] = {}
     appended = []
     for one in drafts:
         if one.job is not None:
             place = (one.topic, one.job)
             verdict = fence.check_fence(
-                standings.get(place, fence.AttemptState()), one.attempt, one.terminal
+                attempts.get(place, fence.AttemptState()), one.attempt, one.terminal
             )
             if isinstance(verdict, fence.Refusal):
                 continue
-            standings[place] = verdict
+            attempts[place] = verdict
         appended.append(one)
     return appended

@@ -1,4 +1,4 @@
-"""Slow connections get less, and the same result."""
+"""A slow connection gets fewer events, and the same states."""
 
 import json
 
@@ -26,24 +26,24 @@ def test_conflation_never_changes_the_folded_state(log):
 
 
 @given(many, many)
-def test_what_was_known_before_does_not_matter_to_conflation(before, waiting):
+def test_conflation_gives_the_same_states_whatever_came_before(before, waiting):
     assert folded([*before, *conflate(waiting)]) == folded([*before, *waiting])
 
 
 @given(many)
-def test_conflation_keeps_the_order_and_invents_nothing(log):
+def test_conflation_keeps_the_order_and_adds_nothing(log):
     kept = {event.offset for event in conflate(log)}
     assert conflate(log) == [event for event in log if event.offset in kept]
 
 
 @given(many)
-def test_terminal_events_are_never_left_out(log):
+def test_conflation_keeps_every_terminal_event(log):
     ends = [event for event in log if event.head().terminal]
     assert [event for event in conflate(log) if event.head().terminal] == ends
 
 
 @given(many)
-def test_conflated_events_are_few(log):
+def test_the_number_of_conflated_events_is_bounded(log):
     ends = sum(event.head().terminal for event in log)
     assert len(conflate(log)) <= len(KEYS) + ends + 2 * EDGE
 
@@ -53,17 +53,17 @@ def test_conflating_again_changes_nothing(log):
     assert conflate(conflate(log)) == conflate(log)
 
 
-def test_of_the_events_without_state_the_first_and_last_ten_stay():
+def test_the_first_and_last_ten_events_without_a_state_are_kept():
     log = log_of(draft(data={"line": line}) for line in range(5000))
     assert [event.offset for event in conflate(log)] == [*range(1, 11), *range(4991, 5001)]
 
 
-def test_a_key_that_is_gone_is_told():
+def test_the_deletion_of_a_key_is_kept():
     log = log_of([draft("a", {"n": 1}), draft("a", None)])
     assert [event.offset for event in conflate(log)] == [2]
 
 
-def test_each_limit_is_the_last_size_that_is_still_allowed():
+def test_a_limit_itself_is_still_allowed():
     limits = Limits(conflate_above_bytes=100, evict_above_bytes=200)
     assert [plan_write(size, limits) for size in (0, 100, 101, 200, 201)] == [
         Write.WHOLE,
@@ -79,7 +79,7 @@ def test_the_default_limits_are_those_of_the_protocol():
 
 
 @given(st.integers(0, 10**7), st.integers(0, 10**7))
-def test_who_has_more_waiting_is_never_treated_more_kindly(one, other):
+def test_more_unsent_bytes_never_lead_to_a_more_generous_plan(one, other):
     order = [Write.WHOLE, Write.CONFLATED, Write.EVICT]
     less, more = sorted((one, other))
     assert order.index(plan_write(less, Limits())) <= order.index(plan_write(more, Limits()))

@@ -40,7 +40,7 @@ def strict(text: bytes) -> object:
 
 
 @given(cursors)
-def test_a_cursor_written_and_read_is_the_same(cursor):
+def test_parsing_the_text_of_a_cursor_returns_the_same_cursor(cursor):
     assert Cursor.parse(str(cursor)) == cursor
 
 
@@ -55,7 +55,7 @@ def test_a_cursor_written_and_read_is_the_same(cursor):
 @example("e.99999999999999999.00000001")
 @example("e.-1.00000001")
 @example("." * 10_000)
-def test_any_text_is_read_as_a_cursor_or_as_none_of_any_log(text):
+def test_any_text_parses_to_a_cursor_or_to_one_without_an_epoch(text):
     cursor = Cursor.parse(text)
     if re.fullmatch(r"[A-Za-z0-9_-]{1,64}\.[0-9]{1,16}\.[0-9a-f]{8}", text, re.ASCII):
         epoch, offset, chain = text.split(".")
@@ -69,7 +69,7 @@ def test_any_text_is_read_as_a_cursor_or_as_none_of_any_log(text):
     st.dictionaries(json_texts, json_values, max_size=3),
     st.booleans(),
 )
-def test_a_body_is_json_and_says_what_was_given(state, data, terminal):
+def test_a_body_is_json_with_the_given_members(state, data, terminal):
     body = strict(encode_body("note", TIME, "k", state=state, data=data, terminal=terminal))
     expected = {"type": "note", "time": TIME, "key": "k", "state": state}
     if data:
@@ -79,7 +79,7 @@ def test_a_body_is_json_and_says_what_was_given(state, data, terminal):
     assert body == expected
 
 
-def test_absent_members_are_not_written_and_a_null_state_is():
+def test_absent_members_are_left_out_and_a_null_state_is_written():
     assert b"state" not in encode_body("note", TIME, "k")
     assert b'"state":null' in encode_body("note", TIME, "k", state=None)
     assert b"data" not in encode_body("note", TIME, "k", data={})
@@ -115,7 +115,7 @@ def test_absent_members_are_not_written_and_a_null_state_is():
         max_leaves=8,
     )
 )
-def test_whatever_is_given_becomes_strict_json_or_an_event_error(value):
+def test_any_value_becomes_strict_json_or_an_event_error(value):
     try:
         body = encode_body("note", TIME, "k", data={"value": value})
     except EventError:
@@ -159,7 +159,7 @@ def _deep() -> list[object]:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_cannot_be_encoded_is_an_event_error_that_names_the_type(value):
+def test_a_value_that_cannot_be_encoded_is_an_event_error_that_names_the_type(value):
     with pytest.raises(EventError, match="event note cannot be encoded"):
         encode_body("note", TIME, "k", state={"value": value})
     with pytest.raises(EventError, match="event note cannot be encoded"):
@@ -180,7 +180,7 @@ def test_the_limit_counts_bytes_and_is_exact(text):
         encode_body("note", TIME, "k", data={"text": text}, max_bytes=size - 1)
 
 
-def test_the_limit_is_64_kib_unless_told():
+def test_the_default_limit_is_64_kib():
     with pytest.raises(EventTooBig, match="65536"):
         encode_body("note", TIME, "k", data={"text": "x" * 65_536})
 
@@ -193,7 +193,7 @@ def test_the_offset_is_put_in_front_and_nothing_else_changes(one, offset):
 
 
 @given(drafts)
-def test_a_head_says_what_the_draft_said(one):
+def test_a_head_has_the_members_of_the_draft(one):
     event = log_of([one])[0]
     head = event.head()
     assert (head.offset, head.type, head.time, head.key) == (1, one.type, TIME, one.key)
@@ -211,7 +211,7 @@ def test_without_a_key_an_event_changes_no_state():
     assert head.change is StateChange.KEEP
 
 
-def test_unknown_members_are_no_fault():
+def test_unknown_members_are_ignored():
     assert Event(1, 0, b'{"offset":1,"type":"note","colour":"red"}').head().type == "note"
 
 

@@ -1,4 +1,4 @@
-"""Which drafts of a job are let through."""
+"""Which drafts of a job are appended."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,23 +10,23 @@ arrivals = st.lists(st.tuples(attempts, st.booleans()), max_size=20)
 
 
 @given(arrivals)
-def test_a_job_never_moves_back_whatever_comes_in_whichever_order(arrivals):
-    standing = AttemptState()
+def test_a_job_never_goes_back_in_whichever_order_drafts_arrive(arrivals):
+    state = AttemptState()
     for attempt, terminal in arrivals:
-        verdict = check_fence(standing, attempt, terminal)
+        verdict = check_fence(state, attempt, terminal)
         if isinstance(verdict, Refusal):
             continue
-        assert (verdict.attempt, verdict.ended) >= (standing.attempt, standing.ended)
-        assert not (standing.ended and verdict.attempt == standing.attempt)
-        standing = verdict
+        assert (verdict.attempt, verdict.ended) >= (state.attempt, state.ended)
+        assert not (state.ended and verdict.attempt == state.attempt)
+        state = verdict
 
 
 @given(arrivals)
-def test_verdicts_follow_from_the_newest_attempt_and_the_ends_so_far(arrivals):
-    standing = AttemptState()
+def test_a_verdict_depends_on_the_newest_attempt_and_on_the_ends_so_far(arrivals):
+    state = AttemptState()
     newest, ended = 0, set()
     for attempt, terminal in arrivals:
-        verdict = check_fence(standing, attempt, terminal)
+        verdict = check_fence(state, attempt, terminal)
         meant = newest if attempt is None else attempt
         if meant < newest:
             assert verdict is Refusal.STALE
@@ -36,17 +36,17 @@ def test_verdicts_follow_from_the_newest_attempt_and_the_ends_so_far(arrivals):
             newest = meant
             ended |= {meant} if terminal else set()
             assert verdict == AttemptState(newest, ended=newest in ended)
-            standing = verdict
+            state = verdict
 
 
 @given(st.builds(AttemptState, st.integers(0, 5), st.booleans()), st.booleans())
-def test_a_newer_attempt_always_opens_the_job_again(standing, terminal):
-    attempt = standing.attempt + 1
-    assert check_fence(standing, attempt, terminal) == AttemptState(attempt, ended=terminal)
+def test_a_newer_attempt_always_opens_the_job_again(state, terminal):
+    attempt = state.attempt + 1
+    assert check_fence(state, attempt, terminal) == AttemptState(attempt, ended=terminal)
 
 
 @given(st.integers(0, 5), attempts, st.booleans())
-def test_after_the_end_of_the_newest_attempt_nothing_of_it_passes(newest, attempt, terminal):
+def test_after_the_end_of_the_newest_attempt_its_drafts_are_refused(newest, attempt, terminal):
     verdict = check_fence(AttemptState(newest, ended=True), attempt, terminal)
     assert isinstance(verdict, Refusal) == (attempt is None or attempt <= newest)
 

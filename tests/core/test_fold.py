@@ -1,4 +1,4 @@
-"""Events to state, and what a reader makes of frames beyond the vectors."""
+"""Events to states, and the rules of a reader beyond the vectors."""
 
 import json
 
@@ -55,13 +55,13 @@ def snapshot(offset, states=None, events=()):
     }
 
 
-def test_before_the_first_sync_nothing_is_taken_and_nothing_is_asked():
+def test_before_the_first_sync_events_are_ignored_and_are_no_gap():
     view = View("job:1")
     assert view.batch(batch(log_of([draft("a", {"n": 1})]), prev=0)) == []
     assert (view.states, view.offset, view.cursor) == ({}, 0, None)
 
 
-def test_a_replay_for_a_reader_that_knows_nothing_is_a_gap_unless_it_is_everything():
+def test_a_replay_for_a_new_reader_is_a_gap_unless_it_begins_at_the_beginning():
     log = log_of([draft("a", {"n": 1}), draft("b", {"n": 2})])
     view = View("job:1")
     assert view.sync({"mode": "replay", **batch(log[1:], prev=1)}) is None
@@ -69,14 +69,14 @@ def test_a_replay_for_a_reader_that_knows_nothing_is_a_gap_unless_it_is_everythi
     assert view.states == {"a": {"n": 1}, "b": {"n": 2}}
 
 
-def test_the_reason_of_the_last_snapshot_stays_over_a_replay():
+def test_a_replay_keeps_the_reason_of_the_last_snapshot():
     view = View("job:1")
     view.sync(snapshot(0))
     view.sync({"mode": "replay", **batch(log_of([draft()]), prev=0)})
     assert view.reason == "new"
 
 
-def test_a_reader_that_lost_its_connection_waits_for_a_sync():
+def test_a_reader_that_lost_its_connection_ignores_events_until_a_sync():
     log = log_of([draft("a", {"n": n}) for n in range(3)])
     view = View("job:1")
     view.sync(snapshot(1, {"a": {"n": 0}}))
@@ -86,7 +86,7 @@ def test_a_reader_that_lost_its_connection_waits_for_a_sync():
     assert view.states == {"a": {"n": 2}}
 
 
-def test_the_states_of_a_snapshot_stay_the_servers_own():
+def test_the_states_of_a_snapshots_frame_are_not_changed():
     frame = snapshot(0, {"a": {"n": 0}})
     view = View("job:1")
     view.sync(frame)
@@ -105,29 +105,29 @@ job_states = st.fixed_dictionaries(
 
 
 @given(job_states, job_states)
-def test_of_two_accounts_of_a_job_one_at_most_is_ahead(one, other):
+def test_of_two_states_of_a_job_at_most_one_is_ahead(one, other):
     assert not (is_ahead(one, other) and is_ahead(other, one))
 
 
 @given(job_states | st.none(), st.lists(job_states))
-def test_provisional_states_move_no_key_back_and_change_nothing_folded(folded, told):
+def test_provisional_states_set_no_key_back_and_change_no_folded_state(folded, updates):
     view = View("job:1")
     view.sync(snapshot(7, {"a": folded} if folded else {}))
-    for state in told:
+    for state in updates:
         before = view.states.get("a")
-        is_taken = view.provisional({"a": state})
+        is_accepted = view.provisional({"a": state})
         after = view.states["a"]
-        assert after == (state if is_taken else before)
+        assert after == (state if is_accepted else before)
         assert before is None or not is_ahead(before, after)
     assert view.folded == ({"a": folded} if folded else {})
     assert (view.offset, view.cursor, view.synced) == (7, "e.7", True)
 
 
 @given(job_states, st.lists(job_states), job_states)
-def test_after_restored_a_key_is_shown_otherwise_only_while_the_log_is_behind(known, told, state):
+def test_after_restored_the_overlay_is_shown_only_while_the_log_is_behind(known, updates, state):
     view = View("job:1")
     view.sync(snapshot(1, {"a": known}))
-    for one in told:
+    for one in updates:
         view.provisional({"a": one, "unknown to the log": one})
     view.restored()
     assert set(view.overlay) <= {"a"}
@@ -162,7 +162,7 @@ def lives(draw):
         st.tuples(st.sampled_from(["record", "restored", "events", "replay"]), st.integers(0, 20))
     ),
 )
-def test_a_true_record_moves_a_job_never_back_however_late_the_log_is(life, steps):
+def test_a_true_record_never_sets_a_job_back_however_late_the_log_is(life, steps):
     log = log_of([draft("a", state) for state in life])
     view = View("job:1")
     view.sync(snapshot(1, {"a": life[0]}))

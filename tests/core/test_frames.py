@@ -1,4 +1,4 @@
-"""Frames are put together from bytes; a reader must not notice."""
+"""Frames are joined from encoded parts, and are the JSON of docs/protocol.md."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_an_events_frame_has_every_topic_with_its_events(parts):
 
 
 @given(topics, st.integers(0, 99), cursors, logs(max_size=4))
-def test_a_replay_says_from_where_to_where(topic, prev, cursor, events):
+def test_a_replay_has_the_positions_before_and_after_its_events(topic, prev, cursor, events):
     assert json.loads(frames.replay_frame(topic, prev, cursor, events)) == {
         "op": "sync",
         "topic": topic,
@@ -58,7 +58,7 @@ def test_a_replay_says_from_where_to_where(topic, prev, cursor, events):
     st.dictionaries(json_texts, json_values, max_size=3),
     logs(max_size=3),
 )
-def test_a_snapshot_has_the_states_whatever_the_keys_are(topic, reason, cursor, states, history):
+def test_a_snapshot_has_the_states_of_any_keys(topic, reason, cursor, states, history):
     encoded = {key: msgspec.json.encode(state) for key, state in states.items()}
     assert json.loads(frames.snapshot_frame(topic, reason, cursor, encoded, history)) == {
         "op": "sync",
@@ -73,19 +73,19 @@ def test_a_snapshot_has_the_states_whatever_the_keys_are(topic, reason, cursor, 
 
 
 @given(st.dictionaries(topics, cursors))
-def test_tops_have_offset_and_cursor_of_each_topic(tops):
+def test_tops_have_the_offset_and_the_cursor_of_each_topic(tops):
     expected = {t: {"offset": c.offset, "cursor": str(c)} for t, c in tops.items()}
     assert json.loads(frames.tops_frame(tops)) == {"op": "tops", "topics": expected}
 
 
 @given(st.text() | st.binary())
-def test_reading_never_raises_and_gives_only_objects_with_an_op(text):
+def test_decoding_never_raises_and_returns_only_objects_with_an_op(text):
     frame = frames.decode(text)
     assert frame is None or isinstance(frame["op"], str)
 
 
 @given(st.dictionaries(json_texts, json_values, max_size=3), json_texts)
-def test_an_object_with_an_op_is_read_as_it_was_written(members, op):
+def test_an_object_with_an_op_is_decoded_as_it_was_encoded(members, op):
     frame = {**members, "op": op}
     assert frames.decode(json.dumps(frame)) == frame
     assert frames.decode(frames.encode(frame)) == frame
@@ -116,5 +116,5 @@ def test_an_object_with_an_op_is_read_as_it_was_written(members, op):
     ],
     ids=lambda text: repr(text[:24]),
 )
-def test_what_is_no_object_with_an_op_is_no_frame(text):
+def test_any_other_text_is_no_frame(text):
     assert frames.decode(text) is None

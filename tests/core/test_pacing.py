@@ -1,4 +1,4 @@
-"""How often a key is sent."""
+"""A key may send once in an interval."""
 
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ times = st.lists(st.floats(0, 100), max_size=30).map(sorted)
 
 
 @given(times, st.floats(0, 10))
-def test_who_obeys_sends_at_once_at_first_and_then_once_an_interval(times, interval):
+def test_a_key_sends_at_once_at_first_and_then_once_in_an_interval(times, interval):
     pacer = Pacer()
     sent = []
     for now in times:
@@ -24,21 +24,21 @@ def test_who_obeys_sends_at_once_at_first_and_then_once_an_interval(times, inter
     assert sent[:1] == times[:1]
     for one, other in pairwise(sent):
         assert other >= one + interval
-    # None was held back longer than asked: what was not sent came too early.
+    # None waited longer than the interval: what was not sent came too early.
     for now in times:
         last = max((one for one in sent if one <= now), default=None)
         assert now in sent or now < last + interval
 
 
 @given(times)
-def test_keys_do_not_wait_for_each_other(times):
+def test_keys_are_paced_independently(times):
     pacer = Pacer()
     for now in times:
         pacer.sent("busy", now, 1000.0)
         assert pacer.wait_seconds("idle", now) == 0
 
 
-def test_a_later_sending_counts_with_its_own_interval():
+def test_each_sending_has_its_own_interval():
     pacer = Pacer()
     pacer.sent("k", 0.0, 100.0)
     pacer.sent("k", 1.0, 2.0)
@@ -46,7 +46,7 @@ def test_a_later_sending_counts_with_its_own_interval():
 
 
 @given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 5))
-def test_only_the_keys_sent_last_are_remembered(keys, max_keys):
+def test_only_the_keys_that_sent_last_are_remembered(keys, max_keys):
     pacer = Pacer(max_keys)
     for now, key in enumerate(keys):
         pacer.sent(key, float(now), 1000.0)

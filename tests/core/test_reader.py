@@ -1,4 +1,4 @@
-"""A reader on a bad line, against a log that is trimmed, restarted and rewritten (G1 to G3)."""
+"""A reader applies each event once and in order, over any connection and log (G1 to G3)."""
 
 import json
 from collections import deque
@@ -21,9 +21,10 @@ REPLAY_LIMIT = 6
 class Reading:
     """One log, one server connection, one reader.
 
-    The line keeps the order of frames, but batches get lost and come again,
-    and the connection is cut at any moment. Every event says its own number,
-    so that it can be recognized whatever its offset is.
+    The connection keeps the order of frames, but batches are lost or arrive
+    again, and it breaks at any moment. The log is trimmed, begins again in a
+    new epoch, and is rewritten by a failover. Every event has a number of its
+    own in ``data``, because offsets are used again.
     """
 
     def __init__(self) -> None:
@@ -58,7 +59,7 @@ class Reading:
         self.states_at[str(self.end)] = states_after(self.log)
 
     def send_live(self, slow: bool, times: int) -> None:
-        """All that waits in one batch that arrives once, twice or never."""
+        """Send all unsent events in one batch, which arrives ``times`` times."""
         events = self.log[self.sent :]
         chosen = conflate(events) if slow else events
         left_out = len(events) - len(chosen)
@@ -71,7 +72,7 @@ class Reading:
         self.send_live(False, times)
 
     def send_tops(self) -> None:
-        """Told is where the connection stands, which live events may not have reached."""
+        """Send the position of the connection, which lost live events do not reach."""
         self.line.append(json.loads(frames.tops_frame({TOPIC: self.place(self.sent)})))
 
     def trim(self, keep: int) -> None:
@@ -90,7 +91,7 @@ class Reading:
         self.cut()
 
     def fail_over(self, lost: int, fresh: int) -> None:
-        """A replica that lags takes over: in the same epoch, offsets are given out again."""
+        """A replica that lags takes over: in the same epoch, offsets are used again."""
         self.log = self.log[: max(0, len(self.log) - lost)]
         self.first = min(self.first, len(self.log) + 1)
         for key in KEYS[:fresh]:
@@ -122,12 +123,12 @@ class Reading:
             self.receive(self.line.popleft())
 
     def repeat(self, which: int) -> None:
-        """An old batch comes again, at any time while the connection lives."""
+        """An old batch arrives again, at any time while the connection is open."""
         if self.batches:
-            self.take(self.view.batch(self.batches[which % len(self.batches)]))
+            self.check_for_gap(self.view.batch(self.batches[which % len(self.batches)]))
 
-    def lay(self, key: str) -> None:
-        """The backend is away, and the host tells its record."""
+    def send_record(self, key: str) -> None:
+        """The backend is away, and the host's record is sent."""
         self.line.append({"op": "provisional", "states": {key: {"n": "the host's"}}})
 
     def restore(self) -> None:
@@ -139,14 +140,14 @@ class Reading:
         elif frame["op"] == "restored":
             self.view.restored()
         elif frame["op"] == "sync":
-            self.take(self.view.sync(frame), applied=frame["mode"] == "replay")
+            self.check_for_gap(self.view.sync(frame), applied=frame["mode"] == "replay")
         elif frame["op"] == "events":
             self.batches.append(frame["topics"][TOPIC])
-            self.take(self.view.batch(frame["topics"][TOPIC]))
+            self.check_for_gap(self.view.batch(frame["topics"][TOPIC]))
         elif self.view.behind(frame["topics"][TOPIC]):
             self.subscribe()
 
-    def take(self, events: list[dict[str, Any]] | None, applied: bool = True) -> None:
+    def check_for_gap(self, events: list[dict[str, Any]] | None, applied: bool = True) -> None:
         if events is None:
             self.subscribe()
         elif applied:
@@ -171,7 +172,7 @@ appends = st.tuples(
     st.sampled_from(["keep", "set", "set", "drop"]),
     st.sampled_from([False, False, True]),
 )
-tellings = st.tuples(
+appends_and_sends = st.tuples(
     st.just("append_and_send"),
     st.sampled_from(KEYS),
     st.sampled_from(["keep", "set"]),
@@ -192,15 +193,15 @@ troubles = st.sampled_from(
         ("trim", 3),
     ]
 )
-records = st.tuples(st.just("lay"), st.sampled_from(KEYS))
+records = st.tuples(st.just("send_record"), st.sampled_from(KEYS))
 steps = st.one_of(
     records,
     st.just(("restore",)),
     appends,
     sends,
-    tellings,
-    tellings,
-    tellings,
+    appends_and_sends,
+    appends_and_sends,
+    appends_and_sends,
     deliveries,
     deliveries,
     repeats,

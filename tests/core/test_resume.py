@@ -1,4 +1,4 @@
-"""Replay only what is certainly the client's own history."""
+"""A replay continues only the client's own history."""
 
 from histories import drafts, log_of
 from hypothesis import given
@@ -14,7 +14,7 @@ def place(events, offset, epoch="e"):
 
 
 def plan(asked, events, *, kept, limit=MAX_REPLAY, epoch="e"):
-    """Ask a log that keeps its newest ``kept`` entries, as a backend does."""
+    """Plan as a backend does whose log keeps its newest ``kept`` entries."""
     first = len(events) - kept + 1
     end = place(events, len(events))
     there = None
@@ -36,7 +36,7 @@ def test_a_cursor_of_the_same_history_is_replayed_as_far_as_the_log_reaches(entr
     elif missed > limit:
         assert reason is Reason.TOO_FAR
     elif offset == dropped and missed and offset:
-        # All events are there, but what the cursor rests on can no longer be checked.
+        # All events are kept, but the chain of the cursor can no longer be checked.
         assert reason is Reason.TRIMMED
     else:
         assert reason is None
@@ -76,7 +76,7 @@ def test_a_cursor_of_a_forked_history_is_never_replayed_beyond_the_fork(common, 
     st.lists(drafts, max_size=6),
     st.data(),
 )
-def test_a_cursor_from_nowhere_gets_a_snapshot_and_no_exception(asked, entries, data):
+def test_any_cursor_gets_a_plan_and_no_exception(asked, entries, data):
     events = log_of(entries)
     reason = plan(asked, events, kept=data.draw(st.integers(0, len(events))))
     if asked is None:
@@ -99,7 +99,7 @@ def test_a_thousand_events_are_replayed_and_one_more_is_too_far():
     assert plan_sync(Cursor("e", 3999, 3), log, 3) is Reason.TOO_FAR
 
 
-def test_the_chain_at_the_end_is_compared_with_that_of_the_log_itself():
+def test_at_the_end_of_the_log_the_chain_of_the_log_is_compared():
     trimmed_bare = LogInfo("e", 20, 0xABC, first=21)
     assert plan_sync(Cursor("e", 20, 0xABC), trimmed_bare, None) is None
     assert plan_sync(Cursor("e", 20, 0xABD), trimmed_bare, None) is Reason.DIVERGED

@@ -1,4 +1,4 @@
-"""The protocol state of a connection: every frame has an answer, none raises."""
+"""The state machine of a connection: every input has its effect, and none raises."""
 
 import json
 
@@ -39,7 +39,7 @@ def opened():
     return session
 
 
-def say(session, **frame):
+def send(session, **frame):
     return session.receive(json.dumps(frame))
 
 
@@ -54,7 +54,7 @@ def code_of(actions):
 
 
 def bad_frames(session, count):
-    """The answer to the last of so many."""
+    """Send ``count`` unreadable frames; return the actions of the last."""
     return [session.receive("rubbish") for _ in range(count)][-1]
 
 
@@ -65,12 +65,12 @@ def closed():
 
 
 INPUTS = {
-    "auth": lambda session: say(session, op="auth", token="t"),
-    "subscribe": lambda session: say(session, op="subscribe", topics={"job:1": None}),
-    "unsubscribe": lambda session: say(session, op="unsubscribe", topics=["job:1"]),
-    "ping": lambda session: say(session, op="ping"),
-    "dance": lambda session: say(session, op="dance"),
-    "ACCEPTED": lambda session: say(session, op="ACCEPTED"),
+    "auth": lambda session: send(session, op="auth", token="t"),
+    "subscribe": lambda session: send(session, op="subscribe", topics={"job:1": None}),
+    "unsubscribe": lambda session: send(session, op="unsubscribe", topics=["job:1"]),
+    "ping": lambda session: send(session, op="ping"),
+    "dance": lambda session: send(session, op="dance"),
+    "ACCEPTED": lambda session: send(session, op="ACCEPTED"),
     Trigger.ACCEPTED: lambda session: session.authenticated(),
     Trigger.REFUSED: lambda session: session.rejected(False, "no"),
     Trigger.EXPIRED: lambda session: session.rejected(True, "old"),
@@ -80,8 +80,8 @@ INPUTS = {
     Trigger.TOO_BIG_FRAME: lambda session: session.receive("x" * 2001),
 }
 NO_TRANSITION = (None, "unauthenticated", "unknown_op")
-# The answers while waiting, and when open.
-ANSWERS = {
+# The effects in WAITING and in OPEN.
+EFFECTS = {
     "auth": (Authenticate, Authenticate),
     "subscribe": ("unauthenticated", Subscribe),
     "unsubscribe": ("unauthenticated", Unsubscribe),
@@ -97,14 +97,14 @@ ANSWERS = {
     Trigger.TOO_BIG_FRAME: (CloseCode.TOO_BIG, CloseCode.TOO_BIG),
 }
 PAIRS = [
-    *((waiting, what, answers[0]) for what, answers in ANSWERS.items()),
-    *((opened, what, answers[1]) for what, answers in ANSWERS.items()),
-    *((closed, what, None) for what in ANSWERS),
+    *((waiting, trigger, effects[0]) for trigger, effects in EFFECTS.items()),
+    *((opened, trigger, effects[1]) for trigger, effects in EFFECTS.items()),
+    *((closed, trigger, None) for trigger in EFFECTS),
 ]
 
 
 def kind_of(actions):
-    """What the answer is: nothing, a close code, the op or the error of a frame, or an action."""
+    """Return what the actions are: None, a close code, the op or error of a frame, or a type."""
     if not actions:
         return None
     [action] = actions
@@ -116,19 +116,19 @@ def kind_of(actions):
     return type(action)
 
 
-@pytest.mark.parametrize(("make", "what", "answer"), PAIRS)
-def test_every_phase_has_its_answer_to_every_input(make, what, answer):
+@pytest.mark.parametrize(("make", "trigger", "effect"), PAIRS)
+def test_every_phase_has_its_effect_for_every_trigger(make, trigger, effect):
     session = make()
     session.topics.add("job:1")
     before = session.phase
-    assert kind_of(INPUTS[what](session)) == answer
+    assert kind_of(INPUTS[trigger](session)) == effect
     ends = {"welcome": Phase.OPEN} | dict.fromkeys(CloseCode, Phase.CLOSED)
-    assert session.phase is ends.get(answer, before)
-    assert ((before, what) in TRANSITIONS) == (answer not in NO_TRANSITION)
+    assert session.phase is ends.get(effect, before)
+    assert ((before, trigger) in TRANSITIONS) == (effect not in NO_TRANSITION)
 
 
-def test_the_table_has_no_input_that_is_not_tried_here():
-    assert {what for _, what in TRANSITIONS} <= set(INPUTS)
+def test_every_trigger_of_the_table_is_tried_here():
+    assert {trigger for _, trigger in TRANSITIONS} <= set(INPUTS)
     assert set(Trigger) <= set(INPUTS)
     assert {phase for phase, _ in TRANSITIONS} == {Phase.WAITING, Phase.OPEN}
 
@@ -164,7 +164,7 @@ steps = st.lists(
 
 @given(steps)
 @example(["authenticated", '{"op":"\ud800"}', b"\xff\xfe", "[" * 1999])
-def test_no_input_raises_and_every_answer_can_be_carried_out(steps):
+def test_no_input_raises_and_every_action_can_be_performed(steps):
     session = waiting()
     calls = {
         "authenticated": session.authenticated,
@@ -209,14 +209,14 @@ def test_no_input_raises_and_every_answer_can_be_carried_out(steps):
 @pytest.mark.parametrize("op", ["subscribe", "unsubscribe", "ping", "dance"])
 def test_before_auth_every_other_op_is_refused_and_has_no_effect(op):
     session = waiting()
-    assert code_of(say(session, op=op, topics={"job:1": None})) == "unauthenticated"
+    assert code_of(send(session, op=op, topics={"job:1": None})) == "unauthenticated"
     assert session.phase is Phase.WAITING
     assert session.topics == set()
 
 
-def test_a_token_is_handed_on_and_the_welcome_states_the_limits():
+def test_a_token_is_authenticated_and_the_welcome_states_the_limits():
     session = waiting()
-    assert say(session, op="auth", token="t") == [Authenticate("t")]
+    assert send(session, op="auth", token="t") == [Authenticate("t")]
     [welcome] = session.authenticated()
     assert json.loads(welcome.frame) == {
         "op": "welcome",
@@ -224,18 +224,18 @@ def test_a_token_is_handed_on_and_the_welcome_states_the_limits():
         "heartbeat_seconds": 20.0,
         "limits": {"topics": 3, "frame_bytes": 2000},
     }
-    assert say(session, op="ping") == [Send('{"op":"pong"}')]
+    assert send(session, op="ping") == [Send('{"op":"pong"}')]
 
 
-def test_a_refresh_is_handed_on_and_gives_no_second_welcome():
+def test_a_refreshed_token_is_authenticated_without_a_second_welcome():
     session = opened()
-    assert say(session, op="auth", token="t2") == [Authenticate("t2")]
+    assert send(session, op="auth", token="t2") == [Authenticate("t2")]
     assert session.authenticated() == []
 
 
 @pytest.mark.parametrize("frame", [{}, {"token": ""}, {"token": 5}, {"token": None}])
 def test_auth_without_a_token_is_a_bad_frame(frame):
-    assert code_of(say(waiting(), op="auth", **frame)) == "bad_frame"
+    assert code_of(send(waiting(), op="auth", **frame)) == "bad_frame"
 
 
 def test_a_credential_that_is_wrong_or_expired_ends_the_connection_with_its_code():
@@ -244,7 +244,7 @@ def test_a_credential_that_is_wrong_or_expired_ends_the_connection_with_its_code
     assert opened().rejected(True, "old") == [Close(CloseCode.EXPIRED, "old")]
 
 
-def test_the_deadline_for_auth_holds_until_auth_and_no_longer():
+def test_the_deadline_for_auth_applies_only_until_auth():
     session = waiting()
     assert session.tick(109.999) == []
     [close] = session.tick(110.0)
@@ -252,7 +252,7 @@ def test_the_deadline_for_auth_holds_until_auth_and_no_longer():
     assert opened().tick(1e9) == []
 
 
-def test_an_answer_to_auth_that_comes_after_the_end_does_nothing():
+def test_the_result_of_an_authentication_after_the_end_has_no_effect():
     session = waiting()
     session.tick(110.0)
     assert session.rejected(False, "no") == []
@@ -261,7 +261,7 @@ def test_an_answer_to_auth_that_comes_after_the_end_does_nothing():
 
 
 @pytest.mark.parametrize("make", [waiting, opened])
-def test_a_frame_may_have_as_many_bytes_as_the_limit_says(make):
+def test_the_size_limit_of_a_frame_is_exact(make):
     frame = '{"op":"auth","token":"t"}'
     assert make().receive(frame.ljust(2000)) == [Authenticate("t")]
     for too_big in (frame.ljust(2001), frame.ljust(2001).encode()):
@@ -269,7 +269,7 @@ def test_a_frame_may_have_as_many_bytes_as_the_limit_says(make):
         assert close.code is CloseCode.TOO_BIG
 
 
-def test_size_is_counted_in_bytes_not_in_characters():
+def test_the_size_of_a_frame_is_counted_in_bytes_not_in_characters():
     text = json.dumps({"op": "auth", "token": "é" * 990}, ensure_ascii=False)
     assert len(text) <= 2000 < len(text.encode())
     [close] = opened().receive(text)
@@ -285,17 +285,17 @@ def test_the_tenth_bad_frame_ends_the_connection():
     assert MAX_BAD_FRAMES == 10
 
 
-def test_an_unknown_op_is_answered_and_the_connection_stays():
+def test_an_unknown_op_is_an_error_and_the_connection_stays_open():
     session = opened()
     for _ in range(50):
-        assert code_of(say(session, op="dance" * 100)) == "unknown_op"
+        assert code_of(send(session, op="dance" * 100)) == "unknown_op"
     assert session.phase is Phase.OPEN
 
 
 def test_a_subscription_names_cursors_and_history():
     session = opened()
     asked = {"job:1": None, "user:7": "e.5.0000000a", "job:2": "rubbish"}
-    assert say(session, op="subscribe", topics=asked, history=7) == [
+    assert send(session, op="subscribe", topics=asked, history=7) == [
         Subscribe(
             {"job:1": None, "user:7": Cursor("e", 5, 10), "job:2": Cursor("", 0, 0)}, history=7
         )
@@ -305,7 +305,7 @@ def test_a_subscription_names_cursors_and_history():
 
 @pytest.mark.parametrize("history", [0, 1, MAX_HISTORY])
 def test_history_may_be_up_to_a_thousand(history):
-    [action] = say(opened(), op="subscribe", topics={"job:1": None}, history=history)
+    [action] = send(opened(), op="subscribe", topics={"job:1": None}, history=history)
     assert action.history == history
     assert MAX_HISTORY == 1000
 
@@ -313,50 +313,50 @@ def test_history_may_be_up_to_a_thousand(history):
 @pytest.mark.parametrize("history", [-1, MAX_HISTORY + 1, 1.0, True, "5", None, [1]])
 def test_any_other_history_is_a_bad_frame(history):
     session = opened()
-    actions = say(session, op="subscribe", topics={"job:1": None}, history=history)
+    actions = send(session, op="subscribe", topics={"job:1": None}, history=history)
     assert code_of(actions) == "bad_frame"
     assert session.topics == set()
 
 
 @pytest.mark.parametrize("topics", [None, {}, [], ["job:1"], "job:1", 5, {"job:1": 5}])
-def test_topics_that_are_no_object_of_cursors_are_a_bad_frame(topics):
-    assert code_of(say(opened(), op="subscribe", topics=topics)) == "bad_frame"
-    assert code_of(say(opened(), op="subscribe")) == "bad_frame"
+def test_topics_that_are_not_an_object_of_cursors_are_a_bad_frame(topics):
+    assert code_of(send(opened(), op="subscribe", topics=topics)) == "bad_frame"
+    assert code_of(send(opened(), op="subscribe")) == "bad_frame"
 
 
 def test_one_wrong_topic_refuses_the_whole_subscription():
     session = opened()
     topics = {"job:1": None, "../x": None}
-    assert code_of(say(session, op="subscribe", topics=topics)) == "bad_topic"
+    assert code_of(send(session, op="subscribe", topics=topics)) == "bad_topic"
     assert session.topics == set()
 
 
 def test_more_topics_than_allowed_are_refused_as_a_whole():
     session = opened()
-    say(session, op="subscribe", topics={"job:1": None, "job:2": None})
+    send(session, op="subscribe", topics={"job:1": None, "job:2": None})
     more = {"job:3": None, "job:4": None}
-    assert code_of(say(session, op="subscribe", topics=more)) == "too_many_topics"
+    assert code_of(send(session, op="subscribe", topics=more)) == "too_many_topics"
     assert session.topics == {"job:1", "job:2"}
-    # Asking again for what is open costs no place.
+    # A topic that is open does not count twice.
     again = {"job:1": None, "job:2": None, "job:3": None}
-    assert isinstance(say(session, op="subscribe", topics=again)[0], Subscribe)
+    assert isinstance(send(session, op="subscribe", topics=again)[0], Subscribe)
 
 
-def test_unsubscribing_gives_places_back_and_ignores_the_rest():
+def test_unsubscribed_topics_do_not_count_and_unknown_ones_are_ignored():
     session = opened()
-    say(session, op="subscribe", topics={"job:1": None, "job:2": None, "job:3": None})
-    actions = say(session, op="unsubscribe", topics=["job:1", "job:9", 5, None, ["job:2"]])
+    send(session, op="subscribe", topics={"job:1": None, "job:2": None, "job:3": None})
+    actions = send(session, op="unsubscribe", topics=["job:1", "job:9", 5, None, ["job:2"]])
     assert actions == [Unsubscribe(["job:1"])]
-    assert say(session, op="unsubscribe", topics=["job:1"]) == []
-    assert isinstance(say(session, op="subscribe", topics={"job:4": None})[0], Subscribe)
+    assert send(session, op="unsubscribe", topics=["job:1"]) == []
+    assert isinstance(send(session, op="subscribe", topics={"job:4": None})[0], Subscribe)
 
 
 @pytest.mark.parametrize("topics", [None, {"job:1": None}, "job:1", 5])
 def test_unsubscribe_without_a_list_is_a_bad_frame(topics):
-    assert code_of(say(opened(), op="unsubscribe", topics=topics)) == "bad_frame"
+    assert code_of(send(opened(), op="unsubscribe", topics=topics)) == "bad_frame"
 
 
-def test_codes_are_those_of_the_protocol():
+def test_close_codes_are_those_of_the_protocol():
     assert {code.name: code.value for code in CloseCode} == {
         "GOING_AWAY": 1001,
         "POLICY": 1008,

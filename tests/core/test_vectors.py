@@ -1,4 +1,4 @@
-"""The vectors in ``tests/vectors``: the rules of docs/protocol.md as examples."""
+"""The rules of docs/protocol.md as examples: the vectors in ``tests/vectors``."""
 
 import json
 import zlib
@@ -12,14 +12,14 @@ from semantik_realtime.core.event import Cursor, Event, link
 from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
 from semantik_realtime.core.fold import View, fold
 from semantik_realtime.core.resume import LogInfo, plan_sync
-from semantik_realtime.core.topic import check_topic
+from semantik_realtime.core.topic import check_topic, job_topic, name_topic, split_topic
 from semantik_realtime.errors import TopicError
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 
 
 def cases(name, label="name"):
-    """The cases of a file; a file without any is a fault, not a pass."""
+    """Parametrize with the cases of a file. A file without cases fails."""
     found = json.loads((VECTORS / f"{name}.json").read_text(encoding="utf-8"))["cases"]
     assert found
     return pytest.mark.parametrize("case", found, ids=[case[label] for case in found])
@@ -40,6 +40,28 @@ def test_topic(case):
         with pytest.raises(TopicError) as refused:
             check_topic(case["topic"])
         assert refused.value.code == "bad_topic"
+
+
+@cases("topic", label="topic")
+def test_the_topic_that_a_name_means(case):
+    if case["valid"] or "named" in case:
+        assert name_topic(case["topic"]) == case.get("named", case["topic"])
+    else:
+        with pytest.raises(TopicError):
+            name_topic(case["topic"])
+
+
+IDS = json.loads((VECTORS / "topic.json").read_text(encoding="utf-8"))["ids"]
+
+
+@pytest.mark.parametrize("case", IDS, ids=[ascii(case["id"])[:40] for case in IDS])
+def test_ids_in_topics(case):
+    if case["encoded"] is None:
+        with pytest.raises(TopicError):
+            job_topic(case["id"])
+    else:
+        assert job_topic(case["id"]) == check_topic(f"job:{case['encoded']}")
+        assert split_topic(f"job:{case['encoded']}") == ("job", case["id"])
 
 
 @cases("chain")
@@ -82,13 +104,13 @@ def test_resume(case):
 
 @cases("fence")
 def test_fence(case):
-    standing, verdicts = AttemptState(), []
+    state, verdicts = AttemptState(), []
     for attempt, terminal in case["drafts"]:
-        verdict = check_fence(standing, attempt, terminal)
+        verdict = check_fence(state, attempt, terminal)
         if isinstance(verdict, Refusal):
             verdicts.append(verdict.value)
         else:
-            standing = verdict
+            state = verdict
             verdicts.append("appended")
     assert verdicts == case["verdicts"]
 
@@ -99,14 +121,14 @@ def test_conflate(case):
 
 
 def parts(frame):
-    """The topics a server frame speaks of, each with what it says of it."""
+    """Return the topics of a server frame, each with its part of the frame."""
     if frame.get("op") in ("events", "tops"):
         return list(frame["topics"].items())
     return [(frame["topic"], frame)] if isinstance(frame.get("topic"), str) else []
 
 
 def read(view, op, part):
-    """Give a view what a frame says of its topic; None: it asks again."""
+    """Apply a part of a frame to a view. Return None if there is a gap."""
     match op:
         case "sync":
             return view.sync(part)

@@ -18,13 +18,16 @@ PROCESS_SECONDS = 15
 
 @contextmanager
 def running_programs(
-    folder: Path, environment: Mapping[str, str], *commands: Sequence[str]
+    folder: Path, *programs: tuple[Mapping[str, str], Sequence[str]]
 ) -> Iterator[None]:
-    """Run Python modules while the block runs. A failing test shows the end of their output."""
+    """Run Python modules, each with its environment and arguments, while the block runs.
+
+    A failing test shows the end of their output.
+    """
     processes: list[subprocess.Popen[bytes]] = []
     with (folder / "log").open("wb") as log:
         try:
-            for command in commands:
+            for environment, command in programs:
                 process = subprocess.Popen(
                     [sys.executable, "-m", *command],
                     cwd=folder,

@@ -50,7 +50,7 @@ def webui(tmp_path: Path, valkey: RedisServer) -> Iterator[str]:
         ["celery", "-A", "webui:queue", "worker", "--pool", "solo"],
         ["uvicorn", "webui:app", "--port", str(port), "--timeout-graceful-shutdown", "5"],
     )
-    with running_programs(tmp_path, environment, *commands):
+    with running_programs(tmp_path, *((environment, command) for command in commands)):
         wait_until_healthy(f"127.0.0.1:{port}")
         yield f"127.0.0.1:{port}"
 

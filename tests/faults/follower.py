@@ -1,4 +1,4 @@
-"""A client that keeps account of what it was told: of order, doubles, gaps and ends."""
+"""A client that counts what it receives: order, duplicates, gaps and ends."""
 
 from __future__ import annotations
 
@@ -9,34 +9,41 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from fleet import Native, Site
+from clients import NativeClient
 from record import CLOCK
+from web_servers import WebServer
 
 ENDED = frozenset({"completed", "failed", "cancelled", "lost"})
 
 
-class Follower(Native):
-    """Counts while it follows; the events themselves are not kept."""
+class Follower(NativeClient):
+    """Counts events and faults, and keeps no events."""
 
-    def __init__(self, site: Site, *topics: str, **options: Any) -> None:
-        super().__init__(site, *topics, **options)
+    def __init__(self, web_server: WebServer, *topics: str, **options: Any) -> None:
+        super().__init__(web_server, *topics, **options)
         self.faults: Counter[str] = Counter()
-        """What must not happen: ``lost``, ``double``, ``disorder``, ``moved back``."""
+        """Faults: ``lost``, ``duplicate``, ``disorder``, ``moved back``."""
         self.figures: Counter[str] = Counter()
+        """Numbers for the report that are no faults."""
         self.reasons: Counter[str] = Counter()
-        """Why snapshots were sent."""
+        """The reasons of the snapshots."""
         self.ended: dict[str, float] = {}
-        """When the end of a job was first shown."""
+        """When the terminal state of a job first arrived, on the monotonic clock, by topic."""
         self.steps: dict[str, Counter[tuple[int, int]]] = {}
-        """How often each step of a job was told, by run and number."""
+        """How often each step of a job arrived, by topic, run and number."""
         self.opened: list[float] = []
+        """When it connected, on the monotonic clock."""
         self.clock = 0.0
-        """The newest time that the clock's topic has told."""
+        """The newest time in the clock's topic."""
         self.clock_at: list[tuple[float, float]] = []
+        """When each event of the clock's topic arrived, and the time in it."""
+        # The epoch and offset of the newest event, by topic.
         self._places: dict[str, tuple[str, int]] = {}
-        self._told: dict[str, set[tuple[str, int]]] = {}
+        # The epoch and offset of every event that arrived, by topic.
+        self._received: dict[str, set[tuple[str, int]]] = {}
         self._ended_in: dict[str, str] = {}
-        """The epoch that a job ended in; "": the record said so."""
+        """The epoch that a job ended in; "": the end came from the record."""
+        # The newest step, by topic and epoch.
         self._last_step: dict[tuple[str, str], tuple[int, int]] = {}
 
     async def open(self) -> None:
@@ -44,21 +51,23 @@ class Follower(Native):
         self.opened.append(time.monotonic())
 
     def live_at(self, when: float) -> float:
-        """When it was shown a time after ``when``."""
-        return next(arrival for arrival, told in self.clock_at if told > when)
+        """Return when a clock event that was published after ``when`` arrived."""
+        return next(arrival for arrival, published in self.clock_at if published > when)
 
-    async def live(self, sites: Sequence[Site], rng: random.Random, leaving: asyncio.Event) -> None:
-        """Come and go as people do, mostly without a goodbye, until ``leaving``."""
+    async def live(
+        self, web_servers: Sequence[WebServer], rng: random.Random, leaving: asyncio.Event
+    ) -> None:
+        """Connect and disconnect at random, mostly without a handshake, until ``leaving``."""
         await self.open()
         while not leaving.is_set():
             await asyncio.sleep(rng.uniform(0.05, 4.0))
-            await (self.cut() if rng.random() < 0.8 else self.close())
-            self.site = rng.choice(sites)
+            await (self.abort() if rng.random() < 0.8 else self.close())
+            self.web_server = rng.choice(web_servers)
             await asyncio.sleep(rng.choice((0.0, 0.0, rng.uniform(0, 3.0))))
             await self.open()
 
-    async def _take(self, frame: dict[str, Any]) -> None:
-        await super()._take(frame)
+    async def _receive(self, frame: dict[str, Any]) -> None:
+        await super()._receive(frame)
         match frame["op"]:
             case "sync":
                 if frame["mode"] == "snapshot":
@@ -74,10 +83,10 @@ class Follower(Native):
                 self.frames.pop()
 
     def _apply(self, topic: str, batch: dict[str, Any], gaps: list[str]) -> None:
-        holes = len(self.holes)
+        before = len(self.bad_batches)
         super()._apply(topic, batch, gaps)
-        self.faults["lost"] += len(self.holes) - holes
-        events, self.seen[topic] = self.seen[topic], []
+        self.faults["lost"] += len(self.bad_batches) - before
+        events, self.applied[topic] = self.applied[topic], []
         self.figures["events"] += len(events)
         for event in events:
             epoch = str(self.views[topic].cursor).partition(".")[0]
@@ -91,11 +100,11 @@ class Follower(Native):
     def _note_event(self, topic: str, epoch: str, event: dict[str, Any]) -> None:
         offset = event["offset"]
         at_epoch, at = self._places.get(topic, (epoch, 0))
-        if (epoch, offset) in self._told.setdefault(topic, set()):
-            self.faults["double"] += 1
+        if (epoch, offset) in self._received.setdefault(topic, set()):
+            self.faults["duplicate"] += 1
         elif at_epoch == epoch and offset <= at:
             self.faults["disorder"] += 1
-        self._told[topic].add((epoch, offset))
+        self._received[topic].add((epoch, offset))
         self._places[topic] = (epoch, offset)
         data = event.get("data") or {}
         if topic == CLOCK:
@@ -109,8 +118,8 @@ class Follower(Native):
                 self.faults["disorder"] += 1
             self._last_step[topic, epoch] = step
             if steps[step] == 2:
-                # Appended, lost by the server with its answer, and appended again.
-                self.figures["told again by another epoch"] += 1
+                # The server lost the event and its response; the worker has sent it again.
+                self.figures["repeated in another epoch"] += 1
 
     def _note_end(self, topic: str) -> None:
         kind, _, job = topic.partition(":")
@@ -126,6 +135,6 @@ class Follower(Native):
             if known_by == epoch:
                 self.faults["moved back"] += 1
             elif known_by == "":
-                self.figures["the record knew of the end before the log"] += 1
+                self.figures["the record had the end before the log"] += 1
             else:
-                self.figures["an empty broker knew nothing of the end"] += 1
+                self.figures["an empty broker did not know the end"] += 1

@@ -1,4 +1,4 @@
-"""The application of the web server processes: it has a record, and publishes too."""
+"""The application of the web server processes, with a record and a route that publishes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def alive() -> dict[str, bool]:
     return {"alive": True}
 
 
-@app.post("/say/{job}")
-async def say(job: str, state: dict[str, Any]) -> dict[str, str]:
+@app.post("/publish/{job}")
+async def publish(job: str, state: dict[str, Any]) -> dict[str, str]:
     receipt = await rt.publish(f"job:{job}", "step", state=state)
     return {"outcome": receipt.outcome.value}

@@ -14,15 +14,15 @@ from semantik_realtime.hookspecs import hookimpl
 
 OWNER = "7"
 CLOCK = "clock:0"
-"""A topic that says the time, many times a second."""
+"""A topic whose events have the time of the monotonic clock, 40 a second."""
 
 
 class Record:
-    """What a host keeps of its jobs, and the hooks by which it is asked."""
+    """A table of jobs, and the host's hooks over it."""
 
     def __init__(self, folder: Path) -> None:
-        self.asked: Counter[str] = Counter()
-        """How often the topics were recalled."""
+        self.recalls: Counter[str] = Counter()
+        """How often each topic was recalled."""
         self._database = sqlite3.connect(folder / "record", timeout=20, isolation_level=None)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = OFF")
@@ -34,28 +34,28 @@ class Record:
         self._database.close()
 
     def write(self, job: str, state: dict[str, Any]) -> None:
-        """Keep the state of a job, and when that was."""
+        """Write the state of a job, with the time on the monotonic clock."""
         row = (job, json.dumps(state), time.monotonic())
         self._database.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?)", row)
 
     def queue(self, jobs: Iterable[str]) -> None:
-        """Jobs that nobody has begun."""
+        """Write ``jobs`` as queued."""
         for job in jobs:
             self.write(job, {"status": "queued", "attempt": 0})
 
     def rows(self) -> dict[str, tuple[dict[str, Any], float]]:
-        """All jobs: the state, and when it was written."""
+        """Return each job's state, and when it was written."""
         rows = self._database.execute("SELECT id, state, at FROM jobs")
         return {job: (json.loads(state), at) for job, state, at in rows}
 
     @hookimpl
     def recall(self, topic: str) -> dict[str, dict[str, Any]] | None:
-        self.asked[topic] += 1
+        self.recalls[topic] += 1
         return self._states(topic)
 
     @hookimpl
     def authorize(self, user: str, topic: str, owner: str | None) -> bool | None:
-        """All of it is one user's; while the backend knows no owner, the record does."""
+        """Allow the one user every topic, also while the backend knows no owner."""
         if owner is not None or user != OWNER:
             return None
         return topic in (CLOCK, f"user:{OWNER}") or self._states(topic) is not None

@@ -1,6 +1,6 @@
-"""The broker is killed again and again while everybody works: what its clients saw of it.
+"""Every client catches up after each kill of the broker, while worker and servers go on.
 
-A few kills by default; by hand as many as you like, with what was counted::
+A few kills by default; more with a report of the counts::
 
     KILLS=50 SEED=7 pytest tests/faults/test_kills.py -s
 """
@@ -22,37 +22,39 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from fleet import environment, fleet_of, make_settings, until
+from configuration import environment, make_settings
 from follower import Follower
 from record import CLOCK, OWNER, Record
+from waiting import until
+from web_servers import server_processes
 
 from semantik_realtime.config import Settings
 from semantik_realtime.hookspecs import Snapshot
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import ROWS, Server
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 KILLS = int(os.environ.get("KILLS", "5"))
 SEED = int(os.environ.get("SEED", "7"))
 JOBS = 20 + 10 * KILLS
-"""More than there is time for."""
+"""More than the worker can run."""
 JOBS_A_CLIENT = min(4 * KILLS, 80)
 FEED = f"user:{OWNER}"
 BOUND_SECONDS = 15.0
-"""From the broker's return until everyone is live, and until every end has been shown: the
-longest pauses of an emitter, of a feed and of a resync between two tries are 5 s each."""
+"""From the broker's return until every client is live and has every end: emitter, subscription
+and resync pause for up to 5 s each between two tries."""
 
 
 class Outage(NamedTuple):
     returned: float
     wiped: bool
     live_seconds: float | None
-    """Until the last of the steady clients was live; None: killed again before."""
+    """Until the last of the steady clients was live; None: the broker was killed before."""
 
 
 @pytest.mark.every_backend
 @pytest.mark.timeout(90 + 30 * KILLS)
-async def test_a_broker_killed_again_and_again_leaves_nobody_behind(
+async def test_after_repeated_kills_of_the_broker_every_client_catches_up(
     server: Server, row: str, tmp_path: Path
 ) -> None:
     rng = random.Random(SEED)
@@ -61,24 +63,27 @@ async def test_a_broker_killed_again_and_again_leaves_nobody_behind(
     started = time.monotonic()
     with contextlib.closing(Record(tmp_path)) as record:
         record.queue(job.removeprefix("job:") for job in jobs)
-        path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
         variables = {"TEST_RECORD": str(tmp_path), "PYTHONPATH": path}
-        async with fleet_of(2, settings, app="host:app", **variables) as sites:
+        async with server_processes(2, settings, app="host:app", **variables) as web_servers:
             steady = [
-                Follower(site, CLOCK, FEED, *rng.sample(jobs, JOBS_A_CLIENT)) for site in sites
+                Follower(web_server, CLOCK, FEED, *rng.sample(jobs, JOBS_A_CLIENT))
+                for web_server in web_servers
             ]
-            coming = [Follower(sites[0], FEED, *rng.sample(jobs, JOBS_A_CLIENT)) for _ in range(8)]
-            clients = [*steady, *coming]
+            restless = [
+                Follower(web_servers[0], FEED, *rng.sample(jobs, JOBS_A_CLIENT)) for _ in range(8)
+            ]
+            clients = [*steady, *restless]
             leaving = asyncio.Event()
             with _worker(settings, variables) as worker:
                 async with asyncio.TaskGroup() as group:
                     for client in steady:
                         await client.open()
-                    for number, client in enumerate(coming):
-                        group.create_task(client.live(sites, random.Random(number), leaving))
+                    for number, client in enumerate(restless):
+                        group.create_task(client.live(web_servers, random.Random(number), leaving))
                     outages = await _kill(server, steady, rng)
                     leaving.set()
-                told = await asyncio.to_thread(_stop, worker)
+                worker_report = await asyncio.to_thread(_stop, worker)
             ended = time.monotonic()
             logs = await _logs(settings, [FEED, *jobs])
             states = {f"job:{job}": (state, at) for job, (state, at) in record.rows().items()}
@@ -87,7 +92,7 @@ async def test_a_broker_killed_again_and_again_leaves_nobody_behind(
                 return [
                     (topic, client.views[topic].states, states.get(topic), client)
                     for client in clients
-                    for topic in client.want
+                    for topic in client.topics
                     if topic != CLOCK and not _is_right(client, topic, logs[topic], states)
                 ]
 
@@ -106,29 +111,29 @@ async def test_a_broker_killed_again_and_again_leaves_nobody_behind(
         "kills": len(outages),
         "wiped": sum(outage.wiped for outage in outages),
         "seconds": round(time.monotonic() - started, 1),
-        "events appended": told["appended"],
+        "events appended": worker_report["appended"],
         "connections": sum(client.connections for client in clients),
         "worst seconds from the return to live": round(max(lives), 2),
-        "worst seconds from an end, or the return, to its watchers": round(max(lateness), 2),
+        "worst seconds from an end, or the return, to its clients": round(max(lateness), 2),
         "seconds until all was right": round(right_seconds, 2),
         "faults": dict(+faults),
         "snapshots": dict(reasons),
         **sum((client.figures for client in clients), Counter[str]()),
-        **{name: told[name] for name in ("refused", "dropped", "failures")},
+        **{name: worker_report[name] for name in ("refused", "dropped", "failures")},
     }
     print(json.dumps(report, indent=1))
-    assert told["flushed"]
-    assert told["dropped"] == 0
+    assert worker_report["flushed"]
+    assert worker_report["dropped"] == 0
     assert not +faults
     assert max(lives) < BOUND_SECONDS
     assert max(lateness) < BOUND_SECONDS
     assert len(lateness) > 5 * KILLS
-    # Of the jobs that no empty broker has forgotten, all that was told is in the log, once and
-    # in order; and the feed, which gathers all jobs, has their ends.
-    whole = [topic for topic in told["steps"] if _steps(logs[topic])[:1] == [(1, 0)]]
+    # Of the jobs that no empty broker has lost, every step is in the log, once and in order;
+    # and the user's feed has their ends.
+    whole = [topic for topic in worker_report["steps"] if _steps(logs[topic])[:1] == [(1, 0)]]
     assert len(whole) > 2 * KILLS
     for topic in whole:
-        steps = enumerate(told["steps"][topic], 1)
+        steps = enumerate(worker_report["steps"][topic], 1)
         assert _steps(logs[topic]) == [(run, i) for run, count in steps for i in range(count)]
         for client in clients:
             shown = client.views[FEED].states[topic.removeprefix("job:")]
@@ -136,9 +141,9 @@ async def test_a_broker_killed_again_and_again_leaves_nobody_behind(
 
 
 async def _kill(server: Server, steady: Sequence[Follower], rng: random.Random) -> list[Outage]:
-    """Kill and start the broker; most times when all are live, some times before.
+    """Kill and start the broker: mostly when all clients are live, sometimes before.
 
-    In the first half it sometimes comes back empty.
+    In the first half it sometimes returns empty.
     """
     outages: list[Outage] = []
     for number in range(KILLS):
@@ -170,7 +175,7 @@ async def _kill(server: Server, steady: Sequence[Follower], rng: random.Random) 
 @contextlib.contextmanager
 def _worker(settings: Settings, variables: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     worker = subprocess.Popen(
-        [sys.executable, HERE / "working.py", variables["TEST_RECORD"], str(SEED)],
+        [sys.executable, FOLDER / "worker_process.py", variables["TEST_RECORD"], str(SEED)],
         env={**os.environ, **environment(settings), **variables},
         stdout=subprocess.PIPE,
         text=True,
@@ -185,13 +190,13 @@ def _worker(settings: Settings, variables: dict[str, str]) -> Iterator[subproces
 
 def _stop(worker: subprocess.Popen[str]) -> dict[str, Any]:
     worker.send_signal(signal.SIGTERM)
-    told, _ = worker.communicate(timeout=45)
-    found: dict[str, Any] = json.loads(told)
+    worker_report, _ = worker.communicate(timeout=45)
+    found: dict[str, Any] = json.loads(worker_report)
     return found
 
 
 async def _logs(settings: Settings, topics: Sequence[str]) -> dict[str, Snapshot]:
-    """What the broker has."""
+    """Read the logs from the broker."""
     runtime = Runtime(settings)
     await runtime.backend.open()
     try:
@@ -204,7 +209,7 @@ async def _logs(settings: Settings, topics: Sequence[str]) -> dict[str, Snapshot
 def _is_right(
     client: Follower, topic: str, log: Snapshot, states: dict[str, tuple[dict[str, Any], float]]
 ) -> bool:
-    """Whether a client is at the end of the log and shows of a job what the application knows."""
+    """Return True if a client is at the end of the log and shows the job as the record does."""
     view = client.views[topic]
     if not view.synced or view.cursor != (str(log.cursor) if log.cursor else None):
         return False
@@ -215,7 +220,7 @@ def _is_right(
 
 
 def _steps(log: Snapshot) -> list[tuple[int, int]]:
-    """The steps of a job, as its log has them."""
+    """Return the run and number of each step in a job's log."""
     events = [json.loads(event.json) for event in log.events]
     return [(e["data"]["run"], e["data"]["i"]) for e in events if e["type"] == "step"]
 
@@ -223,7 +228,7 @@ def _steps(log: Snapshot) -> list[tuple[int, int]]:
 def _lateness(
     client: Follower, states: dict[str, tuple[dict[str, Any], float]], outages: Sequence[Outage]
 ) -> Iterator[float]:
-    """How long after an end, or since it could be shown at all, a client was shown it."""
+    """Yield how many seconds after an end, or after it could be delivered, a client got it."""
     for topic, shown in client.ended.items():
         could = [*(outage.returned for outage in outages), *client.opened]
         yield shown - max(states[topic][1], *(when for when in could if when < shown))

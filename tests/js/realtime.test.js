@@ -518,7 +518,7 @@ test("an error frame is logged on the console and changes nothing", async () => 
 
 test("watch throws for a name that is not a topic and for a history out of range", () => {
   const wire = open();
-  for (const topic of ["", "job:", "JOB:1", "../x", "job:42/x", "job:-1", "job:42\n", 7]) {
+  for (const topic of ["", "job:", "JOB:1", "../x", "job:4\n2", "job:42\n", 7]) {
     assert.throws(() => wire.rt.watch(topic), TypeError, String(topic));
   }
   for (const history of [-1, 1001, 1.5, "5", null]) {

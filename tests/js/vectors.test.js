@@ -5,9 +5,12 @@ import { test } from "node:test";
 import { applyPart, EMPTY_VIEW } from "../../semantik_realtime/web/static/reader.js";
 import { connect } from "../../semantik_realtime/web/static/realtime.js";
 
+function read(name) {
+  return readFileSync(new URL(`../vectors/${name}.json`, import.meta.url), "utf8");
+}
+
 function cases(name) {
-  const file = new URL(`../vectors/${name}.json`, import.meta.url);
-  return JSON.parse(readFileSync(file, "utf8")).cases;
+  return JSON.parse(read(name)).cases;
 }
 
 /** A WebSocket that never opens. */
@@ -48,13 +51,23 @@ for (const { name, events, kept } of cases("conflate")) {
   });
 }
 
-test("topic: the client refuses the names that the server refuses", () => {
+test("topic: the client subscribes to the topic that a name means, and refuses others", () => {
   const rt = connect({ url: "ws://127.0.0.1:9/", storage: null, WebSocket: Nowhere });
+  const watch = (topic) => {
+    const watching = rt.watch(topic, {});
+    watching.close();
+    return watching.topic;
+  };
   try {
-    for (const { topic, valid } of cases("topic")) {
-      const watch = () => rt.watch(topic, {}).close();
-      if (valid) assert.doesNotThrow(watch, topic);
-      else assert.throws(watch, TypeError, JSON.stringify(topic));
+    for (const { topic, valid, named } of cases("topic")) {
+      if (valid || named) assert.equal(watch(topic), named ?? topic);
+      else assert.throws(() => watch(topic), TypeError, JSON.stringify(topic));
+    }
+    const looksEncoded = /^(_?~|.*~[0-9A-F]{2})/;
+    for (const { id, encoded } of JSON.parse(read("topic")).ids) {
+      if (encoded === null) assert.throws(() => watch(`job:${id}`), TypeError, JSON.stringify(id));
+      // Such an id means the encoded one.
+      else if (!looksEncoded.test(id)) assert.equal(watch(`job:${id}`), `job:${encoded}`);
     }
   } finally {
     rt.close();

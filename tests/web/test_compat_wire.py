@@ -1,4 +1,4 @@
-"""The compatibility wire: what browsers that were there first are told."""
+"""The compatibility wire: the messages of browsers that were written for the earlier server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from fleet import Compat, Here, Native, Publisher, fleet_of, one_draft, site_of, until
+from clients import CompatClient, NativeClient
+from publisher import Publisher, one_draft
+from waiting import until
+from web_servers import InProcessServer, serve_realtime, server_processes
 
 from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.core.event import Outcome
@@ -17,7 +20,7 @@ from semantik_realtime.web.wires.compat import flatten
 
 @pytest.mark.every_row
 async def test_current_state_comes_first_with_the_state_flattened(
-    site: Here, publisher: Publisher
+    web_server: InProcessServer, publisher: Publisher
 ) -> None:
     state = {
         "status": "failed",
@@ -30,7 +33,7 @@ async def test_current_state_comes_first_with_the_state_flattened(
     }
     publisher.emit("job:1", state=state)
     await publisher.flush()
-    async with Compat(site.compat("1")) as browser:
+    async with CompatClient(web_server.compat_url("1")) as browser:
         first = await browser.wait_for("current_state")
     assert first["topic"] == "job:1"
     assert first["id"].split(".")[1] == "1"
@@ -61,29 +64,29 @@ async def test_current_state_comes_first_with_the_state_flattened(
         {"status": "failed", "error": {}, "fields": [1]},
     ],
 )
-async def test_a_state_of_any_shape_is_told(
-    site: Here, publisher: Publisher, state: dict[str, object]
+async def test_a_state_of_any_shape_is_delivered(
+    web_server: InProcessServer, publisher: Publisher, state: dict[str, object]
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with Compat(site.compat("1")) as browser:
+    async with CompatClient(web_server.compat_url("1")) as browser:
         await browser.wait_for("current_state")
         publisher.emit("job:1", state=state)
         await publisher.flush()
         live = await browser.wait_for("step", 2)
         assert live["data"]["status"] == (state.get("status") or "unknown")
-    async with Compat(site.compat("1")) as browser:
+    async with CompatClient(web_server.compat_url("1")) as browser:
         assert (await browser.wait_for("current_state"))["data"] == flatten(state)
 
 
 @pytest.mark.every_row
 async def test_history_never_contradicts_the_current_state(
-    site: Here, publisher: Publisher
+    web_server: InProcessServer, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 10)
     publisher.emit("job:1", type="job_failed", terminal=True, state={"status": "failed"})
     publisher.emit("job:1", state={"status": "running", "progress": {"current": 1, "total": 4}})
     await publisher.end("job:1")
-    async with Compat(site.compat("1")) as browser:
+    async with CompatClient(web_server.compat_url("1")) as browser:
         await browser.wait_for("step", 11)
         await browser.send("ping")
         await browser.wait_for("pong")
@@ -99,11 +102,11 @@ async def test_history_never_contradicts_the_current_state(
 
 
 @pytest.mark.every_row
-async def test_every_live_message_has_the_status_and_the_end_comes_once(
-    site: Here, publisher: Publisher
+async def test_every_live_message_has_the_status_and_the_terminal_one_comes_once(
+    web_server: InProcessServer, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with Compat(site.compat("1")) as browser:
+    async with CompatClient(web_server.compat_url("1")) as browser:
         await browser.wait_for("step")
         emit = publisher.rt.emitter.emit
         emit(one_draft("job:1", "log", key="1", data={"text": "no state"}))
@@ -120,12 +123,14 @@ async def test_every_live_message_has_the_status_and_the_end_comes_once(
 
 
 @pytest.mark.every_row
-async def test_last_id_resumes_after_what_was_seen(site: Here, publisher: Publisher) -> None:
+async def test_last_id_resumes_after_the_last_message(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
     await publisher.publish("job:1", 30)
-    async with Compat(site.compat("1")) as browser:
+    async with CompatClient(web_server.compat_url("1")) as browser:
         last = (await browser.wait_for("step", 30))["id"]
     await publisher.publish("job:1", 300)
-    async with Compat(site.compat("1"), query={"last_id": last}) as browser:
+    async with CompatClient(web_server.compat_url("1"), query={"last_id": last}) as browser:
         await browser.wait_for("step", 300)
         await publisher.publish("job:1", 2)
         await browser.wait_for("step", 302)
@@ -139,14 +144,14 @@ async def test_last_id_resumes_after_what_was_seen(site: Here, publisher: Publis
 
 @pytest.mark.every_row
 @pytest.mark.parametrize("last_id", ["rubbish", "other.5.00000000", "{epoch}.5.00000000"])
-async def test_a_last_id_that_this_log_never_had_gets_the_usual_history(
-    site: Here, publisher: Publisher, last_id: str
+async def test_a_last_id_outside_this_log_gets_the_usual_history(
+    web_server: InProcessServer, publisher: Publisher, last_id: str
 ) -> None:
     await publisher.publish("job:1", 120)
-    async with Compat(site.compat("1")) as browser:
+    async with CompatClient(web_server.compat_url("1")) as browser:
         epoch = (await browser.wait_for("current_state"))["id"].split(".")[0]
     query = {"last_id": last_id.format(epoch=epoch)}
-    async with Compat(site.compat("1"), query=query) as browser:
+    async with CompatClient(web_server.compat_url("1"), query=query) as browser:
         await browser.wait_for("step", 100)
         await publisher.publish("job:1", 1)
         await browser.wait_for("step", 101)
@@ -154,10 +159,10 @@ async def test_a_last_id_that_this_log_never_had_gets_the_usual_history(
 
 
 async def test_ping_is_answered_in_both_forms_and_bad_input_is_not_fatal(
-    site: Here, publisher: Publisher
+    web_server: InProcessServer, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with Compat(site.compat("1")) as browser:
+    async with CompatClient(web_server.compat_url("1")) as browser:
         for number, text in enumerate(("ping", '{"type":"ping"}', b'{"type":"ping"}'), start=1):
             await browser.send(text)
             assert (await browser.wait_for("pong", number))["timestamp"].endswith("Z")
@@ -166,57 +171,59 @@ async def test_ping_is_answered_in_both_forms_and_bad_input_is_not_fatal(
         for number, text in enumerate(bad, start=1):
             await browser.send(text)
             assert "status" not in (await browser.wait_for("error", number))["data"]
-        assert len(browser.of("error")) == len(bad)
+        assert len(browser.of_type("error")) == len(bad)
         await publisher.publish("job:1", 1)
         await browser.wait_for("step", 2)
         assert browser.closed is None
 
 
-async def test_the_server_pings(settings: Settings, publisher: Publisher) -> None:
+async def test_the_server_sends_pings(settings: Settings, publisher: Publisher) -> None:
     await publisher.publish("job:1", 1)
     async with (
-        fleet_of(1, settings, TEST_COMPAT_PING_SECONDS="0.5") as [server],
-        Compat(server.compat("1")) as browser,
+        server_processes(1, settings, TEST_COMPAT_PING_SECONDS="0.5") as [server],
+        CompatClient(server.compat_url("1")) as browser,
     ):
         await browser.wait_for("ping", 2)
         await browser.send('{"type":"pong"}')
-        assert browser.of("ping")[0] == {"type": "ping"}
+        assert browser.of_type("ping")[0] == {"type": "ping"}
 
 
-async def test_a_denial_is_accepted_and_closed_with_1008(site: Here, publisher: Publisher) -> None:
+async def test_a_denial_is_accepted_and_closed_with_1008(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
     await publisher.publish("job:1", 1, owner="8")
     for job in ("1", "unknown"):
-        async with Compat(site.compat(job)) as browser:
-            assert await browser.end() == 1008
+        async with CompatClient(web_server.compat_url(job)) as browser:
+            assert await browser.wait_closed() == 1008
             assert browser.reason == "not yours, or not there"
             assert browser.messages == []
 
 
 @pytest.mark.parametrize("path", ["/ws/operations/{job_id}", "/ws/operations/{id}"])
-async def test_the_path_is_a_setting_and_empty_switches_the_wire_off(
+async def test_the_path_is_a_setting_and_an_empty_one_switches_the_wire_off(
     settings: Settings, publisher: Publisher, path: str
 ) -> None:
     await publisher.publish("job:1", 1)
     moved = settings.model_copy(update={"compat_path": path})
     async with (
-        site_of(moved) as site,
-        Compat(site.compat("1", "/ws/operations/{}")) as browser,
+        serve_realtime(moved) as web_server,
+        CompatClient(web_server.compat_url("1", "/ws/operations/{}")) as browser,
     ):
         await browser.wait_for("current_state")
-    async with site_of(settings.model_copy(update={"compat_path": ""})) as site:
+    async with serve_realtime(settings.model_copy(update={"compat_path": ""})) as web_server:
         with pytest.raises(Exception, match="403"):
-            async with Compat(site.compat("1")):
+            async with CompatClient(web_server.compat_url("1")):
                 pass
-        async with Native(site, "job:1") as client:
-            await client.synced()
+        async with NativeClient(web_server, "job:1") as client:
+            await client.wait_synced()
 
 
 @pytest.mark.every_row
 async def test_a_burst_is_conflated_to_the_state_and_the_end(
-    site: Here, publisher: Publisher
+    web_server: InProcessServer, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with Compat(site.compat("1")) as browser:
+    async with CompatClient(web_server.compat_url("1")) as browser:
         await browser.wait_for("step")
         for _ in range(300):
             publisher.emit("job:1", data={"i": 0, "filling": "x" * 500})
@@ -235,14 +242,14 @@ FEED = "/ws/operations"
 
 
 @pytest.fixture
-async def feed_site(settings: Settings) -> AsyncIterator[Here]:
+async def feed_server(settings: Settings) -> AsyncIterator[InProcessServer]:
     paths = {"compat_path": "/ws/operations/{id}", "compat_feed_path": FEED}
-    async with site_of(settings.model_copy(update=paths)) as here:
-        yield here
+    async with serve_realtime(settings.model_copy(update=paths)) as made:
+        yield made
 
 
-def say(publisher: Publisher, job: str, current: int, type: str = "job_progress") -> None:
-    """A job's word in the feed of user 7."""
+def emit_progress(publisher: Publisher, job: str, current: int, type: str = "job_progress") -> None:
+    """Emit an event of ``job`` into the feed of user 7."""
     ends = type in ("job_completed", "job_failed")
     state = {
         "status": type.removeprefix("job_") if ends else "running",
@@ -253,21 +260,24 @@ def say(publisher: Publisher, job: str, current: int, type: str = "job_progress"
 
 
 @pytest.mark.every_backend(shares_storage=True)
-async def test_a_feed_tells_each_job_then_its_history_then_what_happens(
-    feed_site: Here, publisher: Publisher
+async def test_a_feed_delivers_the_state_of_each_job_then_history_then_live_events(
+    feed_server: InProcessServer, publisher: Publisher
 ) -> None:
     for current in (1, 2):
-        say(publisher, "a", current)
-        say(publisher, "b", current)
-    say(publisher, "b", 4, "job_completed")
+        emit_progress(publisher, "a", current)
+        emit_progress(publisher, "b", current)
+    emit_progress(publisher, "b", 4, "job_completed")
     await publisher.flush()
     async with (
-        Compat(feed_site.compat("", FEED)) as browser,
-        Compat(feed_site.compat("", FEED), user="8") as other,
+        CompatClient(feed_server.compat_url("", FEED)) as browser,
+        CompatClient(feed_server.compat_url("", FEED), user="8") as other,
     ):
         await browser.wait_for("job_progress", 4)
-        say(publisher, "a", 4, "job_failed")
-        say(publisher, "c", 1)
+        # An empty feed has no first message to wait for.
+        hub = feed_server.rt.web.hub
+        await until(lambda: [one.subscriptions for one in hub.connections] == [1, 1])
+        emit_progress(publisher, "a", 4, "job_failed")
+        emit_progress(publisher, "c", 1)
         publisher.emit("user:8", key="d", data={"i": 0})
         await publisher.flush()
         await browser.wait_for("job_progress", 5)
@@ -286,14 +296,14 @@ async def test_a_feed_tells_each_job_then_its_history_then_what_happens(
     assert {message["type"] for message in browser.messages[:2]} == {"current_state"}
     replayed, live = browser.messages[2:6], browser.messages[6:]
     for message in replayed:
-        # What a page shows of a job does not move back, and an end is told once.
+        # The page's view of a job does not move back, and a terminal message comes once.
         assert message["replayed"]
         job = message["data"]["job_id"]
         for name in ("status", "progress", "current", "total"):
             assert message["data"][name] == first[job][name]
     assert [message["data"]["job_id"] for message in replayed] == ["a", "b"] * 2
-    said = [(message["type"], message["data"]["job_id"]) for message in live]
-    assert said == [("job_failed", "a"), ("job_progress", "c")]
+    order = [(message["type"], message["data"]["job_id"]) for message in live]
+    assert order == [("job_failed", "a"), ("job_progress", "c")]
     assert [message["data"]["status"] for message in live] == ["failed", "running"]
     assert not any("replayed" in message for message in live)
     assert [message["id"].split(".")[1] for message in live] == ["6", "7"]
@@ -302,53 +312,55 @@ async def test_a_feed_tells_each_job_then_its_history_then_what_happens(
     ]
 
 
-async def test_a_feed_resumes_after_what_was_seen_and_tells_who_was_deleted_meanwhile(
-    feed_site: Here, publisher: Publisher
+async def test_a_feed_resumes_after_the_last_message_and_reports_jobs_deleted_since(
+    feed_server: InProcessServer, publisher: Publisher
 ) -> None:
     await publisher.publish("job:gone", 1)
     for job in ("gone", "a"):
-        say(publisher, job, 1)
+        emit_progress(publisher, job, 1)
     await publisher.flush()
-    async with Compat(feed_site.compat("", FEED)) as browser:
+    async with CompatClient(feed_server.compat_url("", FEED)) as browser:
         last = (await browser.wait_for("job_progress", 2))["id"]
-    assert await feed_site.rt.delete("gone")
-    assert await asyncio.to_thread(feed_site.rt.emitter.flush, 10)
-    say(publisher, "a", 2)
+    assert await feed_server.rt.delete("gone")
+    assert await asyncio.to_thread(feed_server.rt.emitter.flush, 10)
+    emit_progress(publisher, "a", 2)
     publisher.emit("user:7", type="note", data={"text": "hello"}, state=msgspec.UNSET)
     await publisher.flush()
-    async with Compat(feed_site.compat("", FEED), query={"last_id": last}) as browser:
+    async with CompatClient(feed_server.compat_url("", FEED), query={"last_id": last}) as browser:
         await browser.wait_for("note")
         await publisher.publish("job:a", 1)
-        assert await feed_site.rt.delete("a")
+        assert await feed_server.rt.delete("a")
         await browser.wait_for("job_deleted", 2)
         await browser.send("ping")
         await browser.wait_for("pong")
-    [current, *told] = browser.messages[:-1]
+    [current, *later] = browser.messages[:-1]
     assert (current["type"], current["data"]["job_id"]) == ("current_state", "a")
-    assert [(m["type"], m.get("replayed", False), m["data"].get("job_id")) for m in told] == [
+    assert [(m["type"], m.get("replayed", False), m["data"].get("job_id")) for m in later] == [
         ("job_deleted", True, "gone"),
         ("job_progress", True, "a"),
-        # Of the application, about no job.
+        # An event of the application, about no job.
         ("note", True, None),
         ("job_deleted", False, "a"),
     ]
-    assert [m["data"].get("status") for m in told] == ["deleted", "running", None, "deleted"]
-    async with Compat(feed_site.compat("", FEED)) as browser:
-        # Who comes anew has nothing of them.
+    assert [m["data"].get("status") for m in later] == ["deleted", "running", None, "deleted"]
+    async with CompatClient(feed_server.compat_url("", FEED)) as browser:
+        # A browser without last_id gets nothing of the deleted jobs.
         await browser.wait_for("note")
         assert [message["type"] for message in browser.messages] == ["note"]
 
 
-async def test_a_feed_of_many_jobs_is_told_whole(feed_site: Here, publisher: Publisher) -> None:
+async def test_a_feed_of_many_jobs_is_delivered_whole(
+    feed_server: InProcessServer, publisher: Publisher
+) -> None:
     for number in range(1000):
-        say(publisher, str(number), 1)
+        emit_progress(publisher, str(number), 1)
     await publisher.flush()
-    async with Compat(feed_site.compat("", FEED)) as browser:
+    async with CompatClient(feed_server.compat_url("", FEED)) as browser:
         await browser.wait_for("job_progress", 100)
-        assert {m["data"]["job_id"] for m in browser.of("current_state")} == set(
+        assert {m["data"]["job_id"] for m in browser.of_type("current_state")} == set(
             map(str, range(1000))
         )
-        receipt = await feed_site.rt.publish(
+        receipt = await feed_server.rt.publish(
             "user:7", "job_progress", key="7", state={"status": "running"}
         )
         assert receipt.outcome is Outcome.APPENDED
@@ -356,27 +368,30 @@ async def test_a_feed_of_many_jobs_is_told_whole(feed_site: Here, publisher: Pub
         assert browser.closed is None
 
 
-async def test_a_feed_is_for_who_asks_and_takes_a_seat(settings: Settings) -> None:
+async def test_a_feed_is_for_its_own_user_and_counts_as_a_connection(settings: Settings) -> None:
     one = settings.model_copy(update={"compat_feed_path": FEED, "max_connections": 1})
-    async with site_of(one) as site:
-        url = site.compat("", FEED)
-        async with Compat(url, user=None) as nobody:
-            assert await nobody.end() == 1008
-        async with Compat(url) as browser, Compat(url) as second:
-            assert await second.end() == 1008
+    async with serve_realtime(one) as web_server:
+        url = web_server.compat_url("", FEED)
+        async with CompatClient(url, user=None) as anonymous:
+            assert await anonymous.wait_closed() == 1008
+        async with CompatClient(url) as browser:
             for number, text in enumerate(("ping", '{"type":"ping"}'), start=1):
                 await browser.send(text)
                 await browser.wait_for("pong", number)
-            # A user without jobs hears nothing, until there is one.
+            async with CompatClient(url) as second:
+                assert await second.wait_closed() == 1008
+            # A user without jobs gets no message until the first job starts.
             assert {message["type"] for message in browser.messages} == {"pong"}
-            await site.rt.publish("user:7", "job_started", key="1", state={"status": "running"})
+            await web_server.rt.publish(
+                "user:7", "job_started", key="1", state={"status": "running"}
+            )
             assert (await browser.wait_for("job_started"))["data"]["job_id"] == "1"
-            # It is the server that stops, so the page comes back.
-            await site.rt.web.hub.drain()
-            assert await browser.end() == 1006
-    async with site_of(settings) as site:
+            # No close frame, because the browser reconnects only after that.
+            await web_server.rt.web.hub.drain()
+            assert await browser.wait_closed() == 1006
+    async with serve_realtime(settings) as web_server:
         with pytest.raises(Exception, match="403"):
-            async with Compat(site.compat("", FEED)):
+            async with CompatClient(web_server.compat_url("", FEED)):
                 pass
 
 

@@ -1,4 +1,4 @@
-"""How an application gets the routes, and that its own life goes on."""
+"""How an application gets the routes, and how its own lifespan goes on."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ from collections.abc import AsyncIterator
 from importlib.metadata import entry_points
 
 import pytest
+from clients import CompatClient, NativeClient
+from configuration import environment, make_settings, token
 from fastapi import APIRouter, FastAPI
-from fleet import (
-    Compat,
-    Native,
-    Publisher,
-    environment,
-    make_settings,
-    serve,
-    site_of,
-    token,
-    until,
-)
+from publisher import Publisher
 from starlette.testclient import TestClient
+from waiting import until
+from web_servers import serve, serve_realtime
 
 from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
@@ -32,7 +26,7 @@ from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import RedisServer, free_port, running, valkey_program
 
 
-async def test_the_hosts_lifespan_and_ours_both_run(
+async def test_the_lifespans_of_the_host_and_of_the_router_both_run(
     settings: Settings, publisher: Publisher
 ) -> None:
     happened: list[str] = []
@@ -41,17 +35,17 @@ async def test_the_hosts_lifespan_and_ours_both_run(
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, str]]:
         happened.append("host begins")
         yield {"from": "host"}
-        happened.append(f"host ends, ours is over: {rt.web.hub._loop is None}")
+        happened.append(f"host ends, hub is closed: {rt.web.hub.loop is None}")
 
     app = FastAPI(lifespan=lifespan)
     rt = Realtime(settings).install(app)
     assert app.state.realtime is rt
     await publisher.publish("job:1", 1)
-    async with serve(app) as site:
+    async with serve(app) as web_server:
         assert happened == ["host begins"]
-        async with Native(site, "job:1") as client:
-            await client.synced()
-    assert happened == ["host begins", "host ends, ours is over: True"]
+        async with NativeClient(web_server, "job:1") as client:
+            await client.wait_synced()
+    assert happened == ["host begins", "host ends, hub is closed: True"]
 
 
 async def test_the_hosts_start_and_stop_functions_still_run(settings: Settings) -> None:
@@ -65,7 +59,7 @@ async def test_the_hosts_start_and_stop_functions_still_run(settings: Settings) 
     assert happened == ["start", "stop"]
 
 
-async def test_a_router_with_the_hosts_rules_and_prefix(
+async def test_a_router_applies_the_hosts_rules_under_the_hosts_prefix(
     settings: Settings, publisher: Publisher
 ) -> None:
     async def authenticate(credentials: Credentials) -> str | None:
@@ -81,14 +75,14 @@ async def test_a_router_with_the_hosts_rules_and_prefix(
     app.include_router(inner, prefix="/api")
     await publisher.publish("job:1", 1, owner="8")
     await publisher.publish("job:2", 1, owner="9")
-    async with serve(app) as site, site.client() as http:
+    async with serve(app) as web_server, web_server.http_client() as http:
         for job, status in (("1", 200), ("2", 404)):
             path = f"/api/realtime/jobs/{job}"
             assert (await http.get(path, headers={"X-User": "guest"})).status_code == status
             assert (await http.get(path)).status_code == 401
-        url = site.compat("1", "/api/ws/jobs/{}")
+        url = web_server.compat_url("1", "/api/ws/jobs/{}")
         headers = {"additional_headers": {"X-User": "guest"}}
-        async with Compat(url, user=None, **headers) as browser:
+        async with CompatClient(url, user=None, **headers) as browser:
             await browser.wait_for("current_state")
 
 
@@ -108,8 +102,8 @@ async def test_the_entry_point_sets_an_application_up_with_the_hosts_plugins(
     app.state.realtime_plugins = [Rules()]
     entry.load()(app)
     await publisher.publish("job:1", 1)
-    async with serve(app) as site, Native(site, "job:1", query="") as client:
-        await client.synced()
+    async with serve(app) as web_server, NativeClient(web_server, "job:1", query="") as client:
+        await client.wait_synced()
 
 
 async def test_a_mounted_application_works_though_its_lifespan_never_runs(
@@ -119,9 +113,9 @@ async def test_a_mounted_application_works_though_its_lifespan_never_runs(
     rt = Realtime(settings).install(inner)
     outer.mount("/inside", inner)
     await publisher.publish("job:1", 1)
-    async with serve(outer) as site:
-        browser = Compat(site.compat("1", "/inside/ws/jobs/{}"))
-        async with browser, site.client() as http:
+    async with serve(outer) as web_server:
+        browser = CompatClient(web_server.compat_url("1", "/inside/ws/jobs/{}"))
+        async with browser, web_server.http_client() as http:
             await browser.wait_for("current_state")
             assert (await http.get("/inside/realtime/jobs/1")).status_code == 200
             await publisher.publish("job:1", 1)
@@ -139,19 +133,19 @@ async def test_a_deletion_may_be_the_first_call_in_a_mounted_application(
     inner, outer = FastAPI(), FastAPI()
     rt = Realtime(settings).install(inner)
     outer.mount("/inside", inner)
-    async with serve(outer) as site:
+    async with serve(outer) as web_server:
         await rt.publish("job:1", "step", state={"status": "running"}, owner="7")
         assert await rt.delete("1") is True
         receipt = await rt.publish("job:2", "step", state={"status": "running"}, owner="7")
         assert receipt.outcome is Outcome.APPENDED
-        # The reader that it opened is the one that serves.
-        site.root = "/inside"
-        async with Native(site, "user:7", "job:2") as client:
-            await client.synced()
+        # The deletion has opened the reader that now serves the connections.
+        web_server.root = "/inside"
+        async with NativeClient(web_server, "user:7", "job:2") as client:
+            await client.wait_synced()
             assert client.views["user:7"].offset == 1
-            # From a thread with a loop of its own too, and nobody notices.
+            # A deletion in a thread with a loop of its own disturbs no connection.
             assert await asyncio.to_thread(asyncio.run, rt.delete("2")) is True
-            await client.has("user:7", 2)
+            await client.wait_for_offset("user:7", 2)
             await client.wait_for("gone")
             assert client.connections == 1
         await rt.web.hub.close()
@@ -169,7 +163,7 @@ def test_a_script_may_delete_and_leaves_nothing_open(settings: Settings) -> None
         return await asyncio.gather(*(rt.delete(job) for job in "1234"))
 
     assert asyncio.run(work(rt)) == [True, True, True, False]
-    # Nobody has opened it again, which says nothing of the backend.
+    # A backend that is not open counts as no failure of the backend.
     with pytest.raises(BackendUnavailable, match="not open"):
         asyncio.run(rt.backend.tops(["job:1"]))
     receipt = asyncio.run(rt.publish("job:5", "step", state={"status": "running"}, owner="7"))
@@ -179,7 +173,7 @@ def test_a_script_may_delete_and_leaves_nothing_open(settings: Settings) -> None
     gc.collect()
 
 
-def test_one_application_under_several_event_loops_one_after_the_other(
+def test_an_application_works_on_several_event_loops_one_after_the_other(
     settings: Settings,
 ) -> None:
     app = FastAPI()
@@ -210,10 +204,10 @@ def test_one_application_under_several_event_loops_one_after_the_other(
     rt.close()
 
 
-# The loops end without a word, so nobody can close what belonged to them.
+# Without a lifespan no code runs before a loop ends, so its sockets are left to the collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_without_the_lifespan_every_request_may_have_an_event_loop_of_its_own(
+def test_without_the_lifespan_each_request_may_run_on_its_own_event_loop(
     settings: Settings,
 ) -> None:
     app = FastAPI()
@@ -232,28 +226,28 @@ def test_without_the_lifespan_every_request_may_have_an_event_loop_of_its_own(
     gc.collect()
 
 
-async def test_the_server_starts_without_a_backend_and_serves_when_it_comes(
+async def test_the_server_starts_without_a_backend_and_serves_once_it_answers(
     server_url: object,
 ) -> None:
     server = RedisServer(valkey_program(), port=free_port())
     settings = make_settings(server.url, timeout_seconds=2)
-    async with site_of(settings) as site, Native(site, "user:7") as client:
+    async with serve_realtime(settings) as web_server, NativeClient(web_server, "user:7") as client:
         await client.wait_for("welcome")
         await client.wait_for("degraded")
         assert not client.syncs
         publisher = Publisher(settings)
         publisher.emit("user:7")
         with running(server):
-            await client.synced()
-            await client.has("user:7", 1, 20)
+            await client.wait_synced()
+            await client.wait_for_offset("user:7", 1, 20)
             await client.wait_for("restored")
             await publisher.publish("user:7", 3)
-            await client.has("user:7", 4)
+            await client.wait_for_offset("user:7", 4)
             assert client.connections == 1
             assert client.views["user:7"].states["7"]["progress"]["current"] == 4
             publisher.close()
             await client.close()
-            await until(lambda: not site.rt.web.hub.connections)
+            await until(lambda: not web_server.rt.web.hub.connections)
 
 
 async def test_a_dead_peer_is_found_by_the_servers_ping(
@@ -263,54 +257,54 @@ async def test_a_dead_peer_is_found_by_the_servers_ping(
     rt = Realtime(settings).install(app)
     await publisher.publish("job:1", 1)
     async with (
-        serve(app, ws_ping_interval=0.3, ws_ping_timeout=0.3) as site,
-        Native(site, "job:1") as alive,
+        serve(app, ws_ping_interval=0.3, ws_ping_timeout=0.3) as web_server,
+        NativeClient(web_server, "job:1") as alive,
     ):
-        dead = Native(site, "job:1")
+        dead = NativeClient(web_server, "job:1")
         await dead.open()
-        await dead.synced()
-        await alive.synced()
+        await dead.wait_synced()
+        await alive.wait_synced()
         assert dead.socket is not None
         dead.socket.transport.pause_reading()
         hub = rt.web.hub
-        # Old versions of uvicorn wait for the peer to close, too.
+        # Old versions of uvicorn also wait for the client's close frame.
         await until(lambda: len(hub.connections) == 1, 40)
         assert alive.closed is None
         dead.socket.transport.abort()
         await dead.close()
 
 
-@pytest.mark.parametrize("comes_late", [False, True])
-async def test_what_the_backend_may_lose_is_said_once_when_it_is_there(
-    comes_late: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("starts_late", [False, True])
+async def test_the_backends_warnings_are_logged_once_when_it_answers(
+    starts_late: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = ("--appendonly", "no", "--maxmemory-policy", "allkeys-lru")
     server = RedisServer(valkey_program(), options=options)
     settings = make_settings(server.url, start_tries=1)
 
-    def said() -> list[str]:
+    def warned() -> list[str]:
         lines = [(record.levelname, record.getMessage()) for record in caplog.records]
         return [line for level, line in lines if level == "WARNING" and line.startswith("backend:")]
 
     with running(server):
-        if comes_late:
+        if starts_late:
             server.stop()
-        async with site_of(settings) as site, site.client() as http:
-            if comes_late:
-                await until(lambda: site.rt.web.outage.since)
-                assert said() == []
+        async with serve_realtime(settings) as web_server, web_server.http_client() as http:
+            if starts_late:
+                await until(lambda: web_server.rt.web.outage.since)
+                assert warned() == []
                 await asyncio.to_thread(server.start)
-            await until(lambda: len(said()) >= 2)
+            await until(lambda: len(warned()) >= 2)
             warnings = (await http.get("/realtime/health")).json()["backend"]["warnings"]
-            assert said() == [f"backend: {warning}" for warning in warnings]
-            assert "allkeys-lru" in said()[0]
-            assert "appendonly yes" in said()[1]
-            # It goes and comes again, and that is no news.
+            assert warned() == [f"backend: {warning}" for warning in warnings]
+            assert "allkeys-lru" in warned()[0]
+            assert "appendonly yes" in warned()[1]
+            # After another outage the warnings are not logged again.
             await asyncio.to_thread(server.stop)
-            await until(lambda: site.rt.web.outage.since)
+            await until(lambda: web_server.rt.web.outage.since)
             await asyncio.to_thread(server.start)
-            await until(lambda: not site.rt.web.outage.since)
-            assert len(said()) == 2
+            await until(lambda: not web_server.rt.web.outage.since)
+            assert len(warned()) == 2
 
 
 @pytest.mark.parametrize("path", ["/ws/jobs", "/ws/{user}/{id}"])

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fleet import Here, Native, Publisher, make_settings, site_of, token, until
+from clients import NativeClient
+from configuration import make_settings, token
+from publisher import Publisher
+from waiting import until
+from web_servers import InProcessServer, serve_realtime
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Outcome
@@ -14,9 +18,11 @@ from semantik_realtime.testing.servers import free_port
 
 
 @pytest.mark.every_row
-async def test_the_etag_is_the_cursor_and_saves_the_body(site: Here, publisher: Publisher) -> None:
+async def test_the_etag_is_the_cursor_and_saves_the_body(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
     await publisher.publish("job:1", 3)
-    async with site.client() as http:
+    async with web_server.http_client() as http:
         first = await http.get("/realtime/jobs/1")
         assert first.status_code == 200
         body = first.json()
@@ -33,18 +39,20 @@ async def test_the_etag_is_the_cursor_and_saves_the_body(site: Here, publisher: 
         fresh = await http.get("/realtime/jobs/1", headers={"If-None-Match": etag})
         assert fresh.status_code == 200
         assert fresh.json()["offset"] == 4
-    async with Native(site, "job:1") as client:
+    async with NativeClient(web_server, "job:1") as client:
         client.views["job:1"].cursor = fresh.json()["cursor"]
         client.views["job:1"].offset = 4
-        await client.synced()
+        await client.wait_synced()
         assert client.syncs[0]["mode"] == "replay"
 
 
 @pytest.mark.every_row
-async def test_history_comes_in_pages_oldest_first(site: Here, publisher: Publisher) -> None:
+async def test_history_comes_in_pages_oldest_first(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
     await publisher.publish("job:1", 25)
     seen, after, pages = [], 0, 0
-    async with site.client() as http:
+    async with web_server.http_client() as http:
         while True:
             answer = await http.get(
                 "/realtime/jobs/1/history", params={"after": after, "limit": 10}
@@ -64,46 +72,52 @@ async def test_history_comes_in_pages_oldest_first(site: Here, publisher: Publis
 @pytest.mark.parametrize(
     "query", ["limit=-1", "limit=1001", "limit=ten", "after=1.5", "after=²", "after=" + "9" * 5000]
 )
-async def test_a_wrong_parameter_is_422(site: Here, publisher: Publisher, query: str) -> None:
+async def test_a_wrong_parameter_is_422(
+    web_server: InProcessServer, publisher: Publisher, query: str
+) -> None:
     await publisher.publish("job:1", 1)
-    async with site.client() as http:
+    async with web_server.http_client() as http:
         answer = await http.get(f"/realtime/jobs/1/history?{query}")
     assert answer.status_code == 422
     assert answer.json()["code"] == "bad_input"
 
 
 async def test_a_foreign_job_and_an_unknown_one_get_the_same_404(
-    site: Here, publisher: Publisher
+    web_server: InProcessServer, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1, owner="8")
-    async with site.client() as http:
+    async with web_server.http_client() as http:
         for path in ("/realtime/jobs/{}", "/realtime/jobs/{}/history"):
             foreign, unknown = [await http.get(path.format(job)) for job in ("1", "2")]
             assert foreign.status_code == unknown.status_code == 404
             assert foreign.content == unknown.content
-            told = [dict(answer.headers) for answer in (foreign, unknown)]
-            for headers in told:
+            both = [dict(answer.headers) for answer in (foreign, unknown)]
+            for headers in both:
                 headers.pop("date", None)
-            assert told[0] == told[1]
+            assert both[0] == both[1]
 
 
 @pytest.mark.parametrize(
-    "credential", [None, "rubbish", token(seconds=-1)], ids=["none", "rubbish", "expired"]
+    "credential", [None, "rubbish", token(seconds=-1)], ids=["none", "unreadable", "expired"]
 )
-async def test_who_is_nobody_gets_401(site: Here, publisher: Publisher, credential: str) -> None:
+async def test_a_request_without_a_valid_credential_gets_401(
+    web_server: InProcessServer, publisher: Publisher, credential: str
+) -> None:
     await publisher.publish("job:1", 1)
     headers = {"Authorization": f"Bearer {credential}"} if credential else {"Authorization": ""}
-    async with site.client() as http:
+    async with web_server.http_client() as http:
         for path in ("/realtime/jobs/1", "/realtime/jobs/1/history", "/realtime/jobs/2"):
             answer = await http.get(path, headers=headers)
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"] == "Bearer"
 
 
-async def test_health_says_that_all_is_well(site: Here, publisher: Publisher) -> None:
+async def test_health_reports_a_healthy_server(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
     await publisher.publish("job:1", 1)
-    async with site.client() as http, Native(site, "job:1") as client:
-        await client.synced()
+    async with web_server.http_client() as http, NativeClient(web_server, "job:1") as client:
+        await client.wait_synced()
         answer = await http.get("/realtime/health")
     assert answer.status_code == 200
     health = answer.json()
@@ -122,7 +136,7 @@ async def test_health_says_that_all_is_well(site: Here, publisher: Publisher) ->
 
 async def test_without_a_backend_requests_are_answered_with_503(settings: Settings) -> None:
     away = make_settings(f"redis://127.0.0.1:{free_port()}/0", start_tries=1)
-    async with site_of(away) as site, site.client() as http:
+    async with serve_realtime(away) as web_server, web_server.http_client() as http:
         for path in ("/realtime/jobs/1", "/realtime/jobs/1/history"):
             answer = await http.get(path)
             assert answer.status_code == 503
@@ -133,13 +147,13 @@ async def test_without_a_backend_requests_are_answered_with_503(settings: Settin
 
 
 @pytest.mark.parametrize(("is_ready", "status"), [(True, 200), (False, 503)])
-async def test_whether_a_server_without_its_backend_is_ready_is_configured(
+async def test_a_setting_decides_whether_a_server_without_its_backend_is_ready(
     is_ready: bool, status: int
 ) -> None:
     url = f"redis://127.0.0.1:{free_port()}/0"
     away = make_settings(url, start_tries=1, degraded_is_ready=is_ready)
-    async with site_of(away) as site, site.client() as http:
-        await site.rt.publish("job:1", "note")
+    async with serve_realtime(away) as web_server, web_server.http_client() as http:
+        await web_server.rt.publish("job:1", "note")
         answer = await http.get("/realtime/health")
     assert answer.status_code == status
     health = answer.json()
@@ -151,7 +165,7 @@ async def test_whether_a_server_without_its_backend_is_ready_is_configured(
     assert health["spool"]["bytes"] > 0
 
 
-async def test_what_waits_and_what_the_host_recalls_answer_without_a_backend() -> None:
+async def test_delayed_drafts_and_the_hosts_record_answer_without_a_backend() -> None:
     class Record:
         @hookimpl
         def recall(self, topic: str) -> dict[str, Any]:
@@ -165,25 +179,28 @@ async def test_what_waits_and_what_the_host_recalls_answer_without_a_backend() -
             return topic == "job:1"
 
     away = make_settings(f"redis://127.0.0.1:{free_port()}/0", start_tries=1)
-    async with site_of(away, plugins=[Record()]) as site, site.client() as http:
+    async with (
+        serve_realtime(away, plugins=[Record()]) as web_server,
+        web_server.http_client() as http,
+    ):
         for key in ("1", "2"):
             state = {"status": "cancelled" if key == "1" else "running", "attempt": 1}
-            receipt = await site.rt.publish("job:1", "note", key=key, state=state)
+            receipt = await web_server.rt.publish("job:1", "note", key=key, state=state)
             assert receipt.outcome is Outcome.WAITING
-        await until(lambda: site.rt.backend.fails_writes)
+        await until(lambda: web_server.rt.backend.fails_writes)
         answer = await http.get("/realtime/jobs/1")
         assert answer.status_code == 200
-        told = answer.json()
-        assert (told["provisional"], told["cursor"], told["offset"]) == (True, None, 0)
-        # Each key as far as either of the two knows it.
-        statuses = {key: state["status"] for key, state in told["states"].items()}
+        body = answer.json()
+        assert (body["provisional"], body["cursor"], body["offset"]) == (True, None, 0)
+        # For each key the state that is further ahead.
+        statuses = {key: state["status"] for key, state in body["states"].items()}
         assert statuses == {"1": "cancelled", "2": "completed"}
-        # Who cannot be known to be allowed is not refused for good.
+        # Whether the user may watch is unknown, so the refusal is temporary.
         assert (await http.get("/realtime/jobs/2")).status_code == 503
 
 
-async def test_the_browsers_files_are_served_and_nothing_else(site: Here) -> None:
-    async with site.client() as http:
+async def test_the_browsers_files_are_served_and_nothing_else(web_server: InProcessServer) -> None:
+    async with web_server.http_client() as http:
         answer = await http.get("/realtime/static/realtime.js")
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/javascript")

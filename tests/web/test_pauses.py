@@ -1,4 +1,4 @@
-"""How long is waited between two tries and two looks, told without waiting."""
+"""The pauses between tries to open and between readings of the record, without real waiting."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from semantik_realtime.web.outage import DegradedMode
 GIVEN: dict[str, Any] = {"backend": "memory", "jwt_secret": "a secret of at least thirty-two bytes"}
 
 
-class Away(MemoryBackend):
-    """A backend whose server is not there; it counts who looks for it."""
+class UnreachableBackend(MemoryBackend):
+    """A backend that cannot be opened; it counts the tries."""
 
     def __init__(self) -> None:
         super().__init__(Settings(**GIVEN))
@@ -31,38 +31,38 @@ class Away(MemoryBackend):
     @hookimpl
     async def open(self) -> None:
         self.tries += 1
-        raise BackendUnavailable("nobody listens")
+        raise BackendUnavailable("connection refused")
 
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the test itself sleeps: asked for, noted, and over at once. The hub's tasks sleep."""
-    noted: list[float] = []
+    """The pauses of the test's own task, which are recorded and skipped. The hub's tasks sleep."""
+    recorded: list[float] = []
     sleep = asyncio.sleep
 
-    async def note(seconds: float, *rest: Any) -> Any:
+    async def record(seconds: float, *rest: Any) -> Any:
         task = asyncio.current_task()
         assert task is not None
         if task.get_name().startswith("semantik-realtime-"):
             return await sleep(seconds, *rest)
-        noted.append(seconds)
+        recorded.append(seconds)
         return await sleep(0, *rest)
 
-    monkeypatch.setattr(asyncio, "sleep", note)
-    return noted
+    monkeypatch.setattr(asyncio, "sleep", record)
+    return recorded
 
 
 @pytest.fixture
-def backend() -> Away:
-    return Away()
+def backend() -> UnreachableBackend:
+    return UnreachableBackend()
 
 
 Make = Callable[..., Realtime]
 
 
 @pytest.fixture
-async def make(backend: Away) -> AsyncIterator[Make]:
-    """A web application's realtime over the backend that is away."""
+async def make(backend: UnreachableBackend) -> AsyncIterator[Make]:
+    """Make a web application's `Realtime` over the backend that cannot be opened."""
     made: list[Realtime] = []
 
     def start(**given: Any) -> Realtime:
@@ -78,9 +78,9 @@ async def make(backend: Away) -> AsyncIterator[Make]:
 @pytest.mark.parametrize(
     ("jitter", "expected"), [(0.0, [1.0, 2.0, 4.0]), (1.0, [1.5, 2.5, 4.5])], ids=["least", "most"]
 )
-async def test_the_first_connection_is_tried_four_times_after_1_2_and_4_s_and_up_to_half_a_second(
+async def test_the_hub_opens_in_four_tries_with_pauses_of_1_2_and_4_s_and_up_to_half_a_second_more(
     make: Make,
-    backend: Away,
+    backend: UnreachableBackend,
     pauses: list[float],
     monkeypatch: pytest.MonkeyPatch,
     jitter: float,
@@ -93,7 +93,7 @@ async def test_the_first_connection_is_tried_four_times_after_1_2_and_4_s_and_up
     assert pauses == pytest.approx(expected)
 
 
-async def test_two_servers_that_start_together_do_not_try_together(
+async def test_servers_that_start_together_retry_at_different_times(
     make: Make, pauses: list[float]
 ) -> None:
     for _ in range(20):
@@ -105,9 +105,9 @@ async def test_two_servers_that_start_together_do_not_try_together(
 
 
 @pytest.mark.parametrize(("tries", "waits"), [("1", 0), ("2", 1), ("", 3)])
-async def test_start_tries_says_how_often_a_web_server_tries_before_it_goes_on_without(
+async def test_a_web_server_starts_without_a_backend_after_start_tries_tries(
     make: Make,
-    backend: Away,
+    backend: UnreachableBackend,
     pauses: list[float],
     monkeypatch: pytest.MonkeyPatch,
     tries: str,
@@ -123,8 +123,8 @@ async def test_start_tries_says_how_often_a_web_server_tries_before_it_goes_on_w
         assert rt.web.outage.since is not None
 
 
-class Watching:
-    """A connection that watches one topic."""
+class FakeConnection:
+    """A connection that may see one topic."""
 
     allowed = ("job:1",)
 
@@ -135,10 +135,10 @@ class Watching:
         pass
 
 
-class OneConnection:
-    """A hub with one connection, whose tasks run until the test ends."""
+class FakeHub:
+    """A hub with one connection; its prober never looks."""
 
-    connections = (Watching(),)
+    connections = (FakeConnection(),)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         if name == "watch":
@@ -147,45 +147,45 @@ class OneConnection:
         return asyncio.ensure_future(work)
 
 
-async def test_between_two_looks_at_the_record_are_20_s_15_percent_more_or_less(
+async def test_the_record_is_read_every_20_s_plus_or_minus_15_percent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rounds = 300
-    asked: list[str] = []
-    noted: list[float] = []
+    recalled: list[str] = []
+    recorded: list[float] = []
     enough = asyncio.Event()
     sleep = asyncio.sleep
 
-    async def note(seconds: float) -> None:
-        noted.append(seconds)
-        if len(noted) == rounds:
+    async def record(seconds: float) -> None:
+        recorded.append(seconds)
+        if len(recorded) == rounds:
             enough.set()
             await asyncio.Event().wait()
         await sleep(0)
 
     async def recall(topic: str) -> dict[str, bytes]:
-        asked.append(topic)
+        recalled.append(topic)
         return {"1": b'{"status":"running"}'}
 
     async def flush() -> bool:
         return True
 
-    monkeypatch.setattr(asyncio, "sleep", note)
+    monkeypatch.setattr(asyncio, "sleep", record)
     outage = DegradedMode(
-        GuardedBackend(Away(), 1.0),
+        GuardedBackend(UnreachableBackend(), 1.0),
         recall=recall,
         flush=flush,
         recall_seconds=Settings(**GIVEN).recall_seconds,
         tops_seconds=10.0,
         max_delayed_bytes=2**20,
     )
-    outage.start(OneConnection())  # type: ignore[arg-type]
+    outage.start(FakeHub())  # type: ignore[arg-type]
     outage.begin("away")
     async with asyncio.timeout(20):
         await enough.wait()
     outage.stop()
-    assert asked == ["job:1"] * rounds
-    assert 17.0 <= min(noted) < 17.5
-    assert 22.5 < max(noted) <= 23.0
-    # Evenly: what all processes of a fleet ask for is spread over the six seconds.
-    assert 19.0 < sum(noted) / rounds < 21.0
+    assert recalled == ["job:1"] * rounds
+    assert 17.0 <= min(recorded) < 17.5
+    assert 22.5 < max(recorded) <= 23.0
+    # Evenly, so that the processes of a fleet spread their queries over the six seconds.
+    assert 19.0 < sum(recorded) / rounds < 21.0

@@ -1,4 +1,4 @@
-"""Who and what is refused, how, and that nobody else on the server notices."""
+"""Refused topics, credentials, origins and frames; another client of the server is unaffected."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
-from fleet import (
-    SUBPROTOCOL,
-    Compat,
-    Here,
-    Native,
-    Publisher,
-    bystander,
-    fleet_of,
-    refused,
-    token,
-    until,
-)
+from clients import SUBPROTOCOL, CompatClient, NativeClient, bystander, refusal
+from configuration import token
+from publisher import Publisher
+from waiting import until
+from web_servers import InProcessServer, server_processes
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -30,17 +23,21 @@ from semantik_realtime.errors import EventTooBig, TopicError
 
 
 @pytest.fixture(autouse=True)
-async def somebody_else(site: Here, publisher: Publisher) -> AsyncIterator[None]:
-    async with bystander(site, publisher):
+async def bystander_on_the_server(
+    web_server: InProcessServer, publisher: Publisher
+) -> AsyncIterator[None]:
+    async with bystander(web_server, publisher):
         yield
 
 
 @pytest.mark.every_row
 async def test_a_foreign_job_and_an_unknown_one_are_denied_alike(
-    site: Here, publisher: Publisher
+    web_server: InProcessServer, publisher: Publisher
 ) -> None:
     await publisher.publish("job:foreign", 1, owner="8")
-    async with Native(site, "job:foreign", "job:unknown", "user:8", "collection:1") as client:
+    async with NativeClient(
+        web_server, "job:foreign", "job:unknown", "user:8", "collection:1"
+    ) as client:
         await client.wait_for("denied", 4)
         denied = {frame.pop("topic"): frame for frame in client.ops("denied")}
         assert len(denied) == 4
@@ -54,11 +51,11 @@ async def test_a_foreign_job_and_an_unknown_one_are_denied_alike(
 
 
 async def test_denied_topics_do_not_count_against_the_limit(
-    settings: Settings, site: Here, publisher: Publisher
+    settings: Settings, web_server: InProcessServer, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
     limit = settings.max_topics
-    async with Native(site) as client:
+    async with NativeClient(web_server) as client:
         await client.wait_for("welcome")
         for start in range(0, 2 * limit, limit):
             topics = {f"job:unknown{start + number}": None for number in range(limit)}
@@ -70,9 +67,9 @@ async def test_denied_topics_do_not_count_against_the_limit(
 
 
 async def test_too_many_topics_are_refused_and_none_of_them_is_opened(
-    settings: Settings, site: Here
+    settings: Settings, web_server: InProcessServer
 ) -> None:
-    async with Native(site) as client:
+    async with NativeClient(web_server) as client:
         await client.wait_for("welcome")
         topics = {f"job:{number}": None for number in range(settings.max_topics + 1)}
         await client.send({"op": "subscribe", "topics": topics})
@@ -90,40 +87,40 @@ async def test_too_many_topics_are_refused_and_none_of_them_is_opened(
         (token(["7"]), 4401),
         (token("7", nbf=10**11), 4401),
     ],
-    ids=["rubbish", "signature", "expired", "nobody", "list", "not yet valid"],
+    ids=["unreadable", "signature", "expired", "no user", "list", "not yet valid"],
 )
 async def test_a_bad_credential_is_refused(
-    site: Here, publisher: Publisher, credential: str, code: int
+    web_server: InProcessServer, publisher: Publisher, credential: str, code: int
 ) -> None:
     await publisher.publish("job:1", 1)
-    assert (await refused(site.native + f"?token={credential}"))[0] == code
-    assert (await refused(site.compat("1") + f"?token={credential}"))[0] == 1008
-    async with Native(site, query="") as client:
+    assert (await refusal(web_server.native_url + f"?token={credential}"))[0] == code
+    assert (await refusal(web_server.compat_url("1") + f"?token={credential}"))[0] == 1008
+    async with NativeClient(web_server, query="") as client:
         await client.send({"op": "auth", "token": credential})
         await until(lambda: client.closed)
         assert client.closed == code
 
 
-async def test_without_a_credential_the_compat_wire_is_refused_and_the_native_one_waits(
-    site: Here, publisher: Publisher
+async def test_without_a_credential_the_compat_wire_refuses_and_the_native_wire_waits_for_auth(
+    web_server: InProcessServer, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    assert (await refused(site.compat("1")))[0] == 1008
-    async with Native(site, "job:1", query="") as client:
+    assert (await refusal(web_server.compat_url("1")))[0] == 1008
+    async with NativeClient(web_server, "job:1", query="") as client:
         await client.send({"op": "ping"})
         assert (await client.wait_for("error"))["code"] == "unauthenticated"
         await client.send({"op": "auth", "token": token()})
-        await client.synced()
+        await client.wait_synced()
 
 
-async def test_who_does_not_authenticate_in_time_is_sent_away(
-    site: Here, monkeypatch: pytest.MonkeyPatch
+async def test_a_client_that_does_not_authenticate_in_time_is_closed(
+    web_server: InProcessServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hasty = functools.partial(SessionLimits, auth_seconds=0.3)
-    monkeypatch.setattr("semantik_realtime.web.endpoints.websocket.SessionLimits", hasty)
-    assert (await refused(site.native))[0] == 4408
-    # Saying something else does not help.
-    async with Native(site, query="") as client:
+    short = functools.partial(SessionLimits, auth_seconds=0.3)
+    monkeypatch.setattr("semantik_realtime.web.endpoints.websocket.SessionLimits", short)
+    assert (await refusal(web_server.native_url))[0] == 4408
+    # Another frame does not extend the deadline.
+    async with NativeClient(web_server, query="") as client:
         await client.send({"op": "ping"})
         await until(lambda: client.closed)
         assert client.closed == 4408
@@ -131,56 +128,60 @@ async def test_who_does_not_authenticate_in_time_is_sent_away(
 
 @pytest.mark.parametrize("wire", ["native", "compat"])
 async def test_a_page_of_another_origin_is_refused_before_accepting(
-    site: Here, publisher: Publisher, wire: str
+    web_server: InProcessServer, publisher: Publisher, wire: str
 ) -> None:
     await publisher.publish("job:1", 1)
-    url = (site.native if wire == "native" else site.compat("1")) + f"?token={token()}"
+    url = (
+        web_server.native_url if wire == "native" else web_server.compat_url("1")
+    ) + f"?token={token()}"
     for origin in (
         "https://evil.example",
         "null",
         "http://[",
-        f"http://127.0.0.1:{site.port}.evil",
+        f"http://127.0.0.1:{web_server.port}.evil",
     ):
-        assert await refused(url, origin=origin) == (403, "handshake")
-    async with connect(url, origin=f"http://127.0.0.1:{site.port}") as socket:
+        assert await refusal(url, origin=origin) == (403, "handshake")
+    async with connect(url, origin=f"http://127.0.0.1:{web_server.port}") as socket:
         await socket.recv()
 
 
 @pytest.mark.every_backend(shares_storage=True)
-async def test_an_eleventh_connection_is_refused_counted_over_two_servers(
+async def test_an_eleventh_connection_over_two_servers_is_refused(
     settings: Settings, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with fleet_of(2, settings) as servers:
-        clients = [Native(servers[number % 2], "job:1") for number in range(10)]
+    async with server_processes(2, settings) as servers:
+        clients = [NativeClient(servers[number % 2], "job:1") for number in range(10)]
         for client in clients:
             await client.open()
-            await client.synced()
+            await client.wait_synced()
         for server in servers:
-            assert (await refused(server.native + f"?token={token()}"))[0] == 4429
-            assert (await refused(server.compat("1") + f"?token={token()}"))[0] == 1008
-        async with Native(servers[0], user="8") as other:
+            assert (await refusal(server.native_url + f"?token={token()}"))[0] == 4429
+            assert (await refusal(server.compat_url("1") + f"?token={token()}"))[0] == 1008
+        async with NativeClient(servers[0], user="8") as other:
             await other.wait_for("welcome")
 
-        await clients[0].cut()
+        await clients[0].abort()
 
-        async def takes_another() -> bool:
-            async with Native(servers[1], "job:1") as again:
+        async def accepts_another() -> bool:
+            async with NativeClient(servers[1], "job:1") as again:
                 await until(lambda: again.closed or again.ops("welcome"))
                 return again.closed is None
 
         for _ in range(200):
-            if await takes_another():
+            if await accepts_another():
                 break
         else:
-            raise AssertionError("a seat given back stays taken")
+            raise AssertionError("the lease of a closed connection is not released")
         for client in clients[1:]:
             assert client.closed is None
             await client.close()
 
 
-async def test_rubbish_is_answered_and_too_much_of_it_ends_the_connection(site: Here) -> None:
-    rubbish: list[str | bytes] = [
+async def test_unreadable_frames_are_answered_and_too_many_of_them_end_the_connection(
+    web_server: InProcessServer,
+) -> None:
+    unreadable: list[str | bytes] = [
         "",
         "{",
         "[]",
@@ -191,9 +192,9 @@ async def test_rubbish_is_answered_and_too_much_of_it_ends_the_connection(site: 
         '{"op":"\\ud800"}',
         "null",
     ]
-    async with Native(site) as client:
+    async with NativeClient(web_server) as client:
         await client.wait_for("welcome")
-        for number, frame in enumerate(rubbish, start=1):
+        for number, frame in enumerate(unreadable, start=1):
             await client.send(frame)
             error = await client.wait_for("error", number)
             assert error["code"] in ("bad_frame", "unknown_op"), frame
@@ -220,10 +221,10 @@ async def test_rubbish_is_answered_and_too_much_of_it_ends_the_connection(site: 
         ({"op": "auth"}, "bad_frame"),
     ],
 )
-async def test_a_wrong_frame_is_answered_and_nothing_is_done(
-    site: Here, frame: object, code: str
+async def test_a_wrong_frame_is_answered_and_has_no_effect(
+    web_server: InProcessServer, frame: object, code: str
 ) -> None:
-    async with Native(site) as client:
+    async with NativeClient(web_server) as client:
         await client.wait_for("welcome")
         await client.send(frame)
         assert (await client.wait_for("error"))["code"] == code
@@ -233,50 +234,56 @@ async def test_a_wrong_frame_is_answered_and_nothing_is_done(
         assert not client.ops("denied")
 
 
-async def test_a_frame_of_two_megabytes_is_refused(site: Here, publisher: Publisher) -> None:
+async def test_a_frame_of_two_megabytes_is_refused(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
     await publisher.publish("job:1", 1)
-    async with Native(site) as client:
+    async with NativeClient(web_server) as client:
         await client.wait_for("welcome")
         await client.send(json.dumps({"op": "ping", "filling": "x" * 2_000_000}))
         await until(lambda: client.closed)
         assert client.closed == 1009
-    async with Compat(site.compat("1")) as compat:
+    async with CompatClient(web_server.compat_url("1")) as compat:
         await compat.send("x" * 2_000_000)
         assert "status" not in (await compat.wait_for("error"))["data"]
         await compat.send("ping")
         await compat.wait_for("pong")
 
 
-async def test_an_event_of_a_megabyte_is_not_sent(site: Here, publisher: Publisher) -> None:
+async def test_an_event_of_a_megabyte_is_refused_before_sending(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
     await publisher.publish("job:1", 1)
-    async with Native(site, "job:1") as client:
-        await client.synced()
+    async with NativeClient(web_server, "job:1") as client:
+        await client.wait_synced()
         with pytest.raises(EventTooBig, match="65536"):
-            await site.rt.publish("job:1", "big", data={"text": "x" * 2**20})
+            await web_server.rt.publish("job:1", "big", data={"text": "x" * 2**20})
         await publisher.publish("job:1", 1)
-        await client.has("job:1", 2)
+        await client.wait_for_offset("job:1", 2)
         assert client.numbers("job:1") == [1]
 
 
 async def test_a_topic_outside_the_grammar_is_refused_everywhere(
-    site: Here, publisher: Publisher
+    web_server: InProcessServer, publisher: Publisher
 ) -> None:
     with pytest.raises(TopicError):
-        await site.rt.publish("../x", "step")
+        await web_server.rt.publish("../x", "step")
     for name in ("..", "%2e%2e", "a%20b", "%00", "x" * 300, "%C3%A4", "%C3%A4" * 80):
-        assert (await refused(site.compat(name) + f"?token={token()}"))[0] == 1008, name
-    async with site.client() as http:
+        assert (await refusal(web_server.compat_url(name) + f"?token={token()}"))[0] == 1008, name
+    async with web_server.http_client() as http:
         for name in ("%2e%2e", "a%20b", "%00", "x" * 300):
             assert (await http.get(f"/realtime/jobs/{name}")).status_code == 404, name
 
 
-async def test_a_flood_of_questions_ends_only_the_one_who_asks(site: Here) -> None:
-    client = Native(site, compression=None)
+async def test_a_flood_of_requests_ends_only_its_own_connection(
+    web_server: InProcessServer,
+) -> None:
+    client = NativeClient(web_server, compression=None)
     await client.open()
     await client.wait_for("welcome")
-    [connection] = [c for c in site.rt.web.hub.connections if c.identity.user == "7"]
+    [connection] = [c for c in web_server.rt.web.hub.connections if c.identity.user == "7"]
     assert client.socket is not None
-    # Nothing is read any more: answers pile up until there are too many.
+    # The client stops reading, so the server's answers pile up until there are too many.
     client.socket.transport.pause_reading()
 
     async def flood(socket: ClientConnection) -> None:
@@ -291,7 +298,9 @@ async def test_a_flood_of_questions_ends_only_the_one_who_asks(site: Here) -> No
     await flooding
 
 
-async def test_the_token_travels_in_any_of_its_places(site: Here, publisher: Publisher) -> None:
+async def test_the_token_is_accepted_in_each_of_its_places(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
     await publisher.publish("job:1", 1)
     offered = f"access_token.{token()}"
     places = [
@@ -300,14 +309,14 @@ async def test_the_token_travels_in_any_of_its_places(site: Here, publisher: Pub
         {"additional_headers": {"Cookie": f"access_token={token()}"}},
     ]
     for options in places:
-        async with Compat(site.compat("1"), user=None, **options) as compat:
+        async with CompatClient(web_server.compat_url("1"), user=None, **options) as compat:
             await compat.wait_for("current_state")
             echoed = offered if "subprotocols" in options else None
             assert compat.socket is not None
             assert compat.socket.subprotocol == echoed
-        async with connect(site.native, **options) as socket:
+        async with connect(web_server.native_url, **options) as socket:
             assert json.loads(await socket.recv())["op"] == "welcome"
     both = [SUBPROTOCOL, offered]
-    async with connect(site.native, subprotocols=both) as socket:
+    async with connect(web_server.native_url, subprotocols=both) as socket:
         assert socket.subprotocol == SUBPROTOCOL
         assert json.loads(await socket.recv())["op"] == "welcome"

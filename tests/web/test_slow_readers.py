@@ -1,11 +1,14 @@
-"""A socket that stops reading: nobody else notices, and the server keeps little for it."""
+"""Clients that stop reading: no other client is delayed, and the server buffers little for them."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-from fleet import Compat, Here, Native, Publisher, bystander, one_draft, site_of, until
+from clients import CompatClient, NativeClient, bystander
+from publisher import Publisher, one_draft
+from waiting import until
+from web_servers import InProcessServer, serve_realtime
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.backpressure import Limits
@@ -14,22 +17,22 @@ from semantik_realtime.web.hub.channel import Channel
 FILLING = "x" * 50_000
 
 
-def channel_of(site: Here, topic: str) -> Channel:
-    return site.rt.web.hub._channels[topic]
+def channel_of(web_server: InProcessServer, topic: str) -> Channel:
+    return web_server.rt.web.hub._channels[topic]
 
 
-def pause(client: Native | Compat) -> None:
+def pause(client: NativeClient | CompatClient) -> None:
     assert client.socket is not None
     client.socket.transport.pause_reading()
 
 
-def resume(client: Native | Compat) -> None:
+def resume(client: NativeClient | CompatClient) -> None:
     assert client.socket is not None
     client.socket.transport.resume_reading()
 
 
 async def fill(publisher: Publisher, topic: str, number: int, batch: int = 5) -> None:
-    """Log lines of 50 kB: they have no state, so conflation may leave them out."""
+    """Publish ``number`` log lines of 50 kB, without state, which conflation may leave out."""
     key = topic.partition(":")[2]
     for start in range(number):
         publisher.rt.emitter.emit(one_draft(topic, "log", key=key, data={"text": FILLING}))
@@ -38,86 +41,86 @@ async def fill(publisher: Publisher, topic: str, number: int, batch: int = 5) ->
     await publisher.flush()
 
 
-async def test_while_one_stalls_the_others_on_the_same_topic_get_everything(
-    site: Here, publisher: Publisher
+async def test_a_stalled_client_delays_no_other_client_of_the_same_topic(
+    web_server: InProcessServer, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with bystander(site, publisher), Native(site, "job:1") as other:
-        stalled = Native(site, "job:1", compression=None)
+    async with bystander(web_server, publisher), NativeClient(web_server, "job:1") as other:
+        stalled = NativeClient(web_server, "job:1", compression=None)
         await stalled.open()
-        await stalled.synced()
-        await other.synced()
+        await stalled.wait_synced()
+        await other.wait_synced()
         pause(stalled)
         await fill(publisher, "job:1", 200)
         await publisher.publish("job:1", 100)
-        await other.has("job:1", 301)
-        assert len(other.seen["job:1"]) + other.conflated == 300
+        await other.wait_for_offset("job:1", 301)
+        assert len(other.applied["job:1"]) + other.conflated == 300
         assert other.views["job:1"].states["1"]["progress"]["current"] == 101
-        # What is kept for the one who stalls has a bound.
+        # The buffer of a stalled client has a bound.
         limit = Limits().evict_above_bytes + 5 * len(FILLING)
-        assert channel_of(site, "job:1").buffer_bytes <= limit
+        assert channel_of(web_server, "job:1").buffer_bytes <= limit
         resume(stalled)
         await until(lambda: stalled.closed)
         assert stalled.closed == 4413
 
-        # The log has the rest.
+        # The client catches up from the log.
         await stalled.open()
-        await stalled.has("job:1", 301)
+        await stalled.wait_for_offset("job:1", 301)
         assert stalled.views["job:1"].states == other.views["job:1"].states
-        offsets = [event["offset"] for event in stalled.seen["job:1"]]
+        offsets = [event["offset"] for event in stalled.applied["job:1"]]
         assert offsets == sorted(set(offsets))
         await stalled.close()
 
 
-async def test_a_slow_one_gets_a_conflated_batch_and_the_right_state(
-    site: Here, publisher: Publisher
+async def test_a_slow_client_gets_a_conflated_batch_and_the_right_state(
+    web_server: InProcessServer, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    slow = Native(site, "job:1", compression=None)
+    slow = NativeClient(web_server, "job:1", compression=None)
     await slow.open()
-    await slow.synced()
-    [connection] = site.rt.web.hub.connections
+    await slow.wait_synced()
+    [connection] = web_server.rt.web.hub.connections
     pause(slow)
-    # Until the kernel takes no more.
+    # Until the kernel's buffers are full and the send blocks.
     while connection._sending_since is None:
         await fill(publisher, "job:1", 5)
-    before = channel_of(site, "job:1").cursor.offset
+    before = channel_of(web_server, "job:1").cursor.offset
     for number in range(300):
         publisher.emit(
             "job:1", key=f"file-{number % 7}", state={"status": f"s{number}", "x": "y" * 400}
         )
     await publisher.end("job:1")
-    await until(lambda: channel_of(site, "job:1").cursor.offset >= before + 301)
+    await until(lambda: channel_of(web_server, "job:1").cursor.offset >= before + 301)
     resume(slow)
-    await slow.has("job:1", before + 301)
+    await slow.wait_for_offset("job:1", before + 301)
     assert slow.closed is None
     assert slow.conflated > 200
-    async with Native(site, "job:1") as fresh:
-        await fresh.synced()
+    async with NativeClient(web_server, "job:1") as fresh:
+        await fresh.wait_synced()
     assert slow.views["job:1"].states == fresh.views["job:1"].states
-    assert slow.seen["job:1"][-1]["terminal"] is True
+    assert slow.applied["job:1"][-1]["terminal"] is True
     assert slow.views["job:1"].cursor == fresh.views["job:1"].cursor
     assert slow.resubscribed == 0
     await slow.close()
 
 
 @pytest.mark.parametrize("wire", ["native", "compat"])
-async def test_who_takes_nothing_for_too_long_is_evicted(
+async def test_a_client_that_reads_nothing_for_too_long_is_evicted(
     settings: Settings, publisher: Publisher, wire: str
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with site_of(settings) as site, bystander(site, publisher):
-        hub = site.rt.web.hub
+    async with serve_realtime(settings) as web_server, bystander(web_server, publisher):
+        hub = web_server.rt.web.hub
         hub.limits = Limits(stall_seconds=1.0)
-        here = set(hub.connections)
-        client: Native | Compat
+        before = set(hub.connections)
+        client: NativeClient | CompatClient
         if wire == "native":
-            client = Native(site, "job:1", compression=None)
+            client = NativeClient(web_server, "job:1", compression=None)
         else:
-            client = Compat(site.compat("1"), compression=None)
+            client = CompatClient(web_server.compat_url("1"), compression=None)
         await client.__aenter__()
-        await until(lambda: hub.connections - here)
-        [connection] = hub.connections - here
+        await until(lambda: hub.connections - before)
+        [connection] = hub.connections - before
         await until(lambda: connection._subscriptions)
         pause(client)
         while connection._sending_since is None:
@@ -128,32 +131,34 @@ async def test_who_takes_nothing_for_too_long_is_evicted(
         assert hub.topics == 1
         resume(client)
         await until(lambda: client.closed)
-        # If it is full to the brim no close frame can be sent; both mean: come back.
+        # Full buffers have no room for a close frame. After either code the client reconnects.
         assert client.closed in ((1006,) if wire == "compat" else (1006, 4413))
         await client.__aexit__()
 
 
 async def test_a_slow_compat_browser_is_dropped_without_a_close_frame(
-    site: Here, publisher: Publisher
+    web_server: InProcessServer, publisher: Publisher
 ) -> None:
     await publisher.publish("job:1", 1)
-    async with Compat(site.compat("1"), compression=None) as browser:
+    async with CompatClient(web_server.compat_url("1"), compression=None) as browser:
         await browser.wait_for("current_state")
         pause(browser)
         await fill(publisher, "job:1", 200)
         resume(browser)
-        assert await browser.end() == 1006
+        assert await browser.wait_closed() == 1006
 
 
-async def test_events_kept_for_nobody_are_few(site: Here, publisher: Publisher) -> None:
+async def test_the_buffer_stays_small_when_no_client_needs_it(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
     await publisher.publish("job:1", 1)
-    async with Native(site, "job:1") as client:
-        await client.synced()
-        recent = channel_of(site, "job:1")._splice.buffer
+    async with NativeClient(web_server, "job:1") as client:
+        await client.wait_synced()
+        buffer = channel_of(web_server, "job:1")._splice.buffer
         most = 0
         publishing = asyncio.create_task(publisher.publish("job:1", 2000))
         while not publishing.done():
-            most = max(most, len(recent))
+            most = max(most, len(buffer))
             await asyncio.sleep(0)
-        await client.has("job:1", 2001)
+        await client.wait_for_offset("job:1", 2001)
         assert 0 < most <= 300

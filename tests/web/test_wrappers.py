@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Seque
 
 import msgspec
 import pytest
-from fleet import Here, Native, site_of
+from clients import NativeClient
+from web_servers import InProcessServer, serve_realtime
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Event
@@ -70,23 +71,23 @@ class Encrypting:
 
 
 @pytest.fixture
-async def site(settings: Settings) -> AsyncIterator[Here]:
-    async with site_of(settings, plugins=[Encrypting()]) as here:
+async def web_server(settings: Settings) -> AsyncIterator[InProcessServer]:
+    async with serve_realtime(settings, plugins=[Encrypting()]) as here:
         yield here
 
 
 @pytest.mark.every_row
 async def test_what_a_wrapper_encrypts_is_plain_for_watchers_and_secret_in_the_log(
-    site: Here, settings: Settings, read_raw: Callable[[str], Awaitable[Snapshot]]
+    web_server: InProcessServer, settings: Settings, read_raw: Callable[[str], Awaitable[Snapshot]]
 ) -> None:
     state = {"status": "running", "message": PLAIN.decode()}
-    await site.rt.publish("job:1", "step", state=state, owner="7")
-    async with Native(site, "job:1") as client, site.client() as http:
-        await client.synced()
+    await web_server.rt.publish("job:1", "step", state=state, owner="7")
+    async with NativeClient(web_server, "job:1") as client, web_server.http_client() as http:
+        await client.wait_synced()
         assert client.views["job:1"].states["1"] == state
         live = state | {"message": f"still {PLAIN.decode()}"}
-        await site.rt.publish("job:1", "step", state=live, owner="7")
-        await client.has("job:1", 2)
+        await web_server.rt.publish("job:1", "step", state=live, owner="7")
+        await client.wait_for_offset("job:1", 2)
         assert client.views["job:1"].states["1"] == live
         job = (await http.get("/realtime/jobs/1")).json()
         assert job["states"]["1"] == live
@@ -100,10 +101,10 @@ async def test_what_a_wrapper_encrypts_is_plain_for_watchers_and_secret_in_the_l
 
 
 @pytest.fixture
-def read_raw(site: Here) -> Callable[[str], Awaitable[Snapshot]]:
+def read_raw(web_server: InProcessServer) -> Callable[[str], Awaitable[Snapshot]]:
     """Read a topic past the plugins."""
 
     async def read(topic: str) -> Snapshot:
-        return await site.rt.unguarded.snapshot(topic, None, 10)
+        return await web_server.rt.unguarded.snapshot(topic, None, 10)
 
     return read

@@ -27,6 +27,7 @@ app.conf.update(
     worker_hijack_root_logger=False,
     worker_pool_start_method=os.environ.get("TEST_START_METHOD", "fork"),
     broker_transport_options={"visibility_timeout": 600},
+    task_protocol=int(os.environ.get("TEST_PROTOCOL", "2")),
 )
 
 
@@ -191,6 +192,14 @@ def overrun() -> None:
 @app.task(bind=True)
 def spawn(self: Task) -> str:
     return str(add.apply_async((1, 1), queue="unconsumed").id)
+
+
+@app.task
+def spawn_first() -> None:
+    from semantik_realtime import job
+
+    sent = add.apply_async((1, 1), headers={"realtime_owner": "auth0|5f7c"})
+    job.emit("spawned", id=str(sent.id))
 
 
 @app.task(bind=True)

@@ -31,8 +31,25 @@ def test_it_shows_backend_and_url_without_the_password() -> None:
     assert answer.stdout.split() == [
         *("mirror", "on"),
         *("backend", "redis"),
-        *("url", "redis://cache:6379/2"),
+        *("url", "redis://***@cache:6379/2?***"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("nats://u:topsecret@one,nats://u:topsecret2@two", "nats://***@one,nats://***@two"),
+        ("redis://:top#topsecret@host", "redis://***"),
+        ("redis://:topsecret#top@host", "redis://***"),
+        ("redis://user:topsecret@topsecret@host", "redis://***@host"),
+        (":topsecret@host", "***"),
+    ],
+)
+def test_it_shows_several_or_malformed_urls_without_a_password(url: str, shown: str) -> None:
+    answer = celery("realtime", SEMANTIK_REALTIME_URL=url)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split()[-1] == shown
+    assert "topsecret" not in answer.stdout + answer.stderr
 
 
 def test_it_shows_if_the_mirror_is_off() -> None:

@@ -277,7 +277,7 @@ def test_an_end_arrives_even_if_the_state_is_too_big_for_an_event(
 
 def test_an_id_that_cannot_be_part_of_a_topic_is_refused(runtime: Runtime) -> None:
     with pytest.raises(TopicError):
-        Job(runtime, JobMeta("a/b"), 1)
+        Job(runtime, JobMeta("a\nb"), 1)
 
 
 def test_an_older_state_never_follows_a_newer_one(

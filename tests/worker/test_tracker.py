@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task, signals
+from celery.exceptions import Reject
 from topic_log import Log, Reader
 
 from semantik_realtime import job
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Receipt
+from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import BackendUnavailable, TopicError
 from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.runtime import Runtime
@@ -186,12 +188,16 @@ def test_celerys_own_tasks_are_not_jobs(log: Look, job_id: str) -> None:
 
 
 def test_a_failing_receiver_is_counted_logged_once_and_harms_no_task(
-    tracker: TaskTracker, caplog: pytest.LogCaptureFixture
+    tracker: TaskTracker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr(tracker_module, "read_job_meta", fail)
     with caplog.at_level(logging.ERROR, "semantik_realtime"):
         for _ in range(3):
-            assert add.apply((1, 2), task_id="no/topic").get() == 3
-    assert tracker.failures["prerun: TopicError"] == 3
+            assert add.apply((1, 2)).get() == 3
+    assert tracker.failures["prerun: RuntimeError"] == 3
     assert len(caplog.records) == 1
 
 
@@ -286,13 +292,99 @@ def test_a_job_may_be_watched_as_soon_as_submit_returns(
 
 
 @pytest.mark.usefixtures("tracker")
-@pytest.mark.parametrize("wrong", [{"owner": "a b"}, {"owner": "7", "job_id": "a/b"}])
-def test_a_task_whose_owner_or_id_is_outside_the_grammar_is_not_submitted(
-    wrong: dict[str, str], runtime: Runtime
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"owner": "a\nb"},
+        {"owner": ""},
+        {"owner": ["7"]},
+        {"owner": "x" * 201},
+        {"owner": "é" * 34},
+        {"owner": "7", "job_id": "a\x00"},
+        {"owner": "7", "topics": ["no topic"]},
+    ],
+)
+def test_a_task_whose_owner_or_id_no_topic_can_have_is_not_submitted(
+    wrong: dict[str, Any], runtime: Runtime
 ) -> None:
     with pytest.raises(TopicError):
-        submit(add, 1, 2, **wrong)  # type: ignore[arg-type]
+        submit(add, 1, 2, **wrong)
     assert runtime.emitter.stats.appended == 0
+
+
+@pytest.mark.usefixtures("tracker")
+def test_a_task_of_celerys_first_protocol_is_queued(log: Look, job_id: str) -> None:
+    first = Celery("first", broker="memory://", set_as_current=False)
+    first.conf.task_protocol = 1
+    headers = {"realtime_owner": "7", "realtime_topics": ["collection:9"]}
+    first.send_task("some.task", (1,), task_id=job_id, headers=headers)
+    own = log(f"job:{job_id}")
+    assert own.types == ["job_queued"]
+    assert own.owner == "7"
+    assert own.state["name"] == "some.task"
+    assert log("collection:9").last["key"] == job_id
+    first.send_task("some.task", task_id=str(uuid.uuid4()), retries=1)
+    assert log("collection:9").types == ["job_queued"]
+
+
+@pytest.mark.parametrize("name", ["imports", "include"])
+@pytest.mark.parametrize("value", ["colorsys", ("colorsys",), ["colorsys"], None, {"colorsys"}])
+@pytest.mark.usefixtures("tracker")
+def test_a_worker_imports_what_the_application_names_in_any_form(name: str, value: Any) -> None:
+    other = Celery("other", broker="memory://", set_as_current=False)
+    other.conf[name] = value
+    signals.celeryd_init.send(sender="w@here", instance=None, conf=other.conf, options={})
+    modules = other.loader.import_default_modules()
+    expected = {tracker_module.INSTALLING_MODULE} | ({"colorsys"} if value else set())
+    assert expected <= {module.__name__ for module in modules}
+    # As Celery reads it once more for processes that are not forked.
+    assert tuple(other.conf.include) == (("colorsys",) if value and name == "include" else ())
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.usefixtures("tracker")
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        ("not for me", {"type": "Reject", "message": "not for me"}),
+        (None, {"type": "Reject", "message": ""}),
+        (("a", 1), {"type": "Reject", "message": "('a', 1)"}),
+        (ValueError("no file"), {"type": "ValueError", "message": "no file"}),
+        (Unprintable(), {"type": "Reject", "message": ""}),
+    ],
+    ids=["text", "none", "tuple", "exception", "unprintable"],
+)
+def test_a_rejected_job_has_the_reason_as_its_error(
+    log: Look, tracker: TaskTracker, job_id: str, reason: Any, error: dict[str, str]
+) -> None:
+    rejected = Reject(reason, requeue=False)
+    add.push_request(id=job_id)
+    signals.task_prerun.send(sender=add, task_id=job_id, task=add)
+    signals.task_postrun.send(sender=add, task_id=job_id, state="REJECTED", retval=rejected)
+    add.pop_request()
+    assert log(f"job:{job_id}").state["error"] == error
+    assert not tracker.failures
+
+
+@pytest.mark.usefixtures("tracker")
+@pytest.mark.parametrize("stored", [{"attempt": "1"}, {"attempt": [2]}, {"attempt": None}])
+def test_a_stored_state_of_any_shape_does_not_keep_a_job_from_its_end(
+    stored: dict[str, Any],
+    log: Look,
+    tracker: TaskTracker,
+    job_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tracker_module, "read_stored_state", lambda *_: stored)
+    add.push_request(id=job_id)
+    signals.task_failure.send(sender=add, task_id=job_id, exception=TimeoutError("slow"))
+    add.pop_request()
+    assert log(f"job:{job_id}").statuses == [(1, "failed")]
+    assert not tracker.failures
 
 
 # Attempts.
@@ -422,13 +514,14 @@ def test_nothing_is_appended_for_a_deleted_job(log: Look, runtime: Runtime, job_
 def test_topics_may_be_a_list_or_comma_separated() -> None:
     for topics in (["a:1", "b:2"], "a:1, b:2"):
         meta = read_job_meta({"id": "1", "realtime_topics": topics})
+        assert meta is not None
         assert meta.topics == ("a:1", "b:2")
 
 
 @pytest.mark.parametrize(
     "headers",
     [
-        {"realtime_owner": "a b"},
+        {"realtime_owner": "a\nb"},
         {"realtime_topics": ["no topic", 5, "a:1"]},
         {"realtime_topics": 5},
         {"realtime_topics": None, "realtime_owner": ["x"]},
@@ -437,6 +530,7 @@ def test_topics_may_be_a_list_or_comma_separated() -> None:
 )
 def test_a_bad_header_is_left_out(headers: dict[str, Any]) -> None:
     meta = read_job_meta({"id": "1", **headers})
+    assert meta is not None
     assert meta.owner is None
     assert set(meta.topics) <= {"a:1"}
     assert meta.queued_at is None
@@ -444,7 +538,88 @@ def test_a_bad_header_is_left_out(headers: dict[str, Any]) -> None:
 
 def test_topics_after_the_20th_are_left_out() -> None:
     topics = [f"a:{number}" for number in range(1000)]
-    assert len(read_job_meta({"id": "1", "realtime_topics": topics}).topics) == 20
+    meta = read_job_meta({"id": "1", "realtime_topics": topics})
+    assert meta is not None
+    assert len(meta.topics) == 20
+    assert misuse == {"realtime_topics cut, it has more than 20": 1}
+
+
+# Ids as they are.
+
+OWNERS = ["auth0|5f7c", "us-east-1:8f3a", "ada@example.org", "org:7", "Zoë", "名", uuid.UUID(int=7)]
+
+
+@pytest.mark.every_row
+@pytest.mark.usefixtures("tracker")
+@pytest.mark.parametrize("task_id", ["import:42", "a/b c", "Straße.~41"])
+def test_a_task_id_of_any_characters_is_a_job(log: Look, task_id: str) -> None:
+    job_id = f"{task_id} {uuid.uuid4()}"
+    add.apply_async((1, 2), task_id=job_id, headers={"realtime_owner": "auth0|5f7c"})
+    assert log(job_topic(job_id)).types == ["job_queued"]
+    add.apply((1, 2), task_id=job_id, headers={"realtime_owner": "auth0|5f7c"})
+    own = log(job_topic(job_id))
+    assert own.types == ["job_queued", "job_started", "job_completed"]
+    assert own.last["key"] == job_id
+    assert own.owner == "auth0|5f7c"
+    assert log(user_topic("auth0|5f7c")).last["key"] == job_id
+    assert not misuse
+
+
+@pytest.mark.usefixtures("tracker")
+@pytest.mark.parametrize("owner", OWNERS, ids=ascii)
+def test_an_owner_is_the_id_of_the_application(log: Look, owner: Any) -> None:
+    by_header = add.apply_async((1, 2), headers={"realtime_owner": owner}).id
+    sent = submit(add, 1, 2, owner=owner)
+    for job_id in (by_header, sent.id):
+        assert log(f"job:{job_id}").owner == str(owner)
+        assert job_id in [event["key"] for event in log(sent.feed).events]
+    assert sent.feed == user_topic(owner)
+    assert not misuse
+
+
+@pytest.mark.usefixtures("tracker")
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({"realtime_owner": "x" * 201}, "realtime_owner refused, an id has 1 to 200"),
+        ({"realtime_owner": "/" * 67}, "realtime_owner refused, an id has at most 200"),
+        ({"realtime_owner": "a\nb"}, "realtime_owner refused, an id has 1 to 200"),
+        ({"realtime_owner": ["7"]}, "realtime_owner refused, an id is a text"),
+        ({"realtime_topics": ["no topic"]}, "realtime_topics refused, not a topic"),
+        ({"realtime_topics": {"a": 1}}, "realtime_topics refused, it is no list"),
+    ],
+)
+def test_a_header_that_is_refused_is_logged_once_with_its_name(
+    headers: dict[str, Any], named: str, log: Look, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "semantik_realtime"):
+        for _ in range(3):
+            job_id = add.apply_async((1, 2), headers=headers).id
+            add.apply((1, 2), task_id=job_id, headers=headers)
+            assert log(f"job:{job_id}").types[-1] == "job_completed"
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"job: {named}")
+
+
+def test_each_cause_of_a_refused_owner_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    for owner in ("a\nb", "x" * 201, "/" * 67, ["7"], 1.5, "b\nc"):
+        read_job_meta({"id": "1", "realtime_owner": owner})
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 4
+    assert all(line.startswith("job: realtime_owner refused") for line in said)
+
+
+def test_a_task_id_that_no_topic_can_have_is_logged_once_and_harms_no_task(
+    tracker: TaskTracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "semantik_realtime"):
+        for _ in range(3):
+            add.apply_async((1, 2), task_id="x" * 201)
+            assert add.apply((1, 2), task_id="x" * 201).get() == 3
+            assert fail.apply(task_id="x" * 201).state == "FAILURE"
+    [line] = [r.getMessage() for r in caplog.records if r.name.startswith("semantik_realtime")]
+    assert line.startswith("job: task_id refused")
+    assert not tracker.failures
 
 
 # update_state.

@@ -267,7 +267,7 @@ def test_a_failure_that_a_task_declares_before_ignore_fails_the_job(worker: Work
 def test_a_rejected_task_fails_its_job(worker: Worker) -> None:
     log = worker.wait_for(worker.send("reject"), "failed")
     assert log.types == ["job_started", "job_failed"]
-    assert log.state["error"]["type"] == "Reject"
+    assert log.state["error"] == {"type": "Reject", "message": "not for me"}
 
 
 @pytest.mark.every_backend(shares_storage=True)
@@ -607,3 +607,17 @@ def count_ends(directory: Path) -> int:
         texts = [path.read_bytes() for path in directory.iterdir()]
         return sum(text.count(b'"terminal":true') for text in texts)
     return 0
+
+
+def test_a_job_of_celerys_first_protocol_is_queued_and_has_its_owner(
+    broker: str, place: Place, tmp_path: Path
+) -> None:
+    with running(broker, place, "threads", tmp_path, TEST_PROTOCOL="1") as worker:
+        job_id = worker.send("spawn_first")
+        inner = worker.wait_for(job_id, "completed")
+        [spawned] = [e["data"]["id"] for e in inner.events if e["type"] == "spawned"]
+        log = worker.wait_for(spawned, "completed")
+        assert log.types == ["job_queued", "job_started", "job_completed"]
+        assert log.owner == "auth0|5f7c"
+        assert log.state["queued_at"]
+        assert "receiver failed" not in worker.output

@@ -8,10 +8,11 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from semantik_realtime.config import Settings, hide_password
+from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
+from semantik_realtime.urls import mask_urls
 
 from semantik_realtime_nats.errors import explain
 from semantik_realtime_nats.settings import check_max_keys, load_nats_settings, plan_connect
@@ -126,7 +127,7 @@ class NatsBackend:
 
     @hookimpl
     async def status(self) -> Status:
-        address = ", ".join(map(hide_password, self._connect_options.urls))
+        address = mask_urls(",".join(self._connect_options.urls))
         own: Stream | None = None
         try:
             stream = self._subscriber.stream if self._subscriber is not None else None

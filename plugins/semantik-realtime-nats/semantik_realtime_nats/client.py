@@ -7,13 +7,31 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nats.aio.client import Client
+from semantik_realtime.errors import BackendRefused
 
+NO_TLS = (
+    "the server offers no TLS, but the URL (tls://) or SEMANTIK_REALTIME_NATS_TLS_CA or _TLS_CERT "
+    "requires it; nothing was sent"
+)
 CLOSE_SECONDS = 0.5
 """Longest wait for nats-py to close; then its task is cancelled."""
 
 
 class NatsClient(Client):
-    """nats-py's client. Nothing else in this plugin touches its private attributes."""
+    """nats-py's client. Nothing else in this plugin touches its private attributes.
+
+    nats-py uses TLS only if the server's INFO says that TLS is required, whatever the URL, and
+    anybody between us and the server can write an INFO. So `require_tls` decides here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._requires_tls = False
+        """True if no credential may be sent without TLS; set before `connect`."""
+
+    def require_tls(self) -> None:
+        """Make `connect` raise `BackendRefused` before it sends anything without TLS."""
+        self._requires_tls = True
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -46,3 +64,21 @@ class NatsClient(Client):
                 await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
             elif not closing.cancelled() and closing.exception() is None:
                 return
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if self._requires_tls and initial_connection:
+            if not info.get("tls_required") and not info.get("tls_available"):
+                raise BackendRefused(NO_TLS)
+            # nats-py ignores "tls_available", and reads this entry when the method has returned.
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
+
+    def _connect_command(self) -> bytes:
+        # It has the credentials. Checked here too, where nothing that nats-py does before matters.
+        if self._requires_tls and not self._is_encrypted():
+            raise BackendRefused(NO_TLS)
+        return super()._connect_command()
+
+    def _is_encrypted(self) -> bool:
+        writer = getattr(self._transport, "_io_writer", None)
+        return writer is not None and writer.get_extra_info("ssl_object") is not None

@@ -97,9 +97,11 @@ class Connection:
         """Connect to one server.
 
         Raises:
-            BackendRefused: the server is too old.
+            BackendRefused: the server is too old, or offers no TLS although the options require it.
             nats.errors.Error, OSError: it does not answer, or refuses. Call `close`.
         """
+        if options.requires_tls(url):
+            self._client.require_tls()
         await self._client.connect(
             url,
             name="semantik-realtime",

@@ -9,6 +9,7 @@ from typing import Any
 
 import nats.errors
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
+from semantik_realtime.urls import mask_text
 
 OLDEST_VERSION = (2, 11)
 """The first server with expected sequences of another subject, batched direct reads and TTLs."""
@@ -103,7 +104,7 @@ def explain(error: BaseException) -> BackendError:
         reason = getattr(error, "reason", None) or ""
         if _CERTIFICATE_ALERT.search(reason):
             return BackendRefused(f"{NO_CERTIFICATE} ({reason})")
-    text = str(error) or type(error).__name__
+    text = mask_text(str(error)) or type(error).__name__
     if "authoriz" in text.lower() or "authent" in text.lower():
         return BackendRefused(f"the server refuses our credentials: {text}")
     return BackendUnavailable(f"{type(error).__name__}: {text}")

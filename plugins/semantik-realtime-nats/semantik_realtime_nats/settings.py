@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from semantik_realtime.config import split_list
 from semantik_realtime.errors import ConfigError
+from semantik_realtime.urls import find_fault, mask_urls
 
 DEFAULT_URL = "nats://localhost:4222"
 SCHEMES = ("nats", "tls", "ws", "wss")
@@ -36,9 +37,13 @@ class NatsSettings(BaseSettings):
     credentials: str | None = Field(None, description="Path of a credentials file (.creds).")
     nkey_seed: str | None = Field(None, description="Path of a file with an nkey seed.")
     tls_ca: str | None = Field(
-        None, description="Path of the CA certificate that the server's is checked with."
+        None,
+        description="Path of the CA certificate that the server's is checked with; set, it "
+        "requires TLS.",
     )
-    tls_cert: str | None = Field(None, description="Path of the client certificate.")
+    tls_cert: str | None = Field(
+        None, description="Path of the client certificate; set, it requires TLS."
+    )
     tls_key: str | None = Field(None, description="Path of the client certificate's key.")
 
 
@@ -48,6 +53,13 @@ class ConnectOptions(msgspec.Struct, frozen=True):
     urls: list[str]
     arguments: dict[str, Any]
     """Keyword arguments of nats-py's ``connect``: credentials and TLS."""
+
+    def requires_tls(self, url: str) -> bool:
+        """Return True if nats-py must not send a credential to ``url`` before it uses TLS.
+
+        False for ``wss``, which is encrypted from the first byte.
+        """
+        return url.startswith("tls://") or ("tls" in self.arguments and url.startswith("nats://"))
 
 
 def load_nats_settings() -> NatsSettings:
@@ -63,7 +75,8 @@ def load_nats_settings() -> NatsSettings:
             f"SEMANTIK_REALTIME_NATS_{str(fault['loc'][0]).upper()}: {fault['msg']}"
             for fault in error.errors()
         )
-        raise ConfigError(f"wrong settings: {faults}") from error
+        # Not chained: pydantic's error shows the values.
+        raise ConfigError(f"wrong settings: {faults}") from None
 
 
 def plan_connect(url: str | None, nats_settings: NatsSettings) -> ConnectOptions:
@@ -74,8 +87,8 @@ def plan_connect(url: str | None, nats_settings: NatsSettings) -> ConnectOptions
         nats_settings: the paths of credentials and certificates.
 
     Raises:
-        ConfigError: a URL is not one of NATS, or a file cannot be read. The message repeats no
-            URL, because of its password.
+        ConfigError: a URL is not one of NATS, or a file cannot be read. The message has no
+            password.
     """
     urls = split_list(url or DEFAULT_URL)
     assert isinstance(urls, list)
@@ -83,9 +96,12 @@ def plan_connect(url: str | None, nats_settings: NatsSettings) -> ConnectOptions
         scheme, separator, _ = one.partition("://")
         if not separator or scheme not in SCHEMES:
             raise ConfigError(
-                f"the nats backend needs a URL like {DEFAULT_URL}, got one that begins with "
-                f"{scheme[:10]!r} (set SEMANTIK_REALTIME_URL; unset, REDIS_URL is read)"
+                f"the nats backend needs a URL like {DEFAULT_URL}, or several with commas between "
+                f"them and none in a password, got {mask_urls(str(url))} (set "
+                "SEMANTIK_REALTIME_URL; unset, REDIS_URL is read)"
             )
+        if fault := find_fault(one):
+            raise ConfigError(f"SEMANTIK_REALTIME_URL, {mask_urls(str(url))}: {fault}")
     arguments: dict[str, Any] = {}
     if nats_settings.credentials:
         arguments["user_credentials"] = nats_settings.credentials
@@ -104,6 +120,11 @@ def plan_connect(url: str | None, nats_settings: NatsSettings) -> ConnectOptions
                 f"SEMANTIK_REALTIME_NATS_TLS_CA, _TLS_CERT or _TLS_KEY cannot be read: {error}"
             ) from error
         arguments["tls"] = context
+        if any(one.startswith("ws://") for one in urls):
+            raise ConfigError(
+                "SEMANTIK_REALTIME_NATS_TLS_CA and _TLS_CERT require TLS, and ws:// has none: use "
+                "wss:// in SEMANTIK_REALTIME_URL"
+            )
     return ConnectOptions(urls, arguments)
 
 

@@ -9,12 +9,12 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
+from semantik_realtime.urls import mask_urls
 from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
 from semantik_realtime_nats.connection import Connection
@@ -90,9 +90,8 @@ class Stream:
                     try:
                         return await cls._open_on(url, options, subjects, each_seconds)
                     except BackendError as error:
-                        host = urlsplit(url).netloc.rpartition("@")[2]
                         failure = explain(error)
-                        failures.append(type(failure)(f"{failure} (server {host})"))
+                        failures.append(type(failure)(f"{failure} (server {mask_urls(url)})"))
         except TimeoutError:
             failures.append(BackendUnavailable(f"no connection in {timeout_seconds:g} s"))
         for failure in failures:

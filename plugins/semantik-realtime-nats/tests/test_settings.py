@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,33 @@ def test_the_backend_is_found_by_its_entry_point_and_configured_by_the_environme
     assert isinstance(load_backend(load_settings()), NatsBackend)
 
 
-def test_a_redis_url_is_refused_without_repeating_its_password() -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:hunter2@host/0",
+        "u:hunter2@host",
+        "hunter2@host:4222",
+        "nats://u:1,hunter2@host",
+        "nats://u:p@one,u:hunter2@two",
+        "nats://u:12/hunter2@host",
+        "nats://u:#hunter2@host",
+        "nats://host:hunter2",
+        "nats://u:p@one,nats://:hunter2",
+        "nats://u:[hunter2]@host",
+        "nats://u:hunter2℀@host",
+    ],
+)
+def test_a_wrong_url_is_refused_without_repeating_its_password(url: str) -> None:
     with pytest.raises(ConfigError, match="SEMANTIK_REALTIME_URL") as caught:
-        NatsBackend(load_settings(backend="nats", url="redis://user:secret@host/0"))
-    assert "secret" not in str(caught.value)
+        NatsBackend(load_settings(backend="nats", url=url))
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_wrong_setting_is_named_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEMANTIK_REALTIME_NATS_STREAM", "the hunter2")
+    with pytest.raises(ConfigError, match="SEMANTIK_REALTIME_NATS_STREAM") as caught:
+        NatsBackend(load_settings(backend="nats"))
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import parse_qs
 from zlib import crc32
 
 import msgspec
@@ -38,12 +39,13 @@ from semantik_realtime.backends.redis.script import (
     explain,
 )
 from semantik_realtime.backends.redis.subscriber import Subscriber
-from semantik_realtime.config import Settings, hide_password
+from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Event, Outcome, Receipt, link
 from semantik_realtime.core.limits import MAX_PRODUCERS, MAX_REPLAY
 from semantik_realtime.core.resume import Reason
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
+from semantik_realtime.urls import mask_text, mask_urls
 
 DEFAULT_URL = "redis://localhost:6379/0"
 READ_CONNECTIONS = 16
@@ -237,7 +239,7 @@ class RedisBackend:
             socket_timeout=self._settings.timeout_seconds,
             socket_connect_timeout=self._settings.timeout_seconds,
         )
-        address = hide_password(self._url)
+        address = mask_urls(self._url)
         info: dict[str, Any] = {}
         ahead: float | None = None
         try:
@@ -249,7 +251,7 @@ class RedisBackend:
             with contextlib.suppress(ResponseError):
                 info = await client.info()
         except (RedisError, OSError) as error:
-            return Status("redis", False, str(error), address=address)
+            return Status("redis", False, mask_text(str(error)), address=address)
         finally:
             if client is not self._client:
                 await client.connection_pool.disconnect()
@@ -353,8 +355,15 @@ def _canonical(url: str) -> str:
     # redis-py does not know the schemes of Valkey.
     for valkey, known in (("valkey://", "redis://"), ("valkeys://", "rediss://")):
         if url.startswith(valkey):
-            return known + url.removeprefix(valkey)
-    return url
+            url = known + url.removeprefix(valkey)
+    if not url.startswith("rediss://"):
+        return url
+    # redis-py before 6 accepts a certificate of any host, and knows no "none" with a host name.
+    address, hash_sign, fragment = url.partition("#")
+    options = parse_qs(address.partition("?")[2])
+    if "ssl_check_hostname" not in options and options.get("ssl_cert_reqs", [""])[0] != "none":
+        address += ("&" if "?" in address else "?") + "ssl_check_hostname=true"
+    return address + hash_sign + fragment
 
 
 def _milliseconds(seconds: float) -> int:

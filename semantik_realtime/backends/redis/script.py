@@ -29,6 +29,7 @@ from semantik_realtime.errors import (
     BackendUnavailable,
     ConfigError,
 )
+from semantik_realtime.urls import find_fault, mask_text
 
 # The first words of errors with which a server refuses writes for a while.
 _TEMPORARY = (
@@ -63,10 +64,10 @@ WRITES = (APPEND, CLAIM, DELETE, LEASE)
 
 def explain(error: Exception) -> BackendError:
     """Return the error of this package for an error of redis-py or of the server."""
+    text = mask_text(str(error))
     if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
-        return BackendRefused(f"the server refuses our rights: {error}")
+        return BackendRefused(f"the server refuses our rights: {text}")
     if isinstance(error, ResponseError):
-        text = str(error)
         # redis-py has classes for some of these and strips their prefix.
         name = type(error).__name__.removesuffix("Error").upper()
         if text.startswith(_TEMPORARY) or name in _TEMPORARY or name == "OUTOFMEMORY":
@@ -74,15 +75,18 @@ def explain(error: Exception) -> BackendError:
         if text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")):
             return BackendRefused(f"the server refuses our rights: {text}")
         return BackendRefused(f"the server refuses: {text}")
-    return BackendUnavailable(f"{type(error).__name__}: {error}")
+    return BackendUnavailable(f"{type(error).__name__}: {text}")
 
 
 def check_url(url: str) -> None:
     """Check a URL as redis-py does at the first connection. Opens none.
 
     Raises:
-        ConfigError: redis-py cannot make a connection, a blocking or an asyncio one, of it.
+        ConfigError: redis-py cannot make a connection, a blocking or an asyncio one, of it, or
+            might take a part of its password for something else.
     """
+    if fault := find_fault(url):
+        raise ConfigError(f"wrong URL of the redis backend: {fault}")
     try:
         for kind in (redis.ConnectionPool, redis.asyncio.ConnectionPool):
             pool: Any = kind.from_url(url)
@@ -92,7 +96,8 @@ def check_url(url: str) -> None:
         if isinstance(error, TypeError):
             # redis-py passes an unknown option on as an argument that nothing accepts.
             reason = f"redis-py knows no option {reason.rpartition(' ')[2]} for it"
-        raise ConfigError(f"wrong URL of the redis backend: {reason}") from error
+        # Not chained: the frames of redis-py's error have the password.
+        raise ConfigError(f"wrong URL of the redis backend: {mask_text(reason)}") from None
 
 
 class Writer:
@@ -196,7 +201,7 @@ class Writer:
             yield connection
         except (RedisError, OSError) as error:
             connection.disconnect()
-            raise AppendUncertain(f"{type(error).__name__}: {error}") from error
+            raise AppendUncertain(f"{type(error).__name__}: {mask_text(str(error))}") from error
         except BaseException:
             connection.disconnect()
             raise

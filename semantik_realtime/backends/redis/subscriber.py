@@ -16,6 +16,7 @@ from semantik_realtime.backoff import Backoff, spread
 from semantik_realtime.core.event import Event
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink
+from semantik_realtime.urls import mask_text
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,12 @@ class Subscriber:
     """Delivers published events to sinks. Lives on one loop.
 
     Owns one connection and two tasks. One reads; when the connection breaks it
-    makes another, subscribes to every topic again, waits for the server's
-    confirmation and calls `Sink.interrupted` of every sink. The other publishes
-    a canary every few seconds, a message to its own channel, and closes a
-    connection that does not deliver it: such a connection is open, but dead.
+    makes another and subscribes to every topic again. It calls `Sink.interrupted`
+    when the server confirms the topic, before any event of the new connection:
+    that may belong to a history that a failover has rewritten, and continue the
+    known one only by its offset. The other task publishes a canary every few
+    seconds, a message to its own channel, and closes a connection that does not
+    deliver it: such a connection is open, but dead.
 
     Args:
         connect: makes a connection that is not connected yet.
@@ -62,6 +65,9 @@ class Subscriber:
         self._unconfirmed: Counter[bytes] = Counter()
         # The channels that are subscribed on this connection; cleared when it breaks.
         self._confirmed: set[bytes] = set()
+        # Channels whose sink must be called with `interrupted` when they are confirmed: those that
+        # were subscribed when this connection was made, unless it is the first one.
+        self._interrupted: set[bytes] = set()
         # Resolved with the confirmation; several calls of `subscribe` may wait for one.
         self._confirmations: dict[bytes, asyncio.Future[None]] = {}
         # The channel of the canary; set when it comes back, cleared before it is published.
@@ -155,11 +161,10 @@ class Subscriber:
                         # Not wait_for, which can swallow a cancellation (until Python 3.12).
                         async with asyncio.timeout(self._timeout):
                             await connection.connect()
+                        self._interrupted = set() if is_first else set(self._sinks)
                         await self._resubscribe(connection)
                         if not is_first:
                             logger.info("subscriber: resubscribed topics=%d", len(self._sinks))
-                            for topic, sink in list(self._sinks.values()):
-                                sink.interrupted(topic)
                         is_first = False
                         self._backoff.reset()
                         while True:
@@ -167,7 +172,9 @@ class Subscriber:
                 except Exception as error:
                     # Any error: without this task no event would be delivered any more.
                     if self._backoff.failures == 0:
-                        logger.warning("subscriber: connection lost error=%r", error)
+                        logger.warning(
+                            "subscriber: connection lost error=%s", mask_text(repr(error))
+                        )
                 self._connection, is_first = None, False
                 self._up.clear()
                 await self._disconnect(connection)
@@ -206,7 +213,7 @@ class Subscriber:
                 async with asyncio.timeout(self._timeout):
                     await self._canary_seen.wait()
             except Exception as error:
-                logger.warning("subscriber: canary lost error=%r", error)
+                logger.warning("subscriber: canary lost error=%s", mask_text(repr(error)))
                 self._close_connection(connection)
             await asyncio.sleep(spread(CANARY_SECONDS))
 
@@ -250,6 +257,10 @@ class Subscriber:
             if self._unconfirmed[channel] > 0 or channel not in self._sinks:
                 return
             self._confirmed.add(channel)
+            if channel in self._interrupted:
+                self._interrupted.remove(channel)
+                topic, sink = self._sinks[channel]
+                sink.interrupted(topic)
             confirmation = self._confirmations.pop(channel, None)
             if confirmation is not None and not confirmation.done():
                 confirmation.set_result(None)

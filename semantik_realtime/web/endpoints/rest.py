@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from semantik_realtime.core.event import Event
 from semantik_realtime.core.limits import MAX_HISTORY
-from semantik_realtime.core.topic import job_topic
+from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.web.access import Identity, credentials_of
 from semantik_realtime.web.state import WebState
@@ -54,7 +54,7 @@ async def get_job(request: Request, web: WebState, job_id: str) -> Response:
         "topic": topic,
         "cursor": str(snapshot.cursor),
         "offset": snapshot.cursor.offset,
-        "states": _raw(states_of(snapshot)),
+        "states": _raw(states_of(topic, snapshot)),
     }
     return _json(body, ETag=etag)
 
@@ -123,6 +123,8 @@ async def get_health(web: WebState) -> Response:
 
 async def get_metrics(request: Request, web: WebState) -> Response:
     """Return all metrics for Prometheus, to clients with the token of the settings."""
+    # Without a lifespan nothing has checked whether authentication may be off.
+    web.access.check()
     expected = web.settings.metrics_token
     try:
         if expected is None:
@@ -163,7 +165,7 @@ async def _authorized(request: Request, web: WebState, job_id: str) -> str:
     """
     identity = await identify(request, web)
     try:
-        topic = job_topic(job_id)
+        topic = name_topic(f"job:{job_id}")
     except TopicError:
         raise Refused(404, "not_found", "no such job") from None
     if not await web.may_watch(identity.user, topic):

@@ -16,7 +16,7 @@ from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.session import CloseCode
-from semantik_realtime.core.topic import check_topic
+from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import BackendError, TopicError
 from semantik_realtime.web.access import Identity
 from semantik_realtime.web.endpoints.rest import Refused, identify, integer
@@ -193,7 +193,7 @@ def _asked(request: Request, web: WebState, job_id: str | None) -> dict[str, Cur
     """Return the topics of the request, in their order, with their cursors."""
     names = request.query_params.getlist("topic") if job_id is None else [f"job:{job_id}"]
     try:
-        topics = [check_topic(name) for name in dict.fromkeys(names)]
+        topics = [name_topic(name) for name in dict.fromkeys(names)]
     except TopicError as error:
         if job_id is None:
             raise Refused(422, error.code, str(error)) from None

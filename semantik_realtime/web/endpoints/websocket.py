@@ -28,7 +28,7 @@ from semantik_realtime.core.session import (
     Unsubscribe,
     close_reason,
 )
-from semantik_realtime.core.topic import job_topic, user_topic
+from semantik_realtime.core.topic import name_topic, user_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.hookspecs import Credentials
 from semantik_realtime.web.access import Identity, accepted_subprotocol, credentials_of
@@ -96,7 +96,7 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
     try:
         with counting_refusals(web):
             identity = await web.access.authenticate(credentials_of(websocket))
-            topic = user_topic(identity.user) if job_id is None else job_topic(job_id)
+            topic = user_topic(identity.user) if job_id is None else name_topic(f"job:{job_id}")
             if not await web.may_watch(identity.user, topic):
                 raise Ended(CloseCode.POLICY, "not yours, or not there")
         wire = CompatWire(topic, now_text, after)

@@ -39,6 +39,9 @@ class ChannelIO(NamedTuple):
     spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]]
     """Start a task that ends with the hub."""
     count_resync: Callable[[ResyncReason], None]
+    """Count a topic that is read again."""
+    ended: Callable[[Channel], None]
+    """Remove the channel: nobody watches it any more."""
 
 
 class Channel:
@@ -106,10 +109,13 @@ class Channel:
         """Keep the channel for a connection that is about to watch, until `release`."""
         self._reserved += 1
 
-    def release(self) -> bool:
-        """Undo one `reserve`. Return True if it was the last one."""
+    def release(self) -> None:
+        """Undo one `reserve`. After the last one the channel ends."""
         self._reserved -= 1
-        return self._reserved == 0
+        if self._reserved == 0:
+            if self._resyncing is not None:
+                self._resyncing.cancel()
+            self._io.ended(self)
 
     async def subscribed(self) -> None:
         """Wait until the backend delivers the topic.
@@ -121,11 +127,6 @@ class Channel:
         if task is None or has_failed(task):
             task = self._subscribing = self._io.spawn(self._subscribe(), "subscribe")
         await asyncio.shield(task)
-
-    def close(self) -> None:
-        """Cancel what is under way: nobody follows any more."""
-        if self._resyncing is not None:
-            self._resyncing.cancel()
 
     # Live batches.
 
@@ -151,7 +152,8 @@ class Channel:
         """Add a watcher at a cursor.
 
         The snapshot is what the client gets first; the subscription continues
-        exactly after it. From here on the watcher is woken.
+        exactly after it. From here on the watcher is woken for events that
+        arrive; for those that follow the snapshot already it wakes itself.
 
         Raises:
             BackendError: the watcher was not added.
@@ -179,8 +181,9 @@ class Channel:
                 return self._add(watcher, place), snapshot
 
     def leave(self, subscription: Subscription) -> None:
-        """Remove a watcher."""
+        """Remove a watcher, and the reservation under which it joined."""
         self._watchers.discard(subscription)
+        self.release()
 
     def outgoing(self, cursor: Cursor) -> Outgoing | None:
         """Return the events that follow ``cursor``; None: too many, the connection must end."""
@@ -193,13 +196,13 @@ class Channel:
             plan = plan_write(sum(len(event.json) for event in events), self._limits)
             if plan is not Write.EVICT:
                 kept = conflate(events) if plan is Write.CONFLATED else events
-                # A watcher that read ahead of the live events must not be moved back.
-                place = buffer.cursor if events else cursor
                 member = frames.topic_events(
-                    self.topic, cursor.offset, place, kept, len(events) - len(kept)
+                    self.topic, cursor.offset, buffer.cursor, kept, len(events) - len(kept)
                 )
                 since = _time_of(kept[0]) if kept else None
-                outgoing = Outgoing(place, kept, member, frames.events_frame([member]), since)
+                outgoing = Outgoing(
+                    buffer.cursor, kept, member, frames.events_frame([member]), since
+                )
         self._outgoing[cursor.offset] = outgoing
         return outgoing
 
@@ -209,7 +212,7 @@ class Channel:
         snapshot: Snapshot,
         recalled: Mapping[str, bytes] | None = None,
     ) -> Sync:
-        """Return the answer to a subscription. A snapshot is encoded once for all who get it."""
+        """Return the answer to a subscription. Equal answers are the same object, encoded once."""
         last = self._last_sync
         if last is None or not last.answers(asked, snapshot, recalled):
             last = self._last_sync = Sync(self.topic, asked, snapshot, recalled)
@@ -275,8 +278,6 @@ class Channel:
     def _add(self, watcher: Watcher, cursor: Cursor) -> Subscription:
         subscription = Subscription(watcher, self, cursor)
         self._watchers.add(subscription)
-        if self.cursor.offset > cursor.offset:
-            watcher.wake(subscription)
         return subscription
 
     def _wake_watchers(self) -> None:

@@ -362,4 +362,4 @@ class Connection:
         if recall is not None:
             recall.cancel()
         self._dirty.pop(subscription, None)
-        self._hub.leave(subscription)
+        subscription.channel.leave(subscription)

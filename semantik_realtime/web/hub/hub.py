@@ -65,7 +65,7 @@ class Hub:
         self._degraded_mode = degraded_mode
         # Added by `on_tick`, never removed; `_tick` calls them about once a second.
         self._on_tick: list[Callable[[], object]] = []
-        # By topic. `follow` makes a channel, and `leave` removes it after its last watcher.
+        # By topic. `follow` makes a channel; it is removed after its last watcher.
         self._channels: dict[str, Channel] = {}
         # All tasks that `spawn` has started and that have not ended.
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -151,7 +151,7 @@ class Hub:
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Start a task, which `close` cancels. An error that it raises is logged.
 
-        A BackendError is not: whoever awaits the task handles it.
+        A BackendError is not, because the caller that awaits the task handles it.
         """
         task = asyncio.get_running_loop().create_task(work, name=f"semantik-realtime-{name}")
         self._tasks.add(task)
@@ -163,7 +163,7 @@ class Hub:
     def register(self, watcher: Watcher) -> None:
         """Add a connection, which from now on gets ticks.
 
-        It is told at once if the process drains or the backend is away.
+        If the process drains or the backend is away it gets that notice at once.
         """
         self._begin()
         self.connections.add(watcher)
@@ -181,7 +181,7 @@ class Hub:
     async def follow(
         self, watcher: Watcher, topic: str, asked: Cursor | None, history: int
     ) -> tuple[Subscription, Snapshot]:
-        """Make ``watcher`` a watcher of ``topic``, until `leave`; see `Channel.follow`.
+        """Make ``watcher`` a watcher of ``topic``, until `Source.leave`; see `Channel.follow`.
 
         Args:
             watcher: the connection.
@@ -201,6 +201,7 @@ class Hub:
                 pause=self._degraded_mode.wait_for_backend,
                 spawn=self.spawn,
                 count_resync=self.stats.count_resync,
+                ended=self._remove,
             )
             channel = self._channels[topic] = Channel(topic, self.limits, io)
         channel.reserve()
@@ -208,13 +209,8 @@ class Hub:
             await channel.subscribed()
             return await channel.follow(watcher, asked, history)
         except BaseException:
-            self._release(channel)
+            channel.release()
             raise
-
-    def leave(self, subscription: Subscription) -> None:
-        """Remove a watcher. After the last one the topic is unsubscribed at the backend."""
-        subscription.channel.leave(subscription)
-        self._release(subscription.channel)
 
     async def check_tops(self) -> None:
         """Read each channel again whose cursor is not the backend's: pub/sub loses in silence.
@@ -301,10 +297,9 @@ class Hub:
         self.spawn(self._tick(), "tick")
         self._degraded_mode.start(self)
 
-    def _release(self, channel: Channel) -> None:
-        if channel.release() and self._channels.get(channel.topic) is channel:
+    def _remove(self, channel: Channel) -> None:
+        if self._channels.get(channel.topic) is channel:
             del self._channels[channel.topic]
-            channel.close()
             self.spawn(self._unsubscribe(channel.topic), "unsubscribe")
 
     async def _unsubscribe(self, topic: str) -> None:

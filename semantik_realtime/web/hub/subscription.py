@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.splice import NOWHERE
 from semantik_realtime.hookspecs import Snapshot
-from semantik_realtime.web.wires.wire import Outgoing
-
-if TYPE_CHECKING:
-    from semantik_realtime.web.hub.channel import Channel
+from semantik_realtime.web.wires.wire import Outgoing, Sync
 
 
 class Watcher(Protocol):
@@ -55,12 +52,37 @@ class Watcher(Protocol):
         """The server stops: end in a way that makes the client reconnect."""
 
 
+class Source(Protocol):
+    """A channel, as its subscriptions and their connections see it."""
+
+    @property
+    def topic(self) -> str:
+        """The topic."""
+
+    def bytes_since(self, cursor: Cursor) -> int:
+        """Return about how many bytes of events follow ``cursor``."""
+
+    def outgoing(self, cursor: Cursor) -> Outgoing | None:
+        """Return the events that follow ``cursor``; None: too many, the connection must end."""
+
+    def answer(
+        self,
+        asked: Cursor | None,
+        snapshot: Snapshot,
+        recalled: Mapping[str, bytes] | None = None,
+    ) -> Sync:
+        """Return the answer to a subscription."""
+
+    def leave(self, subscription: Subscription) -> None:
+        """Remove a watcher."""
+
+
 class Subscription:
     """The place of one connection in one channel."""
 
     __slots__ = ("_cursor", "_pending", "channel", "watcher")
 
-    def __init__(self, watcher: Watcher, channel: Channel, cursor: Cursor) -> None:
+    def __init__(self, watcher: Watcher, channel: Source, cursor: Cursor) -> None:
         self.watcher = watcher
         self.channel = channel
         # The position after what the connection has collected.

@@ -3,7 +3,33 @@
 export const SUBPROTOCOL = "semantik.realtime.v1";
 
 /** What the name of a topic may be; the server checks the same. */
-export const TOPIC_PATTERN = /^[a-z][a-z0-9_]{0,31}:[A-Za-z0-9_][A-Za-z0-9_.@=+~-]{0,199}$/;
+const TOPIC_PATTERN = /^[a-z][a-z0-9_]{0,31}:[A-Za-z0-9_][A-Za-z0-9_.@=+~-]{0,199}$/;
+
+/** A kind, and an id as the application has it: 1 to 200 characters, no control characters. */
+const PLAIN_PATTERN = /^([a-z][a-z0-9_]{0,31}):([^\u0000-\u001f\u007f-\u009f\ud800-\udfff]{1,200})$/u;
+
+/**
+ * Return the topic that a page means: its name, or its kind and a plain id. The characters of an id
+ * that no name may have are written as the bytes of their UTF-8: `job:a/b` is `job:a~2Fb`.
+ *
+ * @param {string} name
+ * @returns {string | null} null: no topic can have that name
+ */
+export function topicName(name) {
+  if (TOPIC_PATTERN.test(name)) return name;
+  const [, kind, id] = PLAIN_PATTERN.exec(name) ?? [];
+  if (!id) return null;
+  const escaped = id.replace(/^[^A-Za-z0-9]|[^A-Za-z0-9_.@=+-]/gu, escapeCharacter);
+  const topic = `${kind}:${escaped.startsWith("~") ? "_" : ""}${escaped}`;
+  return TOPIC_PATTERN.test(topic) ? topic : null;
+}
+
+/** @param {string} character */
+function escapeCharacter(character) {
+  return [...new TextEncoder().encode(character)]
+    .map((byte) => `~${byte.toString(16).toUpperCase().padStart(2, "0")}`)
+    .join("");
+}
 
 /** The most events of history that a subscribe frame may ask for. */
 export const MAX_HISTORY_EVENTS = 1000;

@@ -30,7 +30,8 @@ export type Token = string | null | undefined;
 
 export interface Realtime {
   /**
-   * Follow a topic. All watchers of a topic share one subscription. A later watcher gets the current
+   * Follow a topic: its name, or its kind and a plain id, `job:import:42`. In `view.states` the key
+   * of a job is its plain id. All watchers of a topic share one subscription. A later watcher gets the current
    * view in a microtask, and the events from then on.
    *
    * @throws TypeError if the name is not a topic name.

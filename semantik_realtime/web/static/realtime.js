@@ -1,6 +1,6 @@
 import { Connection } from "./connection.js";
 import { nextFrame } from "./paint.js";
-import { MAX_HISTORY_EVENTS, MAX_TOPICS_PER_FRAME, TOPIC_PATTERN } from "./protocol.js";
+import { MAX_HISTORY_EVENTS, MAX_TOPICS_PER_FRAME, topicName } from "./protocol.js";
 import { applyPart, EMPTY_VIEW, partsByTopic, shownStates } from "./reader.js";
 import { Store } from "./store.js";
 
@@ -76,12 +76,13 @@ class Realtime {
   }
 
   /**
-   * @param {string} name
+   * @param {string} asked
    * @param {WatchOptions} options
    */
-  watch(name, options = {}) {
+  watch(asked, options = {}) {
     const { history = 0 } = options;
-    if (!TOPIC_PATTERN.test(name)) throw new TypeError(`not a topic: ${JSON.stringify(name)}`);
+    const name = topicName(asked);
+    if (name === null) throw new TypeError(`not a topic: ${JSON.stringify(asked)}`);
     if (!Number.isInteger(history) || history < 0 || history > MAX_HISTORY_EVENTS) {
       throw new RangeError(`history is ${history}, not 0 to ${MAX_HISTORY_EVENTS}`);
     }

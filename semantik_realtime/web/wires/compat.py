@@ -2,23 +2,26 @@
 
 These clients apply every message, and reconnect only after a connection that
 ended without a close frame (docs/protocol.md). So history never contradicts the
-state that was sent first, and an end is sent once.
+state that was sent first, and an end is sent once. Whatever a log holds, they
+get the parts that can be read: an exception here would close the connection of
+every watcher of the job, at each try.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from semantik_realtime.core.event import Cursor, Event, StateChange
+from semantik_realtime.core.event import Cursor, Event, Head, StateChange
 from semantik_realtime.core.fold import is_ahead
-from semantik_realtime.core.lifecycle import END_STATUSES, END_TYPES
+from semantik_realtime.core.lifecycle import END_TYPES, STATUS_OF_TYPE, has_ended
 from semantik_realtime.core.limits import MAX_FRAME_BYTES
 from semantik_realtime.core.topic import split_topic
 from semantik_realtime.hookspecs import Snapshot
-from semantik_realtime.web.wires.wire import Outgoing, Sync
+from semantik_realtime.web.wires.wire import Outgoing, Sync, note_unreadable
 
 HISTORY = 100
 """Events of history that a client gets after the state."""
@@ -27,6 +30,21 @@ _SHOWN = ("status", "progress", "current", "total", "job_id")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
+
+
+def read_members(part: str, encoded: bytes | msgspec.Raw, topic: str) -> dict[str, Any] | None:
+    """Return a state or the data of an event; None, and noted, if it is no JSON object.
+
+    ``null`` has no members.
+    """
+    try:
+        members = _decode(encoded)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        members = ()
+    if members is None or isinstance(members, dict):
+        return members or {}
+    note_unreadable(part, topic)
+    return None
 
 
 def flatten(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +77,9 @@ def flatten(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _percent(current: Any, total: Any) -> float | None:
     if isinstance(current, int | float) and isinstance(total, int | float) and total > 0:
-        return round(100 * current / total, 1)
+        # JSON's integers have no bound, and those of a float have one.
+        with contextlib.suppress(OverflowError):
+            return round(100 * current / total, 1)
     return None
 
 
@@ -105,7 +125,8 @@ class CompatWire:
         self._shown.clear()
         out = []
         for job in states if self._job is None else (self._job,):
-            shown = self._show(job, _decode(states[job]) if job in states else {})
+            state = read_members("state", states[job], self._topic) if job in states else None
+            shown = self._show(job, state or {})
             out.append(self._message("current_state", self._now(), shown.flat, place))
         for event in self._unseen(snapshot):
             out += self._replayed(event, _place(snapshot.cursor, event))
@@ -116,6 +137,9 @@ class CompatWire:
         for _, outgoing in waiting:
             for event in outgoing.events:
                 head = event.head()
+                if not head.type:
+                    note_unreadable("event", self._topic)
+                    continue
                 cursor = _place(outgoing.cursor, event)
                 job = self._job or head.key
                 if head.change is StateChange.DROP and self._job is None:
@@ -123,10 +147,10 @@ class CompatWire:
                     continue
                 type = head.type
                 if isinstance(head.state, msgspec.Raw) and head.key == job:
-                    type = self._follow(job, head.type, _decode(head.state) or {})
+                    type = self._follow(job, head.type, self._state(job, head.type, head.state))
                 shown = self._shown.get(job)
                 # The state wins: a total must not jump to the one in an event's data.
-                data = _decode(head.data) | (shown.flat if shown else {})
+                data = self._data(head) | (shown.flat if shown else {})
                 out.append(self._message(type, head.time, data, cursor))
         return out
 
@@ -150,11 +174,12 @@ class CompatWire:
     ) -> list[str]:
         out = []
         for job in states if self._job is None else states.keys() & {self._job}:
-            state, shown = _decode(states[job]), self._shown.get(job)
+            state, shown = read_members("state", states[job], topic), self._shown.get(job)
+            if state is None:
+                continue
             if shown is not None and not is_ahead(state, shown.state):
                 # An end stays, and a state that is not new needs no message.
-                has_ended = shown.flat["status"] in END_STATUSES
-                if has_ended or state == shown.state or is_ahead(shown.state, state):
+                if has_ended(shown.flat) or state == shown.state or is_ahead(shown.state, state):
                     continue
             flat = self._show(job, state, provisional=True).flat
             out.append(self._message("current_state", self._now(), flat, provisional=True))
@@ -185,6 +210,9 @@ class CompatWire:
 
     def _replayed(self, event: Event, cursor: str) -> list[str]:
         head = event.head()
+        if not head.type:
+            note_unreadable("event", self._topic)
+            return []
         shown = self._shown.get(self._job or head.key)
         if shown is None and head.change is StateChange.DROP and self._after is not None:
             # A client that was connected before may still show it.
@@ -192,10 +220,27 @@ class CompatWire:
         # `current_state` has reported the end, or a newer attempt has begun since.
         if head.terminal or (shown is None and head.change is not StateChange.KEEP):
             return []
-        data = _decode(head.data)
+        data = self._data(head)
         if shown is not None:
             data |= {name: shown.flat[name] for name in _SHOWN if name in shown.flat}
         return [self._message(head.type, head.time, data, cursor, replayed=True)]
+
+    def _state(self, job: str, type: str, encoded: msgspec.Raw) -> dict[str, Any]:
+        """Return the state of an event. If it cannot be read: the last one, and the type's status.
+
+        So an end is an end whatever its state is.
+        """
+        state = read_members("state", encoded, self._topic)
+        if state is not None:
+            return state
+        shown = self._shown.get(job)
+        state = dict(shown.state) if shown else {}
+        if type in STATUS_OF_TYPE:
+            state["status"] = STATUS_OF_TYPE[type]
+        return state
+
+    def _data(self, head: Head) -> dict[str, Any]:
+        return read_members("data", head.data, self._topic) or {}
 
     def _deleted(
         self, job: str, time: str, cursor: str | None = None, *, replayed: bool = False
@@ -270,7 +315,13 @@ class CompatWire:
             message["replayed"] = True
         if provisional:
             message["provisional"] = True
-        return _encode(message).decode()
+        try:
+            return _encode(message).decode()
+        except RecursionError:
+            # One level deeper here than in the event.
+            note_unreadable("data", self._topic)
+            message["data"] = {n: v for n, v in data.items() if not isinstance(v, dict | list)}
+            return _encode(message).decode()
 
 
 def _place(log: Cursor | None, event: Event) -> str:

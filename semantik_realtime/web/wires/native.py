@@ -10,10 +10,11 @@ from semantik_realtime.core.event import Cursor
 from semantik_realtime.web.wires.wire import Outgoing, Sync
 
 RECONNECT_SECONDS = 3.0
+"""The longest time until a client reconnects after a drain."""
 
 
 class NativeWire:
-    """Frames of docs/protocol.md."""
+    """The frames of docs/protocol.md."""
 
     name = "native"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
@@ -12,6 +14,18 @@ from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.resume import Reason
 from semantik_realtime.hookspecs import Snapshot
+
+logger = logging.getLogger(__name__)
+
+unreadable: Counter[str] = Counter()
+"""How many parts of events a wire could not read, by part, since the process began."""
+
+
+def note_unreadable(part: str, topic: str) -> None:
+    """Count a part of an event that has another shape than readers expect; log the first."""
+    unreadable[part] += 1
+    if unreadable[part] == 1:
+        logger.warning("wire: unreadable %s left out topic=%s (logged once)", part, topic)
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -66,7 +80,7 @@ class Sync:
         """The states as JSON, without the events around them."""
         if self.recalled is not None:
             return self.recalled
-        return states_of(self.snapshot)
+        return states_of(self.topic, self.snapshot)
 
     @cached_property
     def frame(self) -> str:
@@ -92,13 +106,18 @@ class Sync:
         return self.asked == asked or (snapshot.cursor is not None and snapshot.reason is not None)
 
 
-def states_of(snapshot: Snapshot) -> dict[str, bytes]:
-    """Return the states of a snapshot as JSON, without the events around them."""
+def states_of(topic: str, snapshot: Snapshot) -> dict[str, bytes]:
+    """Return the states of a snapshot as JSON, without the events around them.
+
+    An event that cannot be read is noted and left out.
+    """
     states = {}
     for key, event in snapshot.states.items():
         head = Event(0, 0, event).head()
         if isinstance(head.state, msgspec.Raw):
             states[key] = bytes(head.state)
+        else:
+            note_unreadable("event", topic)
     return states
 
 

@@ -44,7 +44,8 @@ def load_sqlite_settings() -> SqliteSettings:
         faults = "; ".join(
             f"{PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors()
         )
-        raise ConfigError(f"wrong settings: {faults}") from error
+        # Not chained: pydantic's error shows the values.
+        raise ConfigError(f"wrong settings: {faults}") from None
 
 
 def path_of(url: str | None) -> Path:

@@ -1,4 +1,4 @@
-"""The ways in which a broker is away, and how it comes back from each."""
+"""Faults of a broker, each with its beginning and its end."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import redis
 from semantik_realtime.testing.servers import RedisServer, Server, free_port
 
 
-class Trouble:
-    """One way, for a running server."""
+class Fault:
+    """One kind of fault of a running server."""
 
     forgets = False
     """Whether the broker comes back empty."""
@@ -24,11 +24,11 @@ class Trouble:
 
     @property
     def url(self) -> str:
-        """What the application knows the broker by."""
+        """The URL that the application connects to."""
         return self.server.url
 
     def prepare(self) -> None:
-        """What is to be done before anybody connects."""
+        """Set the server up, before the application connects."""
 
     async def begin(self) -> None:
         raise NotImplementedError
@@ -37,7 +37,7 @@ class Trouble:
         raise NotImplementedError
 
 
-class Killed(Trouble):
+class Killed(Fault):
     async def begin(self) -> None:
         self.server.kill()
 
@@ -53,7 +53,7 @@ class Emptied(Killed):
         self.server.wipe()
 
 
-class Hanging(Trouble):
+class Hanging(Fault):
     async def begin(self) -> None:
         self.server.pause()
 
@@ -61,51 +61,51 @@ class Hanging(Trouble):
         self.server.resume()
 
 
-class _Administered(Trouble):
-    """By a connection that is there before any trouble, and never cut."""
+class _AdminFault(Fault):
+    """A fault made by commands, on a connection that outlives the fault."""
 
     def prepare(self) -> None:
         self.admin = redis.Redis.from_url(self.server.url)
         self.admin.ping()
 
-    def say(self, *command: Any) -> None:
+    def execute(self, *command: Any) -> None:
         self.admin.execute_command(*command)
 
 
-class Full(_Administered):
+class Full(_AdminFault):
     answers_reads = True
 
     async def begin(self) -> None:
-        self.say("CONFIG", "SET", "maxmemory", "1mb")
+        self.execute("CONFIG", "SET", "maxmemory", "1mb")
 
     async def end(self) -> None:
-        self.say("CONFIG", "SET", "maxmemory", "0")
+        self.execute("CONFIG", "SET", "maxmemory", "0")
 
 
-class Replica(_Administered):
+class Replica(_AdminFault):
     answers_reads = True
 
     async def begin(self) -> None:
-        self.say("REPLICAOF", "127.0.0.1", free_port())
+        self.execute("REPLICAOF", "127.0.0.1", free_port())
 
     async def end(self) -> None:
-        self.say("REPLICAOF", "NO", "ONE")
+        self.execute("REPLICAOF", "NO", "ONE")
 
 
-class Locked(_Administered):
-    """It wants a password now."""
+class Locked(_AdminFault):
+    """The server demands a password that the application does not have."""
 
     async def begin(self) -> None:
-        self.say("CONFIG", "SET", "requirepass", "changed")
+        self.execute("CONFIG", "SET", "requirepass", "changed")
         for kind in ("normal", "pubsub"):
-            self.say("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            self.execute("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
 
     async def end(self) -> None:
-        self.say("CONFIG", "SET", "requirepass", "")
+        self.execute("CONFIG", "SET", "requirepass", "")
 
 
-class Expelled(_Administered):
-    """Our user's password is another one now."""
+class Expelled(_AdminFault):
+    """The password of the application's user has changed."""
 
     @property
     def url(self) -> str:
@@ -113,18 +113,18 @@ class Expelled(_Administered):
 
     def prepare(self) -> None:
         super().prepare()
-        self.say("ACL", "SETUSER", "web", "on", ">secret", "~*", "&*", "+@all")
+        self.execute("ACL", "SETUSER", "web", "on", ">secret", "~*", "&*", "+@all")
 
     async def begin(self) -> None:
-        self.say("ACL", "SETUSER", "web", "resetpass", ">changed")
-        self.say("CLIENT", "KILL", "USER", "web")
+        self.execute("ACL", "SETUSER", "web", "resetpass", ">changed")
+        self.execute("CLIENT", "KILL", "USER", "web")
 
     async def end(self) -> None:
-        self.say("ACL", "SETUSER", "web", "resetpass", ">secret")
+        self.execute("ACL", "SETUSER", "web", "resetpass", ">secret")
 
 
-class ExpelledByFile(Trouble):
-    """The same for a server with its users in a file, which it reads again on SIGHUP."""
+class ExpelledByFile(Fault):
+    """The same for a server that reads its users from a file, again on SIGHUP."""
 
     @property
     def url(self) -> str:
@@ -150,12 +150,12 @@ class ExpelledByFile(Trouble):
         self.server.process.send_signal(signal.SIGHUP)
 
 
-class Loading(Trouble):
-    """It was restarted, and is reading its data for as long as the trouble lasts."""
+class Loading(Fault):
+    """The server was restarted, and loads its data until the fault ends."""
 
     def prepare(self) -> None:
         assert isinstance(self.server, RedisServer)
-        # A minute for what is in the base file; only there it takes breaks to answer.
+        # Loading the base file takes a minute. The server answers only between its keys.
         slow = ("--key-load-delay", "5000", "--loading-process-events-interval-bytes", "1024")
         self.server._more += slow
         with redis.Redis.from_url(self.server.url) as admin:

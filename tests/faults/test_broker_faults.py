@@ -1,4 +1,4 @@
-"""Each way in which the broker can be away: it is told, bridged, and made up for."""
+"""Each kind of outage of the broker is reported, bridged, and caught up with."""
 
 from __future__ import annotations
 
@@ -9,30 +9,34 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from fleet import Compat, Native, Publisher, make_settings, site_of, until
-from record import Record
-from troubles import (
+from broker_faults import (
     Emptied,
     Expelled,
     ExpelledByFile,
+    Fault,
     Full,
     Hanging,
     Killed,
     Loading,
     Locked,
     Replica,
-    Trouble,
 )
+from clients import CompatClient, NativeClient
+from configuration import make_settings
+from publisher import Publisher
+from record import Record
+from waiting import until
+from web_servers import serve_realtime
 
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.testing.servers import ROWS, Server
 
-TOLD_SECONDS = 8.0
-"""Until everyone is told: a look a second, with a deadline of a second here."""
+DEGRADED_SECONDS = 8.0
+"""Until clients are degraded: the server looks once a second, with a deadline of a second."""
 SHOWN_SECONDS = 4.0
-"""Until what is said while the broker is away is shown."""
+"""Until a state of the outage is shown."""
 BACK_SECONDS = 15.0
-"""Until all is made up for: the longest pauses of an emitter and of a feed are 5 s each."""
+"""Until clients have caught up: emitter and subscription pause for up to 5 s each."""
 
 
 @pytest.mark.parametrize(
@@ -48,20 +52,20 @@ BACK_SECONDS = 15.0
     ],
     indirect=["row"],
 )
-async def test_it_is_told_and_bridged_and_made_up_for(
+async def test_an_outage_is_reported_bridged_and_caught_up_with(
     server: Server,
     row: str,
-    kind: type[Trouble],
+    kind: type[Fault],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The story of a web server, a worker and three jobs: one goes on, one ends in the worker,
-    one is ended by the web server itself; and of somebody who watches them all."""
+    """A web server, a worker and three jobs: one runs on, one ends in the worker, one is
+    cancelled by the web server. One client of each wire follows."""
     caplog.set_level(logging.INFO, "semantik_realtime")
-    trouble = kind(server)
-    trouble.prepare()
+    fault = kind(server)
+    fault.prepare()
     settings = make_settings(
-        trouble.url,
+        fault.url,
         backend=ROWS[row].backend,
         timeout_seconds=1.0,
         tops_seconds=1.0,
@@ -72,26 +76,26 @@ async def test_it_is_told_and_bridged_and_made_up_for(
         record.write(job, {"status": "running"})
         await worker.publish(f"job:{job}", 3)
     async with (
-        site_of(settings, plugins=[record]) as site,
-        site.client() as http,
-        Native(site, "job:1", "job:2", "job:3") as client,
-        Compat(site.compat("3")) as browser,
+        serve_realtime(settings, plugins=[record]) as web_server,
+        web_server.http_client() as http,
+        NativeClient(web_server, "job:1", "job:2", "job:3") as client,
+        CompatClient(web_server.compat_url("3")) as browser,
     ):
-        await client.synced()
+        await client.wait_synced()
         await browser.wait_for("step", 3)
         await worker.publish("job:1", 3)
-        await client.has("job:1", 6)
+        await client.wait_for_offset("job:1", 6)
         caplog.clear()
 
-        await trouble.begin()
+        await fault.begin()
         began = time.monotonic()
-        await client.wait_for("degraded", 1, TOLD_SECONDS)
-        told = time.monotonic() - began
-        await browser.wait_for("degraded", 1, TOLD_SECONDS)
+        await client.wait_for("degraded", 1, DEGRADED_SECONDS)
+        degraded_after = time.monotonic() - began
+        await browser.wait_for("degraded", 1, DEGRADED_SECONDS)
 
-        # What the server itself says is shown, and waits.
+        # An event of the web server itself is shown at once, and waits to be sent.
         cancelled = {"status": "cancelled", "fields": {"by": "me"}}
-        receipt = await site.rt.publish("job:3", "job_cancelled", state=cancelled)
+        receipt = await web_server.rt.publish("job:3", "job_cancelled", state=cancelled)
         assert receipt.outcome is Outcome.WAITING
         await until(
             lambda: client.views["job:3"].states["3"] == cancelled, SHOWN_SECONDS, lambda: client
@@ -102,7 +106,7 @@ async def test_it_is_told_and_bridged_and_made_up_for(
             lambda: browser.messages,
         )
         assert {op["source"] for op in client.ops("provisional")} == {"memory", "recall"}
-        # What a worker says is not to be known, but for what the application has written down.
+        # Events of a worker reach the web server only through the application's record.
         for _ in range(5):
             worker.emit("job:1")
         end = {"type": "job_completed", "state": {"status": "completed"}, "terminal": True}
@@ -117,47 +121,50 @@ async def test_it_is_told_and_bridged_and_made_up_for(
         assert health["degraded_since"] == client.ops("degraded")[0]["since"]
         assert health["spool"]["drafts"] == 1
 
-        await trouble.end()
+        await fault.end()
         ended = time.monotonic()
         await client.wait_for("restored", 1, BACK_SECONDS)
-        restored = time.monotonic() - ended
+        restored_after = time.monotonic() - ended
         await browser.wait_for("restored", 1, BACK_SECONDS)
         await worker.flush()
         after = {"1": ("running", 11), "2": ("completed", None), "3": ("cancelled", None)}
         await until(lambda: _shown(client) == after, BACK_SECONDS, lambda: client)
-        print(f"{kind.__name__}-{row}: told {told:.2f} s, restored {restored:.2f} s")
+        print(
+            f"{kind.__name__}-{row}: degraded after {degraded_after:.2f} s,"
+            f" restored after {restored_after:.2f} s"
+        )
 
         # Everything once and in order, or a whole snapshot with the reason.
         snapshots = [sync for sync in client.syncs if sync["mode"] == "snapshot"]
-        if trouble.forgets:
+        if fault.forgets:
             for topic in client.views:
-                told = [sync for sync in snapshots if sync["topic"] == topic]
-                assert told[0]["reason"] == "new"
-                for before, sync in pairwise(told):
-                    # Only who has no place in any log is told that the log is new.
+                syncs = [sync for sync in snapshots if sync["topic"] == topic]
+                assert syncs[0]["reason"] == "new"
+                for before, sync in pairwise(syncs):
+                    # The reason is `new` only for a client without a cursor.
                     expected = {"epoch", "recalled"} if before["cursor"] else {"new"}
                     assert sync["reason"] in expected
         else:
             assert [sync["reason"] for sync in snapshots] == ["new"] * 3
             assert client.numbers("job:1") == [3, 4, 5, 6, 7, 8, 9, 10]
-            ends = [[event["type"] for event in client.seen[job]] for job in ("job:2", "job:3")]
+            ends = [[event["type"] for event in client.applied[job]] for job in ("job:2", "job:3")]
             assert ends == [["job_completed"], ["job_cancelled"]]
         assert not any(view.overlay for view in client.views.values())
-        assert (client.connections, client.closed, client.holes) == (1, None, [])
+        assert (client.connections, client.closed, client.bad_batches) == (1, None, [])
         assert browser.messages[-1]["data"]["status"] == "cancelled"
-        assert len(browser.of("job_cancelled")) <= 1
+        assert len(browser.of_type("job_cancelled")) <= 1
         health = (await http.get("/realtime/health")).json()
         assert (health["degraded_since"], health["spool"]["drafts"]) == (None, 0)
     worker.close()
     record.close()
-    said = Counter(record.msg for record in caplog.records if record.levelno >= logging.WARNING)
-    assert max(said.values()) <= 2, said
+    logged = Counter(record.msg for record in caplog.records if record.levelno >= logging.WARNING)
+    assert max(logged.values()) <= 2, logged
     outage = [record.msg.partition(",")[0] for record in caplog.records]
     assert outage.count("outage: degraded") == 1
 
 
-def _shown(client: Native) -> dict[str, tuple[str, int | None]]:
-    """What a client shows of its jobs: status, and how far they are."""
+def _shown(client: NativeClient) -> dict[str, tuple[str, int | None]]:
+    """Return what a client shows of each job: its status, and how far it is."""
     jobs = {job: state for view in client.views.values() for job, state in view.states.items()}
     return {
         job: (state["status"], (state.get("progress") or {}).get("current"))

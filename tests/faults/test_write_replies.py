@@ -1,4 +1,4 @@
-"""What the server may answer to a write: each is survived, and nothing is lost or doubled."""
+"""The possible responses to a write: after each one nothing is lost or repeated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 import redis
-from fleet import Way
+from tcp_proxy import TcpProxy
 
 from semantik_realtime.backends.redis.backend import RedisBackend
 from semantik_realtime.config import load_settings
@@ -45,21 +45,21 @@ def test_forgotten_scripts_are_loaded_again(backend: RedisBackend, admin: redis.
     assert receipt.cursor.offset == 2
 
 
-async def test_a_write_whose_answer_is_lost_is_uncertain_and_sending_it_again_is_safe(
+async def test_a_write_whose_response_is_lost_is_uncertain_and_sending_it_again_is_safe(
     server: RedisServer, backend: RedisBackend
 ) -> None:
     author = Author()
-    async with Way(server.port) as way:
-        url = server.url.replace(str(server.port), str(way.port))
+    async with TcpProxy(server.port) as proxy:
+        url = server.url.replace(str(server.port), str(proxy.port))
         remote = RedisBackend(load_settings(url=url, timeout_seconds=1.0))
-        # Connected, with the scripts loaded: what is lost now is the answer to the drafts.
+        # Connect and load the scripts first, so that the next response is that to the drafts.
         await asyncio.to_thread(remote.publish, [author.draft(TOPIC)])
         drafts = [author.draft(TOPIC, data={"n": n}) for n in range(3)]
-        way.loses_answers = True
+        proxy.drops_responses = True
         with pytest.raises(AppendUncertain):
             await asyncio.to_thread(remote.publish, drafts)
-        way.loses_answers = False
-        # Others go on meanwhile.
+        proxy.drops_responses = False
+        # Another producer appends in between.
         backend.publish([Author().draft(TOPIC)])
         again = await asyncio.to_thread(remote.publish, drafts)
         remote.close_writer()
@@ -103,7 +103,9 @@ def test_a_replica_is_unavailable_until_it_is_promoted(
     assert backend.publish([draft])[0].outcome is Outcome.APPENDED
 
 
-def test_missing_rights_are_refused_in_a_sentence(server: RedisServer, admin: redis.Redis) -> None:
+def test_missing_rights_are_refused_with_a_readable_message(
+    server: RedisServer, admin: redis.Redis
+) -> None:
     admin.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "&*", "+@read")
     url = server.url.replace("redis://", "redis://reader:secret@")
     backend = RedisBackend(load_settings(url=url, timeout_seconds=1.0))
@@ -112,7 +114,7 @@ def test_missing_rights_are_refused_in_a_sentence(server: RedisServer, admin: re
     backend.close_writer()
 
 
-def test_a_wrong_password_is_refused_in_a_sentence(server: RedisServer) -> None:
+def test_a_wrong_password_is_refused_with_a_readable_message(server: RedisServer) -> None:
     url = server.url.replace("redis://", "redis://nobody:wrong@")
     backend = RedisBackend(load_settings(url=url, timeout_seconds=1.0))
     with pytest.raises(BackendRefused, match="rights"):

@@ -1,8 +1,8 @@
-"""A worker process: jobs that tell their progress, attempt after attempt, until SIGTERM.
+"""A worker process: jobs that report their progress, attempt after attempt, until SIGTERM.
 
-Four jobs run at a time. What ends or fails is written to the record before it
-is told. At the end everything that waits is flushed, and a line of JSON says
-what was told: for each job and attempt the number of its ``step`` events.
+Four jobs run at a time. The worker writes an end to the record before it emits
+it. After SIGTERM it flushes, and prints a line of JSON with what it has emitted:
+for each job and attempt the number of its ``step`` events.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class Worker:
         self.steps.setdefault(id, Counter())[self.attempts[id]] = 0
         self.running.append(job)
 
-    def go_on(self, job: Job) -> None:
-        """Let a job do something; the end of an attempt is one of the things."""
+    def advance(self, job: Job) -> None:
+        """Let a job report progress, emit steps, retry or end, at random."""
         chance = self.rng.random()
         run = self.attempts[job.id]
         if chance < 0.02:
             self.end(job, self.rng.choice(ENDS))
         elif chance < 0.03:
-            self.leave(job, "job_retrying")
+            self.end_attempt(job, "job_retrying")
             self.begin(job.id)
         elif chance < 0.3:
             job.progress(self.steps[job.id][run], 100)
@@ -73,16 +73,16 @@ class Worker:
     def end(self, job: Job, type: str) -> None:
         status = type.removeprefix("job_")
         self.record.write(job.id, {"status": status, "attempt": job.attempt})
-        self.leave(job, type)
+        self.end_attempt(job, type)
 
-    def leave(self, job: Job, type: str) -> None:
-        """Say how an attempt ended, and wait for it, unless the backend is known to be away."""
+    def end_attempt(self, job: Job, type: str) -> None:
+        """Emit the end of an attempt, and flush unless writes are known to fail."""
         job.end(type)
         self.running.remove(job)
         if not self.runtime.backend.fails_writes:
             self.runtime.emitter.flush(self.runtime.settings.flush_seconds)
 
-    def tell_time(self) -> None:
+    def emit_time(self) -> None:
         [draft] = make_drafts(
             {CLOCK: OWNER}, "tick", now_text(), "0", data={"at": time.monotonic()}
         )
@@ -100,16 +100,16 @@ def main(folder: str, seed: str) -> None:
         while waiting and len(worker.running) < AT_ONCE:
             worker.begin(waiting.pop(0))
         if worker.running:
-            worker.go_on(worker.rng.choice(worker.running))
+            worker.advance(worker.rng.choice(worker.running))
         if time.monotonic() >= next_tick:
             next_tick = time.monotonic() + CLOCK_SECONDS
-            worker.tell_time()
+            worker.emit_time()
         time.sleep(worker.rng.uniform(0, 0.01))
     for job in list(worker.running):
         worker.end(job, "job_completed")
     flushed = worker.runtime.emitter.flush(FLUSH_SECONDS)
     stats = worker.runtime.emitter.stats
-    told = {
+    report = {
         "flushed": flushed,
         "steps": {job_topic(id): list(runs.values()) for id, runs in worker.steps.items()},
         "appended": stats.appended,
@@ -117,7 +117,7 @@ def main(folder: str, seed: str) -> None:
         "refused": stats.stale + stats.closed + stats.rejected,
         "failures": stats.failures,
     }
-    print(json.dumps(told), flush=True)
+    print(json.dumps(report), flush=True)
     worker.runtime.close()
     record.close()
 

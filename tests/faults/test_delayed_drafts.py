@@ -1,4 +1,4 @@
-"""What waits for a broker that is killed, hangs and comes back: a writer on a real server."""
+"""Delayed drafts of a writer whose broker is killed, hangs and returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fleet import Publisher, until
+from publisher import Publisher
+from waiting import until
 
 from semantik_realtime.backends.redis.backend import RedisBackend
 from semantik_realtime.config import Settings
@@ -21,7 +22,7 @@ TOPICS = tuple(f"job:{number}" for number in range(5))
 
 
 async def read_log(settings: Settings, topic: str) -> list[dict[str, Any]]:
-    """All events of a topic, by a reader that saw nothing of the trouble."""
+    """Read all events of a topic, with a backend that was not connected during the outage."""
     backend = RedisBackend(settings)
     await backend.open()
     try:
@@ -35,7 +36,7 @@ async def flush(publisher: Publisher, seconds: float = 20) -> bool:
     return await asyncio.to_thread(publisher.rt.emitter.flush, seconds)
 
 
-async def test_a_writer_is_live_again_within_two_seconds_of_the_brokers_return(
+async def test_a_writer_sends_again_within_two_seconds_of_the_brokers_return(
     server: Server, publisher: Publisher
 ) -> None:
     await publisher.publish("job:0", 1)
@@ -44,17 +45,18 @@ async def test_a_writer_is_live_again_within_two_seconds_of_the_brokers_return(
     for _ in range(2):
         server.kill()
         publisher.emit("job:0")
-        # As slow as it becomes.
-        await until(lambda: emitter._sender._retry_seconds >= 1.0)
+        # Until the pauses between retries are at their longest.
+        failures = emitter.stats.failures
+        await until(lambda failures=failures: emitter.stats.failures >= failures + 5)
         server.start()
-        begun = time.monotonic()
+        began = time.monotonic()
         assert await flush(publisher)
-        waits.append(time.monotonic() - begun)
+        waits.append(time.monotonic() - began)
     # The better of two: the machine may have been busy with something else.
     assert min(waits) < 2
 
 
-async def test_a_writer_that_is_told_to_hurry_is_live_at_once(
+async def test_a_writer_sends_at_once_after_retry_now(
     server: Server, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("semantik_realtime.emitter.sender.FIRST_RETRY_SECONDS", 3600.0)
@@ -71,32 +73,32 @@ async def test_after_many_outages_every_event_is_in_the_log_once_and_in_order(
     server: Server, settings: Settings, publisher: Publisher
 ) -> None:
     rng = random.Random(7)
-    sheltered: list[Draft] = []
-    publisher.rt.emitter.on_delayed(sheltered.extend)
-    troubles: list[tuple[Callable[[], None], Callable[[], None]]] = [
+    delayed: list[Draft] = []
+    publisher.rt.emitter.on_delayed(delayed.extend)
+    faults: list[tuple[Callable[[], None], Callable[[], None]]] = [
         (server.kill, server.start),
         (server.pause, server.resume),
     ]
 
-    async def talk(count: int) -> None:
+    async def emit_some(count: int) -> None:
         for _ in range(count):
             publisher.emit(rng.choice(TOPICS))
             await asyncio.sleep(rng.choice((0, 0, 0.001)))
 
-    for begin, end in (troubles * 3)[:5]:
-        await talk(60)
+    for begin, end in (faults * 3)[:5]:
+        await emit_some(60)
         begin()
-        await talk(60)
+        await emit_some(60)
         if rng.random() < 0.7:
             await until(lambda: publisher.rt.backend.fails_writes)
-            await talk(40)
+            await emit_some(40)
         end()
     assert await flush(publisher, 30)
     assert publisher.rt.emitter.stats.failures >= 3
     for topic in TOPICS:
         numbers = [event["data"]["i"] for event in await read_log(settings, topic)]
         assert numbers == list(range(publisher.count[topic]))
-    places = [(draft.topic, json.loads(draft.body)["data"]["i"]) for draft in sheltered]
+    places = [(draft.topic, json.loads(draft.body)["data"]["i"]) for draft in delayed]
     assert len(places) == len(set(places)) > 60
     for topic in TOPICS:
         numbers = [number for where, number in places if where == topic]
@@ -115,7 +117,7 @@ async def test_a_spool_that_overflows_keeps_every_end_and_each_keys_newest_state
         for turn in range(100):
             for topic in TOPICS:
                 publisher.emit(topic)
-            # No more at once than the inbox holds.
+            # The inbox is bounded, and must not overflow instead of the spool.
             await until(lambda: len(publisher.rt.emitter._queue.inbox) < 20)
             if turn < 40:
                 publisher.emit(f"job:ended{turn}", terminal=True, job=f"ended{turn}")

@@ -1,0 +1,73 @@
+"""How an attempt ended, where Celery sends no signal of its own for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from billiard.process import current_process
+
+from semantik_realtime.worker.values import describe_error, make_error
+
+
+class Ending(NamedTuple):
+    """What to pass to `semantik_realtime.worker.job.Job.end`."""
+
+    type: str
+    error: dict[str, str] | None = None
+    data: Mapping[str, Any] | None = None
+
+
+def ending_of(
+    state: str | None,
+    result: Any,
+    raised: BaseException | None,
+    declared: tuple[str, dict[str, str] | None] | None,
+) -> Ending | None:
+    """Return how an attempt ended; None if it goes on, or if the main process sends the end.
+
+    Args:
+        state: what Celery passes to ``task_postrun``; None if a BaseException left the task.
+        result: what the task returned or raised, as Celery passes it.
+        raised: the exception that is being handled.
+        declared: the end that the task set itself, with ``update_state("FAILURE")`` before it
+            raised ``Ignore``.
+    """
+    if state == "IGNORED":
+        if declared is not None:
+            return Ending(*declared)
+        if str(result).startswith("Replaced by"):
+            # `self.replace`: the job goes on in another task with its id.
+            return None
+        return Ending("job_completed", data={"ignored": True})
+    if state == "REJECTED":
+        if getattr(result, "requeue", False):
+            return Ending("job_retrying", data={"rejected": True})
+        return Ending("job_failed", _describe_rejection(result))
+    if state is None and (isinstance(raised, Exception) or not _is_process_ending(raised)):
+        return Ending("job_failed", describe_error(raised))
+    return None
+
+
+def _is_process_ending(raised: BaseException | None) -> bool:
+    """Return True if this process of the pool is being ended, whose main process sends the end.
+
+    False in the main process (threads, solo), and where the task itself called
+    `sys.exit`: Celery 5.3 sends no signal for that, because it cannot encode a
+    SystemExit as a result. billiard's signal handler exits with the signal's
+    number minus 256; KeyboardInterrupt and the rest come from a stop as well.
+    """
+    if str(current_process().name) == "MainProcess":
+        return False
+    if not isinstance(raised, SystemExit):
+        return True
+    return isinstance(raised.code, int) and -256 < raised.code < -128
+
+
+def _describe_rejection(reject: object) -> dict[str, str]:
+    """Return the reason of Celery's ``Reject``, whose own text is that of a tuple."""
+    reason = getattr(reject, "reason", None)
+    if isinstance(reason, BaseException):
+        return describe_error(reason)
+    message = "" if reason is None else describe_error(Exception(reason))["message"]
+    return make_error("Reject", message)

@@ -1,0 +1,18 @@
+"""Wait for a condition, with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10.0, what: object = "") -> None:
+    """Wait for ``condition``, with a deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            described = what() if callable(what) else what
+            raise AssertionError(f"not within {seconds:g} s: {described}")
+        await asyncio.sleep(0.01)
