@@ -173,6 +173,8 @@ def test_demo_prints_its_address_and_stops_all_its_processes_on_ctrl_c(
             backend,
             "--data",
             str(folder.parent / "data"),
+            "--port",
+            str(free_port()),
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -278,7 +280,7 @@ def test_publish_refuses_data_that_is_not_an_object() -> None:
 
 def test_watch_follows_a_job_to_its_end(tmp_path: Path, folder: Path) -> None:
     demo = subprocess.Popen(
-        [*COMMAND, "demo", str(folder), "--pause", "0.05"],
+        [*COMMAND, "demo", str(folder), "--pause", "0.05", "--port", str(free_port())],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "COLUMNS": "200"},
