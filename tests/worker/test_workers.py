@@ -279,7 +279,11 @@ def test_a_requeued_task_is_a_second_attempt(worker: Worker) -> None:
 @pytest.mark.every_backend(shares_storage=True)
 def test_a_replaced_task_continues_the_same_job(worker: Worker) -> None:
     log = worker.wait_for(worker.send("replace"), "completed")
-    assert log.statuses == [(1, "running"), (2, "running"), (2, "completed")]
+    *earlier, started, ended = log.statuses
+    assert (started, ended) == ((2, "running"), (2, "completed"))
+    # The replacement may claim in another process before the start of attempt 1 is appended,
+    # which the fence then drops.
+    assert earlier in ([], [(1, "running")])
     assert log.owner == "7"
     assert log.last["terminal"] is True
     assert sum(event.get("terminal", False) for event in log.events) == 1
