@@ -48,7 +48,7 @@ class Settings(BaseSettings):
 
     Each is read from ``SEMANTIK_REALTIME_<NAME>`` and from the further
     variables that its description names; a keyword comes before them. No file
-    is read: whoever starts the process loads a ``.env``.
+    is read: the command that starts the process loads a ``.env``.
     """
 
     model_config = SettingsConfigDict(

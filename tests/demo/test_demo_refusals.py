@@ -176,7 +176,7 @@ def test_a_burst_of_logins_gets_no_more_guesses_than_logins_one_after_the_other(
 
     def slow_check(password: str, hashed: str | None) -> bool:
         guesses.append(password)
-        # Nobody is told "wrong" before all requests of the burst have been decided.
+        # No request gets "wrong" before all requests of the burst have been counted.
         all_are_in.wait(5)
         return False
 
