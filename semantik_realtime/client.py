@@ -136,7 +136,7 @@ async def watch(
         except (OSError, WebSocketException) as error:
             # That of a wrong proxy has the proxy's URL.
             reason = mask_text(str(error)) or "no answer in time"
-        view.synced = False
+        view.interrupt()
         yield Update("reconnecting", view, reason=reason)
         await asyncio.sleep(backoff.next_seconds())
 

@@ -86,7 +86,7 @@ class View:
         self.reason: str | None = None
         """Why the last snapshot was sent."""
         self.synced = False
-        """Whether live events are applied. The caller sets it to False when the connection ends."""
+        """Whether live events are applied: from a ``sync`` to a gap, or to `interrupt`."""
         # The last event that was returned to be shown.
         self._last: dict[str, Any] | None = None
 
@@ -142,6 +142,10 @@ class View:
             return False
         self.synced = False
         return True
+
+    def interrupt(self) -> None:
+        """Apply no event until the next ``sync``: the connection has ended."""
+        self.synced = False
 
     def provisional(self, states: Mapping[str, Any]) -> bool:
         """Add provisional states to the overlay. Return True if it accepts any of them (R6).

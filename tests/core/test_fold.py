@@ -80,7 +80,7 @@ def test_a_reader_that_lost_its_connection_ignores_events_until_a_sync():
     log = log_of([draft("a", {"n": n}) for n in range(3)])
     view = View("job:1")
     view.sync(snapshot(1, {"a": {"n": 0}}))
-    view.synced = False
+    view.interrupt()
     assert view.batch(batch(log[1:2], prev=1)) == []
     assert view.sync({"mode": "replay", **batch(log[1:], prev=1)}) == batch(log[1:], 1)["events"]
     assert view.states == {"a": {"n": 2}}

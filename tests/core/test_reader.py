@@ -81,7 +81,7 @@ class Reading:
     def cut(self) -> None:
         self.line.clear()
         self.batches.clear()
-        self.view.synced = False
+        self.view.interrupt()
         self.subscribe()
 
     def expire(self) -> None:

@@ -147,7 +147,7 @@ class NativeClient:
             pass
         self.closed = socket.close_code
         for view in self.views.values():
-            view.synced = False
+            view.interrupt()
 
     async def _receive(self, frame: dict[str, Any]) -> None:
         self.frames.append(frame)
@@ -253,7 +253,7 @@ class SseClient(NativeClient):
             self._reading = None
         await self._http.aclose()
         for view in self.views.values():
-            view.synced = False
+            view.interrupt()
 
     close = abort
 

@@ -90,7 +90,7 @@ class Log:
             cursor = str(Cursor(self.epoch, last.offset, last.chain))
             place = {"offset": last.offset, "cursor": cursor, "states": self.states(count)}
             view.sync({"mode": "snapshot", **place})
-            view.synced = False
+            view.interrupt()
         return view
 
     def read(self, asked: Cursor | None) -> Snapshot:
@@ -222,7 +222,8 @@ class Client:
         assert self.subscription is not None
         self.channel.leave(self.subscription)
         self.subscription = None
-        self._is_awake = self.view.synced = False
+        self._is_awake = False
+        self.view.interrupt()
 
     def collect(self) -> None:
         """Receive what the subscription has, if the channel has woken the client."""

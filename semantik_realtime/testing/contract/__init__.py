@@ -36,14 +36,7 @@ pytest.register_assert_rewrite(
 )
 
 from semantik_realtime.testing.contract.actors import Author, Recorder  # noqa: E402
-from semantik_realtime.testing.contract.appending import Appending  # noqa: E402
-from semantik_realtime.testing.contract.fence import Fence  # noqa: E402
-from semantik_realtime.testing.contract.leases import Leases  # noqa: E402
-from semantik_realtime.testing.contract.lifetime import Lifetime  # noqa: E402
-from semantik_realtime.testing.contract.live import Live  # noqa: E402
-from semantik_realtime.testing.contract.process import Process  # noqa: E402
-from semantik_realtime.testing.contract.resuming import Resuming  # noqa: E402
-from semantik_realtime.testing.contract.states import States  # noqa: E402
+from semantik_realtime.testing.contract.suite import BackendContract  # noqa: E402
 from semantik_realtime.testing.contract.waiting import (  # noqa: E402
     DEADLINE_SECONDS,
     until,
@@ -60,7 +53,3 @@ __all__ = [
     "until_known",
     "until_unknown",
 ]
-
-
-class BackendContract(Appending, Fence, States, Resuming, Lifetime, Live, Leases, Process):
-    """All tests of the contract; with default settings where a test does not pass others."""
