@@ -66,13 +66,13 @@ class Runtime:
         settings: Settings | None = None,
         *,
         plugins: Iterable[object] = (),
-        backend: object | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self.settings = settings or load_settings()
         log_unknown_settings()
         self._is_configured_backend = backend is None
         self._given_plugins = tuple(plugins)
-        self.unguarded: Any = load_backend(self.settings) if backend is None else backend
+        self.unguarded: Backend = load_backend(self.settings) if backend is None else backend
         """The backend itself: without plugins, deadlines and circuit breakers."""
         self.plugins = build_plugins(self.unguarded, self._given_plugins)
         self.backend = GuardedBackend(bind_hooks(self.plugins), self.settings.timeout_seconds)

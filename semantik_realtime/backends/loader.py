@@ -77,7 +77,7 @@ def load_backend(settings: Settings) -> Backend:
         ) from error
 
 
-def build_plugins(backend: object, plugins: Iterable[object] = ()) -> pluggy.PluginManager:
+def build_plugins(backend: Backend, plugins: Iterable[object] = ()) -> pluggy.PluginManager:
     """Register the one backend and the host's plugins.
 
     The given ``plugins`` are called before those of the entry-point group. A

@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket
 
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import ConfigError
-from semantik_realtime.hookspecs import Credentials, Top, hookimpl
+from semantik_realtime.hookspecs import Backend, Credentials, Top, hookimpl
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.web.endpoints import rest, sse
 from semantik_realtime.web.endpoints.websocket import serve_compat, serve_native
@@ -46,7 +46,7 @@ class Realtime(Runtime):
         settings: Settings | None = None,
         *,
         plugins: Iterable[object] = (),
-        backend: object | None = None,
+        backend: Backend | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
         super().__init__(settings, plugins=plugins, backend=backend)
