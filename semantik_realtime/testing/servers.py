@@ -113,9 +113,11 @@ class Server:
         if process is None:
             return
         if process.poll() is None:
-            # A stopped process does not act on SIGTERM.
-            process.send_signal(signal.SIGCONT)
             process.send_signal(how)
+            if how is not signal.SIGKILL:
+                # A stopped process does not act on SIGTERM before it continues. A killed one must
+                # not continue: it could still answer what was sent while it was stopped.
+                process.send_signal(signal.SIGCONT)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
