@@ -24,7 +24,6 @@ from typing import Any
 from uuid import UUID
 
 from celery import signals
-from celery.utils.functional import maybe_list
 
 from semantik_realtime.backends.guard import log_warnings
 from semantik_realtime.clock import now_text
@@ -45,6 +44,7 @@ from semantik_realtime.worker.headers import (
 )
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
+from semantik_realtime.worker.pool_imports import add_to_imports
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.updates import mirror_updates
 from semantik_realtime.worker.values import describe_error
@@ -53,8 +53,6 @@ logger = logging.getLogger(__name__)
 
 WARNINGS_PAUSE_SECONDS = 5.0
 """Pause before the warnings of a backend that did not answer are read again."""
-INSTALLING_MODULE = "semantik_realtime.worker.command"
-"""Installs the tracker when it is imported."""
 
 
 class TaskTracker:
@@ -155,10 +153,7 @@ class TaskTracker:
         return guarded
 
     def _worker_init(self, conf: Any, **_: Any) -> None:
-        # A pool process that is not forked imports only these modules, so the tracker is added.
-        # Both settings may be one name; Celery itself later takes that apart into letters.
-        conf.imports = [*(maybe_list(conf.imports) or ()), INSTALLING_MODULE]
-        conf.include = [*(maybe_list(conf.include) or ())]
+        add_to_imports(conf)
 
     def _worker_ready(self, **_: Any) -> None:
         runtime = self.runtime()
