@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import threading
 import time
 import weakref
@@ -32,6 +31,7 @@ from semantik_realtime.emitter.spool_file import SpoolFile
 from semantik_realtime.emitter.spool_recovery import SpoolRecovery
 from semantik_realtime.emitter.throttle import Source, ThrottledSources
 from semantik_realtime.errors import BackendError
+from semantik_realtime.forks import on_fork
 
 logger = logging.getLogger(__name__)
 
@@ -360,5 +360,5 @@ def _close_all() -> None:
         emitter.close()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+on_fork(after_in_child=_after_fork_in_child)
 atexit.register(_close_all)
