@@ -7,7 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from semantik_realtime.core.limits import (
@@ -187,6 +194,17 @@ class Settings(BaseSettings):
     metrics_token: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
         None, description="Bearer token that reads the metrics; unset: nobody can read them."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prefer_keywords(cls, values: dict[str, object]) -> dict[str, object]:
+        # A keyword has the field's name, a variable may have an alias. pydantic-settings before
+        # 2.12 passes on both, and the alias would be an unknown keyword.
+        for name in values.keys() & cls.model_fields.keys():
+            alias = cls.model_fields[name].validation_alias
+            for choice in alias.choices if isinstance(alias, AliasChoices) else ():
+                values.pop(str(choice), None)
+        return values
 
     @property
     def spool_path(self) -> Path | None:
