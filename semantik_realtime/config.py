@@ -43,6 +43,8 @@ def split_list(value: object) -> object:
     return value
 
 
+SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
+"""The shortest key of each symmetric algorithm, by RFC 7518, section 3.2."""
 CLIENT_VARIABLES = frozenset({"WS", "TOKEN"})
 """Variables of the command line, without the prefix. They are no settings."""
 UnsetIfEmpty = BeforeValidator(lambda value: value or None)
@@ -139,7 +141,8 @@ class Settings(BaseSettings):
     jwt_secret: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
         None,
         validation_alias=AliasChoices(PREFIX + "JWT_SECRET", "JWT_SECRET_KEY"),
-        description="Key of HMAC-signed tokens; also read from JWT_SECRET_KEY.",
+        description="Key of HMAC-signed tokens, of 32 bytes or more (48 for HS384, 64 for HS512); "
+        "also read from JWT_SECRET_KEY.",
     )
     jwt_jwks_url: Annotated[str | None, UnsetIfEmpty] = Field(
         None, repr=False, description="URL of the public keys that verify tokens."
@@ -150,6 +153,11 @@ class Settings(BaseSettings):
     jwt_audience: str | None = Field(None, description="Expected claim aud; unset: not checked.")
     jwt_issuer: str | None = Field(None, description="Expected claim iss; unset: not checked.")
     jwt_user_claim: str = Field("sub", description="The claim that has the user's id.")
+    token_cookie: str = Field(
+        "access_token",
+        pattern=r"^[^\s;,=\"]+$",
+        description="The cookie that has the token, with or without `Bearer ` in front of it.",
+    )
     allowed_origins: Names = Field(
         [],
         description="Origins of pages that may connect beside the server's own, separated by "
@@ -217,6 +225,21 @@ class Settings(BaseSettings):
     def is_development(self) -> bool:
         """Whether ``environment`` is one of `DEVELOPMENT`."""
         return self.environment.lower() in DEVELOPMENT
+
+    @property
+    def secret_fault(self) -> str:
+        """A sentence about a secret that can be guessed from one token; empty: it cannot be."""
+        if self.jwt_secret is None or self.jwt_jwks_url:
+            return ""
+        length = len(self.jwt_secret.get_secret_value().encode())
+        short = [name for name in self.jwt_algorithms if length < SECRET_BYTES.get(name, 0)]
+        if not short:
+            return ""
+        name = max(short, key=SECRET_BYTES.__getitem__)
+        return (
+            f"SEMANTIK_REALTIME_JWT_SECRET is shorter than the {SECRET_BYTES[name]} bytes that "
+            f"{name} needs (RFC 7518)"
+        )
 
 
 def load_settings(**given: object) -> Settings:

@@ -39,7 +39,7 @@ class WebState:
         self.access = Access(runtime.settings, runtime.plugins)
         self.outage = DegradedMode(
             runtime.backend,
-            recall=HostRecord(runtime.plugins.hook.recall),
+            recall=HostRecord(runtime.plugins),
             flush=self._flush,
             recall_seconds=runtime.settings.recall_seconds,
             tops_seconds=runtime.settings.tops_seconds,

@@ -10,7 +10,6 @@ import secrets
 import sys
 import time
 
-import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from semantik_realtime.clock import now_text
@@ -31,10 +30,11 @@ from semantik_realtime.core.session import (
 from semantik_realtime.core.topic import name_topic, user_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.hookspecs import Credentials
-from semantik_realtime.web.access import Identity, accepted_subprotocol, credentials_of
+from semantik_realtime.web.credentials import accepted_subprotocol, credentials_of, with_token
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, counting_refusals, run
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.compat import HISTORY, CompatWire
 from semantik_realtime.web.wires.native import NativeWire
 from semantik_realtime.web.wires.wire import Wire
@@ -56,7 +56,7 @@ async def serve_native(websocket: WebSocket, web: WebState) -> None:
     limits = SessionLimits(topics=settings.max_topics, heartbeat_seconds=settings.heartbeat_seconds)
     session = Session(secrets.token_hex(8), limits, time.monotonic())
 
-    credentials = credentials_of(websocket)
+    credentials = credentials_of(websocket, settings.token_cookie)
 
     async def read(connection: Connection) -> None:
         while connection.ended is None:
@@ -95,7 +95,8 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
     after = Cursor.parse(last_id) if last_id else None
     try:
         with counting_refusals(web):
-            identity = await web.access.authenticate(credentials_of(websocket))
+            credentials = credentials_of(websocket, web.settings.token_cookie)
+            identity = await web.access.authenticate(credentials)
             topic = user_topic(identity.user) if job_id is None else name_topic(f"job:{job_id}")
             if not await web.may_watch(identity.user, topic):
                 raise Ended(CloseCode.POLICY, "not yours, or not there")
@@ -139,7 +140,7 @@ def _drop() -> None:
 
 async def _open_session(
     websocket: WebSocket, web: WebState, session: Session, credentials: Credentials
-) -> Identity:
+) -> CheckedIdentity:
     """Authenticate by the handshake, or else by the first frame, before the deadline.
 
     Raises:
@@ -155,7 +156,7 @@ async def _open_session(
                 token = await _first_token(websocket, session)
         except TimeoutError:
             raise _ended(session.tick(math.inf)) from None
-        credentials = msgspec.structs.replace(credentials, token=token)
+        credentials = with_token(credentials, token)
     try:
         return await web.access.authenticate(credentials)
     except AccessError as error:
@@ -192,9 +193,7 @@ async def _carry_out(
                 connection.unsubscribe(topic)
         case Authenticate(token):
             try:
-                fresh = await web.access.authenticate(
-                    msgspec.structs.replace(credentials, token=token)
-                )
+                fresh = await web.access.authenticate(with_token(credentials, token))
             except AccessError as error:
                 ended = _refusal(session, error)
                 connection.end(ended.code, ended.reason)
@@ -215,7 +214,7 @@ def _connect(
     websocket: WebSocket,
     web: WebState,
     wire: Wire,
-    identity: Identity,
+    identity: CheckedIdentity,
     heartbeat_seconds: float | None = None,
 ) -> Connection:
     async def send(frame: str) -> None:
@@ -233,6 +232,9 @@ def _connect(
 
 
 def _refusal(session: Session, error: AccessError) -> Ended:
+    if error.code == "forbidden":
+        # No other credential would help, which is the one refusal that the session does not know.
+        return Ended(CloseCode.FORBIDDEN, str(error))
     return _ended(session.rejected(error.code == "expired", str(error)))
 
 
