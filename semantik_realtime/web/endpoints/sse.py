@@ -18,12 +18,12 @@ from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import BackendError, TopicError
-from semantik_realtime.web.access import Identity
 from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.endpoints.rest import Refused, identify, integer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.native import NativeWire, reconnect_seconds
 from semantik_realtime.web.wires.wire import Outgoing, Sync
 
@@ -117,7 +117,11 @@ class EventStream(Response):
     media_type = MEDIA_TYPE
 
     def __init__(
-        self, web: WebState, identity: Identity, asked: Mapping[str, Cursor | None], history: int
+        self,
+        web: WebState,
+        identity: CheckedIdentity,
+        asked: Mapping[str, Cursor | None],
+        history: int,
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]

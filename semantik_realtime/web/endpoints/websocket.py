@@ -10,7 +10,6 @@ import secrets
 import sys
 import time
 
-import msgspec
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -33,12 +32,13 @@ from semantik_realtime.core.session import (
 from semantik_realtime.core.topic import name_topic, user_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.hookspecs import Credentials
-from semantik_realtime.web.access import Identity, accepted_subprotocol, credentials_of
+from semantik_realtime.web.credentials import accepted_subprotocol, credentials_of, with_token
 from semantik_realtime.web.endpoints.inbox import Inbox
 from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, counting_refusals, run
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.compat import HISTORY, CompatWire
 from semantik_realtime.web.wires.native import NativeWire
 from semantik_realtime.web.wires.wire import Wire
@@ -62,7 +62,8 @@ async def serve_native(websocket: WebSocket, web: WebState) -> None:
         web.hub.stats.count_refused("too_many_connections")
         await _refuse(websocket, 503)
         return
-    credentials, settings = credentials_of(websocket), web.settings
+    settings = web.settings
+    credentials = credentials_of(websocket, settings.token_cookie)
     if not settings.auth_frame and await _is_anonymous(credentials, web):
         web.hub.stats.count_refused("unauthenticated")
         await _refuse(websocket, 401)
@@ -114,7 +115,8 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
     after = Cursor.parse(last_id) if last_id else None
     try:
         with counting_refusals(web):
-            identity = await web.access.authenticate(credentials_of(websocket))
+            credentials = credentials_of(websocket, web.settings.token_cookie)
+            identity = await web.access.authenticate(credentials)
             topic = user_topic(identity.user) if job_id is None else name_topic(f"job:{job_id}")
             if not await web.may_watch(identity.user, topic):
                 raise Ended(CloseCode.POLICY, "not yours, or not there")
@@ -195,7 +197,7 @@ async def _open_session(
     session: Session,
     inbox: Inbox,
     credentials: Credentials,
-) -> Identity:
+) -> CheckedIdentity:
     """Authenticate by the handshake, or else by the first frame, before the deadline.
 
     Raises:
@@ -207,7 +209,7 @@ async def _open_session(
         with contextlib.suppress(AccessError):
             return await web.access.authenticate(credentials)
         token = await _wait_for_token(websocket, web, session, inbox)
-        credentials = msgspec.structs.replace(credentials, token=token)
+        credentials = with_token(credentials, token)
     try:
         return await web.access.authenticate(credentials)
     except AccessError as error:
@@ -267,9 +269,7 @@ async def _carry_out(
                 connection.unsubscribe(topic)
         case Authenticate(token):
             try:
-                fresh = await web.access.authenticate(
-                    msgspec.structs.replace(credentials, token=token)
-                )
+                fresh = await web.access.authenticate(with_token(credentials, token))
             except AccessError as error:
                 ended = _refusal(session, error)
                 connection.end(ended.code, ended.reason)
@@ -290,7 +290,7 @@ def _connect(
     websocket: WebSocket,
     web: WebState,
     wire: Wire,
-    identity: Identity,
+    identity: CheckedIdentity,
     heartbeat_seconds: float | None = None,
 ) -> Connection:
     async def send(frame: str) -> None:
@@ -308,6 +308,9 @@ def _connect(
 
 
 def _refusal(session: Session, error: AccessError) -> Ended:
+    if error.code == "forbidden":
+        # No other credential would help, which is the one refusal that the session does not know.
+        return Ended(CloseCode.FORBIDDEN, str(error))
     return _ended(session.rejected(error.code == "expired", str(error)))
 
 

@@ -14,12 +14,12 @@ from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.limits import MAX_READING_JOINS
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError, BackendUnavailable
-from semantik_realtime.web.access import Identity, has_expired
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.outbox import Outbox
 from semantik_realtime.web.hub.subscription import Subscription
 from semantik_realtime.web.outage import DegradedMode
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Connection:
         hub: Hub,
         outage: DegradedMode,
         may_watch: Callable[[str, str], Awaitable[bool]],
-        identity: Identity,
+        identity: CheckedIdentity,
         send: Callable[[str], Awaitable[None]],
         *,
         heartbeat_seconds: float,
@@ -166,7 +166,7 @@ class Connection:
         if subscription is not None:
             self._leave(subscription)
 
-    def reauthorize(self, identity: Identity) -> None:
+    def reauthorize(self, identity: CheckedIdentity) -> None:
         """Replace the credential, and authorize every open topic again, in one task."""
         self.identity = identity
         self._recheck_again = True
@@ -212,8 +212,8 @@ class Connection:
                     # It waits for a socket that accepts nothing.
                     self._writer.cancel()
             return
-        if has_expired(self.identity):
-            self.end(CloseCode.EXPIRED, "the token has expired")
+        if self.identity.has_expired:
+            self.end(CloseCode.EXPIRED, "the credential has expired")
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._heartbeat_seconds
             # While events wait, their cursor is one that the client does not have yet.
