@@ -80,7 +80,7 @@ async def serve_native(websocket: WebSocket, web: WebState) -> None:
             # Topics that were denied or deleted no longer count.
             session.retain(connection.topics)
             actions = session.receive(text)
-            inbox.charge(units_of(actions))
+            inbox.charge(units_of(text, actions))
             for action in actions:
                 await _carry_out(action, session, connection, web, credentials)
 
@@ -126,7 +126,7 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
         async def read(connection: Connection) -> None:
             while connection.ended is None:
                 text = await inbox.next_frame()
-                inbox.charge(1)
+                inbox.charge(units_of(text))
                 connection.post(*wire.answer(text))
 
         connection = _connect(websocket, web, wire, identity, COMPAT_PING_SECONDS)
@@ -238,9 +238,10 @@ async def _wait_for_token(
 
 async def _first_token(websocket: WebSocket, session: Session, inbox: Inbox) -> str:
     while True:
-        actions = session.receive(await inbox.next_frame())
-        # Without what the server does for it: the first credential costs one unit.
-        inbox.charge(1)
+        text = await inbox.next_frame()
+        actions = session.receive(text)
+        # Without what the server does for it: that of the first credential is free.
+        inbox.charge(units_of(text))
         for action in actions:
             match action:
                 case Authenticate(token):

@@ -25,6 +25,8 @@ from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
 logger = logging.getLogger(__name__)
 
 RECALL_RETRY_SECONDS = 5.0
+YIELD_FRAMES = 16
+"""Frames that are sent before others get a turn."""
 
 
 class Ended(Exception):
@@ -251,9 +253,12 @@ class Connection:
             await self._wake.wait()
             self._wake.clear()
             batches = self._collect()
-            for frame in self._outbox.sending:
+            for number, frame in enumerate(self._outbox.sending, 1):
                 self._sending_since = time.monotonic()
                 await self._send(frame)
+                if number % YIELD_FRAMES == 0:
+                    # A send does not yield while the socket's buffer has room.
+                    await asyncio.sleep(0)
             self._sending_since = None
             self._outbox.sent()
             if batches:
