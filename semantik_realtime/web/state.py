@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from semantik_realtime.errors import BackendError
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.urls import mask_urls
 from semantik_realtime.web.access import Access
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.limiter import ConnectionLimiter
@@ -44,6 +45,7 @@ class WebState:
             recall_seconds=runtime.settings.recall_seconds,
             tops_seconds=runtime.settings.tops_seconds,
             max_delayed_bytes=runtime.settings.spool_bytes,
+            url=mask_urls(runtime.settings.url) if runtime.settings.url else "default",
         )
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
@@ -87,10 +89,7 @@ class WebState:
         self.access.check()
         restore = self._drain_before_stop(asyncio.get_running_loop())
         try:
-            try:
-                await self.hub.open_at_start(self.settings.start_tries)
-            except BackendError as error:
-                logger.warning("web: started without backend error=%s", error)
+            await self.hub.open_at_start()
             self._runtime.emitter.recover()
             yield
         finally:
