@@ -21,6 +21,7 @@ from semantik_realtime.config import Settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.hookspecs import Backend, Credentials, Top, hookimpl
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.web.cors import answer_preflight, share
 from semantik_realtime.web.endpoints import rest, sse
 from semantik_realtime.web.endpoints.websocket import serve_compat, serve_native
 from semantik_realtime.web.routing import add_public, add_socket, find_hiding
@@ -129,36 +130,42 @@ class Realtime(Runtime):
         @router.get(f"{base}/jobs/{{job_id:path}}/history", name="realtime_history")
         async def history(request: Request, job_id: str) -> Response:
             """Return the retained events of a job, oldest first."""
-            return await rest.get_history(request, web, job_id)
+            return share(web, request, await rest.get_history(request, web, job_id))
 
         @router.get(f"{base}/jobs/{{job_id:path}}/events", name="realtime_job_events")
         async def job_events(request: Request, job_id: str) -> Response:
             """Stream the events of a job, as server-sent events."""
-            return await sse.get_events(request, web, job_id)
+            return share(web, request, await sse.get_events(request, web, job_id))
 
         @router.get(f"{base}/jobs/{{job_id:path}}", name="realtime_job")
         async def job(request: Request, job_id: str) -> Response:
             """Return the present state of a job; the ETag is the cursor."""
-            return await rest.get_job(request, web, job_id)
+            return share(web, request, await rest.get_job(request, web, job_id))
 
         @router.get(f"{base}/events", name="realtime_events")
         async def events(request: Request) -> Response:
             """Stream the events of each ``topic`` of the query, as server-sent events."""
-            return await sse.get_events(request, web)
+            return share(web, request, await sse.get_events(request, web))
 
         @router.get(f"{base}/health", name="realtime_health")
-        async def health() -> Response:
+        async def health(request: Request) -> Response:
             """Report whether the process lives and the backend answers."""
-            return await rest.get_health(web)
+            return share(web, request, await rest.get_health(web))
 
         @router.get(f"{base}/metrics", name="realtime_metrics", include_in_schema=False)
         async def metrics(request: Request) -> Response:
             return await rest.get_metrics(request, web)
 
         async def static(request: Request) -> Response:
-            return _static_file(request.path_params["name"])
+            return share(web, request, _static_file(request.path_params["name"]))
 
         add_public(router, f"{base}/static/{{name}}", static, "realtime_static")
+
+        async def preflight(request: Request) -> Response:
+            return answer_preflight(web, request)
+
+        for path in ("jobs/{job_id:path}", "events", "health", "static/{name}"):
+            add_public(router, f"{base}/{path}", preflight, "realtime_preflight", "OPTIONS")
         return router
 
     def install(self, app: FastAPI) -> Realtime:
