@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import HTTPConnection
+
 from semantik_realtime.errors import BackendError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_urls
@@ -61,6 +63,13 @@ class WebState:
         """How many drafts this process has not sent yet, and their bytes."""
         emitter = self._runtime.emitter
         return {"drafts": emitter.waiting, "bytes": emitter.waiting_bytes}
+
+    def explain_refusal(self, connection: HTTPConnection) -> str:
+        """Return why a page may not connect; outside development nothing that helps an attacker."""
+        if not self.settings.is_development:
+            return "not for pages of this origin"
+        origin = connection.headers.get("origin", "")
+        return f"SEMANTIK_REALTIME_ALLOWED_ORIGINS does not have {origin}"
 
     async def may_watch(self, user: str, topic: str) -> bool:
         """Return True if ``user`` may watch ``topic``, by the owner that the backend knows.

@@ -53,7 +53,7 @@ async def get_events(request: Request, web: WebState, job_id: str | None = None)
     stats = web.hub.stats
     try:
         if not web.access.allows_origin(request):
-            raise Refused(403, "origin", "not for pages of this origin")
+            raise Refused(403, "origin", web.explain_refusal(request))
         identity = await identify(request, web)
         asked = _asked(request, web, job_id)
         history = integer(request, "history", 0, MAX_HISTORY)
