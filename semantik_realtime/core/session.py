@@ -29,6 +29,7 @@ SUBPROTOCOL = "semantik.realtime.v1"
 class CloseCode(IntEnum):
     """Why the server ends a connection (docs/protocol.md)."""
 
+    FINISHED = 1000
     GOING_AWAY = 1001
     POLICY = 1008
     TOO_BIG = 1009

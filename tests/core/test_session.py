@@ -369,6 +369,7 @@ def test_unsubscribe_without_a_list_is_a_bad_frame(topics):
 
 def test_close_codes_are_those_of_the_protocol():
     assert {code.name: code.value for code in CloseCode} == {
+        "FINISHED": 1000,
         "GOING_AWAY": 1001,
         "POLICY": 1008,
         "TOO_BIG": 1009,
