@@ -6,12 +6,16 @@ import contextlib
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from webui import DOCUMENTS, FEW_DOCUMENTS, MANY_DOCUMENTS, Install, Webui
+
+# The pages' examples are run as their own tests run them.
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 
 FLAGS = [
     "--no-sandbox",
