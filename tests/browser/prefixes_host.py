@@ -45,9 +45,17 @@ Realtime().install(mounted)
 whole = FastAPI()
 whole.include_router(Realtime().router(), prefix="/api/v1")
 whole.mount("/mounted", mounted)
-Realtime().install(whole)
+rt = Realtime().install(whole)
 for base in ("", "/api/v1", "/mounted", "/proxied"):
     # Not below the base: the page's own path must make no difference.
     whole.get(f"/pages{base}/index.html")(page(base))
+
+
+@whole.get("/publish/{type}")
+async def publish(type: str) -> HTMLResponse:
+    """Publish an event of job 1; return a page."""
+    await rt.publish("job:1", type)
+    return HTMLResponse('<!doctype html><link rel="icon" href="data:,">')
+
 
 app = Proxied(whole)
