@@ -82,6 +82,18 @@ test("a server that is not there, or has no place, is one line however often it 
   assert.match(lines[1], /4429 too many connections of this user/);
 });
 
+test("a source of tokens that hangs or fails is named", async () => {
+  const sources = [() => new Promise(() => {}), () => Promise.reject(new Error("no session"))];
+  const texts = [/`token` has returned nothing yet/, /Error: no session/];
+  for (const [index, token] of sources.entries()) {
+    lines = [];
+    await open("localhost", { token });
+    await pass(15);
+    assert.equal(lines.length, 1);
+    assert.match(lines[0], texts[index]);
+  }
+});
+
 test("elsewhere only the refusal of the whole connection is written, without advice", async () => {
   const wire = await open("app.example");
   wire.socket.end();

@@ -206,7 +206,10 @@ export class Connection {
    */
   #expectFrameWithin(seconds) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#retry({ reason: "silent" }), seconds * 1000);
+    this.#timer = setTimeout(() => {
+      const isTokenPending = this.#link?.socket === null;
+      this.#retry({ reason: isTokenPending ? "`token` has returned nothing yet" : "silent" });
+    }, seconds * 1000);
   }
 
   #dropLink() {

@@ -64,9 +64,11 @@ export class Hints {
   retrying(code, reason, wasOpen) {
     if (!isDevelopment()) return;
     if (code !== undefined && code >= 4000) {
-      this.#write(`${code}`, `the server ended the connection (${code} ${reason}); it is tried again later.`);
+      this.#write(`${code}`, `the server ended the connection (${code} ${reason}); the client tries again later.`);
     } else if (!wasOpen) {
-      this.#write("closed", `no connection to ${this.#address} yet (${reason || code}). Are the routes of Realtime there (option \`url\` of connect), and has uvicorn a WebSocket library (pip install websockets)?`);
+      const advice = code === undefined ? ""
+        : " Are the routes of Realtime there (option `url` of connect), and has uvicorn a WebSocket library (pip install websockets)?";
+      this.#write("closed", `no connection to ${this.#address} yet (${reason || code}).${advice}`);
     }
   }
 
