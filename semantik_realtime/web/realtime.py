@@ -98,21 +98,15 @@ class Realtime(Runtime):
         async def native(websocket: WebSocket) -> None:
             await serve_native(websocket, web)
 
-        if self.settings.compat_feed_path:
+        async def compat_feed(websocket: WebSocket) -> None:
+            await serve_compat(websocket, web)
 
-            @router.websocket(self.settings.compat_feed_path)
-            async def compat_feed(websocket: WebSocket) -> None:
-                await serve_compat(websocket, web)
-
-        if self.settings.compat_path:
-            job_parameter = _job_parameter(self.settings.compat_path)
-
+        for path in self.settings.compat_feed_path:
+            router.add_api_websocket_route(path, compat_feed)
+        for template in self.settings.compat_path:
             # An id may have slashes.
-            template = re.sub(r"\{(\w+)\}$", r"{\1:path}", self.settings.compat_path)
-
-            @router.websocket(template)
-            async def compat(websocket: WebSocket) -> None:
-                await serve_compat(websocket, web, websocket.path_params[job_parameter])
+            path = re.sub(r"\{(\w+)\}$", r"{\1:path}", template)
+            router.add_api_websocket_route(path, _compat_route(web, _job_parameter(template)))
 
         # An id may have slashes, so the routes with an end of their own come first.
         @router.get(f"{base}/jobs/{{job_id:path}}/history")
@@ -177,6 +171,13 @@ def setup(app: FastAPI) -> None:
     The host's plugins are in ``app.state.realtime_plugins``.
     """
     Realtime(plugins=getattr(app.state, "realtime_plugins", ())).install(app)
+
+
+def _compat_route(web: WebState, parameter: str) -> Callable[[WebSocket], Awaitable[None]]:
+    async def compat(websocket: WebSocket) -> None:
+        await serve_compat(websocket, web, websocket.path_params[parameter])
+
+    return compat
 
 
 def _job_parameter(template: str) -> str:
