@@ -374,7 +374,7 @@ async def test_a_feed_is_for_its_own_user_and_counts_as_a_connection(settings: S
                 await browser.send(text)
                 await browser.wait_for("pong", number)
             async with CompatClient(url) as second:
-                assert await second.wait_closed() == 1008
+                assert await second.wait_closed() == 1006
             # A user without jobs gets no message until the first job starts.
             assert {message["type"] for message in browser.messages} == {"pong"}
             await web_server.rt.publish(

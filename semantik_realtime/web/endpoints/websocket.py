@@ -17,6 +17,7 @@ from semantik_realtime.clock import now_text
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.session import (
+    TRANSIENT_CODES,
     Action,
     Authenticate,
     Close,
@@ -116,7 +117,7 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
     except (AccessError, TopicError) as error:
         await _close(websocket, CloseCode.POLICY, str(error))
     except Ended as ended:
-        if ended.code in (CloseCode.DRAIN, CloseCode.EVICTED):
+        if ended.code in TRANSIENT_CODES:
             _drop()
         else:
             code = CloseCode.POLICY if ended.code >= 4000 else ended.code
