@@ -126,6 +126,7 @@ async def get_health(web: WebState) -> Response:
             "warnings": list(status.warnings),
         },
         "connections": len(web.hub.connections),
+        "unauthenticated": web.unauthenticated.count,
         "topics": web.hub.topics,
     }
     return JSONResponse(body, 200 if body["ready"] else 503)
