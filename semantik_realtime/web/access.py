@@ -18,7 +18,7 @@ from semantik_realtime.core.session import SUBPROTOCOL
 from semantik_realtime.core.topic import split_topic
 from semantik_realtime.errors import AccessError, BackendUnavailable, ConfigError
 from semantik_realtime.hookspecs import Credentials
-from semantik_realtime.urls import mask_text
+from semantik_realtime.urls import is_loopback, mask_text
 
 TOKEN_SUBPROTOCOL = "access_token."  # noqa: S105 - the prefix, not a token
 HOST_SECONDS = 5.0
@@ -134,7 +134,13 @@ class Access:
                 )
 
     def allows_origin(self, connection: HTTPConnection) -> bool:
-        """Return True if the page's origin is the same host, listed, or absent (not a browser)."""
+        """Return True if the page's origin is the same host, listed, or absent (not a browser).
+
+        In development a server on this machine also serves the pages of every
+        other port of this machine.
+        """
+        if self._settings.is_development and _is_local(connection):
+            return True
         origin = connection.headers.get("origin")
         allowed = self._settings.allowed_origins
         if origin is None or "*" in allowed or origin in allowed:
@@ -227,6 +233,20 @@ class Access:
         if type(user) not in (str, int) or user == "":
             raise AccessError("the token names no user", "unauthenticated")
         return Identity(str(user), float(claims["exp"]))
+
+
+def _is_local(connection: HTTPConnection) -> bool:
+    """Return True if both the page and the server, as the browser or a proxy names it, are local.
+
+    Neither header can be chosen by a page of another machine: its origin is
+    that machine's, whatever its name resolves to.
+    """
+    try:
+        page = urlsplit(connection.headers.get("origin", "")).hostname
+        host = urlsplit(f"//{connection.headers.get('host', '')}").hostname
+    except ValueError:
+        return False
+    return is_loopback(page or "") and is_loopback(host or "")
 
 
 def has_expired(identity: Identity) -> bool:
