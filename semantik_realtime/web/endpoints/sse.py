@@ -18,11 +18,12 @@ from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import BackendError, TopicError
-from semantik_realtime.web.access import Identity
+from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.endpoints.rest import Refused, identify, integer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.native import NativeWire, reconnect_seconds
 from semantik_realtime.web.wires.wire import Outgoing, Sync
 
@@ -123,7 +124,11 @@ class EventStream(Response):
     media_type = MEDIA_TYPE
 
     def __init__(
-        self, web: WebState, identity: Identity, asked: Mapping[str, Cursor | None], history: int
+        self,
+        web: WebState,
+        identity: CheckedIdentity,
+        asked: Mapping[str, Cursor | None],
+        history: int,
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
@@ -133,6 +138,8 @@ class EventStream(Response):
         self._history = history
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        peer = Peer(receive)
+        peer.end_if_vanished()
         web, wire, places = self._web, SseWire(self._asked), dict(self._asked)
         has_begun = False
 
@@ -180,9 +187,13 @@ class EventStream(Response):
                 await refused.response(scope, receive, send)
                 return
             last = {"type": "http.response.body", "body": _farewell(ended.code).encode()}
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await send(last)
+            with contextlib.suppress(OSError):
+                try:
+                    async with asyncio.timeout(CLOSE_SECONDS):
+                        await send(last)
+                except TimeoutError:
+                    # Nothing drains: the server would keep the socket as long as the kernel does.
+                    peer.abort()
 
 
 async def _may_begin(web: WebState, user: str, topics: Iterable[str]) -> bool:
