@@ -20,6 +20,7 @@ from semantik_realtime.web.access import Access
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.limiter import ConnectionLimiter
 from semantik_realtime.web.outage import DegradedMode, HostRecord
+from semantik_realtime.web.refusals import RefusalLog
 from semantik_realtime.web.unauthenticated import UnauthenticatedLimiter
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class WebState:
         self.settings = runtime.settings
         self._runtime = runtime
         self.access = Access(runtime.settings, runtime.plugins)
+        self.refusals = RefusalLog(runtime.settings.token_cookie)
         self.outage = DegradedMode(
             runtime.backend,
             recall=HostRecord(runtime.plugins),

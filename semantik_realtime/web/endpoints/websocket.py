@@ -227,7 +227,7 @@ async def _open_session(
     try:
         return await web.access.authenticate(credentials)
     except AccessError as error:
-        raise _refusal(session, error) from None
+        raise _refusal(session, error) from error
 
 
 async def _wait_for_token(
