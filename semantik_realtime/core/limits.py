@@ -6,6 +6,8 @@ MAX_REPLAY = 1000
 """Most events of a replay; beyond that a snapshot is cheaper for everyone."""
 MAX_HISTORY = MAX_REPLAY
 """Most events of history that a client may ask for beside a snapshot."""
+MAX_READ_BYTES = 2**20
+"""Most bytes of the events in one answer, unless the settings say otherwise."""
 RETENTION_EVENTS = MAX_REPLAY
 """Events that a topic's log keeps, unless the settings say otherwise."""
 MAX_KEYS = 1000
@@ -43,3 +45,7 @@ MAX_POSTED = 1000
 """Frames that may wait for a connection beside events: answers, syncs, heartbeats."""
 MAX_POSTED_BYTES = 16 * 2**20
 """Bytes of those frames. The last one may exceed it, for a snapshot has no limit."""
+MAX_READING_JOINS = 4
+"""Topics that a connection reads from the backend at once; further ones wait for their turn."""
+COLLECT_BYTES = EVICT_ABOVE_BYTES
+"""Above so many bytes a connection sends what it has collected before it collects more."""

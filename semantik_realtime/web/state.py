@@ -17,6 +17,7 @@ from semantik_realtime.web.access import Access
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.limiter import ConnectionLimiter
 from semantik_realtime.web.outage import DegradedMode, HostRecord
+from semantik_realtime.web.reads import Answers
 
 if TYPE_CHECKING:
     from semantik_realtime.web.metrics import WebMetrics
@@ -47,6 +48,7 @@ class WebState:
         )
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
+        self.answers = Answers()
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
         self.metrics: WebMetrics | None = None
         """None: there are no metrics; `metrics_error` is the reason."""

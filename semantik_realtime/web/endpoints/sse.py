@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -19,7 +19,8 @@ from semantik_realtime.core.session import CloseCode
 from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import BackendError, TopicError
 from semantik_realtime.web.access import Identity
-from semantik_realtime.web.endpoints.rest import Refused, identify, integer
+from semantik_realtime.web.endpoints.answers import PIECE_BYTES, Refused
+from semantik_realtime.web.endpoints.rest import identify, integer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
@@ -87,8 +88,13 @@ class SseWire(NativeWire):
         """The topics that were neither denied nor deleted."""
 
     def sync(self, sync: Sync) -> list[str]:
-        places = {sync.topic: sync.snapshot.cursor}
-        return [Placed(frame, places) for frame in super().sync(sync)]
+        # Encoded once for all streams, as the frame is: it may have a megabyte.
+        encoded = sync.encoded.get(self.name)
+        if encoded is None:
+            places = {sync.topic: sync.snapshot.cursor}
+            encoded = [Placed(frame, places) for frame in super().sync(sync)]
+            sync.encoded[self.name] = encoded
+        return encoded
 
     def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
         places = {topic: outgoing.cursor for topic, outgoing in waiting}
@@ -131,19 +137,19 @@ class EventStream(Response):
 
         async def write(frame: str) -> None:
             nonlocal has_begun
-            # An application may have encoded JSON with line ends; there they are white space.
-            line = frame.replace("\n", " ").replace("\r", " ")
-            text = f"data: {line}\n\n" if line else ":\n\n"
+            head = "data: " if frame else ":"
             if isinstance(frame, Placed):
                 places.update(frame.places)
                 id = ",".join("" if place is None else str(place) for place in places.values())
-                text = f"id: {id}\n{text}"
+                head = f"id: {id}\n{head}"
             if not has_begun:
                 has_begun = True
                 start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                 await send(start)
-                text = f"{_retry(reconnect_seconds())}\n{text}"
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+                head = f"{_retry(reconnect_seconds())}\n{head}"
+            for piece in _pieces(head, frame):
+                connection.note_progress()
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
             if not wire.open:
                 connection.end(CloseCode.FORBIDDEN, "no topic is left")
 
@@ -205,6 +211,19 @@ def _asked(request: Request, web: WebState, job_id: str | None) -> dict[str, Cur
     last = request.headers.get("last-event-id") or request.query_params.get("cursor", "")
     cursors = [Cursor.parse(text) if text else None for text in last.split(",")]
     return dict(zip(topics, cursors + [None] * len(topics), strict=False))
+
+
+def _pieces(head: str, frame: str) -> Iterator[bytes]:
+    """Yield an event of the stream, in pieces of at most `PIECE_BYTES` characters of its frame.
+
+    The server waits for the client between two pieces, so it never buffers more than a few.
+    """
+    for start in range(0, len(frame) or 1, PIECE_BYTES):
+        # An application may have encoded JSON with line ends; there they are white space.
+        part = frame[start : start + PIECE_BYTES].replace("\n", " ").replace("\r", " ")
+        end = "\n\n" if start + PIECE_BYTES >= len(frame) else ""
+        yield f"{head}{part}{end}".encode()
+        head = ""
 
 
 def _retry(seconds: float) -> str:

@@ -6,18 +6,19 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.limits import MAX_POSTED, MAX_POSTED_BYTES
+from semantik_realtime.core.limits import COLLECT_BYTES, MAX_READING_JOINS
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError, BackendUnavailable
+from semantik_realtime.hookspecs import Snapshot
 from semantik_realtime.web.access import Identity, has_expired
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from semantik_realtime.web.hub.hub import Hub
+from semantik_realtime.web.hub.outbox import Outbox
 from semantik_realtime.web.hub.subscription import Subscription
 from semantik_realtime.web.outage import DegradedMode
 from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
@@ -77,11 +78,9 @@ class Connection:
         self._joining: dict[str, asyncio.Task[None]] = {}
         # Topics that `may_watch` has allowed; provisional states are sent for these only.
         self._allowed: set[str] = set()
-        # Frames that wait, and how many bytes they have.
-        self._posted: deque[str] = deque()
-        self._posted_bytes = 0
-        # The frames that `write` is sending.
-        self._sending: Sequence[str] = ()
+        # Held while a topic is read, so that the answers to many topics do not pile up.
+        self._reading = asyncio.Semaphore(MAX_READING_JOINS)
+        self._outbox = Outbox()
         # Subscriptions with events or a snapshot to collect, in the order of their wake-ups.
         self._dirty: dict[Subscription, None] = {}
         # Asks the host for its record of topics that the backend does not know.
@@ -95,6 +94,11 @@ class Connection:
         self._next_heartbeat = time.monotonic() + heartbeat_seconds
         # The task that runs `write`.
         self._writer: asyncio.Task[Any] | None = None
+
+    @property
+    def user(self) -> str:
+        """Who is connected."""
+        return self.identity.user
 
     @property
     def topics(self) -> set[str]:
@@ -123,7 +127,7 @@ class Connection:
             subscription.channel.bytes_since(subscription.cursor)
             for subscription in list(self._dirty)
         )
-        return self._posted_bytes + sum(map(len, self._sending)) + behind
+        return self._outbox.bytes + behind
 
     @property
     def ended(self) -> Ended | None:
@@ -155,12 +159,10 @@ class Connection:
 
     def post(self, *frames: str) -> None:
         """Send ``frames`` soon, in order, before events that come later."""
-        if len(self._posted) >= MAX_POSTED or self._posted_bytes > MAX_POSTED_BYTES:
+        if self._outbox.add(frames):
+            self._wake.set()
+        else:
             self.end(CloseCode.EVICTED, "too slow")
-            return
-        self._posted.extend(frames)
-        self._posted_bytes += sum(map(len, frames))
-        self._wake.set()
 
     def end(self, code: CloseCode, reason: str) -> None:
         """End the connection, after the frames that are posted already were sent."""
@@ -230,25 +232,34 @@ class Connection:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            self._sending, batches = self._collect()
-            for frame in self._sending:
-                self._sending_since = time.monotonic()
-                await self._send(frame)
+            batches = self._collect()
+            while self._outbox.sending:
+                self.note_progress()
+                await self._send(self._outbox.sending[0])
+                self._outbox.sent()
             self._sending_since = None
-            self._sending = ()
             if batches:
                 self._hub.stats.count_written(batches, time.time())
-            if self._ended is not None and not self._posted:
+            if self._ended is not None and self._outbox.is_empty:
                 raise self._ended
 
-    def _collect(self) -> tuple[list[str], list[Outgoing]]:
-        """Return all that waits, as frames, and the batches of events in them."""
-        out = list(self._posted)
-        self._posted.clear()
-        self._posted_bytes = 0
+    def note_progress(self) -> None:
+        """A frame, or a part of one, is about to be sent: the one before has left the process."""
+        self._sending_since = time.monotonic()
+
+    def _collect(self) -> list[Outgoing]:
+        """Make `write` send what waits; return the batches of events in it.
+
+        Subscriptions beyond `COLLECT_BYTES` wait for the next time.
+        """
+        out = self._outbox.collect()
         dirty, self._dirty = self._dirty, {}
         waiting: list[tuple[str, Outgoing]] = []
+        collected = 0
         for subscription in dirty:
+            if collected > COLLECT_BYTES:
+                self.wake(subscription)
+                continue
             topic = subscription.channel.topic
             if self._subscriptions.get(topic) is not subscription:
                 continue
@@ -258,16 +269,19 @@ class Connection:
                 if snapshot.cursor is None:
                     self._start_recall(subscription, before)
                     continue
-                out += self._answer(subscription.channel.answer(before, snapshot))
+                frames = self._answer(subscription.channel.answer(before, snapshot))
+                collected += sum(map(len, frames))
+                out += frames
             outgoing = subscription.collect_events()
             if outgoing is None:
                 self.end(CloseCode.EVICTED, "too slow")
                 break
             if outgoing.events:
+                collected += len(outgoing.member)
                 waiting.append((topic, outgoing))
         if waiting:
             out += self._wire.events(waiting)
-        return out, [outgoing for _, outgoing in waiting]
+        return [outgoing for _, outgoing in waiting]
 
     def _answer(self, sync: Sync) -> list[str]:
         self._hub.stats.count_sync(sync.reason)
@@ -327,11 +341,19 @@ class Connection:
         if self._is_joining(topic):
             self._allowed.add(topic)
             self._outage.show(topic, self)
-        subscription, snapshot = await self._hub.follow(self, topic, asked, history)
+        async with self._reading:
+            # Nor those of a client that does not read.
+            await self._outbox.wait_for_room()
+            subscription, snapshot = await self._hub.follow(self, topic, asked, history)
+            self._joined(topic, asked, subscription, snapshot)
+
+    def _joined(
+        self, topic: str, asked: Cursor | None, subscription: Subscription, snapshot: Snapshot
+    ) -> None:
+        # No await from the reading to the post: no event may be sent before the sync.
         if not self._is_joining(topic):
             self._leave(subscription)
             return
-        # No await from here to the post: no event may be sent before the sync.
         self._subscriptions[topic] = subscription
         if snapshot.deleted:
             # `gone` must not cancel this very task.
