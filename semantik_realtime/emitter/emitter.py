@@ -1,4 +1,4 @@
-"""The emitter: the only part of a process that writes to the backend.
+"""The emitter: the only part of a process that writes events to the backend.
 
 Tasks and request handlers put drafts on a queue and go on; a thread, started
 at the first draft, sends them to the backend in batches. A draft that is alone
@@ -13,18 +13,18 @@ this, a step at a time.
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 from semantik_realtime.core.event import Draft, Receipt
 from semantik_realtime.core.limits import SPOOL_BYTES, SPOOL_DRAFTS
+from semantik_realtime.emitter import registry
+from semantik_realtime.emitter.dropped import DroppedEvents
+from semantik_realtime.emitter.handover import Handover
 from semantik_realtime.emitter.outcomes import EmitterStats, Outcomes
 from semantik_realtime.emitter.queue import Queue
 from semantik_realtime.emitter.sender import Reply, Sender, Writer
@@ -38,6 +38,12 @@ logger = logging.getLogger(__name__)
 MAX_BATCH = 500
 SLOW_SECONDS = 0.1
 """During a call that lasts longer another thread has to empty the inbox."""
+MAX_WAIT_SECONDS = 1.0
+"""Longest time that one call of `wait_for_room` waits."""
+ROOM_SECONDS = 0.002
+"""How often it looks whether there is room."""
+MAX_REPORTS = 20
+"""Reports of dropped events that are sent with one batch; of more, some could be dropped."""
 NOTICE_SECONDS = 0.02
 """How often a waiting `flush` looks whether the backend fails."""
 FAULT_SECONDS = 0.1
@@ -48,9 +54,10 @@ class Emitter:
     """Queue, threads and retries.
 
     All methods may be called from any thread and from signal receivers; only
-    `flush` and `close` wait, and none raises for an outage. The queue is
-    bounded in drafts and bytes, and the ends of attempts are dropped last
-    (`Spool`). After a fork the child begins with an empty queue and a producer
+    `wait_for_room`, `flush` and `close` wait, and none raises for an outage.
+    The queue is bounded in drafts and bytes, and the ends of attempts are
+    dropped last (`Spool`). How many events of a topic were dropped is reported
+    in its log (`DroppedEvents`). After a fork the child begins with an empty queue and a producer
     name of its own: the drafts that waited belong to the parent.
 
     Args:
@@ -78,13 +85,16 @@ class Emitter:
         self._directory = directory
         # Set by `on_delayed`; survives a fork.
         self._delayed: Callable[[Sequence[Draft]], object] | None = None
+        # Where children leave their drafts, or this process, if it is the child.
+        self._handover = None if directory is None else Handover(directory)
         self._begin()
-        _emitters.add(self)
+        registry.add(self)
 
     def _begin(self) -> None:
         self.stats = EmitterStats()
         self._outcomes = Outcomes(self.stats)
-        self._queue = Queue(self._max_drafts, self._max_bytes, self._outcomes.drop)
+        self._dropped = DroppedEvents()
+        self._queue = Queue(self._max_drafts, self._max_bytes, self._drop)
         self._throttled = ThrottledSources(self.stats)
         # Set to run the thread's next step; the thread clears it.
         self._wake = threading.Event()
@@ -128,16 +138,14 @@ class Emitter:
         self._delayed = delayed
 
     def emit(self, draft: Draft) -> None:
-        """Send ``draft`` soon. Costs less than a microsecond.
-
-        If too much waits, a draft that does not end an attempt is dropped and counted.
-        """
+        """Send ``draft`` soon. Costs less than a microsecond, and may drop it (`Queue.admits`)."""
         # Written out here, not as a method of the queue: one more call would cost a quarter more.
         queue = self._queue
         inbox = queue.inbox
         if len(inbox) >= queue.many_drafts or queue.inbox_bytes >= queue.many_bytes:
             if not queue.admits(draft, is_stuck=self._sender.has_called_for(SLOW_SECONDS)):
                 self._outcomes.drop(draft)
+                self._dropped.add_unlocked(draft)
                 return
         inbox.append(draft)
         queue.inbox_bytes += len(draft.body)
@@ -153,6 +161,21 @@ class Emitter:
         receipt = self._outcomes.promise(draft)
         self.emit(draft)
         return receipt
+
+    def wait_for_room(self) -> None:
+        """Wait until less than half of what may wait does, at most `MAX_WAIT_SECONDS`.
+
+        It does not wait while the backend fails. A loop that calls it before
+        each `emit` is as fast as the backend, and loses nothing.
+        """
+        queue = self._queue
+        # A sleep and no lock: a time limit may interrupt a task's thread here.
+        waited = 0.0
+        while queue.is_crowded and self._thread is not None and waited < MAX_WAIT_SECONDS:
+            if self.is_retrying or self._writer.fails_writes:
+                return
+            time.sleep(ROOM_SECONDS)
+            waited += ROOM_SECONDS
 
     def throttle(self, key: Hashable, interval_seconds: float, source: Source) -> None:
         """Call ``source`` in the emitter's thread, at most once an interval for ``key``.
@@ -196,6 +219,32 @@ class Emitter:
         if self._recovery is not None:
             self._wake_thread()
 
+    def accept_from_children(self, handover: Handover) -> None:
+        """Send what forked children leave in ``handover``. Once, before the first fork."""
+        self._handover = handover
+        self._recovery = SpoolRecovery(handover.directory)
+        self.recover()
+
+    def leave_to_parent(self, timeout_seconds: float) -> None:
+        """At a child's end: flush, and leave to its parent what is not acknowledged soon.
+
+        Without a parent that accepts it, flush for ``timeout_seconds``.
+        """
+        handover = self._handover
+        if handover is None:
+            self.flush(timeout_seconds)
+        elif not self.flush(handover.wait_seconds, while_failing=False):
+            self._queue.drain()
+            handover.leave(self._queue.all(), self._max_bytes)
+
+    def collect(self, timeout_seconds: float) -> bool:
+        """Wait until all is sent that children have left. Return False if it is not in time."""
+        handover, deadline = self._handover, time.monotonic() + timeout_seconds
+        while handover is not None and not handover.is_empty() and time.monotonic() < deadline:
+            self.retry_now()
+            time.sleep(NOTICE_SECONDS)
+        return handover is None or handover.is_empty()
+
     def close(self, timeout_seconds: float = 2.0) -> bool:
         """Flush, then end the thread. A later `emit` starts it again."""
         done = self.flush(timeout_seconds)
@@ -205,6 +254,11 @@ class Emitter:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_seconds)
         return done
+
+    def _drop(self, draft: Draft) -> None:
+        """Record that the spool has dropped a draft. The queue's lock is held."""
+        self._outcomes.drop(draft)
+        self._dropped.add(draft)
 
     def _wake_thread(self) -> None:
         if self._thread is None:
@@ -302,6 +356,9 @@ class Emitter:
                 self._recovery.look_now()
         self._outcomes.settle(batch, reply)
         self._queue.ack()
+        if self._dropped and not self._queue.is_crowded:
+            for report in self._dropped.reports(MAX_REPORTS):
+                self.emit(report)
         if self._file is not None and self._file.exists and not self._queue.has_delayed():
             self._file.remove()
 
@@ -334,31 +391,9 @@ class Emitter:
         if self._file is not None:
             self._file.release()
 
-    def _restart_in_child(self) -> None:
+    def restart_in_child(self) -> None:
+        """After a fork: begin with an empty queue."""
         # Closed here, the files stay locked by the parent.
         self._release_files()
         self._begin()
         self._writer.close_writer()
-
-
-# Every emitter of this process; an emitter that nobody uses any more leaves by itself.
-_emitters: weakref.WeakSet[Emitter] = weakref.WeakSet()
-
-
-def emitters() -> list[Emitter]:
-    """Return the emitters of this process."""
-    return list(_emitters)
-
-
-def _after_fork_in_child() -> None:
-    for emitter in emitters():
-        emitter._restart_in_child()
-
-
-def _close_all() -> None:
-    for emitter in emitters():
-        emitter.close()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
-atexit.register(_close_all)
