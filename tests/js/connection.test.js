@@ -4,7 +4,7 @@ import { afterEach, beforeEach, mock, test } from "node:test";
 import { isFinalCloseCode } from "../../semantik_realtime/web/static/protocol.js";
 import { event, Page, pass, settled, snapshot, Wire } from "./wire.js";
 
-const FINAL = [1009, 4400, 4401, 4403, 4408];
+const FINAL = [1009, 4400, 4401, 4403, 4408, 4420];
 const PASSING = [1000, 1001, 1005, 1006, 1011, 1012, 4402, 4413, 4429];
 
 let wires;

@@ -77,7 +77,7 @@ async def test_a_topic_outside_the_grammar_is_refused_before_connecting() -> Non
         await collect_numbers("ws://127.0.0.1:9/", "../x", 1)
 
 
-@pytest.mark.parametrize("code", [1009, 4400, 4401, 4402, 4403, 4408])
+@pytest.mark.parametrize("code", [1009, 4400, 4401, 4402, 4403, 4408, 4420])
 async def test_final_close_codes_end_the_client(code: int) -> None:
     async def refuse(connection: ServerConnection) -> None:
         await connection.close(code, "no")

@@ -12,6 +12,7 @@ import msgspec
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.reads import Answers, Busy
 
 logger = logging.getLogger(__name__)
@@ -79,14 +80,17 @@ class JsonAnswer(Response):
         if len(self.body) <= PIECE_BYTES:
             await super().__call__(scope, receive, send)
             return
+        peer = Peer(receive)
+        peer.end_if_vanished()
         try:
             with self._answers.place(self._user):
                 await self._send(send)
         except Busy as busy:
             await refuse_busy(busy)(scope, receive, send)
         except TimeoutError:
-            # The server closes a connection whose answer is not complete.
             logger.info("rest: answer not read bytes=%d", len(self.body))
+            # Where that has no effect, the server closes a connection whose answer is incomplete.
+            peer.abort()
 
     async def _send(self, send: Send) -> None:
         start = {"status": self.status_code, "headers": self.raw_headers}

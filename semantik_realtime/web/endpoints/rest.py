@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +16,14 @@ from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
-from semantik_realtime.web.access import Identity, credentials_of
+from semantik_realtime.web.credentials import credentials_of
 from semantik_realtime.web.endpoints.answers import JsonAnswer, Refused, refuse_busy
 from semantik_realtime.web.reads import Busy
 from semantik_realtime.web.state import WebState
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.wire import states_of
+
+logger = logging.getLogger(__name__)
 
 
 async def get_job(request: Request, web: WebState, job_id: str) -> Response:
@@ -57,7 +61,13 @@ async def _provisional(
             if states is not None:
                 body = {**_states(topic, None, states), "provisional": True}
                 return JsonAnswer(body, user, web.answers)
-    return Refused(503, error.code, str(error)).response
+    return _unavailable(error)
+
+
+def _unavailable(error: BackendError) -> Response:
+    """Answer 503, and log the reason, which may have addresses and names of the operator's."""
+    logger.warning("http: not answered error=%s", error)
+    return Refused(503, error.code, "not available now, try again later").response
 
 
 async def get_history(request: Request, web: WebState, job_id: str) -> Response:
@@ -76,7 +86,7 @@ async def get_history(request: Request, web: WebState, job_id: str) -> Response:
     except Busy as busy:
         return refuse_busy(busy)
     except BackendError as error:
-        return Refused(503, error.code, str(error)).response
+        return _unavailable(error)
     # A page has one event at least, but the request may ask for none.
     events = page.events[:limit]
     body = {
@@ -134,17 +144,17 @@ def _bears(request: Request, token: str) -> bool:
     return secrets.compare_digest(given.encode(), f"Bearer {token}".encode())
 
 
-async def identify(request: Request, web: WebState) -> Identity:
+async def identify(request: Request, web: WebState) -> CheckedIdentity:
     """Authenticate a request.
 
     Raises:
-        Refused: the credential is missing or was refused.
+        Refused: the credential is missing or was refused: 401, or 403 if another would not help.
         BackendUnavailable: nobody can tell now.
     """
     try:
-        return await web.access.authenticate(credentials_of(request))
+        return await web.access.authenticate(credentials_of(request, web.settings.token_cookie))
     except AccessError as error:
-        raise Refused(401, error.code, str(error)) from None
+        raise Refused(403 if error.code == "forbidden" else 401, error.code, str(error)) from None
 
 
 async def _authorized(request: Request, web: WebState, job_id: str) -> tuple[str, str]:

@@ -18,12 +18,13 @@ from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import BackendError, TopicError
-from semantik_realtime.web.access import Identity
 from semantik_realtime.web.endpoints.answers import PIECE_BYTES, Refused
+from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.endpoints.rest import identify, integer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.native import NativeWire, reconnect_seconds
 from semantik_realtime.web.wires.wire import Outgoing, Sync
 
@@ -31,7 +32,14 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0
 """At most; what proxies and the HTML standard expect of an idle stream."""
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+HEADERS = {
+    # What compresses a stream holds events back until a block is full. Proxies and the middleware
+    # of Express obey `no-transform`; the GZipMiddleware of Starlette before 0.46 and others in
+    # Python leave alone what names an encoding.
+    "Cache-Control": "no-store, no-transform",
+    "Content-Encoding": "identity",
+    "X-Accel-Buffering": "no",
+}
 MEDIA_TYPE = "text/event-stream"
 COMMENT = ""
 """A frame without content, for the heartbeat."""
@@ -47,7 +55,7 @@ async def get_events(request: Request, web: WebState, job_id: str | None = None)
     stats = web.hub.stats
     try:
         if not web.access.allows_origin(request):
-            raise Refused(403, "origin", "not for pages of this origin")
+            raise Refused(403, "origin", web.explain_refusal(request))
         identity = await identify(request, web)
         asked = _asked(request, web, job_id)
         history = integer(request, "history", 0, MAX_HISTORY)
@@ -122,7 +130,11 @@ class EventStream(Response):
     media_type = MEDIA_TYPE
 
     def __init__(
-        self, web: WebState, identity: Identity, asked: Mapping[str, Cursor | None], history: int
+        self,
+        web: WebState,
+        identity: CheckedIdentity,
+        asked: Mapping[str, Cursor | None],
+        history: int,
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
@@ -132,6 +144,8 @@ class EventStream(Response):
         self._history = history
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        peer = Peer(receive)
+        peer.end_if_vanished()
         web, wire, places = self._web, SseWire(self._asked), dict(self._asked)
         has_begun = False
 
@@ -179,9 +193,13 @@ class EventStream(Response):
                 await refused.response(scope, receive, send)
                 return
             last = {"type": "http.response.body", "body": _farewell(ended.code).encode()}
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await send(last)
+            with contextlib.suppress(OSError):
+                try:
+                    async with asyncio.timeout(CLOSE_SECONDS):
+                        await send(last)
+                except TimeoutError:
+                    # Nothing drains: the server would keep the socket as long as the kernel does.
+                    peer.abort()
 
 
 async def _may_begin(web: WebState, user: str, topics: Iterable[str]) -> bool:

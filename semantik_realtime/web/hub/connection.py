@@ -7,25 +7,23 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.limits import COLLECT_BYTES, MAX_READING_JOINS
 from semantik_realtime.core.session import CloseCode
-from semantik_realtime.errors import BackendError, BackendUnavailable
-from semantik_realtime.hookspecs import Snapshot
-from semantik_realtime.web.access import Identity, has_expired
+from semantik_realtime.errors import BackendError
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.outbox import Outbox
+from semantik_realtime.web.hub.recalls import Recalls
 from semantik_realtime.web.hub.subscription import Subscription
 from semantik_realtime.web.outage import DegradedMode
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
 
 logger = logging.getLogger(__name__)
-
-RECALL_RETRY_SECONDS = 5.0
 
 
 class Ended(Exception):
@@ -35,6 +33,13 @@ class Ended(Exception):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+
+class _Asked(NamedTuple):
+    """What the client wants of a topic."""
+
+    cursor: Cursor | None
+    history: int
 
 
 class Connection:
@@ -60,7 +65,7 @@ class Connection:
         hub: Hub,
         outage: DegradedMode,
         may_watch: Callable[[str, str], Awaitable[bool]],
-        identity: Identity,
+        identity: CheckedIdentity,
         send: Callable[[str], Awaitable[None]],
         *,
         heartbeat_seconds: float,
@@ -76,15 +81,22 @@ class Connection:
         # Topics that are followed, and those whose subscription is under way.
         self._subscriptions: dict[str, Subscription] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
+        # What the client asked for last, of each topic whose subscription is under way.
+        self._asked: dict[str, _Asked] = {}
+        # Held while a topic is read, so that many topics at once leave the backend to others too.
+        self._reading = asyncio.Semaphore(MAX_READING_JOINS)
+        # Authorizes the open topics again, and whether it has to begin anew when it is done.
+        self._rechecking: asyncio.Task[None] | None = None
+        self._recheck_again = False
         # Topics that `may_watch` has allowed; provisional states are sent for these only.
         self._allowed: set[str] = set()
-        # Held while a topic is read, so that the answers to many topics do not pile up.
-        self._reading = asyncio.Semaphore(MAX_READING_JOINS)
         self._outbox = Outbox()
         # Subscriptions with events or a snapshot to collect, in the order of their wake-ups.
         self._dirty: dict[Subscription, None] = {}
         # Asks the host for its record of topics that the backend does not know.
-        self._recalls: dict[Subscription, asyncio.Task[None]] = {}
+        self._recalls = Recalls(
+            outage.recall, hub.spawn, lambda sync: self.post(*self._answer(sync))
+        )
         # Set to make `write` collect and send.
         self._wake = asyncio.Event()
         # Why the server ends the connection; set once.
@@ -137,13 +149,22 @@ class Connection:
     # Called for the client.
 
     def subscribe(self, topic: str, asked: Cursor | None, history: int) -> None:
-        """Authorize, sync, then follow, in a task. A topic that is followed is synced anew."""
-        self.unsubscribe(topic)
-        self._joining[topic] = self._hub.spawn(self._join(topic, asked, history), "join")
+        """Authorize, sync, then follow, in a task. A topic that is followed is synced anew.
+
+        One whose subscription is under way gets no second task, but one answer
+        to what the client asked for last.
+        """
+        is_joining = topic in self._joining
+        if not is_joining:
+            self.unsubscribe(topic)
+        self._asked[topic] = _Asked(asked, history)
+        if not is_joining:
+            self._joining[topic] = self._hub.spawn(self._join(topic), "join")
 
     def unsubscribe(self, topic: str) -> None:
         """Stop following."""
         self._allowed.discard(topic)
+        self._asked.pop(topic, None)
         joining = self._joining.pop(topic, None)
         if joining is not None:
             joining.cancel()
@@ -151,11 +172,12 @@ class Connection:
         if subscription is not None:
             self._leave(subscription)
 
-    def reauthorize(self, identity: Identity) -> None:
-        """Replace the credential, and authorize every open topic again."""
+    def reauthorize(self, identity: CheckedIdentity) -> None:
+        """Replace the credential, and authorize every open topic again, in one task."""
         self.identity = identity
-        for topic in list(self._subscriptions):
-            self._hub.spawn(self._recheck(topic), "recheck")
+        self._recheck_again = True
+        if self._rechecking is None or self._rechecking.done():
+            self._rechecking = self._hub.spawn(self._recheck_all(), "recheck")
 
     def post(self, *frames: str) -> None:
         """Send ``frames`` soon, in order, before events that come later."""
@@ -174,6 +196,8 @@ class Connection:
         """Leave every topic: the connection has ended."""
         for topic in [*self._joining, *self._subscriptions]:
             self.unsubscribe(topic)
+        if self._rechecking is not None:
+            self._rechecking.cancel()
 
     # Watcher: called by the hub and by channels.
 
@@ -194,8 +218,8 @@ class Connection:
                     # It waits for a socket that accepts nothing.
                     self._writer.cancel()
             return
-        if has_expired(self.identity):
-            self.end(CloseCode.EXPIRED, "the token has expired")
+        if self.identity.has_expired:
+            self.end(CloseCode.EXPIRED, "the credential has expired")
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._heartbeat_seconds
             # While events wait, their cursor is one that the client does not have yet.
@@ -267,7 +291,7 @@ class Connection:
             if pending is not None:
                 before, snapshot = pending
                 if snapshot.cursor is None:
-                    self._start_recall(subscription, before)
+                    self._recalls.start(subscription, before)
                     continue
                 frames = self._answer(subscription.channel.answer(before, snapshot))
                 collected += sum(map(len, frames))
@@ -287,39 +311,15 @@ class Connection:
         self._hub.stats.count_sync(sync.reason)
         return self._wire.sync(sync)
 
-    # Topics that the backend does not know.
-
-    def _start_recall(self, subscription: Subscription, before: Cursor | None) -> None:
-        running = self._recalls.get(subscription)
-        if running is None or running.done():
-            recall = self._recall(subscription, before)
-            self._recalls[subscription] = self._hub.spawn(recall, "answer")
-
-    async def _recall(self, subscription: Subscription, before: Cursor | None) -> None:
-        """Ask the host for its record, outside the writer, which must not wait for it.
-
-        Until the host has answered the client gets nothing of the topic, unless
-        the backend comes to know it and a snapshot replaces the pending one.
-        """
-        channel = subscription.channel
-        while (snapshot := subscription.pending) is not None and snapshot.cursor is None:
-            try:
-                recalled = await self._outage.recall(channel.topic)
-            except BackendUnavailable:
-                await asyncio.sleep(RECALL_RETRY_SECONDS)
-                continue
-            if subscription.settle(snapshot):
-                self.post(*self._answer(channel.answer(before, snapshot, recalled)))
-                self.wake(subscription)
-
     # Joining and leaving.
 
-    async def _join(self, topic: str, asked: Cursor | None, history: int) -> None:
+    async def _join(self, topic: str) -> None:
         backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
         # A library may swallow a cancellation (wait_for until Python 3.12).
         while self._is_joining(topic):
             try:
-                await self._try_join(topic, asked, history)
+                if not await self._try_join(topic, self._asked[topic]):
+                    continue
             except BackendError as error:
                 logger.debug("connection: join waits topic=%s error=%s", topic, error)
                 await self._outage.wait_for_backend(backoff.next_seconds())
@@ -329,41 +329,44 @@ class Connection:
             else:
                 break
         if self._is_joining(topic):
-            del self._joining[topic]
+            del self._joining[topic], self._asked[topic]
 
     def _is_joining(self, topic: str) -> bool:
         return self._joining.get(topic) is asyncio.current_task()
 
-    async def _try_join(self, topic: str, asked: Cursor | None, history: int) -> None:
+    async def _try_join(self, topic: str, wanted: _Asked) -> bool:
+        """Join once. Return False if the client has asked for something else in the meantime."""
         if not await self._may_watch(self.identity.user, topic):
             self._deny(topic)
-            return
+            return True
         if self._is_joining(topic):
             self._allowed.add(topic)
             self._outage.show(topic, self)
+        asked, history = wanted
         async with self._reading:
-            # Nor those of a client that does not read.
+            # The answers of a client that does not read must not pile up.
             await self._outbox.wait_for_room()
             subscription, snapshot = await self._hub.follow(self, topic, asked, history)
-            self._joined(topic, asked, subscription, snapshot)
-
-    def _joined(
-        self, topic: str, asked: Cursor | None, subscription: Subscription, snapshot: Snapshot
-    ) -> None:
-        # No await from the reading to the post: no event may be sent before the sync.
-        if not self._is_joining(topic):
+        if not self._is_joining(topic) or self._asked[topic] is not wanted:
             self._leave(subscription)
-            return
+            return False
+        # No await from here to the post: no event may be sent before the sync.
         self._subscriptions[topic] = subscription
         if snapshot.deleted:
             # `gone` must not cancel this very task.
-            del self._joining[topic]
+            del self._joining[topic], self._asked[topic]
             self.gone(subscription)
         elif snapshot.cursor is None:
             subscription.restart(snapshot, asked)
         else:
             self.post(*self._answer(subscription.channel.answer(asked, snapshot)))
             self.wake(subscription)
+        return True
+
+    async def _recheck_all(self) -> None:
+        while self._recheck_again:
+            self._recheck_again = False
+            await asyncio.gather(*map(self._recheck, list(self._subscriptions)))
 
     async def _recheck(self, topic: str) -> None:
         # While nobody can tell, the earlier answer stands; the token itself is valid.
@@ -380,8 +383,6 @@ class Connection:
             self.end(CloseCode.POLICY, "not yours, or not there")
 
     def _leave(self, subscription: Subscription) -> None:
-        recall = self._recalls.pop(subscription, None)
-        if recall is not None:
-            recall.cancel()
+        self._recalls.cancel(subscription)
         self._dirty.pop(subscription, None)
         subscription.channel.leave(subscription)
