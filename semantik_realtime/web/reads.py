@@ -37,8 +37,8 @@ class Busy(RealtimeError):
 
     def __init__(self, *, is_user: bool) -> None:
         super().__init__("too many requests of this user" if is_user else "the server is busy")
-        self.is_user = is_user
-        """Whether the others are those of the same user."""
+        self.by = "user" if is_user else "server"
+        """Whose the others are: the same user's, or those of all."""
 
 
 class ReadQueue:

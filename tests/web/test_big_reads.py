@@ -206,6 +206,7 @@ async def test_a_read_that_takes_too_long_is_no_outage_and_a_subscription_waits_
                 assert refused.status_code == 503
                 assert refused.headers["retry-after"] == "1"
             assert backend.reads > 2
+            assert web_server.rt.web.hub.failed_reads >= 2
             assert not web_server.rt.backend.is_away
             backend.publish([author.draft("job:small", state={"status": "y"})])
             await watcher.wait_for_offset("job:small", 2)
@@ -239,6 +240,8 @@ async def test_slow_reads_of_one_user_delay_no_other_user() -> None:
             backend.gate.set()
             replies = await asyncio.gather(*requests)
             assert {reply.status_code for reply in replies} == {200, 429}
+        busy = sum(reply.status_code == 429 for reply in replies)
+        assert web_server.rt.web.hub.stats.busy == {"user": busy, "server": 0}
 
 
 async def test_an_answer_that_nobody_reads_is_dropped_after_a_while(

@@ -123,12 +123,12 @@ async def test_a_request_waits_for_a_short_time_and_then_is_refused(
     with pytest.raises(Busy) as refusal:
         async with queue.request_turn("7"):
             pass
-    assert refusal.value.is_user
+    assert refusal.value.by == "user"
     async with queue.request_turn("8"):
         with pytest.raises(Busy) as refusal:
             async with queue.request_turn("9"):
                 pass
-        assert not refusal.value.is_user
+        assert refusal.value.by == "server"
     assert queue.waiting == 0
     readers.end("7", 0)
     await settle()
@@ -152,10 +152,10 @@ async def test_too_many_requests_that_wait_are_refused_at_once() -> None:
     await settle()
     with pytest.raises(Busy) as refusal:
         await request("0")
-    assert refusal.value.is_user
+    assert refusal.value.by == "user"
     with pytest.raises(Busy) as refusal:
         await request("another")
-    assert not refusal.value.is_user
+    assert refusal.value.by == "server"
     readers.end(None, 0)
     await until(lambda: all(task.done() for task in tasks), 5)
     assert not any(task.exception() for task in tasks)
@@ -174,7 +174,7 @@ def test_big_answers_have_places_of_a_user_and_of_the_process() -> None:
         place.__enter__()
     with pytest.raises(Busy) as refusal, answers.place("8"):
         pass
-    assert not refusal.value.is_user
+    assert refusal.value.by == "server"
     for place in [*held, *more]:
         place.__exit__(None, None, None)
     with answers.place("7"):

@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from semantik_realtime.web.endpoints.peer import Peer
-from semantik_realtime.web.reads import Answers, Busy
+from semantik_realtime.web.reads import Busy
+from semantik_realtime.web.state import WebState
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +45,18 @@ class Refused(Exception):
             self.response.headers["Retry-After"] = str(RETRY_SECONDS)
 
 
-_warn_at = {True: 0.0, False: 0.0}
-"""When `refuse_busy` may log again, on the monotonic clock: for a user's requests, and for all."""
+_warn_at = {"user": 0.0, "server": 0.0}
+"""When `refuse_busy` may log again, on the monotonic clock."""
 
 
-def refuse_busy(busy: Busy) -> Response:
+def refuse_busy(web: WebState, busy: Busy) -> Response:
     """Return the response to a request that finds too many others: 429 if they are the user's."""
+    web.hub.stats.count_busy(busy.by)
     now = time.monotonic()
-    if now >= _warn_at[busy.is_user]:
-        _warn_at[busy.is_user] = now + WARN_SECONDS
-        logger.warning(
-            "rest: too busy, requests are refused by=%s", "user" if busy.is_user else "server"
-        )
-    return Refused(429 if busy.is_user else 503, busy.code, str(busy)).response
+    if now >= _warn_at[busy.by]:
+        _warn_at[busy.by] = now + WARN_SECONDS
+        logger.warning("rest: too busy, requests are refused by=%s", busy.by)
+    return Refused(429 if busy.by == "user" else 503, busy.code, str(busy)).response
 
 
 class JsonAnswer(Response):
@@ -65,16 +65,16 @@ class JsonAnswer(Response):
     Args:
         body: encoded with msgspec.
         user: whose answer it is.
-        answers: the places of big answers.
+        web: has the places of big answers.
         headers: of the response.
     """
 
     media_type = "application/json"
 
-    def __init__(self, body: Any, user: str, answers: Answers, **headers: str) -> None:
+    def __init__(self, body: Any, user: str, web: WebState, **headers: str) -> None:
         super().__init__(_encode(body), headers={"Cache-Control": "no-store", **headers})
         self._user = user
-        self._answers = answers
+        self._web = web
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if len(self.body) <= PIECE_BYTES:
@@ -83,10 +83,10 @@ class JsonAnswer(Response):
         peer = Peer(receive)
         peer.end_if_vanished()
         try:
-            with self._answers.place(self._user):
+            with self._web.answers.place(self._user):
                 await self._send(send)
         except Busy as busy:
-            await refuse_busy(busy)(scope, receive, send)
+            await refuse_busy(self._web, busy)(scope, receive, send)
         except TimeoutError:
             logger.info("rest: answer not read bytes=%d", len(self.body))
             # Where that has no effect, the server closes a connection whose answer is incomplete.

@@ -37,18 +37,18 @@ async def get_job(request: Request, web: WebState, job_id: str) -> Response:
             recalled = None if snapshot.deleted else await web.outage.recall(topic)
             if recalled is None:
                 raise Refused(404, "not_found", "no such job")
-            return JsonAnswer(_states(topic, None, recalled), user, web.answers)
+            return JsonAnswer(_states(topic, None, recalled), user, web)
     except Refused as refused:
         return refused.response
     except Busy as busy:
-        return refuse_busy(busy)
+        return refuse_busy(web, busy)
     except BackendError as error:
         return await _provisional(web, topic, user, error)
     etag = f'"{snapshot.cursor}"'
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers={"ETag": etag})
     states = _states(topic, snapshot.cursor, states_of(topic, snapshot))
-    return JsonAnswer(states, user, web.answers, ETag=etag)
+    return JsonAnswer(states, user, web, ETag=etag)
 
 
 async def _provisional(
@@ -60,7 +60,7 @@ async def _provisional(
             states = await web.outage.states(topic)
             if states is not None:
                 body = {**_states(topic, None, states), "provisional": True}
-                return JsonAnswer(body, user, web.answers)
+                return JsonAnswer(body, user, web)
     return _unavailable(error)
 
 
@@ -84,7 +84,7 @@ async def get_history(request: Request, web: WebState, job_id: str) -> Response:
     except Refused as refused:
         return refused.response
     except Busy as busy:
-        return refuse_busy(busy)
+        return refuse_busy(web, busy)
     except BackendError as error:
         return _unavailable(error)
     # A page has one event at least, but the request may ask for none.
@@ -96,7 +96,7 @@ async def get_history(request: Request, web: WebState, job_id: str) -> Response:
         "more": page.more or len(events) < len(page.events),
         "next": events[-1].offset if events else after,
     }
-    return JsonAnswer(body, user, web.answers)
+    return JsonAnswer(body, user, web)
 
 
 async def get_health(web: WebState) -> Response:

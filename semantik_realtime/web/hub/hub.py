@@ -77,6 +77,11 @@ class Hub:
         return len(self._channels)
 
     @property
+    def failed_reads(self) -> int:
+        """Reads that failed while the backend answered a smaller one, since the process began."""
+        return self._backend.failed_reads
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop that the hub lives on, if it runs."""
         return self._loop if self._loop is not None and self._loop.is_running() else None
