@@ -20,6 +20,7 @@ from semantik_realtime.web.access import Access
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.limiter import ConnectionLimiter
 from semantik_realtime.web.outage import DegradedMode, HostRecord
+from semantik_realtime.web.server_limits import ServerLimits
 
 if TYPE_CHECKING:
     from semantik_realtime.web.metrics import WebMetrics
@@ -52,6 +53,7 @@ class WebState:
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
+        self.server_limits = ServerLimits()
         self.metrics: WebMetrics | None = None
         """None: there are no metrics; `metrics_error` is the reason."""
         self.metrics_error = ""
