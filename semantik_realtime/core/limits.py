@@ -6,6 +6,9 @@ MAX_REPLAY = 1000
 """Most events of a replay; beyond that a snapshot is cheaper for everyone."""
 MAX_HISTORY = MAX_REPLAY
 """Most events of history that a client may ask for beside a snapshot."""
+COMPAT_HISTORY = 100
+"""Events of history that a client of the compatibility wire gets after the states, unless the
+settings say otherwise."""
 RETENTION_EVENTS = MAX_REPLAY
 """Events that a topic's log keeps, unless the settings say otherwise."""
 MAX_KEYS = 1000
@@ -29,7 +32,7 @@ FLOOD_SECONDS = 10.0
 MAX_READING_JOINS = 10
 """Topics that a connection reads from the backend at once; further ones wait for their turn."""
 MAX_UNAUTHENTICATED = 200
-"""WebSockets of a process that wait for a credential, unless the settings say otherwise."""
+"""WebSockets of a process that may wait for a credential, unless the settings say otherwise."""
 
 MAX_PRODUCERS = 256
 """Producers whose last number a topic remembers, to recognize a draft that is sent again."""
