@@ -144,7 +144,8 @@ class Draft(msgspec.Struct, kw_only=True, eq=False):
     attempt: int | None = None
     """The job's attempt; None means the newest one."""
     owner: str | None = None
-    """Becomes the topic's owner if the topic has none yet."""
+    """Becomes the topic's owner if the topic has none yet (`semantik_realtime.core.ownership`).
+    None: the topic's owner stays."""
 
     @property
     def digest(self) -> int:
@@ -162,6 +163,8 @@ class Outcome(StrEnum):
     """Refused: it belongs to an outdated attempt."""
     CLOSED = "closed"
     """Refused: its job has ended, or its topic was deleted."""
+    FOREIGN_OWNER = "foreign_owner"
+    """Refused: it has an owner, and its topic belongs to another one."""
     TOO_BIG = "too_big"
     """Refused: its body is over the setting ``max_event_bytes``."""
     TOO_MANY_KEYS = "too_many_keys"

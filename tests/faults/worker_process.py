@@ -114,7 +114,7 @@ def main(folder: str, seed: str) -> None:
         "steps": {job_topic(id): list(runs.values()) for id, runs in worker.steps.items()},
         "appended": stats.appended,
         "dropped": stats.dropped,
-        "refused": stats.stale + stats.closed + stats.rejected,
+        "refused": stats.stale + stats.closed + stats.foreign_owner + stats.rejected,
         "failures": stats.failures,
     }
     print(json.dumps(report), flush=True)
