@@ -17,7 +17,12 @@ END_TYPES = frozenset({"job_completed", "job_failed", "job_cancelled", "job_lost
 """Types of the events that end a job's attempt, and with it the job until a newer attempt."""
 END_STATUSES = frozenset(STATUS_OF_TYPE[type] for type in END_TYPES)
 """The ``status`` of a job whose newest attempt has ended."""
-RESERVED_TYPES = frozenset({*STATUS_OF_TYPE, "job_progress", "job_deleted", "log"})
+PROGRESS = "job_progress"
+"""Type of the events that only bring a newer state. Those that a later state supersedes may be
+left out."""
+EVENTS_DROPPED = "events_dropped"
+"""Type of the event that reports, in ``data.count``, how many events of its topic were dropped."""
+RESERVED_TYPES = frozenset({*STATUS_OF_TYPE, PROGRESS, EVENTS_DROPPED, "job_deleted", "log"})
 """Types that this package sends itself; a task cannot emit them."""
 
 

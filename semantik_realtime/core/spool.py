@@ -39,6 +39,8 @@ class Spool:
         # Those in flight, by running number; older than all in `_drafts`. It is replaced, never
         # changed, because another thread may read it.
         self._flight: dict[int, Draft] = {}
+        # The bytes of the bodies in `_flight`.
+        self._flight_bytes = 0
         # The running number of the next draft.
         self._next = 0
         # Which drafts to drop first. Made when the spool first overflows and cleared when it is
@@ -51,7 +53,7 @@ class Spool:
     @property
     def bytes(self) -> int:
         """The bytes of the bodies of all drafts, those in flight included."""
-        return self._bytes + sum(len(draft.body) for draft in self._flight.values())
+        return self._bytes + self._flight_bytes
 
     @property
     def added(self) -> int:
@@ -89,16 +91,18 @@ class Spool:
             size = 0
             while self._drafts and len(flight) < max_drafts:
                 number, draft = next(iter(self._drafts.items()))
-                size += len(draft.body)
-                if flight and size > max_bytes:
+                if flight and size + len(draft.body) > max_bytes:
                     break
+                size += len(draft.body)
                 flight[number] = self._remove(number)
             self._flight = flight
+            self._flight_bytes = size
         return list(self._flight.values())
 
     def ack(self) -> None:
         """Remove the drafts in flight: the backend has acknowledged them."""
         self._flight = {}
+        self._flight_bytes = 0
 
     def since(self, number: int) -> list[Draft]:
         """Return the drafts from the running ``number`` on, those in flight included, in order."""

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from semantik_realtime.core.event import Draft, Receipt
 from semantik_realtime.core.limits import SPOOL_BYTES, SPOOL_DRAFTS
+from semantik_realtime.emitter.dropped import DroppedEvents
 from semantik_realtime.emitter.outcomes import EmitterStats, Outcomes
 from semantik_realtime.emitter.queue import Queue
 from semantik_realtime.emitter.sender import Reply, Sender, Writer
@@ -38,6 +39,12 @@ logger = logging.getLogger(__name__)
 MAX_BATCH = 500
 SLOW_SECONDS = 0.1
 """During a call that lasts longer another thread has to empty the inbox."""
+MAX_WAIT_SECONDS = 1.0
+"""Longest time that one call of `wait_for_room` waits."""
+ROOM_SECONDS = 0.002
+"""How often it looks whether there is room."""
+MAX_REPORTS = 20
+"""Reports of dropped events that are sent with one batch; of more, some could be dropped."""
 NOTICE_SECONDS = 0.02
 """How often a waiting `flush` looks whether the backend fails."""
 FAULT_SECONDS = 0.1
@@ -48,9 +55,10 @@ class Emitter:
     """Queue, threads and retries.
 
     All methods may be called from any thread and from signal receivers; only
-    `flush` and `close` wait, and none raises for an outage. The queue is
-    bounded in drafts and bytes, and the ends of attempts are dropped last
-    (`Spool`). After a fork the child begins with an empty queue and a producer
+    `wait_for_room`, `flush` and `close` wait, and none raises for an outage.
+    The queue is bounded in drafts and bytes, and the ends of attempts are
+    dropped last (`Spool`). How many events of a topic were dropped is reported
+    in its log (`DroppedEvents`). After a fork the child begins with an empty queue and a producer
     name of its own: the drafts that waited belong to the parent.
 
     Args:
@@ -84,7 +92,8 @@ class Emitter:
     def _begin(self) -> None:
         self.stats = EmitterStats()
         self._outcomes = Outcomes(self.stats)
-        self._queue = Queue(self._max_drafts, self._max_bytes, self._outcomes.drop)
+        self._dropped = DroppedEvents()
+        self._queue = Queue(self._max_drafts, self._max_bytes, self._drop)
         self._throttled = ThrottledSources(self.stats)
         # Set to run the thread's next step; the thread clears it.
         self._wake = threading.Event()
@@ -138,6 +147,7 @@ class Emitter:
         if len(inbox) >= queue.many_drafts or queue.inbox_bytes >= queue.many_bytes:
             if not queue.admits(draft, is_stuck=self._sender.has_called_for(SLOW_SECONDS)):
                 self._outcomes.drop(draft)
+                self._dropped.add_unlocked(draft)
                 return
         inbox.append(draft)
         queue.inbox_bytes += len(draft.body)
@@ -153,6 +163,21 @@ class Emitter:
         receipt = self._outcomes.promise(draft)
         self.emit(draft)
         return receipt
+
+    def wait_for_room(self) -> None:
+        """Wait until less than half of what may wait does, at most `MAX_WAIT_SECONDS`.
+
+        It does not wait while the backend fails. A loop that calls it before
+        each `emit` is as fast as the backend, and loses nothing.
+        """
+        queue = self._queue
+        # A sleep and no lock: a time limit may interrupt a task's thread here.
+        waited = 0.0
+        while queue.is_crowded and self._thread is not None and waited < MAX_WAIT_SECONDS:
+            if self.is_retrying or self._writer.fails_writes:
+                return
+            time.sleep(ROOM_SECONDS)
+            waited += ROOM_SECONDS
 
     def throttle(self, key: Hashable, interval_seconds: float, source: Source) -> None:
         """Call ``source`` in the emitter's thread, at most once an interval for ``key``.
@@ -205,6 +230,11 @@ class Emitter:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_seconds)
         return done
+
+    def _drop(self, draft: Draft) -> None:
+        """Record that the spool has dropped a draft. The queue's lock is held."""
+        self._outcomes.drop(draft)
+        self._dropped.add(draft)
 
     def _wake_thread(self) -> None:
         if self._thread is None:
@@ -302,6 +332,9 @@ class Emitter:
                 self._recovery.look_now()
         self._outcomes.settle(batch, reply)
         self._queue.ack()
+        if self._dropped and not self._queue.is_crowded:
+            for report in self._dropped.reports(MAX_REPORTS):
+                self.emit(report)
         if self._file is not None and self._file.exists and not self._queue.has_delayed():
             self._file.remove()
 

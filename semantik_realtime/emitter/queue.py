@@ -25,7 +25,7 @@ class Queue:
     Args:
         max_drafts: most drafts of the inbox, and most of the spool.
         max_bytes: most bytes of their bodies, likewise.
-        drop: called, in any thread, with each draft for which there is no room.
+        drop: called, in any thread and with the lock held, with each draft that the spool drops.
     """
 
     def __init__(self, max_drafts: int, max_bytes: int, drop: Callable[[Draft], object]) -> None:
@@ -60,6 +60,11 @@ class Queue:
     def bytes(self) -> int:
         """About how many bytes the bodies have."""
         return self.inbox_bytes + self._spool.bytes
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether half of what may wait does, or more."""
+        return len(self) >= self.many_drafts or self.bytes >= self.many_bytes
 
     def admits(self, draft: Draft, *, is_stuck: bool) -> bool:
         """Return True if ``draft`` may be added to the inbox, which is half full or more.

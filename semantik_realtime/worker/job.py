@@ -16,7 +16,7 @@ import msgspec
 
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
-from semantik_realtime.core.lifecycle import END_TYPES, RESERVED_TYPES
+from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.runtime import Runtime
@@ -148,6 +148,8 @@ class Job:
         """Send an event of the application's own on the job's topic.
 
         Types are lower-case words, ``file_completed``; those of a job's life are refused.
+        Where events come faster than the backend takes them, a call waits, at most a
+        second (`Emitter.wait_for_room`); while the backend is away it does not.
         """
         try:
             reserved = type in RESERVED_TYPES
@@ -156,6 +158,8 @@ class Job:
         if reserved:
             note_misuse("reserved event type", self.id, type)
             return
+        # Before the lock is taken: the emitter's thread needs it to go on.
+        self.runtime.emitter.wait_for_room()
         with self._lock:
             if self.has_ended:
                 return
@@ -173,7 +177,8 @@ class Job:
             self._send_everywhere("job_started")
 
     def queue(self) -> None:
-        """Send that the job waits for a worker."""
+        """Send that the job waits for a worker. May wait as `emit` does."""
+        self.runtime.emitter.wait_for_room()
         with self._lock:
             self._send_everywhere("job_queued")
 
@@ -290,14 +295,14 @@ class Job:
             return
         self._update()
         version = self._state.version
-        if self._sent_version != version and self._send("job_progress", self._topics):
+        if self._sent_version != version and self._send(PROGRESS, self._topics):
             self._sent_version = version
 
     def _send_feeds(self) -> None:
         if self.has_ended or self._feed_version == self._state.version or not self._feeds:
             return
         self._update()
-        if self._send("job_progress", self._feeds):
+        if self._send(PROGRESS, self._feeds):
             self._feed_version = self._state.version
 
     def _send_everywhere(self, type: str, data: Mapping[str, Any] | None = None) -> None:

@@ -29,7 +29,13 @@ def test_the_types_and_statuses_are_those_of_the_protocol():
 
 
 def test_a_task_cannot_emit_a_type_that_this_package_sends():
-    assert {*STATUS_OF_TYPE, "job_progress", "job_deleted", "log"} == RESERVED_TYPES
+    assert {
+        *STATUS_OF_TYPE,
+        "job_progress",
+        "job_deleted",
+        "log",
+        "events_dropped",
+    } == RESERVED_TYPES
     for type in RESERVED_TYPES:
         check_type(type)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +19,12 @@ from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Outcome, Receipt, StateChange, encode_body
+from semantik_realtime.core.lifecycle import EVENTS_DROPPED
 from semantik_realtime.core.spool import Spool
+from semantik_realtime.emitter import dropped as dropped_module
 from semantik_realtime.emitter import emitter as emitter_module
 from semantik_realtime.emitter import queue, sender
+from semantik_realtime.emitter.dropped import DroppedEvents
 from semantik_realtime.emitter.emitter import Emitter
 from semantik_realtime.errors import AppendUncertain, BackendUnavailable
 
@@ -294,6 +299,145 @@ def test_a_confirmed_draft_has_its_receipt(emitter: Emitter) -> None:
     assert receipt.cursor.offset == 1
 
 
+def test_a_loop_that_waits_for_room_loses_nothing(line: Line) -> None:
+    emitter = Emitter(line.guard, max_drafts=100)
+    for number in range(5000):
+        emitter.wait_for_room()
+        emitter.emit(draft(number))
+        assert emitter.waiting <= 51
+    assert emitter.flush(10)
+    emitter.close(5)
+    assert emitter.stats.appended == 5000
+    assert emitter.stats.dropped == 0
+
+
+def test_the_wait_for_room_ends_when_the_backend_hangs_or_fails(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "HANG_SECONDS", 0.2)
+    monkeypatch.setattr(emitter_module, "MAX_WAIT_SECONDS", 60.0)
+    emitter = Emitter(line.guard, max_drafts=10)
+    line.open.clear()
+    for number in range(10):
+        emitter.emit(draft(number))
+    begun = time.monotonic()
+    emitter.wait_for_room()
+    assert line.guard.fails_writes
+    line.is_away = True
+    line.open.set()
+    wait_until(lambda: emitter.is_retrying)
+    emitter.wait_for_room()
+    assert time.monotonic() - begun < 30
+    line.is_away = False
+    assert emitter.flush(5)
+    emitter.close(5)
+
+
+def test_the_wait_for_room_is_bounded_while_the_backend_is_slow(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "HANG_SECONDS", 60.0)
+    monkeypatch.setattr(emitter_module, "MAX_WAIT_SECONDS", 0.05)
+    emitter = Emitter(line.guard, max_drafts=10)
+    line.open.clear()
+    for number in range(10):
+        emitter.emit(draft(number))
+    begun = time.monotonic()
+    emitter.wait_for_room()
+    assert 0.05 <= time.monotonic() - begun < 30
+    line.open.set()
+    assert emitter.flush(5)
+    emitter.close(5)
+
+
+def test_a_time_limit_that_ends_the_wait_for_room_leaves_the_emitter_whole(line: Line) -> None:
+    class TimeLimit(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise TimeLimit
+
+    emitter = Emitter(line.guard, max_drafts=10)
+    line.open.clear()
+    for number in range(10):
+        emitter.emit(draft(number))
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(TimeLimit):
+            emitter.wait_for_room()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    line.open.set()
+    assert emitter.flush(5)
+    emitter.close(5)
+    assert emitter.stats.appended == 10
+
+
+def reported(line: Line, topic: str = TOPIC) -> list[int]:
+    """Return the counts that the reports of dropped events in a log have."""
+    log = line.backend._logs.get(topic)
+    events = [json.loads(entry[0].json) for entry in log.entries] if log else []
+    return [event["data"]["count"] for event in events if event["type"] == EVENTS_DROPPED]
+
+
+def test_how_many_events_were_dropped_is_an_event_after_the_return(line: Line) -> None:
+    emitter = Emitter(line.guard, max_drafts=10)
+    line.is_away = True
+    for number in range(100):
+        emitter.emit(draft(number))
+    emitter.emit(draft(100, topic="job:2", terminal=True))
+    wait_until(lambda: emitter.is_retrying and not emitter._queue.inbox)
+    dropped = emitter.stats.dropped
+    assert dropped > 0
+    line.is_away = False
+    wait_until(lambda: reported(line))
+    assert emitter.flush(5)
+    emitter.close(5)
+    assert reported(line) == [dropped]
+    assert reported(line, "job:2") == []
+    assert emitter.stats.appended == 101 - dropped + 1
+
+
+def test_dropped_events_are_reported_after_the_end_of_their_job(line: Line) -> None:
+    emitter = Emitter(line.guard, max_drafts=10)
+    line.is_away = True
+    for number in range(100):
+        emitter.emit(draft(number))
+    emitter.emit(draft(100, terminal=True))
+    line.is_away = False
+    wait_until(lambda: reported(line))
+    emitter.close(5)
+    assert sum(reported(line)) == emitter.stats.dropped
+
+
+def test_dropped_progress_is_not_reported_and_dropped_reports_are_counted_again() -> None:
+    dropped = DroppedEvents()
+    one = draft(1)
+    one.owner = "7"
+    dropped.add(one)
+    dropped.add_unlocked(one)
+    progress = draft(2)
+    progress.type = "job_progress"
+    dropped.add(progress)
+    (report,) = dropped.reports(10)
+    assert (report.topic, report.type, report.owner) == (TOPIC, EVENTS_DROPPED, "7")
+    assert not dropped
+    dropped.add(report)
+    dropped.add(one)
+    (report,) = dropped.reports(10)
+    assert json.loads(report.body)["data"] == {"count": 3}
+
+
+def test_the_topics_of_dropped_events_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropped_module, "MAX_TOPICS", 3)
+    dropped = DroppedEvents()
+    for number in range(10):
+        dropped.add(draft(number, topic=f"job:{number}"))
+    assert [report.topic for report in dropped.reports(10)] == ["job:0", "job:1", "job:2"]
+
+
 def test_ends_are_kept_in_a_full_queue(line: Line) -> None:
     emitter = Emitter(line.guard, max_drafts=10)
     line.open.clear()
@@ -305,8 +449,9 @@ def test_ends_are_kept_in_a_full_queue(line: Line) -> None:
     line.open.set()
     assert emitter.flush(5)
     emitter.close(5)
-    assert line.bodies()[-1] == draft(100, terminal=True).body[1:]
-    assert emitter.stats.dropped == 101 - emitter.stats.appended > 0
+    assert line.bodies()[-2] == draft(100, terminal=True).body[1:]
+    assert reported(line) == [emitter.stats.dropped]
+    assert emitter.stats.dropped == 102 - emitter.stats.appended > 0
 
 
 @pytest.mark.parametrize("limits", [{"max_drafts": 100}, {"max_bytes": 2**16}])
@@ -332,7 +477,8 @@ def test_waiting_drafts_are_bounded_while_the_backend_hangs_and_every_end_is_kep
     assert emitter.flush(10)
     emitter.close(5)
     assert all(one.topic in line.backend._logs for one in ends)
-    assert emitter.stats.dropped + emitter.stats.appended == 3001
+    reports = sum(len(reported(line, topic)) for topic in line.backend._logs)
+    assert emitter.stats.dropped + emitter.stats.appended == 3001 + reports
     assert (emitter.waiting, emitter.waiting_bytes) == (0, 0)
 
 
@@ -347,7 +493,8 @@ def test_even_ends_are_bounded_while_the_backend_hangs(line: Line) -> None:
     line.open.set()
     assert emitter.flush(10)
     emitter.close(5)
-    assert emitter.stats.dropped + emitter.stats.appended == 3001
+    reports = sum(len(reported(line, topic)) for topic in line.backend._logs)
+    assert emitter.stats.dropped + emitter.stats.appended == 3001 + reports
     assert "job:3000" in line.backend._logs
 
 
@@ -377,10 +524,10 @@ def test_dropped_drafts_leave_gaps_in_the_numbers_and_no_duplicates(
         emitter.emit(draft(number))
     wait_until(lambda: emitter.waiting <= 11)
     line.is_away = False
-    assert emitter.flush(5)
-    assert line.bodies()[-1] == draft(99).body[1:]
+    wait_until(lambda: reported(line))
+    assert line.bodies()[-2] == draft(99).body[1:]
     assert emitter.stats.duplicate == 0
-    numbers = [number for _, number in line.batches[-1]]
+    numbers = [number for _, number in line.batches[-2]]
     assert numbers == sorted(numbers)
     assert numbers[-1] == 100 > len(numbers)
 

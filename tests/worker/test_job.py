@@ -440,6 +440,23 @@ def test_an_error_is_its_type_and_message() -> None:
     assert len(describe_error(ValueError("x" * 5000))["message"]) == 1000
 
 
+@pytest.mark.every_backend
+def test_a_tight_loop_of_events_is_as_fast_as_the_backend_and_loses_none(
+    settings: Settings,
+) -> None:
+    few = settings.model_copy(update={"spool_drafts": 200, "retention_events": 10_000})
+    runtime = Runtime(few)
+    running = Job(runtime, JobMeta("tight", "index", "7", ()), 1)
+    running.begin()
+    for number in range(5000):
+        running.emit("file_completed", number=number)
+    running.end("job_completed")
+    assert runtime.emitter.flush(60)
+    runtime.close()
+    assert runtime.emitter.stats.dropped == 0
+    assert runtime.emitter.stats.appended >= 5002
+
+
 def test_tasks_cannot_emit_the_types_of_a_jobs_life(running: Job, log: Look) -> None:
     before = log("job:1").types
     for type in RESERVED_TYPES:
