@@ -15,6 +15,7 @@ from semantik_realtime.errors import BackendError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.web.access import Access
 from semantik_realtime.web.hub.hub import Hub
+from semantik_realtime.web.hub.permission import Permissions
 from semantik_realtime.web.limiter import ConnectionLimiter
 from semantik_realtime.web.outage import DegradedMode, HostRecord
 
@@ -47,6 +48,7 @@ class WebState:
         )
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
+        self.permissions = Permissions(self.access, self.hub.top)
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
         self.metrics: WebMetrics | None = None
         """None: there are no metrics; `metrics_error` is the reason."""
@@ -59,23 +61,6 @@ class WebState:
         """How many drafts this process has not sent yet, and their bytes."""
         emitter = self._runtime.emitter
         return {"drafts": emitter.waiting, "bytes": emitter.waiting_bytes}
-
-    async def may_watch(self, user: str, topic: str) -> bool:
-        """Return True if ``user`` may watch ``topic``, by the owner that the backend knows.
-
-        While the backend is away the owner is unknown. Then a refusal proves
-        nothing, because it may come from the unknown owner.
-
-        Raises:
-            BackendError: the owner is needed, and the backend does not answer.
-        """
-        try:
-            top = await self.hub.top(topic)
-        except BackendError:
-            if await self.access.authorize(user, topic, None):
-                return True
-            raise
-        return await self.access.authorize(user, topic, top.owner if top else None)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:

@@ -156,7 +156,7 @@ class EventStream(Response):
             wire,
             web.hub,
             web.outage,
-            web.may_watch,
+            web.permissions,
             self._identity,
             write,
             heartbeat_seconds=min(HEARTBEAT_SECONDS, web.settings.heartbeat_seconds),
@@ -179,13 +179,18 @@ class EventStream(Response):
 
 
 async def _may_begin(web: WebState, user: str, topics: Iterable[str]) -> bool:
-    """Return True if the user may watch one of ``topics``, or if nobody can tell now."""
+    """Return True once the user may watch one of ``topics``, or if nobody can tell now."""
+    waits = [asyncio.ensure_future(web.permissions.wait(user, topic)) for topic in topics]
     try:
-        for topic in topics:
-            if await web.may_watch(user, topic):
+        for permission in asyncio.as_completed(waits):
+            if (await permission).is_allowed:
                 return True
     except BackendError:
         return True
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
     return False
 
 

@@ -97,7 +97,7 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
         with counting_refusals(web):
             identity = await web.access.authenticate(credentials_of(websocket))
             topic = user_topic(identity.user) if job_id is None else name_topic(f"job:{job_id}")
-            if not await web.may_watch(identity.user, topic):
+            if not (await web.permissions.wait(identity.user, topic)).is_allowed:
                 raise Ended(CloseCode.POLICY, "not yours, or not there")
         wire = CompatWire(topic, now_text, after)
 
@@ -225,7 +225,7 @@ def _connect(
         wire,
         web.hub,
         web.outage,
-        web.may_watch,
+        web.permissions,
         identity,
         send,
         heartbeat_seconds=heartbeat_seconds or web.settings.heartbeat_seconds,

@@ -18,6 +18,7 @@ from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.web.access import Identity, has_expired
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from semantik_realtime.web.hub.hub import Hub
+from semantik_realtime.web.hub.permission import Permissions
 from semantik_realtime.web.hub.subscription import Subscription
 from semantik_realtime.web.outage import DegradedMode
 from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
@@ -46,8 +47,7 @@ class Connection:
         wire: how frames are encoded.
         hub: the process's hub.
         outage: the process's degraded mode.
-        may_watch: whether a user may watch a topic; raises BackendError if
-            nobody can tell now.
+        permissions: whether a user may watch a topic.
         identity: who is connected, and until when.
         send: sends one frame to the client.
         heartbeat_seconds: between two heartbeats.
@@ -58,7 +58,7 @@ class Connection:
         wire: Wire,
         hub: Hub,
         outage: DegradedMode,
-        may_watch: Callable[[str, str], Awaitable[bool]],
+        permissions: Permissions,
         identity: Identity,
         send: Callable[[str], Awaitable[None]],
         *,
@@ -69,13 +69,15 @@ class Connection:
         self._wire = wire
         self._hub = hub
         self._outage = outage
-        self._may_watch = may_watch
+        self._permissions = permissions
         self._send = send
         self._heartbeat_seconds = heartbeat_seconds
         # Topics that are followed, and those whose subscription is under way.
         self._subscriptions: dict[str, Subscription] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
-        # Topics that `may_watch` has allowed; provisional states are sent for these only.
+        # Asks whether a subscription whose log has begun again may still be served.
+        self._authorizing: dict[Subscription, asyncio.Task[None]] = {}
+        # Topics that are allowed; provisional states are sent for these only.
         self._allowed: set[str] = set()
         # Frames that wait, and how many bytes they have.
         self._posted: deque[str] = deque()
@@ -252,6 +254,9 @@ class Connection:
             topic = subscription.channel.topic
             if self._subscriptions.get(topic) is not subscription:
                 continue
+            if not subscription.is_permitted:
+                self._start_authorizing(subscription)
+                continue
             pending = subscription.collect_pending()
             if pending is not None:
                 before, snapshot = pending
@@ -298,6 +303,34 @@ class Connection:
                 self.post(*self._answer(channel.answer(before, snapshot, recalled)))
                 self.wake(subscription)
 
+    # Topics whose log has begun again.
+
+    def _start_authorizing(self, subscription: Subscription) -> None:
+        # Meanwhile it gets nothing of the topic, provisional states neither.
+        self._allowed.discard(subscription.channel.topic)
+        running = self._authorizing.get(subscription)
+        if running is None or running.done():
+            task = self._hub.spawn(self._authorize(subscription), "authorize")
+            self._authorizing[subscription] = task
+
+    async def _authorize(self, subscription: Subscription) -> None:
+        topic = subscription.channel.topic
+        try:
+            is_allowed = await self._permissions.renew(
+                self.identity.user, subscription, self._outage.wait_for_backend
+            )
+        except Exception:
+            self.end(CloseCode.SERVER_ERROR, "server error")
+            raise
+        if self._subscriptions.get(topic) is not subscription:
+            return
+        if is_allowed:
+            self._allowed.add(topic)
+            self.wake(subscription)
+        else:
+            self.unsubscribe(topic)
+            self._deny(topic)
+
     # Joining and leaving.
 
     async def _join(self, topic: str, asked: Cursor | None, history: int) -> None:
@@ -321,7 +354,8 @@ class Connection:
         return self._joining.get(topic) is asyncio.current_task()
 
     async def _try_join(self, topic: str, asked: Cursor | None, history: int) -> None:
-        if not await self._may_watch(self.identity.user, topic):
+        permission = await self._permissions.wait(self.identity.user, topic)
+        if not permission.is_allowed:
             self._deny(topic)
             return
         if self._is_joining(topic):
@@ -333,11 +367,12 @@ class Connection:
             return
         # No await from here to the post: no event may be sent before the sync.
         self._subscriptions[topic] = subscription
+        subscription.permit(permission.epoch)
         if snapshot.deleted:
             # `gone` must not cancel this very task.
             del self._joining[topic]
             self.gone(subscription)
-        elif snapshot.cursor is None:
+        elif snapshot.cursor is None or snapshot.cursor.epoch != permission.epoch:
             subscription.restart(snapshot, asked)
         else:
             self.post(*self._answer(subscription.channel.answer(asked, snapshot)))
@@ -346,8 +381,8 @@ class Connection:
     async def _recheck(self, topic: str) -> None:
         # While nobody can tell, the earlier answer stands; the token itself is valid.
         with contextlib.suppress(BackendError):
-            allowed = await self._may_watch(self.identity.user, topic)
-            if not allowed and topic in self._subscriptions:
+            permission = await self._permissions.ask(self.identity.user, topic)
+            if not permission.is_allowed and topic in self._subscriptions:
                 self.unsubscribe(topic)
                 self._deny(topic)
 
@@ -358,8 +393,10 @@ class Connection:
             self.end(CloseCode.POLICY, "not yours, or not there")
 
     def _leave(self, subscription: Subscription) -> None:
-        recall = self._recalls.pop(subscription, None)
-        if recall is not None:
-            recall.cancel()
+        for tasks in (self._recalls, self._authorizing):
+            task = tasks.pop(subscription, None)
+            # `unsubscribe` must not cancel the very task that calls it.
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
         self._dirty.pop(subscription, None)
         subscription.channel.leave(subscription)

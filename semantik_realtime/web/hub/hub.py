@@ -32,6 +32,7 @@ from semantik_realtime.hookspecs import Snapshot, Status, Top
 from semantik_realtime.web.hub.channel import Channel, ChannelIO, has_failed
 from semantik_realtime.web.hub.stats import HubStats
 from semantik_realtime.web.hub.subscription import Subscription, Watcher
+from semantik_realtime.web.hub.top_reader import TopReader
 from semantik_realtime.web.outage import DegradedMode
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Hub:
         self.stats = HubStats()
         self._backend = backend
         self._degraded_mode = degraded_mode
+        # What `top` asks, in batches: many connections ask at once when a server restarts.
+        self._top_reader = TopReader(self._read_tops, self.spawn)
         # Added by `on_tick`, never removed; `_tick` calls them about once a second.
         self._on_tick: list[Callable[[], object]] = []
         # By topic. `follow` makes a channel; it is removed after its last watcher.
@@ -242,8 +245,7 @@ class Hub:
         Raises:
             BackendError: it cannot be asked now.
         """
-        await self.open()
-        return (await self._backend.tops([topic])).get(topic)
+        return await self._top_reader.read(topic)
 
     async def read(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
         """Read a topic once.
@@ -284,6 +286,10 @@ class Hub:
         channel = self._channels.get(topic)
         if channel is not None:
             channel.gone()
+
+    async def _read_tops(self, topics: Sequence[str]) -> dict[str, Top]:
+        await self.open()
+        return await self._backend.tops(topics)
 
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()
