@@ -194,7 +194,7 @@ class Client:
         self.syncs: list[Sync] = []
         self.applied = 0
         """How many events came live or as a replay."""
-        self.allowed: tuple[str, ...] = ()
+        self.allowed: dict[str, str | None] = {}
         self.wire_name = "test"
         self.subscriptions = 1
         self.outbox_bytes = 0

@@ -126,7 +126,7 @@ async def test_a_web_server_starts_without_a_backend_after_start_tries_tries(
 class FakeConnection:
     """A connection that may see one topic."""
 
-    allowed = ("job:1",)
+    allowed = {"job:1": None}
 
     def degraded(self, since: str) -> None:
         pass

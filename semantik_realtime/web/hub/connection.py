@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from semantik_realtime.backoff import Backoff
@@ -77,8 +77,8 @@ class Connection:
         self._joining: dict[str, asyncio.Task[None]] = {}
         # Asks whether a subscription whose log has begun again may still be served.
         self._authorizing: dict[Subscription, asyncio.Task[None]] = {}
-        # Topics that are allowed; provisional states are sent for these only.
-        self._allowed: set[str] = set()
+        # Topics that are allowed, by which owner; provisional states are sent for these only.
+        self._allowed: dict[str, str | None] = {}
         # Frames that wait, and how many bytes they have.
         self._posted: deque[str] = deque()
         self._posted_bytes = 0
@@ -104,8 +104,8 @@ class Connection:
         return self._subscriptions.keys() | self._joining.keys()
 
     @property
-    def allowed(self) -> Collection[str]:
-        """The topics whose states it may get."""
+    def allowed(self) -> Mapping[str, str | None]:
+        """The topics whose states it may get, each with its owner; None: not known."""
         return self._allowed
 
     @property
@@ -141,7 +141,7 @@ class Connection:
 
     def unsubscribe(self, topic: str) -> None:
         """Stop following."""
-        self._allowed.discard(topic)
+        self._allowed.pop(topic, None)
         joining = self._joining.pop(topic, None)
         if joining is not None:
             joining.cancel()
@@ -307,7 +307,7 @@ class Connection:
 
     def _start_authorizing(self, subscription: Subscription) -> None:
         # Meanwhile it gets nothing of the topic, provisional states neither.
-        self._allowed.discard(subscription.channel.topic)
+        self._allowed.pop(subscription.channel.topic, None)
         running = self._authorizing.get(subscription)
         if running is None or running.done():
             task = self._hub.spawn(self._authorize(subscription), "authorize")
@@ -316,7 +316,7 @@ class Connection:
     async def _authorize(self, subscription: Subscription) -> None:
         topic = subscription.channel.topic
         try:
-            is_allowed = await self._permissions.renew(
+            permission = await self._permissions.renew(
                 self.identity.user, subscription, self._outage.wait_for_backend
             )
         except Exception:
@@ -324,8 +324,8 @@ class Connection:
             raise
         if self._subscriptions.get(topic) is not subscription:
             return
-        if is_allowed:
-            self._allowed.add(topic)
+        if permission.is_allowed:
+            self._allowed[topic] = permission.owner
             self.wake(subscription)
         else:
             self.unsubscribe(topic)
@@ -359,7 +359,7 @@ class Connection:
             self._deny(topic)
             return
         if self._is_joining(topic):
-            self._allowed.add(topic)
+            self._allowed[topic] = permission.owner
             self._outage.show(topic, self)
         subscription, snapshot = await self._hub.follow(self, topic, asked, history)
         if not self._is_joining(topic):

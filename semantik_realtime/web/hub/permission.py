@@ -115,13 +115,13 @@ class Permissions:
         user: str,
         subscription: Subscription,
         pause: Callable[[float], Awaitable[None]],
-    ) -> bool:
+    ) -> Permission:
         """Return whether ``user`` may get what waits for ``subscription``, and permit it if so.
 
         While nobody can tell it pauses, with ``pause``, and asks again.
         """
         backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
-        while not subscription.is_permitted:
+        while True:
             snapshot = subscription.pending
             try:
                 permission = await self._ask_for(user, subscription.channel.topic, snapshot)
@@ -132,11 +132,10 @@ class Permissions:
             if permission.epoch != subscription.epoch or subscription.pending is not snapshot:
                 # The topic has changed again, and the channel has not read it yet.
                 await pause(backoff.next_seconds())
-            elif permission.is_allowed:
-                subscription.permit(permission.epoch)
             else:
-                return False
-        return True
+                if permission.is_allowed:
+                    subscription.permit(permission.epoch)
+                return permission
 
     async def _ask_for(self, user: str, topic: str, snapshot: Snapshot | None) -> Permission:
         # A replay may be one of this process, which does not know the owner.

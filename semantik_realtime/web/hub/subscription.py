@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from semantik_realtime.core.event import Cursor
@@ -15,8 +15,8 @@ class Watcher(Protocol):
     """A connection, as the hub and its channels see it."""
 
     @property
-    def allowed(self) -> Collection[str]:
-        """The topics whose states it may get."""
+    def allowed(self) -> Mapping[str, str | None]:
+        """The topics whose states it may get, each with its owner; None: not known."""
 
     @property
     def wire_name(self) -> str:
