@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_workers import Place, running
+from celery_workers import Place, running
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "web"))
 
@@ -18,7 +17,6 @@ from web_servers import serve_realtime
 
 from semantik_realtime.config import Settings
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.testing.servers import ROWS
 from semantik_realtime.worker.tracker import TaskTracker
 
 JOBS = 200
@@ -34,18 +32,9 @@ def default_row() -> str:
 @pytest.mark.every_backend(shares_storage=True)
 @pytest.mark.parametrize("is_tracked", [False, True], ids=["apply_async", "submit"])
 async def test_a_job_that_was_just_sent_may_be_watched(
-    row: str,
-    server_url: Callable[[str], str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    is_tracked: bool,
+    broker: str, place: Place, tmp_path: Path, is_tracked: bool
 ) -> None:
     """``apply_async`` with the header alone, or with the events and the flush of ``submit``."""
-    import mirrored_app
-
-    broker, place = server_url("valkey"), Place(ROWS[row].backend, server_url(row))
-    for name in ("broker_url", "result_backend"):
-        monkeypatch.setitem(mirrored_app.app.conf, name, broker)
     tracker = TaskTracker()
     with running(broker, place, "prefork", tmp_path) as worker:
         settings = Settings(**{**worker.settings.model_dump(), "jwt_secret": SECRET})
