@@ -161,12 +161,14 @@ class Backend(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def claim(self, topic: str, job: str, token: str) -> int:
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         """Return the number of a new attempt of ``job``: one above the newest, atomically.
 
         The same ``token`` gets the same number, so a retry is safe. From then
         on drafts of older attempts are refused as stale. Return 0 if the topic
-        was deleted: all drafts of the attempt will be refused.
+        was deleted: all drafts of the attempt will be refused. Return -1 if the
+        topic belongs to another owner than ``owner``: nothing was claimed. A
+        topic without events and owner gets ``owner``, unless that is None.
         """
 
     @hookspec(firstresult=True)

@@ -196,7 +196,7 @@ class Runtime:
             # As an attempt of its own: a job that has ended accepts no other event, and later
             # events of a task that still runs become stale.
             attempt = await asyncio.to_thread(
-                self.backend.claim, feed, job_id, secrets.token_hex(6)
+                self.backend.claim, feed, job_id, secrets.token_hex(6), owner
             )
             for draft in make_drafts(
                 {feed: owner},

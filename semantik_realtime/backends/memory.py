@@ -157,11 +157,16 @@ class MemoryBackend:
         return receipts
 
     @hookimpl
-    def claim(self, topic: str, job: str, token: str) -> int:
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         with self._lock:
             log = self._open_log(topic)
             if log.deleted:
                 return 0
+            owner_change = check_owner(log.owner, log.offset, owner)
+            if owner_change is OwnerChange.FOREIGN:
+                return -1
+            if owner_change is OwnerChange.FIRST:
+                log.owner = owner
             known = log.jobs.get(job, _NEW_JOB)
             if known.token == token and known.state.attempt:
                 return known.state.attempt

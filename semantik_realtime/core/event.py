@@ -131,6 +131,8 @@ class Claim(msgspec.Struct, eq=False):
     """Names the attempt: with the same token the backend returns the same number again."""
     expected: int
     """The number, if no attempt has begun that the task's message does not know of."""
+    owner: str | None = None
+    """The job's owner, if it is known."""
     number: int | None = None
     """The number, from 1, or 0: the job was deleted. None: the backend was not asked yet. Set
     once, by the emitter's thread."""

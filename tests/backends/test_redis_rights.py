@@ -214,7 +214,7 @@ def test_a_reader_writes_nothing(url: str, topic: str) -> None:
     with closing_writer(RedisBackend(load_settings(url=url))) as backend:
         for write in (
             lambda: backend.publish([Author().draft(topic)]),
-            lambda: backend.claim(topic, "1", "token"),
+            lambda: backend.claim(topic, "1", "token", None),
             lambda: backend.delete(topic),
             lambda: backend.lease("name", "holder", 1, 60.0),
             lambda: backend.release("name", "holder"),

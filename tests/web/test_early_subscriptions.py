@@ -46,7 +46,7 @@ async def test_a_subscription_before_the_jobs_first_event_is_answered_when_that_
         opening = asyncio.create_task(stream.open())
         await until(lambda: waiting(web_server) == 3, 10, lambda: waiting(web_server))
         # A claim and an event without an owner do not answer it.
-        await asyncio.to_thread(publisher.rt.backend.claim, "job:1", "1", "token")
+        await asyncio.to_thread(publisher.rt.backend.claim, "job:1", "1", "token", "7")
         await publisher.publish("job:1", 1)
         await native.wait_synced()
         await compat.wait_for("current_state")

@@ -233,14 +233,21 @@ class Ledger(msgspec.Struct):
             header.keep_seconds = limits.grace_seconds if ended else limits.retention_seconds
         return self._plan(header, bodies, receipts)
 
-    def plan_claim(self, job: str, token: str, limits: Limits) -> tuple[int, Plan | None]:
+    def plan_claim(
+        self, job: str, token: str, owner: str | None, limits: Limits
+    ) -> tuple[int, Plan | None]:
         """Return the number of the job's next attempt, and the message that claims it.
 
-        The message is None if ``token`` has claimed the newest attempt already, or if the topic
-        is deleted; then the number is 0.
+        The message is None if ``token`` has claimed the newest attempt already; if the topic is
+        deleted, then the number is 0; or if it belongs to another owner, then it is -1.
         """
         if self.deleted:
             return 0, None
+        owner_change = check_owner(self.owner, self.offset, owner)
+        if owner_change is OwnerChange.FOREIGN:
+            return -1, None
+        if owner_change is OwnerChange.FIRST:
+            self.owner = owner
         known = self.jobs.get(job, _NEW_JOB)
         if known.token == token and known.attempt:
             return known.attempt, None

@@ -83,13 +83,13 @@ class TopicWriter:
                     await self._write_checkpoint(stream)
         return receipts
 
-    async def claim(self, stream: Stream, job: str, token: str) -> int:
+    async def claim(self, stream: Stream, job: str, token: str, owner: str | None) -> int:
         """See `semantik_realtime.hookspecs.BackendSpec.claim`."""
         attempt = 0
 
         def plan(ledger: Ledger) -> Plan | None:
             nonlocal attempt
-            attempt, planned = ledger.plan_claim(job, token, self._limits(stream))
+            attempt, planned = ledger.plan_claim(job, token, owner, self._limits(stream))
             return planned
 
         async with self._lock:

@@ -56,16 +56,7 @@ SAFE_EVICTION = "noeviction"
 _encode = msgspec.json.Encoder().encode
 _DUPLICATE = Receipt(Outcome.DUPLICATE)
 # What append.lua replies for a draft that it does not append.
-_REFUSALS = {
-    "d": _DUPLICATE,
-    **{
-        outcome.value: Receipt(outcome)
-        for outcome in (
-            *(Outcome.STALE, Outcome.CLOSED, Outcome.FOREIGN_OWNER),
-            *(Outcome.TOO_BIG, Outcome.TOO_MANY_KEYS),
-        )
-    },
-}
+_REFUSALS = {"d": _DUPLICATE} | {outcome.value: Receipt(outcome) for outcome in Outcome}
 
 
 class RedisBackend:
@@ -107,7 +98,7 @@ class RedisBackend:
         return receipts
 
     @hookimpl
-    def claim(self, topic: str, job: str, token: str) -> int:
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         attempt: int = self._writer.run(
             CLAIM,
             self._keys(topic),
@@ -116,6 +107,7 @@ class RedisBackend:
             token,
             _milliseconds(self._settings.retention_seconds),
             self._settings.max_keys,
+            owner or "",
         )
         return attempt
 

@@ -19,7 +19,7 @@ class Ownership(Fixtures):
         self, backend: Any, topic: str
     ) -> None:
         author = Author()
-        assert backend.claim(topic, "j", "token") == 1
+        assert backend.claim(topic, "j", "token", None) == 1
         backend.publish([author.draft(topic, job="j", attempt=1, owner="alice")])
         backend.publish([author.draft(topic, job="j", attempt=1, owner="alice")])
         assert (await backend.tops([topic]))[topic].owner == "alice"
@@ -57,6 +57,31 @@ class Ownership(Fixtures):
         by = [json.loads(event.json)["data"]["by"] for event in snapshot.events]
         assert by == ["alice", "alice", None, "alice"]
         assert snapshot.owner == "alice"
+
+    async def test_a_claim_of_a_foreign_owner_is_refused_and_makes_no_attempt_stale(
+        self, backend: Any, topic: str
+    ) -> None:
+        author = Author()
+        # The first claim sets the owner, but the topic stays unknown.
+        assert backend.claim(topic, "j", "first", "alice") == 1
+        assert await backend.tops([topic]) == {}
+        assert backend.claim(topic, "j", "foreign", "bob") == -1
+        [foreign] = backend.publish([Author().draft(topic, job="j", owner="bob")])
+        assert foreign.outcome is Outcome.FOREIGN_OWNER
+        [own] = backend.publish([author.draft(topic, job="j", attempt=1, owner="alice")])
+        assert own.outcome is Outcome.APPENDED
+        assert backend.claim(topic, "j", "foreign", "bob") == -1
+        [own] = backend.publish([author.draft(topic, job="j", attempt=1)])
+        assert own.outcome is Outcome.APPENDED
+        assert backend.claim(topic, "j", "second", "alice") == 2
+        assert backend.claim(topic, "j", "third", None) == 3
+
+    async def test_a_claim_does_not_give_a_log_with_events_an_owner(
+        self, backend: Any, topic: str
+    ) -> None:
+        backend.publish([Author().draft(topic, job="j", attempt=1)])
+        assert backend.claim(topic, "j", "first", "alice") == 2
+        assert (await backend.tops([topic]))[topic].owner is None
 
     async def test_a_draft_without_an_owner_is_appended_and_the_owner_stays(
         self, backend: Any, topic: str
@@ -119,7 +144,7 @@ class Ownership(Fixtures):
         self, backend: Any, topic: str
     ) -> None:
         author = Author()
-        assert [backend.claim(topic, "j", token) for token in ("first", "second")] == [1, 2]
+        assert [backend.claim(topic, "j", token, None) for token in ("first", "second")] == [1, 2]
         backend.publish([author.draft(topic, job="j", attempt=2)])
         [old] = backend.publish([author.draft(topic, job="j", attempt=1, owner="alice")])
         assert old.outcome is Outcome.STALE
@@ -129,5 +154,5 @@ class Ownership(Fixtures):
         assert own.outcome is Outcome.APPENDED
         [late] = backend.publish([author.draft(topic, job="j", attempt=1)])
         assert late.outcome is Outcome.STALE
-        assert backend.claim(topic, "j", "second") == 2
-        assert backend.claim(topic, "j", "third") == 3
+        assert backend.claim(topic, "j", "second", None) == 2
+        assert backend.claim(topic, "j", "third", None) == 3

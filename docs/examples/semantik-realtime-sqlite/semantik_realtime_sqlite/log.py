@@ -112,10 +112,15 @@ class TopicLog:
             self._expires_at = self._now + self._settings.retention_seconds
         return Receipt(Outcome.APPENDED, self.cursor)
 
-    def claim(self, job: str, token: str) -> int:
+    def claim(self, job: str, token: str, owner: str | None) -> int:
         """See `semantik_realtime.hookspecs.BackendSpec.claim`."""
         if self.is_deleted:
             return 0
+        owner_change = check_owner(self.owner, self.offset, owner)
+        if owner_change is OwnerChange.FOREIGN:
+            return -1
+        if owner_change is OwnerChange.FIRST:
+            self.owner = owner
         row = self._db.execute(
             "SELECT attempt, token FROM attempts WHERE topic = ? AND job = ?", [self._topic, job]
         ).fetchone()
