@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import os
 import weakref
 from typing import TYPE_CHECKING
+
+from semantik_realtime.forks import on_fork
 
 if TYPE_CHECKING:
     from semantik_realtime.emitter.emitter import Emitter
@@ -34,5 +35,5 @@ def _close_all() -> None:
         emitter.close()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+on_fork(after_in_child=_after_fork_in_child)
 atexit.register(_close_all)

@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator, Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from semantik_realtime.errors import BackendError
+from starlette.requests import HTTPConnection
+
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.urls import mask_urls
 from semantik_realtime.web.access import Access
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.permission import Permissions
@@ -40,11 +42,12 @@ class WebState:
         self.access = Access(runtime.settings, runtime.plugins)
         self.outage = DegradedMode(
             runtime.backend,
-            recall=HostRecord(runtime.plugins.hook.recall),
+            recall=HostRecord(runtime.plugins),
             flush=self._flush,
             recall_seconds=runtime.settings.recall_seconds,
             tops_seconds=runtime.settings.tops_seconds,
             max_delayed_bytes=runtime.settings.spool_bytes,
+            url=mask_urls(runtime.settings.url) if runtime.settings.url else "default",
         )
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
@@ -62,6 +65,13 @@ class WebState:
         emitter = self._runtime.emitter
         return {"drafts": emitter.waiting, "bytes": emitter.waiting_bytes}
 
+    def explain_refusal(self, connection: HTTPConnection) -> str:
+        """Return why a page may not connect; outside development nothing that helps an attacker."""
+        if not self.settings.is_development:
+            return "not for pages of this origin"
+        origin = connection.headers.get("origin", "")
+        return f"SEMANTIK_REALTIME_ALLOWED_ORIGINS does not have {origin}"
+
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
         """Open at start, drain and close at the end. Composes with the host's own lifespan.
@@ -72,10 +82,7 @@ class WebState:
         self.access.check()
         restore = self._drain_before_stop(asyncio.get_running_loop())
         try:
-            try:
-                await self.hub.open_at_start(self.settings.start_tries)
-            except BackendError as error:
-                logger.warning("web: started without backend error=%s", error)
+            await self.hub.open_at_start()
             self._runtime.emitter.recover()
             yield
         finally:
@@ -129,7 +136,9 @@ class WebState:
 
             loop.call_soon_threadsafe(lambda: self.hub.spawn(drain(), "drain"))
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # The last one is Ctrl-Break, on Windows only.
+        names = [name for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)]
+        for number in (getattr(signal, name) for name in names):
             handler = signal.getsignal(number)
             # Without a handler of the server the signal ends the process at once.
             if callable(handler) and handler is not signal.default_int_handler:

@@ -10,18 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import signals
-from celery.utils.functional import maybe_list
 
 from semantik_realtime.backends.guard import log_warnings
 from semantik_realtime.emitter.handover import Handover
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker.pool_imports import add_to_imports
 
 logger = logging.getLogger(__name__)
 
 WARNINGS_PAUSE_SECONDS = 5.0
 """Pause before the warnings of a backend that did not answer are read again."""
-INSTALLING_MODULE = "semantik_realtime.worker.command"
-"""Installs the tracker when it is imported."""
 
 
 class WorkerProcess:
@@ -48,10 +46,7 @@ class WorkerProcess:
         ]
 
     def _worker_configured(self, conf: Any, **_: Any) -> None:
-        # A pool process that is not forked imports only these modules, so the tracker is added.
-        # Both settings may be one name; Celery itself later takes that apart into letters.
-        conf.imports = [*(maybe_list(conf.imports) or ()), INSTALLING_MODULE]
-        conf.include = [*(maybe_list(conf.include) or ())]
+        add_to_imports(conf)
 
     def _worker_init(self, sender: Any, **_: Any) -> None:
         runtime = self._runtime()

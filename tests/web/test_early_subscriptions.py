@@ -141,8 +141,7 @@ async def test_when_too_many_wait_a_further_subscription_is_refused_at_once_and_
         NativeClient(web_server, *(f"job:{n}" for n in range(5))) as client,
         NativeClient(web_server, *(f"job:{n}" for n in range(5)), user="8") as other,
     ):
-        await client.wait_for("denied", 2)
-        await other.wait_for("denied", 3)
+        await until(lambda: len(client.ops("denied") + other.ops("denied")) == 5, 10)
         assert waiting(web_server) == 5
     lines = [line for line in caplog.messages if line.startswith("permission: refused without")]
     assert len(lines) == 1

@@ -30,7 +30,6 @@ from semantik_realtime.worker import tracker as tracker_module
 from semantik_realtime.worker.current import current_job
 from semantik_realtime.worker.headers import read_job_meta
 from semantik_realtime.worker.job import Job, JobMeta
-from semantik_realtime.worker.process import INSTALLING_MODULE
 from semantik_realtime.worker.submit import submit
 from semantik_realtime.worker.tracker import TaskTracker, install
 from semantik_realtime.worker.values import misuse
@@ -329,20 +328,6 @@ def test_a_task_of_celerys_first_protocol_is_queued(log: Look, job_id: str) -> N
     assert log("collection:9").last["key"] == job_id
     first.send_task("some.task", task_id=str(uuid.uuid4()), retries=1)
     assert log("collection:9").types == ["job_queued"]
-
-
-@pytest.mark.parametrize("name", ["imports", "include"])
-@pytest.mark.parametrize("value", ["colorsys", ("colorsys",), ["colorsys"], None, {"colorsys"}])
-@pytest.mark.usefixtures("tracker")
-def test_a_worker_imports_what_the_application_names_in_any_form(name: str, value: Any) -> None:
-    other = Celery("other", broker="memory://", set_as_current=False)
-    other.conf[name] = value
-    signals.celeryd_init.send(sender="w@here", instance=None, conf=other.conf, options={})
-    modules = other.loader.import_default_modules()
-    expected = {INSTALLING_MODULE} | ({"colorsys"} if value else set())
-    assert expected <= {module.__name__ for module in modules}
-    # As Celery reads it once more for processes that are not forked.
-    assert tuple(other.conf.include) == (("colorsys",) if value and name == "include" else ())
 
 
 class Unprintable:
