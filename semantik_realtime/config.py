@@ -24,6 +24,7 @@ from semantik_realtime.core.limits import (
     MAX_HISTORY,
     MAX_KEYS,
     MAX_TOPICS,
+    MAX_UNAUTHENTICATED,
     RETENTION_EVENTS,
     SPOOL_BYTES,
     SPOOL_DRAFTS,
@@ -233,6 +234,17 @@ class Settings(BaseSettings):
     )
     max_connections: int = Field(
         10, ge=1, description="Connections that a user may have at once, over all servers."
+    )
+    max_unauthenticated: int = Field(
+        MAX_UNAUTHENTICATED,
+        ge=1,
+        description="WebSockets of a server process that may wait for their first frame `auth` for "
+        "longer than a second; then the oldest end, of the address that has most.",
+    )
+    auth_frame: bool = Field(
+        True,
+        description="Whether a WebSocket may send its credential in its first frame. If not, a "
+        "handshake without one is refused with HTTP 401.",
     )
     max_topics: int = Field(MAX_TOPICS, ge=1, description="Topics that a connection may watch.")
     heartbeat_seconds: float = Field(
