@@ -213,7 +213,7 @@ class EventStream(Response):
             wire,
             web.hub,
             web.outage,
-            web.may_watch,
+            web.permissions,
             self._identity,
             write,
             heartbeat_seconds=min(HEARTBEAT_SECONDS, web.settings.heartbeat_seconds),
@@ -247,13 +247,18 @@ class EventStream(Response):
 
 
 async def _may_begin(web: WebState, user: str, topics: Iterable[str]) -> bool:
-    """Return True if the user may watch one of ``topics``, or if nobody can tell now."""
+    """Return True once the user may watch one of ``topics``, or if nobody can tell now."""
+    waits = [asyncio.ensure_future(web.permissions.wait(user, topic)) for topic in topics]
     try:
-        for topic in topics:
-            if await web.may_watch(user, topic):
+        for permission in asyncio.as_completed(waits):
+            if (await permission).is_allowed:
                 return True
     except BackendError:
         return True
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
     return False
 
 
@@ -275,7 +280,7 @@ async def _has_seen_the_end(
     has_all = True
     with contextlib.suppress(BackendError, Busy):
         for topic, place in asked.items():
-            if await web.may_watch(user, topic):
+            if (await web.permissions.ask(user, topic)).is_allowed:
                 async with web.hub.reads.request_turn(user):
                     snapshot = await web.hub.read(topic)
                 is_finished = ends.seed(topic, states_of(topic, snapshot))
