@@ -45,6 +45,7 @@ _FINAL_CLOSE_CODES = {
     CloseCode.EXPIRED,
     CloseCode.FORBIDDEN,
     CloseCode.AUTH_TIMEOUT,
+    CloseCode.FLOOD,
 }
 _TEMPORARY_STATUSES = {408, 425, 429}
 """HTTP statuses below 500 after which a retry can succeed."""

@@ -7,7 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from semantik_realtime.core.limits import (
@@ -36,6 +43,8 @@ def split_list(value: object) -> object:
     return value
 
 
+SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
+"""The shortest key of each symmetric algorithm, by RFC 7518, section 3.2."""
 CLIENT_VARIABLES = frozenset({"WS", "TOKEN"})
 """Variables of the command line, without the prefix. They are no settings."""
 UnsetIfEmpty = BeforeValidator(lambda value: value or None)
@@ -100,7 +109,7 @@ class Settings(BaseSettings):
         0.5, ge=0, description="The same in the feed of the job's owner, in seconds."
     )
     flush_seconds: float = Field(
-        2.0, ge=0, description="How long a task that ends waits for its last event, in seconds."
+        2.0, ge=0, description="How long a process that ends waits for its last events, in seconds."
     )
     spool_drafts: int = Field(
         SPOOL_DRAFTS, ge=1, description="Events that a process keeps while it cannot send them."
@@ -132,7 +141,8 @@ class Settings(BaseSettings):
     jwt_secret: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
         None,
         validation_alias=AliasChoices(PREFIX + "JWT_SECRET", "JWT_SECRET_KEY"),
-        description="Key of HMAC-signed tokens; also read from JWT_SECRET_KEY.",
+        description="Key of HMAC-signed tokens, of 32 bytes or more (48 for HS384, 64 for HS512); "
+        "also read from JWT_SECRET_KEY.",
     )
     jwt_jwks_url: Annotated[str | None, UnsetIfEmpty] = Field(
         None, repr=False, description="URL of the public keys that verify tokens."
@@ -143,6 +153,11 @@ class Settings(BaseSettings):
     jwt_audience: str | None = Field(None, description="Expected claim aud; unset: not checked.")
     jwt_issuer: str | None = Field(None, description="Expected claim iss; unset: not checked.")
     jwt_user_claim: str = Field("sub", description="The claim that has the user's id.")
+    token_cookie: str = Field(
+        "access_token",
+        pattern=r"^[^\s;,=\"]+$",
+        description="The cookie that has the token, with or without `Bearer ` in front of it.",
+    )
     allowed_origins: Names = Field(
         [],
         description="Origins of pages that may connect beside the server's own, separated by "
@@ -188,6 +203,17 @@ class Settings(BaseSettings):
         None, description="Bearer token that reads the metrics; unset: nobody can read them."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _prefer_keywords(cls, values: dict[str, object]) -> dict[str, object]:
+        # A keyword has the field's name, a variable may have an alias. pydantic-settings before
+        # 2.12 passes on both, and the alias would be an unknown keyword.
+        for name in values.keys() & cls.model_fields.keys():
+            alias = cls.model_fields[name].validation_alias
+            for choice in alias.choices if isinstance(alias, AliasChoices) else ():
+                values.pop(str(choice), None)
+        return values
+
     @property
     def spool_path(self) -> Path | None:
         """The directory of unsent events for this backend and prefix; None: in memory only."""
@@ -199,6 +225,21 @@ class Settings(BaseSettings):
     def is_development(self) -> bool:
         """Whether ``environment`` is one of `DEVELOPMENT`."""
         return self.environment.lower() in DEVELOPMENT
+
+    @property
+    def secret_fault(self) -> str:
+        """A sentence about a secret that can be guessed from one token; empty: it cannot be."""
+        if self.jwt_secret is None or self.jwt_jwks_url:
+            return ""
+        length = len(self.jwt_secret.get_secret_value().encode())
+        short = [name for name in self.jwt_algorithms if length < SECRET_BYTES.get(name, 0)]
+        if not short:
+            return ""
+        name = max(short, key=SECRET_BYTES.__getitem__)
+        return (
+            f"SEMANTIK_REALTIME_JWT_SECRET is shorter than the {SECRET_BYTES[name]} bytes that "
+            f"{name} needs (RFC 7518)"
+        )
 
 
 def load_settings(**given: object) -> Settings:

@@ -39,7 +39,10 @@ it may replace. A hook in which no plugin takes part is called directly.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Protocol
+from datetime import datetime
+from enum import Enum
+from typing import Any, Final, Protocol
+from uuid import UUID
 
 import msgspec
 import pluggy
@@ -135,6 +138,32 @@ class Credentials(msgspec.Struct, frozen=True):
 
     token: str | None
     headers: Mapping[str, str] = {}
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """An authenticated user, and when the credential expires."""
+
+    user: str | int | UUID
+    """The user id. The server itself keeps it as a text."""
+    expires_at: float | datetime | None = None
+    """In seconds since 1970, or a time with its zone; None: it does not expire.
+
+    The server itself keeps it in seconds. When it is over, the server ends the
+    user's connections.
+    """
+
+
+class NoOpinion(Enum):
+    """The type of `NO_OPINION`."""
+
+    NO_OPINION = "no opinion"
+
+
+NO_OPINION: Final = NoOpinion.NO_OPINION
+"""What `HostSpec.authenticate` returns to leave the decision to the built-in rule for tokens."""
+
+Authenticated = Identity | str | int | UUID | NoOpinion | None
+"""What `HostSpec.authenticate` returns: who it is, or who decides."""
 
 
 class Backend(Protocol):
@@ -239,24 +268,35 @@ BACKEND_HOOKS = tuple(
 class HostSpec:
     """What only the host application knows. A hook may be a plain function or a coroutine.
 
-    The first plugin that does not return None answers, as pluggy has it; the
-    plugin registered last is asked first. A coroutine counts as an answer when
-    it is returned, so after an asynchronous plugin no other plugin is asked.
+    The plugins are asked one after the other, the one registered last first;
+    the first that does not return None answers. All together have 5 s.
     """
 
     @hookspec(firstresult=True)
-    def authenticate(self, credentials: Credentials) -> str | Awaitable[str | None] | None:
-        """Return the user id. None: no opinion, the built-in JWT rule decides.
+    def authenticate(self, credentials: Credentials) -> Authenticated | Awaitable[Authenticated]:
+        """Return the user id: a text, an integer or a UUID; or an `Identity`, which may expire.
+
+        None: this plugin does not accept the credential. If no plugin accepts
+        it, the client is refused. `NO_OPINION`: the built-in rule for tokens
+        decides, unless another plugin returns None or a user. Without any such
+        hook that rule decides alone.
 
         Raises:
-            AccessError: the credential is wrong, for certain.
+            AccessError: the client is refused, and no other plugin is asked. An
+                ``HTTPException`` with a status from 400 to 499 has the same
+                effect, but for 408 and 429.
+            Exception: any other; the client is asked to try again later.
         """
 
     @hookspec(firstresult=True)
     def authorize(
         self, user: str, topic: str, owner: str | None
-    ) -> bool | Awaitable[bool | None] | None:
-        """Return True if ``user`` may watch ``topic``. None: the built-in owner rule decides."""
+    ) -> bool | NoOpinion | Awaitable[bool | NoOpinion | None] | None:
+        """Return True if ``user`` may watch ``topic``. None: the built-in owner rule decides.
+
+        Raises:
+            Exception: as `authenticate`; refused means False.
+        """
 
     @hookspec(firstresult=True)
     def recall(

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,9 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from semantik_realtime.emitter.emitter import Emitter, emitters
+from semantik_realtime.emitter.emitter import Emitter
+from semantik_realtime.emitter.registry import emitters
+from semantik_realtime.forks import on_fork
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +66,7 @@ def _after_fork_in_child() -> None:
     _flushing = threading.Lock()
 
 
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
-)
+on_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 class Spread(Protocol):
@@ -274,6 +275,10 @@ class _AllProcesses:
 
 
 def _is_alive(pid: int) -> bool:
+    if sys.platform == "win32":
+        # There the call below ends the process. A gauge of an ended one is shown until the
+        # directory is emptied at the next start.
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -315,4 +320,4 @@ def serve(address: str, registry: CollectorRegistry) -> None:
     host, _, port = address.rpartition(":")
     server, _ = start_http_server(int(port), host.strip("[]"), registry)
     # A child that kept the socket open would block the port for the worker's successor.
-    os.register_at_fork(after_in_child=server.socket.close)
+    on_fork(after_in_child=server.socket.close)

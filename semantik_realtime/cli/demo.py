@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import tempfile
 import threading
@@ -42,6 +43,11 @@ def run_demo(options: Options) -> int:
     error_console = make_console(stderr=True)
     _interrupt_on_signals()
     try:
+        if not hasattr(os, "killpg"):
+            raise DemoFailed(
+                "it starts and stops groups of processes, which this system lacks: use Linux or "
+                "macOS (on Windows, WSL)"
+            )
         with _directory(options.data) as directory, contextlib.ExitStack() as stack:
             names = "Valkey, NATS" if options.backend == "nats" else "Valkey"
             with console.status(f"starting {names}, a worker and the web server"):
@@ -111,5 +117,6 @@ def _interrupt_on_signals() -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), interrupt)

@@ -18,6 +18,18 @@ MAX_TOPICS = 100
 """Topics that a connection may watch, unless the settings say otherwise."""
 MAX_BAD_FRAMES = 10
 """Unreadable frames after which a connection is closed."""
+BURST_PER_TOPIC = 3
+"""Units that a connection may send at once, for each topic that it may watch."""
+UNITS_PER_TOPIC_SECOND = 0.5
+"""Units that it may send in a second after that, for each topic that it may watch."""
+AUTH_UNITS = 100
+"""What a refresh of the credential costs: the host is asked, and every topic is checked again."""
+FLOOD_SECONDS = 10.0
+"""How long a client may send more than its units before its connection is closed."""
+MAX_READING_JOINS = 10
+"""Topics that a connection reads from the backend at once; further ones wait for their turn."""
+MAX_UNAUTHENTICATED = 200
+"""WebSockets of a process that wait for a credential, unless the settings say otherwise."""
 
 MAX_PRODUCERS = 256
 """Producers whose last number a topic remembers, to recognize a draft that is sent again."""

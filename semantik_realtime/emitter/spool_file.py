@@ -1,9 +1,9 @@
 """The drafts that wait in a process, stored on disk too, so that they outlive the process.
 
 Each process writes a file of its own, only while its backend fails: a line with
-the version, then one draft a line, as JSON. The lock on the file (flock) shows
-whether its process lives; the system releases it when the process ends, however
-it ends. Another process that gets the lock sends the drafts with the producer
+the version, then one draft a line, as JSON. The lock on the file shows whether
+its process lives; the system releases it when the process ends, however it
+ends. Another process that gets the lock sends the drafts with the producer
 and the numbers they have, and removes the file. The fence drops a draft that is
 sent twice, so a torn line may be skipped, and a file may hold drafts that were
 acknowledged since.
@@ -14,7 +14,6 @@ The file outlives the process, not the machine: nothing is synced to the disk.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import secrets
@@ -27,6 +26,7 @@ import msgspec
 
 from semantik_realtime.core.event import Draft, Event
 from semantik_realtime.core.topic import check_topic
+from semantik_realtime.emitter.file_lock import REMOVES_OPEN_FILES, try_lock
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,9 @@ SPARE_BYTES = 2**20
 MAX_LINE_BYTES = 2**24
 CHUNK_BYTES = 2**18
 CHUNK_DRAFTS = 500
+BINARY = getattr(os, "O_BINARY", 0)
+"""Only Windows has this flag, and lacks the next."""
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Draft).decode
@@ -102,8 +105,10 @@ class SpoolFile:
 
     def remove(self) -> None:
         """Remove the file: no draft waits any more."""
-        if self._path is not None:
-            _unlink(self._path)
+        path, descriptor = self._path, self._descriptor
+        if path is not None:
+            self._descriptor = -1
+            _remove(path, descriptor)
         self.release()
         self._is_reported = False
 
@@ -127,12 +132,10 @@ class SpoolFile:
                 self._append(b"".join(map(_line, drafts[start : start + CHUNK_DRAFTS])))
         except OSError:
             self._descriptor, self._path = older_descriptor, older
-            _unlink(path)
-            os.close(descriptor)
+            _remove(path, descriptor)
             raise
         if older is not None:
-            _unlink(older)
-            os.close(older_descriptor)
+            _remove(older, older_descriptor)
         self._is_complete = True
         self._rewrite_bytes = 2 * self._bytes + SPARE_BYTES
 
@@ -145,16 +148,14 @@ class SpoolFile:
             raise OSError(errno.EDQUOT, f"{taken} bytes are there, the limit is {self._max_bytes}")
         while True:
             path = self._directory / (secrets.token_hex(8) + SUFFIX)
-            descriptor = os.open(
-                path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600
-            )
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | BINARY
+            descriptor = os.open(path, flags, 0o600)
             try:
                 # Another process may find the empty file before it is locked, and remove it.
                 if _lock(descriptor):
                     return path, descriptor
             except OSError:
-                _unlink(path)
-                os.close(descriptor)
+                _remove(path, descriptor)
                 raise
             os.close(descriptor)
 
@@ -203,8 +204,10 @@ class Orphan:
         """Remove the file: all of its drafts were acknowledged.
 
         Raises:
-            OSError: the file still exists, and is still locked by this process.
+            OSError: the file still exists.
         """
+        if not REMOVES_OPEN_FILES:
+            self.release()
         self.path.unlink(missing_ok=True)
         self.release()
 
@@ -245,17 +248,19 @@ def open_orphan(directory: Path, skipped: set[str]) -> Orphan | None:
 
 def _open(path: Path) -> Orphan | None:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | BINARY | NO_FOLLOW)
     except OSError:
         return None
     try:
         found = os.fstat(descriptor)
-        is_ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
-        if is_ours and _lock(descriptor):
+        # Where there are no user ids, only the directory's rights keep others out.
+        is_ours = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+        if stat.S_ISREG(found.st_mode) and is_ours and _lock(descriptor):
             if os.fstat(descriptor).st_size:
                 return Orphan(path, descriptor)
             # Its process ended before it wrote anything.
-            _unlink(path)
+            _remove(path, descriptor)
+            return None
     except OSError:
         pass
     os.close(descriptor)
@@ -264,18 +269,18 @@ def _open(path: Path) -> Orphan | None:
 
 def _lock(descriptor: int) -> bool:
     """Lock a file. Return False if another process has the lock, or has removed the file."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return os.fstat(descriptor).st_nlink > 0
+    return try_lock(descriptor) and os.fstat(descriptor).st_nlink > 0
 
 
 def _lines(descriptor: int) -> Iterator[bytes]:
     """Yield the lines of a file, the last one perhaps torn, and one that is too long in parts."""
     place, rest = 0, b""
-    # Not a file object: after a fork both processes would move the same position.
-    while chunk := os.pread(descriptor, CHUNK_BYTES, place):
+    while True:
+        # The lock has moved the position.
+        os.lseek(descriptor, place, os.SEEK_SET)
+        chunk = os.read(descriptor, CHUNK_BYTES)
+        if not chunk:
+            break
         place += len(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
@@ -292,6 +297,8 @@ def _line(draft: Draft) -> bytes:
 
 def _read(line: bytes) -> Draft:
     draft = _decode(line)
+    # Another attempt may have begun since its process ended; the fence then refuses this one.
+    draft.claim = None
     check_topic(draft.topic)
     # A body that no log can append must not be retried for ever.
     if not Event(0, 0, draft.body).head().type:
@@ -306,6 +313,19 @@ def _size(entry: os.DirEntry[str]) -> int:
         return entry.stat(follow_symlinks=False).st_size
     except FileNotFoundError:
         return 0
+
+
+def _remove(path: Path, descriptor: int) -> None:
+    """Remove a locked file and close it, in this order where the system can.
+
+    In the other order another process may lock the file in between; it sends
+    the drafts again, and removes the file.
+    """
+    if not REMOVES_OPEN_FILES:
+        os.close(descriptor)
+    _unlink(path)
+    if REMOVES_OPEN_FILES:
+        os.close(descriptor)
 
 
 def _unlink(path: Path) -> None:

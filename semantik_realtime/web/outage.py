@@ -29,8 +29,9 @@ from semantik_realtime.core.delayed import DelayedStates
 from semantik_realtime.core.event import Draft
 from semantik_realtime.core.fold import is_ahead
 from semantik_realtime.errors import BackendError, BackendUnavailable
+from semantik_realtime.hookspecs import NO_OPINION
 from semantik_realtime.urls import mask_text
-from semantik_realtime.web.access import call_host
+from semantik_realtime.web.host_hooks import ask_host
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,8 @@ class Fanout(Protocol):
 class HostRecord:
     """The host's own record of its jobs, through the ``recall`` hook."""
 
-    def __init__(self, hook: pluggy.HookCaller) -> None:
-        self._hook = hook
+    def __init__(self, plugins: pluggy.PluginManager) -> None:
+        self._plugins = plugins
         # Whether the last call failed: each failure is logged once.
         self._fails = False
 
@@ -103,9 +104,9 @@ class HostRecord:
             BackendUnavailable: the host cannot be asked now.
         """
         try:
-            states = await call_host(self._hook, topic=topic)
+            states = await ask_host(self._plugins, "recall", topic=topic)
             recalled = None
-            if states is not None:
+            if states is not None and states is not NO_OPINION:
                 recalled = {str(key): _encode(dict(state)) for key, state in states.items()}
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()

@@ -15,7 +15,14 @@ from starlette.websockets import WebSocket
 
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import ConfigError
-from semantik_realtime.hookspecs import Backend, Credentials, Top, hookimpl
+from semantik_realtime.hookspecs import (
+    Authenticated,
+    Backend,
+    Credentials,
+    NoOpinion,
+    Top,
+    hookimpl,
+)
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.web.endpoints import rest, sse
 from semantik_realtime.web.endpoints.websocket import serve_compat, serve_native
@@ -24,8 +31,9 @@ from semantik_realtime.web.state import WebState
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-Authenticate = Callable[[Credentials], str | None | Awaitable[str | None]]
-Authorize = Callable[[str, str, str | None], bool | None | Awaitable[bool | None]]
+Authenticate = Callable[[Credentials], Authenticated | Awaitable[Authenticated]]
+Allowed = bool | NoOpinion | None
+Authorize = Callable[[str, str, str | None], Allowed | Awaitable[Allowed]]
 
 _STATIC_TYPES = {".js": "text/javascript", ".ts": "text/plain"}
 
@@ -73,9 +81,10 @@ class Realtime(Runtime):
     ) -> APIRouter:
         """Return a router with all routes.
 
-        ``authenticate`` returns the user id of a request's credentials,
-        ``authorize`` whether a user may watch a topic; each may be a coroutine
-        function, and may return None to leave the decision to the next rule.
+        ``authenticate`` returns the user of a request's credentials, and None
+        to refuse; ``authorize`` whether a user may watch a topic, and None to
+        leave that to the owner rule. Each may be a coroutine function, and is a
+        hook of `semantik_realtime.hookspecs.HostSpec`.
         Including the router adds its lifespan to the application's. In a
         mounted sub-application, whose lifespan never runs, it opens at the
         first request.

@@ -39,7 +39,7 @@ class WebState:
         self.access = Access(runtime.settings, runtime.plugins)
         self.outage = DegradedMode(
             runtime.backend,
-            recall=HostRecord(runtime.plugins.hook.recall),
+            recall=HostRecord(runtime.plugins),
             flush=self._flush,
             recall_seconds=runtime.settings.recall_seconds,
             tops_seconds=runtime.settings.tops_seconds,
@@ -144,7 +144,9 @@ class WebState:
 
             loop.call_soon_threadsafe(lambda: self.hub.spawn(drain(), "drain"))
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # The last one is Ctrl-Break, on Windows only.
+        names = [name for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)]
+        for number in (getattr(signal, name) for name in names):
             handler = signal.getsignal(number)
             # Without a handler of the server the signal ends the process at once.
             if callable(handler) and handler is not signal.default_int_handler:

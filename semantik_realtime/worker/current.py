@@ -11,10 +11,10 @@
 
 from __future__ import annotations
 
-import os
 from contextvars import ContextVar
 from typing import Any
 
+from semantik_realtime.forks import on_fork
 from semantik_realtime.worker.job import Job
 
 _current: ContextVar[Job | None] = ContextVar("semantik_realtime_job", default=None)
@@ -99,4 +99,4 @@ def _restart_in_child() -> None:
         running = running.outer
 
 
-os.register_at_fork(after_in_child=_restart_in_child)
+on_fork(after_in_child=_restart_in_child)

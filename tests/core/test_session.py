@@ -222,7 +222,7 @@ def test_a_token_is_authenticated_and_the_welcome_states_the_limits():
         "op": "welcome",
         "session": "s1",
         "heartbeat_seconds": 20.0,
-        "limits": {"topics": 3, "frame_bytes": 2000},
+        "limits": {"topics": 3, "frame_bytes": 2000, "burst": 300, "per_second": 50},
     }
     assert send(session, op="ping") == [Send('{"op":"pong"}')]
 
@@ -381,6 +381,7 @@ def test_close_codes_are_those_of_the_protocol():
         "FORBIDDEN": 4403,
         "AUTH_TIMEOUT": 4408,
         "EVICTED": 4413,
+        "FLOOD": 4420,
         "TOO_MANY_CONNECTIONS": 4429,
     }
 

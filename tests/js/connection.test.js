@@ -5,7 +5,7 @@ import { slowBackoffSeconds } from "../../semantik_realtime/web/static/backoff.j
 import { isFinalCloseCode, isSlowCloseCode } from "../../semantik_realtime/web/static/protocol.js";
 import { event, Page, pass, settled, snapshot, Wire } from "./wire.js";
 
-const FINAL = [1009, 4400, 4401, 4403, 4408];
+const FINAL = [1009, 4400, 4401, 4403, 4408, 4420];
 // 4450 is of a protocol that this client does not know.
 const SLOW = [4404, 4429, 4450, 4499];
 const PASSING = [1000, 1001, 1005, 1006, 1008, 1011, 1012, 4000, 4402, 4413, ...SLOW];

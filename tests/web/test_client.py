@@ -137,7 +137,7 @@ async def test_where_the_server_has_no_place_the_client_tries_again_slowly(
     assert all(15 <= seconds <= 30 for seconds in pauses)
 
 
-@pytest.mark.parametrize("code", [1009, 4400, 4401, 4402, 4403, 4408])
+@pytest.mark.parametrize("code", [1009, 4400, 4401, 4402, 4403, 4408, 4420])
 async def test_final_close_codes_end_the_client(code: int) -> None:
     async def refuse(connection: ServerConnection) -> None:
         await connection.close(code, "no")

@@ -16,7 +16,7 @@ from web_servers import serve_realtime
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import AccessError
 from semantik_realtime.hookspecs import hookimpl
-from semantik_realtime.web.access import HOST_SECONDS
+from semantik_realtime.web.host_hooks import HOST_SECONDS
 
 
 def record_plugin(how: str, states: object) -> object:

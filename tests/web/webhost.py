@@ -1,12 +1,16 @@
 """The application of the web server processes."""
 
 import os
+from importlib.metadata import version
 
 from fastapi import FastAPI
 
 from semantik_realtime import Realtime
 from semantik_realtime.core.backpressure import Limits
 from semantik_realtime.web.endpoints import websocket
+
+if expected := os.environ.get("TEST_WEBSOCKETS"):
+    assert version("websockets") == expected
 
 app = FastAPI()
 rt = Realtime().install(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 from typing import Any
 
@@ -14,9 +15,12 @@ from semantik_realtime.core.event import Event
 from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
-from semantik_realtime.web.access import Identity, credentials_of
+from semantik_realtime.web.credentials import credentials_of
 from semantik_realtime.web.state import WebState
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.wire import states_of
+
+logger = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -74,7 +78,13 @@ async def _provisional(web: WebState, topic: str | None, error: BackendError) ->
                         "provisional": True,
                     }
                 )
-    return Refused(503, error.code, str(error)).response
+    return _unavailable(error)
+
+
+def _unavailable(error: BackendError) -> Response:
+    """Answer 503, and log the reason, which may have addresses and names of the operator's."""
+    logger.warning("http: not answered error=%s", error)
+    return Refused(503, error.code, "not available now, try again later").response
 
 
 async def get_history(request: Request, web: WebState, job_id: str) -> Response:
@@ -88,7 +98,7 @@ async def get_history(request: Request, web: WebState, job_id: str) -> Response:
     except Refused as refused:
         return refused.response
     except BackendError as error:
-        return Refused(503, error.code, str(error)).response
+        return _unavailable(error)
     events: list[Event] = [event for event in snapshot.events if event.offset > after]
     return _json(
         {
@@ -145,17 +155,17 @@ def _bears(request: Request, token: str) -> bool:
     return secrets.compare_digest(given.encode(), f"Bearer {token}".encode())
 
 
-async def identify(request: Request, web: WebState) -> Identity:
+async def identify(request: Request, web: WebState) -> CheckedIdentity:
     """Authenticate a request.
 
     Raises:
-        Refused: the credential is missing or was refused.
+        Refused: the credential is missing or was refused: 401, or 403 if another would not help.
         BackendUnavailable: nobody can tell now.
     """
     try:
-        return await web.access.authenticate(credentials_of(request))
+        return await web.access.authenticate(credentials_of(request, web.settings.token_cookie))
     except AccessError as error:
-        raise Refused(401, error.code, str(error)) from None
+        raise Refused(403 if error.code == "forbidden" else 401, error.code, str(error)) from None
 
 
 async def _authorized(request: Request, web: WebState, job_id: str) -> str:

@@ -18,11 +18,12 @@ from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import BackendError, TopicError
-from semantik_realtime.web.access import Identity
+from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.endpoints.rest import Refused, identify, integer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.ends import StreamEnds, may_finish
 from semantik_realtime.web.wires.native import NativeWire, reconnect_seconds
 from semantik_realtime.web.wires.wire import Outgoing, Sync, states_of
@@ -138,7 +139,7 @@ class EventStream(Response):
     def __init__(
         self,
         web: WebState,
-        identity: Identity,
+        identity: CheckedIdentity,
         asked: Mapping[str, Cursor | None],
         history: int,
         ends: StreamEnds,
@@ -152,6 +153,8 @@ class EventStream(Response):
         self._ends = ends
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        peer = Peer(receive)
+        peer.end_if_vanished()
         web, wire, places = self._web, SseWire(self._asked, self._ends), dict(self._asked)
         has_begun = False
         # Ends the stream after `LINGER_SECONDS`; None while a job in it goes on.
@@ -217,9 +220,13 @@ class EventStream(Response):
                 # A browser reconnects. With this id it is told that it need not.
                 text = f"{_id(places)},{END}\n{text}"
             last = {"type": "http.response.body", "body": text.encode()}
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await send(last)
+            with contextlib.suppress(OSError):
+                try:
+                    async with asyncio.timeout(CLOSE_SECONDS):
+                        await send(last)
+                except TimeoutError:
+                    # Nothing drains: the server would keep the socket as long as the kernel does.
+                    peer.abort()
         finally:
             if ending is not None:
                 ending.cancel()

@@ -48,7 +48,7 @@ async def run(
 ) -> None:
     """Read and write until one of the two ends, as one of the user's connections.
 
-    Returns when the client or the network has ended the connection.
+    ``read`` may raise `Ended` too. Returns when the client or the network has ended the connection.
 
     Raises:
         Ended: the server has ended it. If the user has too many connections,
@@ -61,7 +61,7 @@ async def run(
             raise Ended(CloseCode.TOO_MANY_CONNECTIONS, "too many connections of this user")
     loop = asyncio.get_running_loop()
     writer = loop.create_task(connection.write(), name="semantik-realtime-writer")
-    reader = loop.create_task(read(connection), name="semantik-realtime-reader")
+    reader = loop.create_task(_read(connection, read), name="semantik-realtime-reader")
     hub.register(connection)
     try:
         await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
@@ -84,3 +84,12 @@ async def run(
         hub.stats.count_closed(connection.ended.code.name.lower())
         raise connection.ended
     hub.stats.count_closed("client")
+
+
+async def _read(
+    connection: Connection, read: Callable[[Connection], Coroutine[Any, Any, None]]
+) -> None:
+    try:
+        await read(connection)
+    except Ended as ended:
+        connection.end(ended.code, ended.reason)

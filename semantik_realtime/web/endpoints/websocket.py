@@ -10,7 +10,6 @@ import secrets
 import sys
 import time
 
-import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from semantik_realtime.clock import now_text
@@ -27,14 +26,18 @@ from semantik_realtime.core.session import (
     Subscribe,
     Unsubscribe,
     close_reason,
+    units_of,
 )
 from semantik_realtime.core.topic import name_topic, user_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.hookspecs import Credentials
-from semantik_realtime.web.access import Identity, accepted_subprotocol, credentials_of
+from semantik_realtime.web.credentials import accepted_subprotocol, credentials_of, with_token
+from semantik_realtime.web.endpoints.inbox import Inbox
+from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, counting_refusals, run
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.compat import HISTORY, CompatWire
 from semantik_realtime.web.wires.native import NativeWire
 from semantik_realtime.web.wires.wire import Wire
@@ -42,6 +45,7 @@ from semantik_realtime.web.wires.wire import Wire
 logger = logging.getLogger(__name__)
 
 COMPAT_PING_SECONDS = 30.0
+_CUT_OFF = (CloseCode.FLOOD, CloseCode.BAD_FRAME, CloseCode.TOO_BIG)
 
 
 async def serve_native(websocket: WebSocket, web: WebState) -> None:
@@ -51,29 +55,34 @@ async def serve_native(websocket: WebSocket, web: WebState) -> None:
         web.hub.stats.count_refused("origin")
         await websocket.close()
         return
+    _peer(websocket).limit_reads()
+    _peer(websocket).end_if_vanished()
     await websocket.accept(subprotocol=accepted_subprotocol(websocket))
     settings = web.settings
     limits = SessionLimits(topics=settings.max_topics, heartbeat_seconds=settings.heartbeat_seconds)
     session = Session(secrets.token_hex(8), limits, time.monotonic())
 
-    credentials = credentials_of(websocket)
+    inbox = Inbox(websocket, limits)
+    credentials = credentials_of(websocket, settings.token_cookie)
 
     async def read(connection: Connection) -> None:
         while connection.ended is None:
-            text = await _receive(websocket)
+            text = await inbox.next_frame()
             # Topics that were denied or deleted no longer count.
             session.retain(connection.topics)
-            for action in session.receive(text):
+            actions = session.receive(text)
+            inbox.charge(units_of(actions))
+            for action in actions:
                 await _carry_out(action, session, connection, web, credentials)
 
     try:
         with counting_refusals(web):
-            identity = await _open_session(websocket, web, session, credentials)
+            identity = await _open_session(websocket, web, session, inbox, credentials)
         connection = _connect(websocket, web, NativeWire(), identity)
         connection.post(*_frames(session.authenticated()))
         await run(web, connection, read, session.id)
     except Ended as ended:
-        await _close(websocket, ended.code, ended.reason)
+        await _end(websocket, ended, ended.code)
     except BackendError as error:
         logger.warning("websocket: not opened error=%s", error)
         await _close(websocket, CloseCode.SERVER_ERROR, "server error")
@@ -90,20 +99,26 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
         web.hub.stats.count_refused("origin")
         await websocket.close()
         return
+    _peer(websocket).limit_reads()
+    _peer(websocket).end_if_vanished()
     await websocket.accept(subprotocol=accepted_subprotocol(websocket))
     last_id = websocket.query_params.get("last_id")
     after = Cursor.parse(last_id) if last_id else None
     try:
         with counting_refusals(web):
-            identity = await web.access.authenticate(credentials_of(websocket))
+            credentials = credentials_of(websocket, web.settings.token_cookie)
+            identity = await web.access.authenticate(credentials)
             topic = user_topic(identity.user) if job_id is None else name_topic(f"job:{job_id}")
             if not await web.may_watch(identity.user, topic):
                 raise Ended(CloseCode.POLICY, "not yours, or not there")
         wire = CompatWire(topic, now_text, after)
+        inbox = Inbox(websocket, SessionLimits())
 
         async def read(connection: Connection) -> None:
             while connection.ended is None:
-                connection.post(*wire.answer(await _receive(websocket)))
+                text = await inbox.next_frame()
+                inbox.charge(1)
+                connection.post(*wire.answer(text))
 
         connection = _connect(websocket, web, wire, identity, COMPAT_PING_SECONDS)
         # Always with a snapshot: these clients need a status before anything else.
@@ -116,7 +131,7 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
             _drop()
         else:
             code = CloseCode.POLICY if ended.code >= 4000 else ended.code
-            await _close(websocket, code, ended.reason)
+            await _end(websocket, ended, code)
     except BackendError as error:
         logger.warning("websocket: compat connection dropped error=%s", error)
         _drop()
@@ -138,8 +153,12 @@ def _drop() -> None:
 
 
 async def _open_session(
-    websocket: WebSocket, web: WebState, session: Session, credentials: Credentials
-) -> Identity:
+    websocket: WebSocket,
+    web: WebState,
+    session: Session,
+    inbox: Inbox,
+    credentials: Credentials,
+) -> CheckedIdentity:
     """Authenticate by the handshake, or else by the first frame, before the deadline.
 
     Raises:
@@ -152,19 +171,22 @@ async def _open_session(
             return await web.access.authenticate(credentials)
         try:
             async with asyncio.timeout(session.auth_seconds_left(time.monotonic())):
-                token = await _first_token(websocket, session)
+                token = await _first_token(websocket, session, inbox)
         except TimeoutError:
             raise _ended(session.tick(math.inf)) from None
-        credentials = msgspec.structs.replace(credentials, token=token)
+        credentials = with_token(credentials, token)
     try:
         return await web.access.authenticate(credentials)
     except AccessError as error:
         raise _refusal(session, error) from None
 
 
-async def _first_token(websocket: WebSocket, session: Session) -> str:
+async def _first_token(websocket: WebSocket, session: Session, inbox: Inbox) -> str:
     while True:
-        for action in session.receive(await _receive(websocket)):
+        actions = session.receive(await inbox.next_frame())
+        # Without what the server does for it: the first credential costs one unit.
+        inbox.charge(1)
+        for action in actions:
             match action:
                 case Authenticate(token):
                     return token
@@ -192,9 +214,7 @@ async def _carry_out(
                 connection.unsubscribe(topic)
         case Authenticate(token):
             try:
-                fresh = await web.access.authenticate(
-                    msgspec.structs.replace(credentials, token=token)
-                )
+                fresh = await web.access.authenticate(with_token(credentials, token))
             except AccessError as error:
                 ended = _refusal(session, error)
                 connection.end(ended.code, ended.reason)
@@ -215,7 +235,7 @@ def _connect(
     websocket: WebSocket,
     web: WebState,
     wire: Wire,
-    identity: Identity,
+    identity: CheckedIdentity,
     heartbeat_seconds: float | None = None,
 ) -> Connection:
     async def send(frame: str) -> None:
@@ -233,6 +253,9 @@ def _connect(
 
 
 def _refusal(session: Session, error: AccessError) -> Ended:
+    if error.code == "forbidden":
+        # No other credential would help, which is the one refusal that the session does not know.
+        return Ended(CloseCode.FORBIDDEN, str(error))
     return _ended(session.rejected(error.code == "expired", str(error)))
 
 
@@ -242,18 +265,30 @@ def _ended(actions: list[Action]) -> Ended:
     return Ended(close.code, close.reason)
 
 
-async def _receive(websocket: WebSocket) -> str | bytes:
-    message = await websocket.receive()
-    if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message.get("code", 1006))
-    return message.get("text") or message.get("bytes") or ""
-
-
 async def _close(websocket: WebSocket, code: CloseCode, reason: str) -> None:
-    with contextlib.suppress(RuntimeError, OSError, TimeoutError, WebSocketDisconnect):
-        async with asyncio.timeout(CLOSE_SECONDS):
-            # A longer reason raises, and the client would get no close frame.
-            await websocket.close(int(code), close_reason(reason))
+    with contextlib.suppress(RuntimeError, OSError, WebSocketDisconnect):
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                # A longer reason raises, and the client would get no close frame.
+                await websocket.close(int(code), close_reason(reason))
+        except TimeoutError:
+            # Nothing drains: the web server would keep the socket until the kernel gives it up.
+            _peer(websocket).abort()
+
+
+async def _end(websocket: WebSocket, ended: Ended, code: CloseCode) -> None:
+    """Close with ``code``, and cut a client off that goes on sending what has ended it."""
+    await _close(websocket, code, ended.reason)
+    if ended.code in _CUT_OFF:
+        # The web server would go on reading the flood until the client answers the close frame.
+        _peer(websocket).stop_reading()
+        await asyncio.sleep(CLOSE_SECONDS)
+        _peer(websocket).abort()
+
+
+def _peer(websocket: WebSocket) -> Peer:
+    # Starlette has no public name for it.
+    return Peer(websocket._receive)
 
 
 def _frames(actions: list[Action]) -> list[str]:

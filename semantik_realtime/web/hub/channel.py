@@ -128,6 +128,11 @@ class Channel:
             task = self._subscribing = self._io.spawn(self._subscribe(), "subscribe")
         await asyncio.shield(task)
 
+    async def wait_until_subscribed(self) -> None:
+        """Wait until the subscription at the backend has succeeded or failed, if one is made."""
+        if self._subscribing is not None:
+            await asyncio.wait((self._subscribing,))
+
     # Live batches.
 
     def receive(self, epoch: str, prev: int, events: Sequence[Event]) -> None:

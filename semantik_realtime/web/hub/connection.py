@@ -6,20 +6,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.limits import MAX_POSTED, MAX_POSTED_BYTES
+from semantik_realtime.core.limits import MAX_READING_JOINS
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError, BackendUnavailable
-from semantik_realtime.web.access import Identity, has_expired
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from semantik_realtime.web.hub.hub import Hub
+from semantik_realtime.web.hub.outbox import Outbox
 from semantik_realtime.web.hub.subscription import Subscription
 from semantik_realtime.web.outage import DegradedMode
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,13 @@ class Ended(Exception):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+
+class _Asked(NamedTuple):
+    """What the client wants of a topic."""
+
+    cursor: Cursor | None
+    history: int
 
 
 class Connection:
@@ -59,7 +66,7 @@ class Connection:
         hub: Hub,
         outage: DegradedMode,
         may_watch: Callable[[str, str], Awaitable[bool]],
-        identity: Identity,
+        identity: CheckedIdentity,
         send: Callable[[str], Awaitable[None]],
         *,
         heartbeat_seconds: float,
@@ -75,13 +82,16 @@ class Connection:
         # Topics that are followed, and those whose subscription is under way.
         self._subscriptions: dict[str, Subscription] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
+        # What the client asked for last, of each topic whose subscription is under way.
+        self._asked: dict[str, _Asked] = {}
+        # Held while a topic is read, so that many topics at once leave the backend to others too.
+        self._reading = asyncio.Semaphore(MAX_READING_JOINS)
+        # Authorizes the open topics again, and whether it has to begin anew when it is done.
+        self._rechecking: asyncio.Task[None] | None = None
+        self._recheck_again = False
         # Topics that `may_watch` has allowed; provisional states are sent for these only.
         self._allowed: set[str] = set()
-        # Frames that wait, and how many bytes they have.
-        self._posted: deque[str] = deque()
-        self._posted_bytes = 0
-        # The frames that `write` is sending.
-        self._sending: Sequence[str] = ()
+        self._outbox = Outbox()
         # Subscriptions with events or a snapshot to collect, in the order of their wake-ups.
         self._dirty: dict[Subscription, None] = {}
         # Asks the host for its record of topics that the backend does not know.
@@ -123,7 +133,7 @@ class Connection:
             subscription.channel.bytes_since(subscription.cursor)
             for subscription in list(self._dirty)
         )
-        return self._posted_bytes + sum(map(len, self._sending)) + behind
+        return self._outbox.bytes + behind
 
     @property
     def ended(self) -> Ended | None:
@@ -133,13 +143,22 @@ class Connection:
     # Called for the client.
 
     def subscribe(self, topic: str, asked: Cursor | None, history: int) -> None:
-        """Authorize, sync, then follow, in a task. A topic that is followed is synced anew."""
-        self.unsubscribe(topic)
-        self._joining[topic] = self._hub.spawn(self._join(topic, asked, history), "join")
+        """Authorize, sync, then follow, in a task. A topic that is followed is synced anew.
+
+        One whose subscription is under way gets no second task, but one answer
+        to what the client asked for last.
+        """
+        is_joining = topic in self._joining
+        if not is_joining:
+            self.unsubscribe(topic)
+        self._asked[topic] = _Asked(asked, history)
+        if not is_joining:
+            self._joining[topic] = self._hub.spawn(self._join(topic), "join")
 
     def unsubscribe(self, topic: str) -> None:
         """Stop following."""
         self._allowed.discard(topic)
+        self._asked.pop(topic, None)
         joining = self._joining.pop(topic, None)
         if joining is not None:
             joining.cancel()
@@ -147,20 +166,19 @@ class Connection:
         if subscription is not None:
             self._leave(subscription)
 
-    def reauthorize(self, identity: Identity) -> None:
-        """Replace the credential, and authorize every open topic again."""
+    def reauthorize(self, identity: CheckedIdentity) -> None:
+        """Replace the credential, and authorize every open topic again, in one task."""
         self.identity = identity
-        for topic in list(self._subscriptions):
-            self._hub.spawn(self._recheck(topic), "recheck")
+        self._recheck_again = True
+        if self._rechecking is None or self._rechecking.done():
+            self._rechecking = self._hub.spawn(self._recheck_all(), "recheck")
 
     def post(self, *frames: str) -> None:
         """Send ``frames`` soon, in order, before events that come later."""
-        if len(self._posted) >= MAX_POSTED or self._posted_bytes > MAX_POSTED_BYTES:
+        if self._outbox.add(frames):
+            self._wake.set()
+        else:
             self.end(CloseCode.EVICTED, "too slow")
-            return
-        self._posted.extend(frames)
-        self._posted_bytes += sum(map(len, frames))
-        self._wake.set()
 
     def end(self, code: CloseCode, reason: str) -> None:
         """End the connection, after the frames that are posted already were sent."""
@@ -172,6 +190,8 @@ class Connection:
         """Leave every topic: the connection has ended."""
         for topic in [*self._joining, *self._subscriptions]:
             self.unsubscribe(topic)
+        if self._rechecking is not None:
+            self._rechecking.cancel()
 
     # Watcher: called by the hub and by channels.
 
@@ -192,8 +212,8 @@ class Connection:
                     # It waits for a socket that accepts nothing.
                     self._writer.cancel()
             return
-        if has_expired(self.identity):
-            self.end(CloseCode.EXPIRED, "the token has expired")
+        if self.identity.has_expired:
+            self.end(CloseCode.EXPIRED, "the credential has expired")
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._heartbeat_seconds
             # While events wait, their cursor is one that the client does not have yet.
@@ -230,22 +250,20 @@ class Connection:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            self._sending, batches = self._collect()
-            for frame in self._sending:
+            batches = self._collect()
+            for frame in self._outbox.sending:
                 self._sending_since = time.monotonic()
                 await self._send(frame)
             self._sending_since = None
-            self._sending = ()
+            self._outbox.sent()
             if batches:
                 self._hub.stats.count_written(batches, time.time())
-            if self._ended is not None and not self._posted:
+            if self._ended is not None and self._outbox.is_empty:
                 raise self._ended
 
-    def _collect(self) -> tuple[list[str], list[Outgoing]]:
-        """Return all that waits, as frames, and the batches of events in them."""
-        out = list(self._posted)
-        self._posted.clear()
-        self._posted_bytes = 0
+    def _collect(self) -> list[Outgoing]:
+        """Make `write` send all that waits; return the batches of events in it."""
+        out = self._outbox.collect()
         dirty, self._dirty = self._dirty, {}
         waiting: list[tuple[str, Outgoing]] = []
         for subscription in dirty:
@@ -267,7 +285,7 @@ class Connection:
                 waiting.append((topic, outgoing))
         if waiting:
             out += self._wire.events(waiting)
-        return out, [outgoing for _, outgoing in waiting]
+        return [outgoing for _, outgoing in waiting]
 
     def _answer(self, sync: Sync) -> list[str]:
         self._hub.stats.count_sync(sync.reason)
@@ -300,12 +318,13 @@ class Connection:
 
     # Joining and leaving.
 
-    async def _join(self, topic: str, asked: Cursor | None, history: int) -> None:
+    async def _join(self, topic: str) -> None:
         backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
         # A library may swallow a cancellation (wait_for until Python 3.12).
         while self._is_joining(topic):
             try:
-                await self._try_join(topic, asked, history)
+                if not await self._try_join(topic, self._asked[topic]):
+                    continue
             except BackendError as error:
                 logger.debug("connection: join waits topic=%s error=%s", topic, error)
                 await self._outage.wait_for_backend(backoff.next_seconds())
@@ -315,33 +334,44 @@ class Connection:
             else:
                 break
         if self._is_joining(topic):
-            del self._joining[topic]
+            del self._joining[topic], self._asked[topic]
 
     def _is_joining(self, topic: str) -> bool:
         return self._joining.get(topic) is asyncio.current_task()
 
-    async def _try_join(self, topic: str, asked: Cursor | None, history: int) -> None:
+    async def _try_join(self, topic: str, wanted: _Asked) -> bool:
+        """Join once. Return False if the client has asked for something else in the meantime."""
         if not await self._may_watch(self.identity.user, topic):
             self._deny(topic)
-            return
+            return True
         if self._is_joining(topic):
             self._allowed.add(topic)
             self._outage.show(topic, self)
-        subscription, snapshot = await self._hub.follow(self, topic, asked, history)
-        if not self._is_joining(topic):
+        asked, history = wanted
+        async with self._reading:
+            # The answers of a client that does not read must not pile up.
+            await self._outbox.wait_for_room()
+            subscription, snapshot = await self._hub.follow(self, topic, asked, history)
+        if not self._is_joining(topic) or self._asked[topic] is not wanted:
             self._leave(subscription)
-            return
+            return False
         # No await from here to the post: no event may be sent before the sync.
         self._subscriptions[topic] = subscription
         if snapshot.deleted:
             # `gone` must not cancel this very task.
-            del self._joining[topic]
+            del self._joining[topic], self._asked[topic]
             self.gone(subscription)
         elif snapshot.cursor is None:
             subscription.restart(snapshot, asked)
         else:
             self.post(*self._answer(subscription.channel.answer(asked, snapshot)))
             self.wake(subscription)
+        return True
+
+    async def _recheck_all(self) -> None:
+        while self._recheck_again:
+            self._recheck_again = False
+            await asyncio.gather(*map(self._recheck, list(self._subscriptions)))
 
     async def _recheck(self, topic: str) -> None:
         # While nobody can tell, the earlier answer stands; the token itself is valid.

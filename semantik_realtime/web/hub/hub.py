@@ -300,12 +300,14 @@ class Hub:
     def _remove(self, channel: Channel) -> None:
         if self._channels.get(channel.topic) is channel:
             del self._channels[channel.topic]
-            self.spawn(self._unsubscribe(channel.topic), "unsubscribe")
+            self.spawn(self._unsubscribe(channel), "unsubscribe")
 
-    async def _unsubscribe(self, topic: str) -> None:
+    async def _unsubscribe(self, channel: Channel) -> None:
+        # A subscription under way would fail, which counts as a failure of the backend.
+        await channel.wait_until_subscribed()
         # Not if the topic is followed again in the meantime.
-        if topic not in self._channels:
-            await self._backend.unsubscribe(topic)
+        if channel.topic not in self._channels:
+            await self._backend.unsubscribe(channel.topic)
 
     async def _tick(self) -> None:
         while True:

@@ -69,6 +69,7 @@ export const CLOSE_EXPIRED = 4402;
 const CLOSE_FORBIDDEN = 4403;
 export const CLOSE_AUTH_TIMEOUT = 4408;
 const CLOSE_EVICTED = 4413;
+const CLOSE_FLOOD = 4420;
 
 /** What `onDenied` of a topic calls the close codes after which there is no connection. */
 const DENIED_CODES = new Map([
@@ -78,6 +79,7 @@ const DENIED_CODES = new Map([
   [CLOSE_EXPIRED, "expired"],
   [CLOSE_FORBIDDEN, "forbidden"],
   [CLOSE_AUTH_TIMEOUT, "unauthenticated"],
+  [CLOSE_FLOOD, "flood"],
 ]);
 
 /**
