@@ -184,12 +184,6 @@ class Settings(BaseSettings):
     tops_seconds: float = Field(
         10.0, gt=0, description="Time between two checks for missed events, in seconds."
     )
-    start_tries: int = Field(
-        4,
-        ge=1,
-        description="How often a web server tries to reach the backend, 1, 2, 4… s apart, before "
-        "it starts without it.",
-    )
     recall_seconds: float = Field(
         20.0,
         gt=0,

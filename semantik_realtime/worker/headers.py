@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_t
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.worker.job import Job, JobMeta
 from semantik_realtime.worker.values import note_misuse
+
+logger = logging.getLogger(__name__)
 
 OWNER, TOPICS = "realtime_owner", "realtime_topics"
 """Headers that the application sets: a user id, and further topics (list, or comma-separated)."""
@@ -18,6 +21,9 @@ MAX_TOPICS = 20
 """Further topics of a job; more are left out."""
 CELERYS_OWN = "celery."
 """Celery's own tasks (unlocking chords, cleaning results) are not jobs."""
+
+_ownerless: set[str] = set()
+"""The tasks whose jobs had no owner, as logged by this process."""
 
 
 def is_job(task_name: Any) -> bool:
@@ -73,6 +79,19 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
         topics=tuple(topic for topic in checked if topic is not None),
         queued_at=queued_at if isinstance(queued_at, str) else None,
     )
+
+
+def note_ownerless(message: Any) -> None:
+    """Log that the jobs of a task have no owner, once for each task that the worker knows."""
+    name = message.get("task")
+    if is_job(name) and _header(message, OWNER) is None and name not in _ownerless:
+        _ownerless.add(name)
+        logger.warning(
+            "tracker: job without owner task=%s, nobody may watch it unless your authorize allows "
+            "it: send the task with the header %s (logged once a task)",
+            name,
+            OWNER,
+        )
 
 
 def count_attempts(message: Any) -> int:

@@ -38,6 +38,7 @@ from semantik_realtime.worker.headers import (
     headers_of,
     is_job,
     job_message,
+    note_ownerless,
     read_job_meta,
 )
 from semantik_realtime.worker.job import Job
@@ -246,6 +247,7 @@ class TaskTracker:
 
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
+        note_ownerless(request.request_dict)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any

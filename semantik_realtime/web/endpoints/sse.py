@@ -32,7 +32,14 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0
 """At most; what proxies and the HTML standard expect of an idle stream."""
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+HEADERS = {
+    # What compresses a stream holds events back until a block is full. Proxies and the middleware
+    # of Express obey `no-transform`; the GZipMiddleware of Starlette before 0.46 and others in
+    # Python leave alone what names an encoding.
+    "Cache-Control": "no-store, no-transform",
+    "Content-Encoding": "identity",
+    "X-Accel-Buffering": "no",
+}
 MEDIA_TYPE = "text/event-stream"
 COMMENT = ""
 """A frame without content, for the heartbeat."""
@@ -55,7 +62,7 @@ async def get_events(request: Request, web: WebState, job_id: str | None = None)
     stats = web.hub.stats
     try:
         if not web.access.allows_origin(request):
-            raise Refused(403, "origin", "not for pages of this origin")
+            raise Refused(403, "origin", web.explain_refusal(request))
         identity = await identify(request, web)
         asked = _asked(request, web, job_id)
         history = integer(request, "history", 0, MAX_HISTORY)

@@ -51,9 +51,7 @@ _CUT_OFF = (CloseCode.FLOOD, CloseCode.BAD_FRAME, CloseCode.TOO_BIG)
 async def serve_native(websocket: WebSocket, web: WebState) -> None:
     """Serve one connection of `semantik.realtime.v1`, from handshake to close."""
     if not web.access.allows_origin(websocket):
-        # Before accepting: the server answers 403.
-        web.hub.stats.count_refused("origin")
-        await websocket.close()
+        await _refuse_page(websocket, web, CloseCode.FORBIDDEN)
         return
     _peer(websocket).limit_reads()
     _peer(websocket).end_if_vanished()
@@ -96,8 +94,7 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
     These clients reconnect only after an end without a close frame.
     """
     if not web.access.allows_origin(websocket):
-        web.hub.stats.count_refused("origin")
-        await websocket.close()
+        await _refuse_page(websocket, web, CloseCode.POLICY)
         return
     _peer(websocket).limit_reads()
     _peer(websocket).end_if_vanished()
@@ -137,6 +134,20 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
         _drop()
     except WebSocketDisconnect:
         pass
+
+
+async def _refuse_page(websocket: WebSocket, web: WebState, code: CloseCode) -> None:
+    """Refuse a page of an origin that is not allowed.
+
+    Before accepting, so the server answers 403. In development a browser shall
+    show the reason, and it shows only that of a connection that was accepted.
+    """
+    web.hub.stats.count_refused("origin")
+    if web.settings.is_development:
+        await websocket.accept(subprotocol=accepted_subprotocol(websocket))
+        await _close(websocket, code, web.explain_refusal(websocket))
+    else:
+        await websocket.close()
 
 
 def _drop() -> None:

@@ -79,7 +79,7 @@ const DENIED_CODES = new Map([
   [CLOSE_EXPIRED, "expired"],
   [CLOSE_FORBIDDEN, "forbidden"],
   [CLOSE_AUTH_TIMEOUT, "unauthenticated"],
-  [CLOSE_FLOOD, "flood"],
+  [CLOSE_FLOOD, "too_many_frames"],
 ]);
 
 /**

@@ -204,7 +204,7 @@ export interface DeniedInfo {
   topic: string;
   /**
    * `forbidden`, `too_many_topics`, or another code of the server. If the connection is refused:
-   * `unauthenticated`, `expired`, `forbidden`, `flood`, `bad_frame` or `too_big`.
+   * `unauthenticated`, `expired`, `forbidden`, `too_many_frames`, `bad_frame` or `too_big`.
    */
   code: string;
   /** For logs. */
