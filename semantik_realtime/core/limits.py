@@ -6,6 +6,9 @@ MAX_REPLAY = 1000
 """Most events of a replay; beyond that a snapshot is cheaper for everyone."""
 MAX_HISTORY = MAX_REPLAY
 """Most events of history that a client may ask for beside a snapshot."""
+COMPAT_HISTORY = 100
+"""Events of history that a client of the compatibility wire gets after the states, unless the
+settings say otherwise."""
 RETENTION_EVENTS = MAX_REPLAY
 """Events that a topic's log keeps, unless the settings say otherwise."""
 MAX_KEYS = 1000

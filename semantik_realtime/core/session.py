@@ -48,6 +48,9 @@ class CloseCode(IntEnum):
     TOO_MANY_CONNECTIONS = 4429
 
 
+TRANSIENT_CODES = frozenset({CloseCode.DRAIN, CloseCode.EVICTED, CloseCode.TOO_MANY_CONNECTIONS})
+"""Codes after which the same client may get in a moment later, without any change of its own."""
+
 MAX_REASON_BYTES = 123
 """Largest reason of a close frame (RFC 6455, section 5.5): 125 bytes with its code."""
 

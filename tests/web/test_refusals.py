@@ -173,7 +173,7 @@ async def test_an_eleventh_connection_over_two_servers_is_refused(
             await client.wait_synced()
         for server in servers:
             assert (await refusal(server.native_url + f"?token={token()}"))[0] == 4429
-            assert (await refusal(server.compat_url("1") + f"?token={token()}"))[0] == 1008
+            assert (await refusal(server.compat_url("1") + f"?token={token()}"))[0] == 1006
         async with NativeClient(servers[0], user="8") as other:
             await other.wait_for("welcome")
 

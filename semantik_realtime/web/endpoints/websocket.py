@@ -16,6 +16,7 @@ from semantik_realtime.clock import now_text
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.session import (
+    TRANSIENT_CODES,
     Action,
     Authenticate,
     Close,
@@ -29,6 +30,7 @@ from semantik_realtime.core.session import (
     units_of,
 )
 from semantik_realtime.core.topic import name_topic, user_topic
+from semantik_realtime.core.words import Words
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.hookspecs import Credentials
 from semantik_realtime.web.credentials import accepted_subprotocol, credentials_of, with_token
@@ -38,7 +40,8 @@ from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, counting_re
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.tokens import CheckedIdentity
-from semantik_realtime.web.wires.compat import HISTORY, CompatWire
+from semantik_realtime.web.wires.compat import CompatWire
+from semantik_realtime.web.wires.messages import answer
 from semantik_realtime.web.wires.native import NativeWire
 from semantik_realtime.web.wires.wire import Wire
 
@@ -108,23 +111,25 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
             topic = user_topic(identity.user) if job_id is None else name_topic(f"job:{job_id}")
             if not await web.may_watch(identity.user, topic):
                 raise Ended(CloseCode.POLICY, "not yours, or not there")
-        wire = CompatWire(topic, now_text, after)
+        history = web.settings.compat_history
+        words = Words(web.settings.host_words)
+        wire = CompatWire(topic, now_text, after, words=words, history=history)
         inbox = Inbox(websocket, SessionLimits())
 
         async def read(connection: Connection) -> None:
             while connection.ended is None:
                 text = await inbox.next_frame()
                 inbox.charge(1)
-                connection.post(*wire.answer(text))
+                connection.post(*answer(text, now_text()))
 
         connection = _connect(websocket, web, wire, identity, COMPAT_PING_SECONDS)
         # Always with a snapshot: these clients need a status before anything else.
-        connection.subscribe(topic, None, MAX_HISTORY if after else HISTORY)
+        connection.subscribe(topic, None, MAX_HISTORY if after else history)
         await run(web, connection, read, secrets.token_hex(8))
     except (AccessError, TopicError) as error:
         await _close(websocket, CloseCode.POLICY, str(error))
     except Ended as ended:
-        if ended.code in (CloseCode.DRAIN, CloseCode.EVICTED):
+        if ended.code in TRANSIENT_CODES:
             _drop()
         else:
             code = CloseCode.POLICY if ended.code >= 4000 else ended.code
