@@ -24,7 +24,7 @@ from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.tokens import CheckedIdentity
-from semantik_realtime.web.wires.ends import StreamEnds, may_finish
+from semantik_realtime.web.wires.ends import StreamEnds, may_finish, statuses_of
 from semantik_realtime.web.wires.native import NativeWire, reconnect_seconds
 from semantik_realtime.web.wires.wire import Outgoing, Sync, states_of
 
@@ -111,7 +111,7 @@ class SseWire(NativeWire):
         if sync.reason is None:
             self.ends.follow(sync.topic, sync.snapshot.events)
         else:
-            self.ends.reset(sync.topic, sync.states)
+            self.ends.reset(sync.topic, sync.statuses)
         places = {sync.topic: sync.snapshot.cursor}
         return [Placed(frame, places) for frame in super().sync(sync)]
 
@@ -270,7 +270,7 @@ async def _has_seen_the_end(
         for topic, place in asked.items():
             if await web.may_watch(user, topic):
                 snapshot = await web.hub.read(topic, None, 0)
-                is_finished = ends.seed(topic, states_of(topic, snapshot))
+                is_finished = ends.seed(topic, statuses_of(states_of(topic, snapshot)))
                 if snapshot.cursor is None:
                     # The end is in the host's record alone, which the client was sent.
                     is_finished = has_end and not snapshot.deleted
