@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import math
 import random
@@ -26,7 +25,7 @@ from semantik_realtime.core.lifecycle import is_finished
 from semantik_realtime.core.session import SUBPROTOCOL, CloseCode
 from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import AccessError, InvalidInput
-from semantik_realtime.urls import find_fault, mask_text, mask_urls
+from semantik_realtime.urls import find_fault, is_loopback, mask_text, mask_urls
 
 OPEN_SECONDS = 10.0
 WELCOME_SECONDS = 15.0
@@ -112,7 +111,7 @@ async def watch(
                 open_timeout=OPEN_SECONDS,
                 close_timeout=1.0,
                 max_size=None,
-                proxy=None if _is_loopback(url) else True,
+                proxy=None if is_loopback(parse_uri(url).host) else True,
             ) as socket:
                 if token is None:
                     # The server need not wait for a credential.
@@ -163,17 +162,6 @@ def _is_slow(code: int) -> bool:
 def _invalid_url(url: str, reason: str) -> InvalidInput:
     expected = "ws://host:port/realtime/ws or wss://…"
     return InvalidInput(f"{mask_urls(url)}: {reason}; expected: {expected}")
-
-
-def _is_loopback(url: str) -> bool:
-    """Return True if the URL is of this machine, which a proxy of the environment cannot reach."""
-    host = parse_uri(url).host.rstrip(".").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIterator[Update]:
