@@ -24,6 +24,7 @@ from semantik_realtime.core.limits import (
     MAX_HISTORY,
     MAX_KEYS,
     MAX_TOPICS,
+    MAX_UNAUTHENTICATED,
     RETENTION_EVENTS,
     SPOOL_BYTES,
     SPOOL_DRAFTS,
@@ -234,18 +235,23 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         10, ge=1, description="Connections that a user may have at once, over all servers."
     )
+    max_unauthenticated: int = Field(
+        MAX_UNAUTHENTICATED,
+        ge=1,
+        description="WebSockets of a server process that may wait for their first frame `auth` for "
+        "longer than a second; then the oldest end, of the address that has most.",
+    )
+    auth_frame: bool = Field(
+        True,
+        description="Whether a WebSocket may send its credential in its first frame. If not, a "
+        "handshake without one is refused with HTTP 401.",
+    )
     max_topics: int = Field(MAX_TOPICS, ge=1, description="Topics that a connection may watch.")
     heartbeat_seconds: float = Field(
         20.0, gt=0, description="Time between two heartbeats, in seconds."
     )
     tops_seconds: float = Field(
         10.0, gt=0, description="Time between two checks for missed events, in seconds."
-    )
-    start_tries: int = Field(
-        4,
-        ge=1,
-        description="How often a web server tries to reach the backend, 1, 2, 4… s apart, before "
-        "it starts without it.",
     )
     recall_seconds: float = Field(
         20.0,

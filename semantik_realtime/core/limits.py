@@ -32,7 +32,7 @@ FLOOD_SECONDS = 10.0
 MAX_READING_JOINS = 10
 """Topics that a connection reads from the backend at once; further ones wait for their turn."""
 MAX_UNAUTHENTICATED = 200
-"""WebSockets of a process that wait for a credential, unless the settings say otherwise."""
+"""WebSockets of a process that may wait for a credential, unless the settings say otherwise."""
 
 MAX_PRODUCERS = 256
 """Producers whose last number a topic remembers, to recognize a draft that is sent again."""

@@ -32,6 +32,7 @@ SUBPROTOCOL = "semantik.realtime.v1"
 class CloseCode(IntEnum):
     """Why the server ends a connection (docs/protocol.md)."""
 
+    FINISHED = 1000
     GOING_AWAY = 1001
     POLICY = 1008
     TOO_BIG = 1009
@@ -269,7 +270,11 @@ class Session:
         return [Send('{"op":"pong"}')]
 
     def _auth(self, frame: dict[str, Any]) -> list[Action]:
-        token = frame.get("token")
+        token = frame.get("token", "")
+        if token is None:
+            # The client has none. It need not wait for the deadline to learn that one is needed.
+            is_open = self.phase is Phase.OPEN
+            return [] if is_open else self._fire(Trigger.REFUSED, "no credential")
         if not isinstance(token, str) or not token:
             return [self.error("bad_frame", "auth needs a token")]
         return [Authenticate(token)]

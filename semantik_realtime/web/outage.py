@@ -138,6 +138,7 @@ class DegradedMode:
         recall_seconds: between two looks into the host's record of each topic.
         tops_seconds: between two thorough looks at a backend that answers.
         max_delayed_bytes: bound of the states of delayed drafts.
+        url: of the backend's server, without what may be secret; for the log.
     """
 
     def __init__(
@@ -149,10 +150,12 @@ class DegradedMode:
         recall_seconds: float,
         tops_seconds: float,
         max_delayed_bytes: int,
+        url: str = "",
     ) -> None:
         self.since: str | None = None
         """When the present outage was noticed (RFC 3339); None while there is none."""
         self._backend = backend
+        self._url = url
         self._recall_host = recall
         self._flush = flush
         self._recall_seconds = recall_seconds
@@ -213,7 +216,12 @@ class DegradedMode:
             return
         self._began_at = time.monotonic()
         self.since = now_text()
-        logger.warning("outage: degraded, the backend is away error=%s", error)
+        logger.warning(
+            "outage: degraded, the backend is away url=%s error=%s (start its server, or correct "
+            "SEMANTIK_REALTIME_URL; it is tried twice a second until it answers)",
+            self._url,
+            error,
+        )
         for viewer in list(hub.connections):
             viewer.degraded(self.since)
         self._epoch = f"m:{secrets.token_hex(5)}"

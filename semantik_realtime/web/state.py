@@ -11,12 +11,17 @@ from collections.abc import AsyncIterator, Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import HTTPConnection
+
 from semantik_realtime.errors import BackendError
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.urls import mask_urls
 from semantik_realtime.web.access import Access
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.limiter import ConnectionLimiter
 from semantik_realtime.web.outage import DegradedMode, HostRecord
+from semantik_realtime.web.refusals import RefusalLog
+from semantik_realtime.web.unauthenticated import UnauthenticatedLimiter
 
 if TYPE_CHECKING:
     from semantik_realtime.web.metrics import WebMetrics
@@ -37,6 +42,7 @@ class WebState:
         self.settings = runtime.settings
         self._runtime = runtime
         self.access = Access(runtime.settings, runtime.plugins)
+        self.refusals = RefusalLog(runtime.settings.token_cookie)
         self.outage = DegradedMode(
             runtime.backend,
             recall=HostRecord(runtime.plugins),
@@ -44,10 +50,13 @@ class WebState:
             recall_seconds=runtime.settings.recall_seconds,
             tops_seconds=runtime.settings.tops_seconds,
             max_delayed_bytes=runtime.settings.spool_bytes,
+            url=mask_urls(runtime.settings.url) if runtime.settings.url else "default",
         )
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
+        self.unauthenticated = UnauthenticatedLimiter(runtime.settings.max_unauthenticated)
+        self.hub.on_tick(self.unauthenticated.end_crowd)
         self.metrics: WebMetrics | None = None
         """None: there are no metrics; `metrics_error` is the reason."""
         self.metrics_error = ""
@@ -59,6 +68,13 @@ class WebState:
         """How many drafts this process has not sent yet, and their bytes."""
         emitter = self._runtime.emitter
         return {"drafts": emitter.waiting, "bytes": emitter.waiting_bytes}
+
+    def explain_refusal(self, connection: HTTPConnection) -> str:
+        """Return why a page may not connect; outside development nothing that helps an attacker."""
+        if not self.settings.is_development:
+            return "not for pages of this origin"
+        origin = connection.headers.get("origin", "")
+        return f"SEMANTIK_REALTIME_ALLOWED_ORIGINS does not have {origin}"
 
     async def may_watch(self, user: str, topic: str) -> bool:
         """Return True if ``user`` may watch ``topic``, by the owner that the backend knows.
@@ -87,10 +103,7 @@ class WebState:
         self.access.check()
         restore = self._drain_before_stop(asyncio.get_running_loop())
         try:
-            try:
-                await self.hub.open_at_start(self.settings.start_tries)
-            except BackendError as error:
-                logger.warning("web: started without backend error=%s", error)
+            await self.hub.open_at_start()
             self._runtime.emitter.recover()
             yield
         finally:
@@ -107,7 +120,7 @@ class WebState:
             # prometheus-client is an extra: without it everything else must work.
             from semantik_realtime.web.metrics import WebMetrics
 
-            self.metrics = WebMetrics(self.hub, self.outage, registry)
+            self.metrics = WebMetrics(self.hub, self.outage, self.unauthenticated, registry)
         except ImportError:
             self.metrics_error = METRICS_MISSING
         except OSError as error:

@@ -15,14 +15,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_exponential,
-    wait_random,
-)
-
 from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.core.backpressure import Limits
 from semantik_realtime.core.event import Cursor, Event
@@ -37,6 +29,8 @@ from semantik_realtime.web.outage import DegradedMode
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
+START_SECONDS = 1.0
+"""How long the start of a web server waits for a backend that does not answer."""
 
 
 class Hub:
@@ -102,21 +96,19 @@ class Hub:
             raise BackendUnavailable("the backend is away")
         await self.connect()
 
-    async def open_at_start(self, tries: int) -> None:
-        """Open the backend for reading, with pauses of 1, 2, 4… s and up to 0.5 s more.
+    async def open_at_start(self) -> None:
+        """Open the backend for reading, or begin degraded: the degraded mode goes on trying.
 
-        Raises:
-            BackendError: all of ``tries`` failed. The degraded mode goes on trying.
+        Takes `START_SECONDS` at most. A longer try is not cancelled.
         """
         self._begin()
-        async for attempt in AsyncRetrying(
-            stop=stop_after_attempt(tries),
-            wait=wait_exponential() + wait_random(0, 0.5),
-            retry=retry_if_exception_type(BackendError),
-            reraise=True,
-        ):
-            with attempt:
+        try:
+            async with asyncio.timeout(START_SECONDS):
                 await self.connect()
+        except TimeoutError:
+            self._degraded_mode.begin(f"no connection in {START_SECONDS:g} s")
+        except BackendError as error:
+            self._degraded_mode.begin(error)
 
     async def connect(self) -> None:
         """Open the backend for reading, during an outage too. Simultaneous calls share one try.
