@@ -26,6 +26,9 @@ from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
 
 logger = logging.getLogger(__name__)
 
+DRAIN_WRITE_SECONDS = 1.0
+"""How long a drained connection may send what waits for it: less than `Hub.drain` waits."""
+
 
 class Ended(Exception):
     """The server ends the connection, with a close code and a reason."""
@@ -235,6 +238,10 @@ class Connection:
     def drain(self) -> None:
         self.post(*self._wire.bye())
         self.end(CloseCode.DRAIN, "the server stops")
+        if self._writer is not None:
+            # It may wait for a socket that accepts nothing, which the web server would close with
+            # a code of its own when the time of the drain is over.
+            asyncio.get_running_loop().call_later(DRAIN_WRITE_SECONDS, self._writer.cancel)
 
     # Rechecked: called by its rechecks.
 
