@@ -8,6 +8,9 @@ MAX_HISTORY = MAX_REPLAY
 """Most events of history that a client may ask for beside a snapshot."""
 MAX_READ_BYTES = 2**20
 """Most bytes of the events in one answer, unless the settings say otherwise."""
+COMPAT_HISTORY = 100
+"""Events of history that a client of the compatibility wire gets after the states, unless the
+settings say otherwise."""
 RETENTION_EVENTS = MAX_REPLAY
 """Events that a topic's log keeps, unless the settings say otherwise."""
 MAX_KEYS = 1000
@@ -31,7 +34,7 @@ FLOOD_SECONDS = 10.0
 MAX_READING_JOINS = 4
 """Topics that a connection reads from the backend at once; further ones wait for their turn."""
 MAX_UNAUTHENTICATED = 200
-"""WebSockets of a process that wait for a credential, unless the settings say otherwise."""
+"""WebSockets of a process that may wait for a credential, unless the settings say otherwise."""
 
 MAX_PRODUCERS = 256
 """Producers whose last number a topic remembers, to recognize a draft that is sent again."""

@@ -117,23 +117,17 @@ class Realtime(Runtime):
 
         add_socket(router, f"{base}/ws", native, "realtime_ws")
 
-        if self.settings.compat_feed_path:
+        async def compat_feed(websocket: WebSocket) -> None:
+            await serve_compat(websocket, web)
 
-            async def compat_feed(websocket: WebSocket) -> None:
-                await serve_compat(websocket, web)
-
-            add_socket(router, self.settings.compat_feed_path, compat_feed, "realtime_compat_feed")
-
-        if self.settings.compat_path:
-            job_parameter = _job_parameter(self.settings.compat_path)
-
+        for path in self.settings.compat_feed_path:
+            add_socket(router, path, compat_feed, "realtime_compat_feed")
+        for template in self.settings.compat_path:
             # An id may have slashes.
-            template = re.sub(r"\{(\w+)\}$", r"{\1:path}", self.settings.compat_path)
-
-            async def compat(websocket: WebSocket) -> None:
-                await serve_compat(websocket, web, websocket.path_params[job_parameter])
-
-            add_socket(router, template, compat, "realtime_compat")
+            path = re.sub(r"\{(\w+)\}$", r"{\1:path}", template)
+            add_socket(
+                router, path, _compat_route(web, _job_parameter(template)), "realtime_compat"
+            )
 
         # An id may have slashes, so the routes with an end of their own come first.
         @router.get(f"{base}/jobs/{{job_id:path}}/history", name="realtime_history")
@@ -235,6 +229,13 @@ def _hiding(routes: Sequence[BaseRoute]) -> list[BaseRoute]:
     page = find_hiding(routes, "http", "realtime_static", {"name": "realtime.js"})
     socket = find_hiding(routes, "websocket", "realtime_ws", {})
     return [route for route in (page, socket) if route is not None]
+
+
+def _compat_route(web: WebState, parameter: str) -> Callable[[WebSocket], Awaitable[None]]:
+    async def compat(websocket: WebSocket) -> None:
+        await serve_compat(websocket, web, websocket.path_params[parameter])
+
+    return compat
 
 
 def _job_parameter(template: str) -> str:

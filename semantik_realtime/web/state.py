@@ -21,6 +21,8 @@ from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.limiter import ConnectionLimiter
 from semantik_realtime.web.outage import DegradedMode, HostRecord
 from semantik_realtime.web.reads import Answers
+from semantik_realtime.web.refusals import RefusalLog
+from semantik_realtime.web.unauthenticated import UnauthenticatedLimiter
 
 if TYPE_CHECKING:
     from semantik_realtime.web.metrics import WebMetrics
@@ -41,6 +43,7 @@ class WebState:
         self.settings = runtime.settings
         self._runtime = runtime
         self.access = Access(runtime.settings, runtime.plugins)
+        self.refusals = RefusalLog(runtime.settings.token_cookie)
         self.outage = DegradedMode(
             runtime.backend,
             recall=HostRecord(runtime.plugins),
@@ -54,6 +57,8 @@ class WebState:
         self.hub = Hub(runtime.backend, self.outage)
         self.answers = Answers()
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
+        self.unauthenticated = UnauthenticatedLimiter(runtime.settings.max_unauthenticated)
+        self.hub.on_tick(self.unauthenticated.end_crowd)
         self.metrics: WebMetrics | None = None
         """None: there are no metrics; `metrics_error` is the reason."""
         self.metrics_error = ""
@@ -117,7 +122,7 @@ class WebState:
             # prometheus-client is an extra: without it everything else must work.
             from semantik_realtime.web.metrics import WebMetrics
 
-            self.metrics = WebMetrics(self.hub, self.outage, registry)
+            self.metrics = WebMetrics(self.hub, self.outage, self.unauthenticated, registry)
         except ImportError:
             self.metrics_error = METRICS_MISSING
         except OSError as error:

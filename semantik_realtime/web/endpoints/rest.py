@@ -115,6 +115,7 @@ async def get_health(web: WebState) -> Response:
             "warnings": list(status.warnings),
         },
         "connections": len(web.hub.connections),
+        "unauthenticated": web.unauthenticated.count,
         "topics": web.hub.topics,
     }
     return JSONResponse(body, 200 if body["ready"] else 503)
@@ -154,6 +155,7 @@ async def identify(request: Request, web: WebState) -> CheckedIdentity:
     try:
         return await web.access.authenticate(credentials_of(request, web.settings.token_cookie))
     except AccessError as error:
+        web.refusals.note_credential(str(error), error)
         raise Refused(403 if error.code == "forbidden" else 401, error.code, str(error)) from None
 
 

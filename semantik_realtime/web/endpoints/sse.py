@@ -25,8 +25,9 @@ from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.tokens import CheckedIdentity
+from semantik_realtime.web.wires.ends import StreamEnds, may_finish
 from semantik_realtime.web.wires.native import NativeWire, reconnect_seconds
-from semantik_realtime.web.wires.wire import Outgoing, Sync
+from semantik_realtime.web.wires.wire import Outgoing, Sync, states_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +44,18 @@ HEADERS = {
 MEDIA_TYPE = "text/event-stream"
 COMMENT = ""
 """A frame without content, for the heartbeat."""
+LINGER_SECONDS = 5.0
+"""From the end of every job in a stream to the end of the stream: a new attempt may begin."""
+END = "end"
+"""After the cursors in an id: the client has the ends of all jobs."""
 _COUNTED_AS = {"not_found": "forbidden", "bad_input": "bad_frame", "bad_topic": "bad_frame"}
 
 
 async def get_events(request: Request, web: WebState, job_id: str | None = None) -> Response:
     """Stream the events of a job, or of the topics of the query, until the client leaves.
+
+    If all topics are of jobs, the stream ends some seconds after the last of
+    them. To a browser that reconnects then, 204 says that it need not.
 
     A refusal is an HTTP error. While nobody can tell whether to refuse, the
     answer is a stream that ends: after an error a browser never reconnects.
@@ -61,6 +69,9 @@ async def get_events(request: Request, web: WebState, job_id: str | None = None)
         history = integer(request, "history", 0, MAX_HISTORY)
         if not await _may_begin(web, identity.user, asked):
             raise Refused(404, "not_found", "no such job" if job_id else "no such topic")
+        ends = StreamEnds()
+        if await _has_seen_the_end(request, web, identity.user, asked, ends):
+            return Response(status_code=204, headers=HEADERS)
     except Refused as error:
         stats.count_refused(_COUNTED_AS.get(error.code, error.code))
         return error.response
@@ -68,7 +79,7 @@ async def get_events(request: Request, web: WebState, job_id: str | None = None)
         logger.warning("sse: not opened error=%s", error)
         stats.count_refused("server_error")
         return Response(_farewell(CloseCode.SERVER_ERROR), headers=HEADERS, media_type=MEDIA_TYPE)
-    return EventStream(web, identity, asked, history)
+    return EventStream(web, identity, asked, history, ends)
 
 
 class Placed(str):
@@ -91,11 +102,17 @@ class SseWire(NativeWire):
 
     name = "sse"
 
-    def __init__(self, topics: Iterable[str]) -> None:
+    def __init__(self, topics: Iterable[str], ends: StreamEnds) -> None:
         self.open = set(topics)
         """The topics that were neither denied nor deleted."""
+        self.ends = ends
+        """What the client knows of the ends of the jobs in its topics."""
 
     def sync(self, sync: Sync) -> list[str]:
+        if sync.reason is None:
+            self.ends.follow(sync.topic, sync.snapshot.events)
+        else:
+            self.ends.reset(sync.topic, sync.states)
         # Encoded once for all streams, as the frame is: it may have a megabyte.
         encoded = sync.encoded.get(self.name)
         if encoded is None:
@@ -105,6 +122,9 @@ class SseWire(NativeWire):
         return encoded
 
     def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
+        self.ends.has_news = True
+        for topic, outgoing in waiting:
+            self.ends.follow(topic, outgoing.events)
         places = {topic: outgoing.cursor for topic, outgoing in waiting}
         return [Placed(frame, places) for frame in super().events(waiting)]
 
@@ -135,6 +155,7 @@ class EventStream(Response):
         identity: CheckedIdentity,
         asked: Mapping[str, Cursor | None],
         history: int,
+        ends: StreamEnds,
     ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
@@ -142,20 +163,36 @@ class EventStream(Response):
         self._identity = identity
         self._asked = asked
         self._history = history
+        self._ends = ends
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         peer = Peer(receive)
         peer.end_if_vanished()
-        web, wire, places = self._web, SseWire(self._asked), dict(self._asked)
+        web, wire, places = self._web, SseWire(self._asked, self._ends), dict(self._asked)
         has_begun = False
+        # Ends the stream after `LINGER_SECONDS`; None while a job in it goes on.
+        ending: asyncio.TimerHandle | None = None
+
+        def end_if_finished() -> None:
+            nonlocal ending
+            if not wire.open:
+                connection.end(CloseCode.FORBIDDEN, "no topic is left")
+            elif not wire.ends.is_finished(wire.open):
+                if ending is not None:
+                    ending.cancel()
+                ending = None
+            elif ending is None:
+                seconds = LINGER_SECONDS if wire.ends.has_news else 0
+                ending = asyncio.get_running_loop().call_later(
+                    seconds, connection.end, CloseCode.FINISHED, "every job has ended"
+                )
 
         async def write(frame: str) -> None:
             nonlocal has_begun
             head = "data: " if frame else ":"
             if isinstance(frame, Placed):
                 places.update(frame.places)
-                id = ",".join("" if place is None else str(place) for place in places.values())
-                head = f"id: {id}\n{head}"
+                head = f"{_id(places)}\n{head}"
             if not has_begun:
                 has_begun = True
                 start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
@@ -164,8 +201,7 @@ class EventStream(Response):
             for piece in _pieces(head, frame):
                 connection.note_progress()
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-            if not wire.open:
-                connection.end(CloseCode.FORBIDDEN, "no topic is left")
+            end_if_finished()
 
         async def read(_: Connection) -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -192,7 +228,11 @@ class EventStream(Response):
                 refused = Refused(429, "too_many_connections", ended.reason)
                 await refused.response(scope, receive, send)
                 return
-            last = {"type": "http.response.body", "body": _farewell(ended.code).encode()}
+            text = _farewell(ended.code)
+            if ended.code is CloseCode.FINISHED:
+                # A browser reconnects. With this id it is told that it need not.
+                text = f"{_id(places)},{END}\n{text}"
+            last = {"type": "http.response.body", "body": text.encode()}
             with contextlib.suppress(OSError):
                 try:
                     async with asyncio.timeout(CLOSE_SECONDS):
@@ -200,6 +240,9 @@ class EventStream(Response):
                 except TimeoutError:
                     # Nothing drains: the server would keep the socket as long as the kernel does.
                     peer.abort()
+        finally:
+            if ending is not None:
+                ending.cancel()
 
 
 async def _may_begin(web: WebState, user: str, topics: Iterable[str]) -> bool:
@@ -210,6 +253,37 @@ async def _may_begin(web: WebState, user: str, topics: Iterable[str]) -> bool:
                 return True
     except BackendError:
         return True
+    return False
+
+
+async def _has_seen_the_end(
+    request: Request,
+    web: WebState,
+    user: str,
+    asked: Mapping[str, Cursor | None],
+    ends: StreamEnds,
+) -> bool:
+    """Return True if a client that resumes has all that will ever be sent, without new attempts.
+
+    If not, ``ends`` knows the present states, because a replay does not have them.
+    """
+    last = _last_id(request)
+    if not last or not may_finish(asked):
+        return False
+    has_end = last.split(",")[len(asked) :] == [END]
+    has_all = True
+    with contextlib.suppress(BackendError):
+        for topic, place in asked.items():
+            if await web.may_watch(user, topic):
+                async with web.hub.reads.turn(user):
+                    snapshot = await web.hub.read(topic)
+                is_finished = ends.seed(topic, states_of(topic, snapshot))
+                if snapshot.cursor is None:
+                    # The end is in the host's record alone, which the client was sent.
+                    is_finished = has_end and not snapshot.deleted
+                has_all = has_all and is_finished and snapshot.cursor == place
+        # With `?cursor=` a page begins: it must get an answer.
+        return has_all and "last-event-id" in request.headers
     return False
 
 
@@ -225,9 +299,7 @@ def _asked(request: Request, web: WebState, job_id: str | None) -> dict[str, Cur
     limit = web.settings.max_topics
     if not 1 <= len(topics) <= limit:
         raise Refused(422, "bad_input", f"give 1 to {limit} topics")
-    # A browser reconnects to the same URL, so its Last-Event-ID is newer than the query.
-    last = request.headers.get("last-event-id") or request.query_params.get("cursor", "")
-    cursors = [Cursor.parse(text) if text else None for text in last.split(",")]
+    cursors = [Cursor.parse(text) if text else None for text in _last_id(request).split(",")]
     return dict(zip(topics, cursors + [None] * len(topics), strict=False))
 
 
@@ -244,11 +316,21 @@ def _pieces(head: str, frame: str) -> Iterator[bytes]:
         head = ""
 
 
+def _last_id(request: Request) -> str:
+    # A browser reconnects to the same URL, so its Last-Event-ID is newer than the query.
+    return request.headers.get("last-event-id") or request.query_params.get("cursor", "")
+
+
+def _id(places: Mapping[str, Cursor | None]) -> str:
+    return "id: " + ",".join("" if place is None else str(place) for place in places.values())
+
+
 def _retry(seconds: float) -> str:
     return f"retry: {round(seconds * 1000)}"
 
 
 def _farewell(code: CloseCode) -> str:
     seconds = reconnect_seconds()
-    bye = frames.encode({"op": "bye", "reconnect_seconds": seconds, "code": code})
+    when = {} if code is CloseCode.FINISHED else {"reconnect_seconds": seconds}
+    bye = frames.encode({"op": "bye", **when, "code": code})
     return f"{_retry(seconds)}\ndata: {bye}\n\n"
