@@ -23,7 +23,9 @@ from semantik_realtime.core.limits import (
     MAX_EVENT_BYTES,
     MAX_HISTORY,
     MAX_KEYS,
+    MAX_READ_BYTES,
     MAX_TOPICS,
+    MAX_UNAUTHENTICATED,
     RETENTION_EVENTS,
     SPOOL_BYTES,
     SPOOL_DRAFTS,
@@ -142,6 +144,12 @@ class Settings(BaseSettings):
     max_event_bytes: int = Field(
         MAX_EVENT_BYTES, ge=256, description="Largest encoded event, in bytes."
     )
+    max_read_bytes: int = Field(
+        MAX_READ_BYTES,
+        ge=1024,
+        description="Most bytes of the events that one answer has: a replay, the history beside a "
+        "snapshot, or a page of the history.",
+    )
     timeout_seconds: float = Field(
         5.0, gt=0, description="Deadline of one call to the backend, in seconds."
     )
@@ -233,6 +241,17 @@ class Settings(BaseSettings):
     )
     max_connections: int = Field(
         10, ge=1, description="Connections that a user may have at once, over all servers."
+    )
+    max_unauthenticated: int = Field(
+        MAX_UNAUTHENTICATED,
+        ge=1,
+        description="WebSockets of a server process that may wait for their first frame `auth` for "
+        "longer than a second; then the oldest end, of the address that has most.",
+    )
+    auth_frame: bool = Field(
+        True,
+        description="Whether a WebSocket may send its credential in its first frame. If not, a "
+        "handshake without one is refused with HTTP 401.",
     )
     max_topics: int = Field(MAX_TOPICS, ge=1, description="Topics that a connection may watch.")
     heartbeat_seconds: float = Field(

@@ -14,6 +14,7 @@ from semantik_realtime.metrics import Measure, Metrics, is_shared, register, wri
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.stats import LAG_BOUNDS
 from semantik_realtime.web.outage import DegradedMode
+from semantik_realtime.web.unauthenticated import UnauthenticatedLimiter
 
 WIRES = ("native", "compat", "sse")
 
@@ -24,6 +25,7 @@ class Served:
 
     hub: Hub
     outage: DegradedMode
+    unauthenticated: UnauthenticatedLimiter
 
 
 def _connections(served: Served) -> dict[str, int]:
@@ -46,6 +48,12 @@ SERVING = (
         "Connections that were refused, by reason.",
         lambda served: served.hub.stats.refused,
         label="reason",
+    ),
+    Measure(
+        Gauge,
+        "unauthenticated",
+        "WebSockets that have sent no credential yet.",
+        lambda served: served.unauthenticated.count,
     ),
     Measure(
         Gauge,
@@ -95,6 +103,25 @@ SERVING = (
     ),
     Measure(
         Gauge,
+        "reads_waiting",
+        "Reads of topics that wait for their turn.",
+        lambda served: served.hub.reads.waiting,
+    ),
+    Measure(
+        Counter,
+        "reads_failed",
+        "Reads of topics that failed while the backend answered a small one.",
+        lambda served: served.hub.failed_reads,
+    ),
+    Measure(
+        Counter,
+        "requests_busy",
+        "HTTP requests that were refused because there were too many, by whose they were.",
+        lambda served: served.hub.stats.busy,
+        label="by",
+    ),
+    Measure(
+        Gauge,
         "degraded",
         "1 while the backend is away.",
         lambda served: served.outage.since is not None,
@@ -117,9 +144,13 @@ class WebMetrics:
     """
 
     def __init__(
-        self, hub: Hub, outage: DegradedMode, registry: CollectorRegistry | None = None
+        self,
+        hub: Hub,
+        outage: DegradedMode,
+        unauthenticated: UnauthenticatedLimiter,
+        registry: CollectorRegistry | None = None,
     ) -> None:
-        served = Served(hub, outage)
+        served = Served(hub, outage, unauthenticated)
         self._metrics = (Metrics(SERVING, lambda: [served]), writing())
         try:
             self.registry = register(self._metrics, registry)

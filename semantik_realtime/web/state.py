@@ -20,7 +20,9 @@ from semantik_realtime.web.access import Access
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.limiter import ConnectionLimiter
 from semantik_realtime.web.outage import DegradedMode, HostRecord
+from semantik_realtime.web.reads import Answers
 from semantik_realtime.web.refusals import RefusalLog
+from semantik_realtime.web.unauthenticated import UnauthenticatedLimiter
 
 if TYPE_CHECKING:
     from semantik_realtime.web.metrics import WebMetrics
@@ -53,7 +55,10 @@ class WebState:
         )
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
+        self.answers = Answers()
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
+        self.unauthenticated = UnauthenticatedLimiter(runtime.settings.max_unauthenticated)
+        self.hub.on_tick(self.unauthenticated.end_crowd)
         self.metrics: WebMetrics | None = None
         """None: there are no metrics; `metrics_error` is the reason."""
         self.metrics_error = ""
@@ -117,7 +122,7 @@ class WebState:
             # prometheus-client is an extra: without it everything else must work.
             from semantik_realtime.web.metrics import WebMetrics
 
-            self.metrics = WebMetrics(self.hub, self.outage, registry)
+            self.metrics = WebMetrics(self.hub, self.outage, self.unauthenticated, registry)
         except ImportError:
             self.metrics_error = METRICS_MISSING
         except OSError as error:

@@ -130,6 +130,7 @@ async def test_health_reports_a_healthy_server(
         "spool": {"drafts": 0, "bytes": 0},
         "backend": {"reachable": True, "warnings": []},
         "connections": 1,
+        "unauthenticated": 0,
         "topics": 1,
     }
 

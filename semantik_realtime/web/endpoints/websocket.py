@@ -10,6 +10,7 @@ import secrets
 import sys
 import time
 
+from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from semantik_realtime.clock import now_text
@@ -48,6 +49,8 @@ from semantik_realtime.web.wires.wire import Wire
 logger = logging.getLogger(__name__)
 
 COMPAT_PING_SECONDS = 30.0
+LINGER_SECONDS = 3.0
+"""How long the socket may stay open after the server has ended a connection."""
 _CUT_OFF = (CloseCode.FLOOD, CloseCode.BAD_FRAME, CloseCode.TOO_BIG)
 
 
@@ -56,15 +59,21 @@ async def serve_native(websocket: WebSocket, web: WebState) -> None:
     if not web.access.allows_origin(websocket):
         await _refuse_page(websocket, web, CloseCode.FORBIDDEN)
         return
-    _peer(websocket).limit_reads()
-    _peer(websocket).end_if_vanished()
-    await websocket.accept(subprotocol=accepted_subprotocol(websocket))
+    if web.unauthenticated.is_full:
+        web.hub.stats.count_refused("too_many_connections")
+        await _refuse(websocket, 503)
+        return
     settings = web.settings
+    credentials = credentials_of(websocket, settings.token_cookie)
+    if not settings.auth_frame and await _is_anonymous(credentials, web):
+        web.hub.stats.count_refused("unauthenticated")
+        await _refuse(websocket, 401)
+        return
+    await _accept(websocket)
     limits = SessionLimits(topics=settings.max_topics, heartbeat_seconds=settings.heartbeat_seconds)
     session = Session(secrets.token_hex(8), limits, time.monotonic())
 
     inbox = Inbox(websocket, limits)
-    credentials = credentials_of(websocket, settings.token_cookie)
 
     async def read(connection: Connection) -> None:
         while connection.ended is None:
@@ -99,9 +108,7 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
     if not web.access.allows_origin(websocket):
         await _refuse_page(websocket, web, CloseCode.POLICY)
         return
-    _peer(websocket).limit_reads()
-    _peer(websocket).end_if_vanished()
-    await websocket.accept(subprotocol=accepted_subprotocol(websocket))
+    await _accept(websocket)
     last_id = websocket.query_params.get("last_id")
     after = Cursor.parse(last_id) if last_id else None
     try:
@@ -130,13 +137,13 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
         await _close(websocket, CloseCode.POLICY, str(error))
     except Ended as ended:
         if ended.code in TRANSIENT_CODES:
-            _drop()
+            _drop(websocket)
         else:
             code = CloseCode.POLICY if ended.code >= 4000 else ended.code
             await _end(websocket, ended, code)
     except BackendError as error:
         logger.warning("websocket: compat connection dropped error=%s", error)
-        _drop()
+        _drop(websocket)
     except WebSocketDisconnect:
         pass
 
@@ -155,7 +162,36 @@ async def _refuse_page(websocket: WebSocket, web: WebState, code: CloseCode) -> 
         await websocket.close()
 
 
-def _drop() -> None:
+async def _is_anonymous(credentials: Credentials, web: WebState) -> bool:
+    """Return True if a handshake has no credential, and the host does not know the user either."""
+    if credentials.token is not None:
+        return False
+    try:
+        await web.access.authenticate(credentials)
+    except AccessError:
+        return True
+    except BackendError:
+        # Nobody can tell now, which the client learns by the close code.
+        pass
+    return False
+
+
+async def _refuse(websocket: WebSocket, status: int) -> None:
+    """Answer a handshake with an HTTP status; with 403 where the web server knows no other."""
+    if "websocket.http.response" in websocket.scope.get("extensions", {}):
+        await websocket.send_denial_response(Response(status_code=status))
+    else:
+        await websocket.close()
+
+
+async def _accept(websocket: WebSocket) -> None:
+    peer = _peer(websocket)
+    peer.limit_reads()
+    peer.end_if_vanished()
+    await websocket.accept(subprotocol=accepted_subprotocol(websocket))
+
+
+def _drop(websocket: WebSocket) -> None:
     """End without a close frame, which ASGI has no message for.
 
     Every uvicorn cuts the socket when its own ClientDisconnected leaves the
@@ -163,6 +199,7 @@ def _drop() -> None:
     (0.39, 0.54), and some leave the connection open (0.34) until they send a
     close frame.
     """
+    _abort_later(websocket)
     uvicorn = sys.modules.get("uvicorn.protocols.utils")
     if uvicorn is not None:
         raise uvicorn.ClientDisconnected
@@ -185,16 +222,32 @@ async def _open_session(
         # The host may know the user by other means, and with authentication off everybody passes.
         with contextlib.suppress(AccessError):
             return await web.access.authenticate(credentials)
-        try:
-            async with asyncio.timeout(session.auth_seconds_left(time.monotonic())):
-                token = await _first_token(websocket, session, inbox)
-        except TimeoutError:
-            raise _ended(session.tick(math.inf)) from None
+        token = await _wait_for_token(websocket, web, session, inbox)
         credentials = with_token(credentials, token)
     try:
         return await web.access.authenticate(credentials)
     except AccessError as error:
         raise _refusal(session, error) from error
+
+
+async def _wait_for_token(
+    websocket: WebSocket, web: WebState, session: Session, inbox: Inbox
+) -> str:
+    """Return the token of the first frame, as one of the sockets that wait for theirs.
+
+    Raises:
+        Ended: it did not come in time, or too many sockets wait.
+    """
+    address = websocket.client.host if websocket.client else ""
+    try:
+        async with asyncio.timeout(session.auth_seconds_left(time.monotonic())) as deadline:
+            with web.unauthenticated.waiting(address, deadline) as waiting:
+                return await _first_token(websocket, session, inbox)
+    except TimeoutError:
+        if waiting.is_crowded_out:
+            code = CloseCode.TOO_MANY_CONNECTIONS
+            raise Ended(code, "too many connections without a credential") from None
+        raise _ended(session.tick(math.inf)) from None
 
 
 async def _first_token(websocket: WebSocket, session: Session, inbox: Inbox) -> str:
@@ -282,24 +335,25 @@ def _ended(actions: list[Action]) -> Ended:
 
 
 async def _close(websocket: WebSocket, code: CloseCode, reason: str) -> None:
-    with contextlib.suppress(RuntimeError, OSError, WebSocketDisconnect):
-        try:
-            async with asyncio.timeout(CLOSE_SECONDS):
-                # A longer reason raises, and the client would get no close frame.
-                await websocket.close(int(code), close_reason(reason))
-        except TimeoutError:
-            # Nothing drains: the web server would keep the socket until the kernel gives it up.
-            _peer(websocket).abort()
+    _abort_later(websocket)
+    with contextlib.suppress(RuntimeError, OSError, TimeoutError, WebSocketDisconnect):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            # A longer reason raises, and the client would get no close frame.
+            await websocket.close(int(code), close_reason(reason))
 
 
 async def _end(websocket: WebSocket, ended: Ended, code: CloseCode) -> None:
-    """Close with ``code``, and cut a client off that goes on sending what has ended it."""
+    """Close with ``code``, and leave what a client goes on sending in the network."""
     await _close(websocket, code, ended.reason)
     if ended.code in _CUT_OFF:
         # The web server would go on reading the flood until the client answers the close frame.
         _peer(websocket).stop_reading()
-        await asyncio.sleep(CLOSE_SECONDS)
-        _peer(websocket).abort()
+
+
+def _abort_later(websocket: WebSocket) -> None:
+    # The web server waits longer, or without end, for a client that does not answer the close
+    # frame, or reads nothing.
+    asyncio.get_running_loop().call_later(LINGER_SECONDS, _peer(websocket).abort)
 
 
 def _peer(websocket: WebSocket) -> Peer:
