@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         0.5, ge=0, description="The same in the feed of the job's owner, in seconds."
     )
     flush_seconds: float = Field(
-        2.0, ge=0, description="How long a task that ends waits for its last event, in seconds."
+        2.0, ge=0, description="How long a process that ends waits for its last events, in seconds."
     )
     spool_drafts: int = Field(
         SPOOL_DRAFTS, ge=1, description="Events that a process keeps while it cannot send them."

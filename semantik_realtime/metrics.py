@@ -29,7 +29,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from semantik_realtime.emitter.emitter import Emitter, emitters
+from semantik_realtime.emitter.emitter import Emitter
+from semantik_realtime.emitter.registry import emitters
 from semantik_realtime.forks import on_fork
 
 logger = logging.getLogger(__name__)

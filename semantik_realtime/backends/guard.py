@@ -7,9 +7,9 @@ failed call opens a breaker. While it is open, further calls fail
 without reaching the server, except for a few that find out whether it is back:
 
 - In a web process that is `probe`, called by `semantik_realtime.web.outage`.
-- In a process that never calls `probe`, such as a Celery worker, `publish` is
-  never refused, because the emitter's retries are the probe. Of the other calls
-  one in `RETRY_SECONDS` is let through.
+- In a process that never calls `probe`, such as a Celery worker, `publish` and
+  `claim` are never refused, because the emitter's retries are the probe. Of the
+  other calls one in `RETRY_SECONDS` is let through.
 
 Emitter, hub, tracker and routes ask this object or listen to it. None of them
 keeps a record of its own of whether the backend is up.
@@ -35,7 +35,7 @@ RETRY_SECONDS = 5.0
 """Between two calls that are let through an open breaker, in a process that does not probe."""
 
 HANG_SECONDS = 1.0
-"""After so long without a reply a running `publish` makes `fails_writes` and `is_away` true."""
+"""After so long without a reply a running `publish` or `claim` makes `fails_writes` true."""
 
 PROBE_TOPIC = "probe:0"
 """The topic that a probe reads and subscribes. Nothing is ever appended to it."""
@@ -76,27 +76,24 @@ class GuardedBackend:
     def _reset(self) -> None:
         self._reads = CircuitBreaker(RETRY_SECONDS)
         self._writes = CircuitBreaker(RETRY_SECONDS)
-        # Claims wait in the threads of tasks. After a failed one the next tasks do not wait, also
-        # where every publish succeeds (a right that is missing), and closes the other breaker.
-        self._claims = CircuitBreaker(RETRY_SECONDS)
         # Whether `probe` was called since the last reset. From then on nothing else is let through
         # an open breaker.
         self._is_probed = False
-        # The monotonic time at which each running `publish` began, by an object of its own.
-        self._publishing: dict[object, float] = {}
+        # The monotonic time at which each running call of the emitter began, by an own object.
+        self._emitting: dict[object, float] = {}
 
     @property
     def is_away(self) -> bool:
-        """Whether a breaker is open, or a `publish` hangs (`HANG_SECONDS`)."""
+        """Whether a breaker is open, or a `publish` or `claim` hangs."""
         return self._reads.is_open or self.fails_writes
 
     @property
     def fails_writes(self) -> bool:
-        """Whether the breaker of writes is open, or a `publish` hangs (`HANG_SECONDS`)."""
+        """Whether the breaker of writes is open, or a `publish` or `claim` hangs."""
         if self._writes.is_open:
             return True
         # A copy: another thread's `publish` may begin or end here.
-        began = min(list(self._publishing.values()), default=None)
+        began = min(list(self._emitting.values()), default=None)
         return began is not None and time.monotonic() - began > HANG_SECONDS
 
     @property
@@ -144,30 +141,10 @@ class GuardedBackend:
     # Writes.
 
     def publish(self, drafts: Sequence[Draft]) -> Sequence[Receipt]:
-        if self._is_probed:
-            # While reads fail the probe decides when drafts are sent again: both directions
-            # come back together.
-            self._check(self._reads)
-            self._check(self._writes)
-        call = object()
-        self._publishing[call] = time.monotonic()
-        try:
-            return self._write(lambda: self._backend.publish(drafts))
-        finally:
-            # `close_writer` may have reset it.
-            self._publishing.pop(call, None)
+        return self._emit(lambda: self._backend.publish(drafts))
 
     def claim(self, topic: str, job: str, token: str) -> int:
-        self._check(self._writes)
-        if not self._claims.admits(time.monotonic()):
-            raise BackendUnavailable("the last claim failed")
-        try:
-            attempt = self._write(lambda: self._backend.claim(topic, job, token))
-        except BackendError:
-            self._claims.failed(time.monotonic())
-            raise
-        self._claims.succeeded()
-        return attempt
+        return self._emit(lambda: self._backend.claim(topic, job, token))
 
     def delete(self, topic: str) -> bool:
         self._check(self._writes)
@@ -230,6 +207,20 @@ class GuardedBackend:
     def _check(self, breaker: CircuitBreaker) -> None:
         if breaker.is_open and (self._is_probed or not breaker.admits(time.monotonic())):
             raise BackendUnavailable("the backend is away")
+
+    def _emit(self, call: Callable[[], Result]) -> Result:
+        if self._is_probed:
+            # While reads fail the probe decides when drafts are sent again: both directions
+            # come back together.
+            self._check(self._reads)
+            self._check(self._writes)
+        running = object()
+        self._emitting[running] = time.monotonic()
+        try:
+            return self._write(call)
+        finally:
+            # `close_writer` may have reset it.
+            self._emitting.pop(running, None)
 
     def _write(self, call: Callable[[], Result]) -> Result:
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from semantik_realtime.core.event import Draft, StateChange, encode_body
+from semantik_realtime.core.event import Claim, Draft, StateChange, encode_body
 from semantik_realtime.core.limits import MAX_EVENT_BYTES
 from semantik_realtime.core.topic import check_topic, user_topic
 
@@ -38,6 +38,7 @@ def make_drafts(
     data: Mapping[str, Any] | None = None,
     job: str | None = None,
     attempt: int | None = None,
+    claim: Claim | None = None,
     terminal: bool = False,
     max_bytes: int = MAX_EVENT_BYTES,
 ) -> list[Draft]:
@@ -52,6 +53,7 @@ def make_drafts(
         data: further members, for this event only.
         job: the job whose attempts the fence orders.
         attempt: the number of the attempt; None means the newest one.
+        claim: the attempt, if the backend has not assigned its number yet.
         terminal: whether it ends the attempt.
         max_bytes: limit of the encoded event.
 
@@ -80,6 +82,7 @@ def make_drafts(
             terminal=terminal,
             job=job,
             attempt=attempt,
+            claim=claim,
             owner=owner,
         )
         for topic, owner in topics.items()

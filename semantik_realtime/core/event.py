@@ -119,7 +119,24 @@ _NULL = msgspec.Raw(b"null")
 _decode_head = msgspec.json.Decoder(Head).decode
 
 
-class Draft(msgspec.Struct, kw_only=True, eq=False):
+class Claim(msgspec.Struct, eq=False):
+    """The number of a new attempt, which the backend assigns when the attempt's first draft is
+    sent. Until then the drafts have the number that is expected.
+    """
+
+    topic: str
+    """The job's topic."""
+    job: str
+    token: str
+    """Names the attempt: with the same token the backend returns the same number again."""
+    expected: int
+    """The number, if no attempt has begun that the task's message does not know of."""
+    number: int | None = None
+    """The number, from 1, or 0: the job was deleted. None: the backend was not asked yet. Set
+    once, by the emitter's thread."""
+
+
+class Draft(msgspec.Struct, kw_only=True, eq=False, omit_defaults=True):
     """An event for one topic that is not yet appended.
 
     ``producer`` and ``number`` make it safe to send a draft twice: the emitter
@@ -143,6 +160,8 @@ class Draft(msgspec.Struct, kw_only=True, eq=False):
     """The job whose attempts the fence orders; None: the fence does not apply."""
     attempt: int | None = None
     """The job's attempt; None means the newest one."""
+    claim: Claim | None = None
+    """To be settled before the draft is sent (`number_draft`); None: ``attempt`` is final."""
     owner: str | None = None
     """Becomes the topic's owner if the topic has none yet."""
 
@@ -179,6 +198,27 @@ class Receipt(msgspec.Struct, frozen=True):
 
     outcome: Outcome
     cursor: Cursor | None = None
+
+
+def number_draft(draft: Draft) -> None:
+    """Give a draft the number of its claim, also in the job's state that it carries.
+
+    >>> claim = Claim("job:1", "1", "token", expected=1, number=2)
+    >>> body = encode_body("note", "", "1", state={"status": "running", "attempt": 1})
+    >>> draft = Draft(topic="job:1", type="note", key="1", body=body, attempt=1, claim=claim)
+    >>> draft.change = StateChange.SET
+    >>> number_draft(draft)
+    >>> draft.attempt, draft.body
+    (2, b'{"type":"note","time":"","key":"1","state":{"status":"running","attempt":2}}')
+    """
+    claim, draft.claim = draft.claim, None
+    if claim is None or claim.number is None or claim.number == draft.attempt:
+        return
+    draft.attempt = claim.number
+    if draft.change is StateChange.SET:
+        event = msgspec.json.decode(draft.body)
+        event["state"]["attempt"] = claim.number
+        draft.body = _encode(event)
 
 
 def link(chain: int, digest: int) -> int:

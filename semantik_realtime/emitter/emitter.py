@@ -1,4 +1,4 @@
-"""The emitter: the only part of a process that writes to the backend.
+"""The emitter: the only part of a process that writes events to the backend.
 
 Tasks and request handlers put drafts on a queue and go on; a thread, started
 at the first draft, sends them to the backend in batches. A draft that is alone
@@ -13,18 +13,18 @@ this, a step at a time.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 from semantik_realtime.core.event import Draft, Receipt
 from semantik_realtime.core.limits import SPOOL_BYTES, SPOOL_DRAFTS
+from semantik_realtime.emitter import registry
 from semantik_realtime.emitter.dropped import DroppedEvents
+from semantik_realtime.emitter.handover import Handover
 from semantik_realtime.emitter.outcomes import EmitterStats, Outcomes
 from semantik_realtime.emitter.queue import Queue
 from semantik_realtime.emitter.sender import Reply, Sender, Writer
@@ -32,7 +32,6 @@ from semantik_realtime.emitter.spool_file import SpoolFile
 from semantik_realtime.emitter.spool_recovery import SpoolRecovery
 from semantik_realtime.emitter.throttle import Source, ThrottledSources
 from semantik_realtime.errors import BackendError
-from semantik_realtime.forks import on_fork
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +85,10 @@ class Emitter:
         self._directory = directory
         # Set by `on_delayed`; survives a fork.
         self._delayed: Callable[[Sequence[Draft]], object] | None = None
+        # Where children leave their drafts, or this process, if it is the child.
+        self._handover = None if directory is None else Handover(directory)
         self._begin()
-        _emitters.add(self)
+        registry.add(self)
 
     def _begin(self) -> None:
         self.stats = EmitterStats()
@@ -137,10 +138,7 @@ class Emitter:
         self._delayed = delayed
 
     def emit(self, draft: Draft) -> None:
-        """Send ``draft`` soon. Costs less than a microsecond.
-
-        If too much waits, a draft that does not end an attempt is dropped and counted.
-        """
+        """Send ``draft`` soon. Costs less than a microsecond, and may drop it (`Queue.admits`)."""
         # Written out here, not as a method of the queue: one more call would cost a quarter more.
         queue = self._queue
         inbox = queue.inbox
@@ -220,6 +218,32 @@ class Emitter:
         """From now on send what ended processes left on disk, even if nothing is emitted here."""
         if self._recovery is not None:
             self._wake_thread()
+
+    def accept_from_children(self, handover: Handover) -> None:
+        """Send what forked children leave in ``handover``. Once, before the first fork."""
+        self._handover = handover
+        self._recovery = SpoolRecovery(handover.directory)
+        self.recover()
+
+    def leave_to_parent(self, timeout_seconds: float) -> None:
+        """At a child's end: flush, and leave to its parent what is not acknowledged soon.
+
+        Without a parent that accepts it, flush for ``timeout_seconds``.
+        """
+        handover = self._handover
+        if handover is None:
+            self.flush(timeout_seconds)
+        elif not self.flush(handover.wait_seconds, while_failing=False):
+            self._queue.drain()
+            handover.leave(self._queue.all(), self._max_bytes)
+
+    def collect(self, timeout_seconds: float) -> bool:
+        """Wait until all is sent that children have left. Return False if it is not in time."""
+        handover, deadline = self._handover, time.monotonic() + timeout_seconds
+        while handover is not None and not handover.is_empty() and time.monotonic() < deadline:
+            self.retry_now()
+            time.sleep(NOTICE_SECONDS)
+        return handover is None or handover.is_empty()
 
     def close(self, timeout_seconds: float = 2.0) -> bool:
         """Flush, then end the thread. A later `emit` starts it again."""
@@ -367,31 +391,9 @@ class Emitter:
         if self._file is not None:
             self._file.release()
 
-    def _restart_in_child(self) -> None:
+    def restart_in_child(self) -> None:
+        """After a fork: begin with an empty queue."""
         # Closed here, the files stay locked by the parent.
         self._release_files()
         self._begin()
         self._writer.close_writer()
-
-
-# Every emitter of this process; an emitter that nobody uses any more leaves by itself.
-_emitters: weakref.WeakSet[Emitter] = weakref.WeakSet()
-
-
-def emitters() -> list[Emitter]:
-    """Return the emitters of this process."""
-    return list(_emitters)
-
-
-def _after_fork_in_child() -> None:
-    for emitter in emitters():
-        emitter._restart_in_child()
-
-
-def _close_all() -> None:
-    for emitter in emitters():
-        emitter.close()
-
-
-on_fork(after_in_child=_after_fork_in_child)
-atexit.register(_close_all)

@@ -8,6 +8,7 @@ and left out.
 from __future__ import annotations
 
 import itertools
+import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import msgspec
 
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
+from semantik_realtime.core.event import Claim
 from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import InvalidInput
@@ -51,6 +53,8 @@ class Job:
         meta: the job.
         attempt: the attempt's number; 0 while queued, None for the newest one.
         known: the state so far, if another process made it.
+        is_new: whether the attempt begins here. Then ``attempt`` is the number that is
+            expected, until the backend has assigned one.
 
     Raises:
         TopicError: the id cannot be the name of a topic.
@@ -62,14 +66,20 @@ class Job:
         meta: JobMeta,
         attempt: int | None,
         known: Mapping[str, Any] | None = None,
+        *,
+        is_new: bool = False,
     ) -> None:
         self.runtime = runtime
         self.meta = meta
         self.id = meta.id
-        self.attempt = attempt
         self.topic = job_topic(meta.id)
         self.has_ended = False
-        """Whether nothing is sent any more. Set by `end` and `stop_sending`, never cleared."""
+        """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
+        self._attempt = attempt
+        # None: the attempt's number is final. It is settled by the emitter's thread.
+        self._claim: Claim | None = None
+        if is_new and attempt is not None:
+            self._claim = Claim(self.topic, self.id, secrets.token_hex(8), expected=attempt)
         self.declared_end: tuple[str, dict[str, str] | None] | None = None
         """Type and error of the end that the task announced before it raised ``Ignore``.
         Set by `declare_end`."""
@@ -104,6 +114,12 @@ class Job:
         serial = next(_serials)
         self._throttle_key = (self.id, serial)
         self._feed_throttle_key = (self.id, serial, "feeds")
+
+    @property
+    def attempt(self) -> int | None:
+        """The attempt's number; the expected one until the backend has assigned it."""
+        number = None if self._claim is None else self._claim.number
+        return number or self._attempt
 
     def progress(
         self,
@@ -205,10 +221,6 @@ class Job:
     def declare_end(self, type: str, error: dict[str, str]) -> None:
         """Note the end that the task announces. Nothing is sent before `end`."""
         self.declared_end = type, error
-
-    def stop_sending(self) -> None:
-        """Send nothing from now on, not even an end."""
-        self.has_ended = True
 
     def send_pending(self) -> None:
         """Send what is not yet sent, without waiting until it is due."""
@@ -319,6 +331,15 @@ class Job:
         topics: Mapping[str, str | None],
         data: Mapping[str, Any] | None = None,
     ) -> bool:
+        claim = self._claim
+        if claim is not None and claim.number is not None:
+            if claim.number == 0:
+                # The job was deleted. The task runs all the same.
+                self.has_ended = True
+                return True
+            self._attempt, self._claim = claim.number, None
+            self._state.set_attempt(claim.number)
+            claim = None
         try:
             drafts = make_drafts(
                 topics,
@@ -328,7 +349,8 @@ class Job:
                 state=self._state.members,
                 data=data,
                 job=self.id,
-                attempt=self.attempt,
+                attempt=self._attempt,
+                claim=claim,
                 terminal=type in END_TYPES,
                 max_bytes=self.runtime.settings.max_event_bytes,
             )

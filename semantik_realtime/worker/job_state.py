@@ -46,6 +46,10 @@ class JobState:
         # change afterwards, and a bad value must not spoil later events.
         self._fields: dict[str, bytes] = {}
 
+    def set_attempt(self, number: int) -> None:
+        """The attempt has the number ``number``."""
+        self.members["attempt"] = number
+
     def start(self, time: str) -> None:
         """The attempt started at ``time``."""
         self.members.update(status="running", started_at=time)

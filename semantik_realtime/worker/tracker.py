@@ -10,25 +10,23 @@ Which signals Celery sends in which case is measured in
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
-import secrets
+import os
 import sys
 import threading
-import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
+from billiard.exceptions import SoftTimeLimitExceeded
+from billiard.pool import SIG_SOFT_TIMEOUT
 from celery import signals
 
-from semantik_realtime.backends.guard import log_warnings
 from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings
-from semantik_realtime.core.topic import job_topic
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.current import current_job, pop_job, push_job
@@ -44,15 +42,17 @@ from semantik_realtime.worker.headers import (
 )
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
-from semantik_realtime.worker.pool_imports import add_to_imports
+from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.updates import mirror_updates
 from semantik_realtime.worker.values import describe_error
 
 logger = logging.getLogger(__name__)
 
-WARNINGS_PAUSE_SECONDS = 5.0
-"""Pause before the warnings of a backend that did not answer are read again."""
+RUN_BY_TASK = frozenset({"prerun", "before_publish", "after_publish"})
+"""Receivers that Celery calls before or while a task's own code runs."""
+AGAIN_SECONDS = 0.01
+"""After how long a soft time limit that a receiver got is raised again, in the task."""
 
 
 class TaskTracker:
@@ -65,7 +65,7 @@ class TaskTracker:
 
     def __init__(self) -> None:
         self.failures: Counter[str] = Counter()
-        """How often each receiver failed, by ``"receiver: exception"``; and ``"claim"``."""
+        """How often each receiver failed, by ``"receiver: exception"``."""
         # Made at first use, or set by `use`. None while the tracker is off.
         self._runtime: Runtime | None = None
         # Whether the settings turned it off; cleared by `use`.
@@ -74,23 +74,22 @@ class TaskTracker:
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         # The jobs whose tasks run in this process, by task id: from prerun to postrun.
         self._running: dict[str, Job] = {}
-        self._receivers: list[tuple[Any, str, Callable[..., None]]] = [
+        receivers: list[tuple[Any, Callable[..., None]]] = [
+            *WorkerProcess(self.runtime).receivers(),
+            (signals.before_task_publish, self._before_publish),
+            (signals.after_task_publish, self._after_publish),
+            (signals.task_received, self._received),
+            (signals.task_prerun, self._prerun),
+            (signals.task_success, self._success),
+            (signals.task_failure, self._failure),
+            (signals.task_retry, self._retry),
+            (signals.task_revoked, self._revoked),
+            (signals.task_unknown, self._unknown),
+            (signals.task_postrun, self._postrun),
+        ]
+        self._receivers = [
             (signal, f"semantik_realtime.{signal.name}", self._guarded(receiver))
-            for signal, receiver in (
-                (signals.celeryd_init, self._worker_init),
-                (signals.worker_ready, self._worker_ready),
-                (signals.before_task_publish, self._before_publish),
-                (signals.after_task_publish, self._after_publish),
-                (signals.task_received, self._received),
-                (signals.task_prerun, self._prerun),
-                (signals.task_success, self._success),
-                (signals.task_failure, self._failure),
-                (signals.task_retry, self._retry),
-                (signals.task_revoked, self._revoked),
-                (signals.task_unknown, self._unknown),
-                (signals.task_postrun, self._postrun),
-                (signals.worker_process_shutdown, self._process_shutdown),
-            )
+            for signal, receiver in receivers
         ]
 
     def connect(self) -> None:
@@ -139,11 +138,16 @@ class TaskTracker:
 
     def _guarded(self, receiver: Callable[..., None]) -> Callable[..., None]:
         name = receiver.__name__.strip("_")
+        in_task = name in RUN_BY_TASK
 
         @functools.wraps(receiver)
         def guarded(**kwargs: Any) -> None:
             try:
                 receiver(**kwargs)
+            except SoftTimeLimitExceeded:
+                # Celery logs and ignores what a receiver raises, also this, which is the task's.
+                if in_task and SIG_SOFT_TIMEOUT is not None:
+                    threading.Timer(AGAIN_SECONDS, _raise_soft_time_limit).start()
             except Exception as error:
                 kind = f"{name}: {type(error).__name__}"
                 self.failures[kind] += 1
@@ -151,15 +155,6 @@ class TaskTracker:
                     logger.exception("tracker: receiver failed kind=%s (logged once)", kind)
 
         return guarded
-
-    def _worker_init(self, conf: Any, **_: Any) -> None:
-        add_to_imports(conf)
-
-    def _worker_ready(self, **_: Any) -> None:
-        runtime = self.runtime()
-        if runtime is not None:
-            runtime.emitter.recover()
-            threading.Thread(target=_log_warnings, args=(runtime,), daemon=True).start()
 
     # In a process that publishes a task.
 
@@ -197,32 +192,11 @@ class TaskTracker:
         meta = read_job_meta(task.request, id=task_id, name=task.name)
         if meta is None:
             return
-        attempt = self._claim(runtime, meta.id, count_attempts(task.request) + 1)
-        job = Job(runtime, meta, attempt)
-        if attempt == 0:
-            # The job was deleted, so the backend has no number for it. The task runs all the same.
-            job.stop_sending()
+        job = Job(runtime, meta, count_attempts(task.request) + 1, is_new=True)
         self._running[task_id] = job
         push_job(job)
         job.begin()
         mirror_updates(task)
-
-    def _claim(self, runtime: Runtime, job_id: str, expected: int) -> int:
-        """Return the number of a new attempt, or 0 if the job was deleted.
-
-        ``expected`` if the backend does not answer.
-        """
-        if runtime.backend.fails_writes:
-            return expected
-        topic = job_topic(job_id)
-        try:
-            # The token makes a retry of the claim safe.
-            return runtime.backend.claim(topic, job_id, secrets.token_hex(8))
-        except Exception:
-            self.failures["claim"] += 1
-            if self.failures["claim"] == 1:
-                logger.warning("tracker: attempt not claimed job=%s (logged once)", job_id)
-            return expected
 
     def _success(self, sender: Any, **_: Any) -> None:
         job = self._job(sender.request.id)
@@ -239,9 +213,6 @@ class TaskTracker:
             pop_job(job)
             if self._running.get(task_id) is job:
                 del self._running[task_id]
-        # While the backend is away the end waits in the spool, and the task does not wait for it.
-        runtime = job.runtime
-        runtime.emitter.flush(runtime.settings.flush_seconds, while_failing=False)
 
     def _end_after_run(self, job: Job, state: str | None, retval: Any) -> None:
         """End a job that no other signal has ended, by the state that Celery passes."""
@@ -253,9 +224,6 @@ class TaskTracker:
         elif state is None:
             # The main process notices that this process ends, and sends the job's end.
             job.send_pending()
-
-    def _process_shutdown(self, **_: Any) -> None:
-        self.flush()
 
     # In the process that runs the task, or in the main process of its worker.
 
@@ -372,6 +340,11 @@ def install(app: object = None, runtime: Runtime | None = None) -> TaskTracker:
     return _tracker
 
 
+def _raise_soft_time_limit() -> None:
+    # As Celery's main process does when the limit is over.
+    os.kill(os.getpid(), SIG_SOFT_TIMEOUT)
+
+
 def _is_enabled(runtime: Runtime | None) -> bool:
     """Return True if the settings turn the tracker on. Wrong settings are logged at first use."""
     try:
@@ -379,12 +352,3 @@ def _is_enabled(runtime: Runtime | None) -> bool:
     except ConfigError:
         return True
     return settings.mirror
-
-
-def _log_warnings(runtime: Runtime) -> None:
-    """Log the backend's warnings as soon as it answers. Runs in a daemon thread."""
-    try:
-        while not asyncio.run(log_warnings(runtime.backend)):
-            time.sleep(WARNINGS_PAUSE_SECONDS)
-    except Exception:
-        logger.exception("tracker: warnings of the backend not read")

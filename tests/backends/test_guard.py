@@ -143,7 +143,7 @@ async def test_a_failing_write_stops_writes_and_no_reads(
     assert backend.is_away
     fake.errors.clear()
     fake.calls.clear()
-    assert fails(lambda: WRITES["claim"](backend))
+    assert fails(lambda: WRITES["delete"](backend))
     assert fake.calls == []
     for read in READS:
         assert not await fails_reading(backend, read)
@@ -171,47 +171,32 @@ async def test_a_failing_read_stops_reads_and_no_writes(
 async def test_without_a_prober_one_call_in_five_seconds_is_let_through(
     backend: GuardedBackend, fake: FakeBackend, clock: Clock
 ) -> None:
-    fake.errors["claim"] = fake.errors["snapshot"] = BackendUnavailable()
+    fake.errors["lease"] = fake.errors["snapshot"] = BackendUnavailable()
     assert RETRY_SECONDS == 5
     for _ in range(3):
         for _ in range(10):
-            assert fails(lambda: WRITES["claim"](backend))
+            assert fails(lambda: WRITES["lease"](backend))
             assert await fails_reading(backend, "snapshot")
         clock.seconds += RETRY_SECONDS
-    assert (fake.count("claim"), fake.count("snapshot")) == (3, 3)
+    assert (fake.count("lease"), fake.count("snapshot")) == (3, 3)
     fake.errors.clear()
     for _ in range(2):
-        WRITES["claim"](backend)
+        WRITES["lease"](backend)
         assert not await fails_reading(backend, "snapshot")
     assert not backend.is_away
 
 
-async def test_without_a_prober_publish_is_always_let_through(
-    backend: GuardedBackend, fake: FakeBackend
+@pytest.mark.parametrize("name", ["publish", "claim"])
+async def test_without_a_prober_the_calls_of_the_emitter_are_always_let_through(
+    name: str, backend: GuardedBackend, fake: FakeBackend
 ) -> None:
-    fake.errors["publish"] = BackendUnavailable()
+    fake.errors[name] = BackendUnavailable()
     for _ in range(3):
-        assert fails(lambda: WRITES["publish"](backend))
-    assert fake.count("publish") == 3
+        assert fails(lambda: WRITES[name](backend))
+    assert fake.count(name) == 3
     fake.errors.clear()
-    WRITES["publish"](backend)
+    WRITES[name](backend)
     assert not backend.fails_writes
-
-
-async def test_after_a_failed_claim_the_next_ones_fail_at_once_even_if_publishing_works(
-    backend: GuardedBackend, fake: FakeBackend, clock: Clock
-) -> None:
-    fake.errors["claim"] = BackendRefused()
-    for _ in range(3):
-        for _ in range(10):
-            assert fails(lambda: WRITES["claim"](backend))
-            WRITES["publish"](backend)
-            assert not backend.fails_writes
-        clock.seconds += RETRY_SECONDS
-    assert fake.count("claim") == 3
-    fake.errors.clear()
-    for _ in range(2):
-        WRITES["claim"](backend)
 
 
 async def test_opening_is_let_through_and_closes_the_breaker_of_reads(
@@ -323,12 +308,12 @@ async def test_a_publish_that_hangs_counts_as_failing_after_a_second_until_it_re
 ) -> None:
     fake.hanging.add("publish")
     first = asyncio.ensure_future(asyncio.to_thread(WRITES["publish"], backend))
-    await until(lambda: backend._publishing, "the publish to begin")
+    await until(lambda: backend._emitting, "the publish to begin")
     clock.seconds += HANG_SECONDS
     assert not backend.fails_writes
     # Its time counts, not that of a later one.
     second = asyncio.ensure_future(asyncio.to_thread(WRITES["publish"], backend))
-    await until(lambda: len(backend._publishing) == 2, "the second publish to begin")
+    await until(lambda: len(backend._emitting) == 2, "the second publish to begin")
     clock.seconds += 0.01
     assert backend.fails_writes
     assert backend.is_away
@@ -341,11 +326,11 @@ async def test_a_publish_that_hangs_counts_as_failing_after_a_second_until_it_re
 async def test_closing_the_writer_forgets_everything_as_a_forked_child_must(
     backend: GuardedBackend, fake: FakeBackend, clock: Clock
 ) -> None:
-    fake.errors["claim"] = fake.errors["tops"] = BackendUnavailable()
-    assert fails(lambda: WRITES["claim"](backend))
+    fake.errors["lease"] = fake.errors["tops"] = BackendUnavailable()
+    assert fails(lambda: WRITES["lease"](backend))
     assert await fails_probing(backend, thorough=False)
     fake.hanging.add("publish")
-    backend._publishing[object()] = clock.seconds
+    backend._emitting[object()] = clock.seconds
     clock.seconds += 2 * HANG_SECONDS
     assert backend.fails_writes
     fake.calls.clear()
@@ -354,9 +339,9 @@ async def test_closing_the_writer_forgets_everything_as_a_forked_child_must(
     assert not backend.is_away
     # No prober runs in the child, so a failing call is tried again there.
     for _ in range(2):
-        assert fails(lambda: WRITES["claim"](backend))
+        assert fails(lambda: WRITES["lease"](backend))
         clock.seconds += RETRY_SECONDS
-    assert fake.count("claim") == 2
+    assert fake.count("lease") == 2
 
 
 async def test_a_publish_that_a_fork_interrupts_ends_without_an_error(
@@ -364,7 +349,7 @@ async def test_a_publish_that_a_fork_interrupts_ends_without_an_error(
 ) -> None:
     fake.hanging.add("publish")
     publishing = asyncio.ensure_future(asyncio.to_thread(WRITES["publish"], backend))
-    await until(lambda: backend._publishing, "the publish to begin")
+    await until(lambda: backend._emitting, "the publish to begin")
     backend.close_writer()
     fake.release_publish.set()
     assert await publishing == []

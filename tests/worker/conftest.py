@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from celery_workers import Place
 from topic_log import Log, Reader, wait_until
 
 from semantik_realtime.backends.loader import load_backend
@@ -69,3 +70,20 @@ def _no_misuse() -> Iterator[None]:
     misuse.clear()
     yield
     misuse.clear()
+
+
+@pytest.fixture(scope="module")
+def broker(server_url: Callable[[str], str]) -> Iterator[str]:
+    """Celery's broker, the same for each row."""
+    import mirrored_app
+
+    url = server_url("valkey")
+    before = mirrored_app.app.conf.broker_url, mirrored_app.app.conf.result_backend
+    mirrored_app.app.conf.update(broker_url=url, result_backend=url)
+    yield url
+    mirrored_app.app.conf.update(broker_url=before[0], result_backend=before[1])
+
+
+@pytest.fixture(scope="module")
+def place(row: str, server_url: Callable[[str], str]) -> Place:
+    return Place(ROWS[row].backend, server_url(row))

@@ -28,12 +28,20 @@ app.conf.update(
     worker_pool_start_method=os.environ.get("TEST_START_METHOD", "fork"),
     broker_transport_options={"visibility_timeout": 600},
     task_protocol=int(os.environ.get("TEST_PROTOCOL", "2")),
+    worker_max_tasks_per_child=int(os.environ.get("TEST_TASKS_PER_CHILD", "0")) or None,
 )
 
 
 @app.task
 def add(a: int, b: int) -> int:
     return a + b
+
+
+@app.task
+def sleep(seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 @app.task

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from topic_log import wait_until
@@ -26,6 +28,7 @@ from semantik_realtime.emitter import emitter as emitter_module
 from semantik_realtime.emitter import queue, sender
 from semantik_realtime.emitter.dropped import DroppedEvents
 from semantik_realtime.emitter.emitter import Emitter
+from semantik_realtime.emitter.handover import Handover
 from semantik_realtime.errors import AppendUncertain, BackendUnavailable
 
 TIME = "2026-01-01T00:00:00.000Z"
@@ -436,6 +439,55 @@ def test_the_topics_of_dropped_events_are_bounded(monkeypatch: pytest.MonkeyPatc
     for number in range(10):
         dropped.add(draft(number, topic=f"job:{number}"))
     assert [report.topic for report in dropped.reports(10)] == ["job:0", "job:1", "job:2"]
+
+
+# Children that end.
+
+
+def test_what_a_child_cannot_send_its_parent_sends(line: Line, tmp_path: Path) -> None:
+    parent, child = Emitter(line.guard), Emitter(line.guard)
+    handover = Handover(tmp_path)
+    parent.accept_from_children(handover)
+    child._handover = handover
+    line.open.clear()
+    for number in range(5):
+        child.emit(draft(number))
+    wait_until(lambda: line.batches)
+    child.leave_to_parent(60)
+    assert not handover.is_empty()
+    # Another one that ends does not wait.
+    assert handover.wait_seconds == 0
+    assert not parent.collect(0.05)
+    line.open.set()
+    assert parent.collect(10)
+    assert child.flush(10)
+    for one in (parent, child):
+        one.close(5)
+    assert line.bodies() == bodies_of([draft(number) for number in range(5)])
+
+
+def test_a_child_that_has_sent_everything_leaves_nothing(line: Line, tmp_path: Path) -> None:
+    child = Emitter(line.guard)
+    child._handover = Handover(tmp_path)
+    child.emit(draft(1))
+    child.leave_to_parent(60)
+    child.close(5)
+    assert line.bodies() == bodies_of([draft(1)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_for_children_is_private_and_removed_with_its_files() -> None:
+    handover = Handover.make()
+    try:
+        assert stat.S_IMODE(handover.directory.stat().st_mode) == 0o700
+        one = draft(1)
+        one.producer, one.number = "p", 1
+        handover.leave([one], 2**20)
+        assert not handover.is_empty()
+    finally:
+        handover.remove()
+    assert not handover.directory.exists()
+    assert handover.is_empty()
 
 
 def test_ends_are_kept_in_a_full_queue(line: Line) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +15,15 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task, signals
-from celery.exceptions import Reject
-from topic_log import Log, Reader
+from celery.exceptions import Reject, SoftTimeLimitExceeded
+from topic_log import Log, Reader, wait_until
 
 from semantik_realtime import job
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Receipt
 from semantik_realtime.core.topic import job_topic, user_topic
-from semantik_realtime.errors import BackendUnavailable, TopicError
+from semantik_realtime.errors import BackendRefused, BackendUnavailable, TopicError
 from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import tracker as tracker_module
@@ -107,10 +109,10 @@ def test_a_task_is_a_job(tracker: TaskTracker, log: Look, job_id: str) -> None:
 
 @pytest.mark.every_row
 @pytest.mark.usefixtures("tracker")
-def test_the_end_is_appended_before_the_task_is_over(reader: Reader, job_id: str) -> None:
+def test_the_end_is_appended_at_once(reader: Reader, job_id: str) -> None:
     add.apply((1, 2), task_id=job_id)
-    # Without a flush here, which is the claim.
-    assert Log(reader, f"job:{job_id}").last["type"] == "job_completed"
+    # Without a flush here.
+    wait_until(lambda: Log(reader, f"job:{job_id}").types[-1:] == ["job_completed"])
 
 
 def test_installing_again_sends_no_event_twice(
@@ -373,18 +375,40 @@ def test_a_stored_state_of_any_shape_does_not_keep_a_job_from_its_end(
     assert not tracker.failures
 
 
+@pytest.mark.parametrize(("signal_name", "again"), [("task_prerun", 1), ("task_postrun", 0)])
+def test_a_soft_time_limit_within_a_receiver_is_raised_again_in_the_task(
+    tracker: TaskTracker, monkeypatch: pytest.MonkeyPatch, signal_name: str, again: int
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    raised = []
+    previous = signal.signal(signal.SIGUSR1, lambda *_: raised.append(1))
+    monkeypatch.setattr(tracker, "_job", interrupted)
+    monkeypatch.setattr(tracker, "runtime", interrupted)
+    try:
+        for _, uid, receiver in tracker._receivers:
+            if uid.endswith(signal_name):
+                receiver(task_id="1", task=add, state="SUCCESS")
+        if again:
+            wait_until(lambda: raised)
+        else:
+            time.sleep(5 * tracker_module.AGAIN_SECONDS)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert len(raised) == again
+    assert not tracker.failures
+
+
 # Attempts.
 
 
 class Claimless(MemoryBackend):
-    """Appends, but fails each claim."""
-
-    claims = 0
+    """Appends, but refuses each claim."""
 
     @hookimpl
     def claim(self, topic: str, job: str, token: str) -> int:
-        self.claims += 1
-        raise BackendUnavailable("no answer")
+        raise BackendRefused("no rights")
 
 
 @pytest.fixture
@@ -396,7 +420,7 @@ def claimless(settings: Settings, tracker: TaskTracker) -> Iterator[tuple[Claiml
     runtime.close()
 
 
-def test_if_a_claim_fails_attempts_are_counted_by_the_message(
+def test_if_claims_are_refused_attempts_are_counted_by_the_message(
     claimless: tuple[Claimless, Runtime], job_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend, runtime = claimless
@@ -413,35 +437,96 @@ def test_if_a_claim_fails_attempts_are_counted_by_the_message(
     assert len([r for r in caplog.records if "not claimed" in r.message]) == 1
 
 
-def test_after_a_failed_claim_the_next_tasks_do_not_claim(
-    claimless: tuple[Claimless, Runtime],
+class Hanging(MemoryBackend):
+    """Answers no write until `released` is set."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.released = threading.Event()
+
+    @hookimpl
+    def claim(self, topic: str, job: str, token: str) -> int:
+        self.released.wait(60)
+        return super().claim(topic, job, token)
+
+    @hookimpl
+    def publish(self, drafts: Any) -> Any:
+        self.released.wait(60)
+        return super().publish(drafts)
+
+
+def test_no_task_waits_for_a_backend_that_hangs(
+    settings: Settings, tracker: TaskTracker, job_id: str
 ) -> None:
-    backend, _ = claimless
-    for _ in range(5):
-        add.apply((1, 2))
-    assert backend.claims == 1
-
-
-def test_while_the_backend_fails_no_task_claims_or_waits(
-    settings: Settings, tracker: TaskTracker
-) -> None:
-    class Away(Claimless):
-        @hookimpl
-        def publish(self, drafts: Any) -> Any:
-            raise BackendUnavailable("away")
-
-    backend = Away(settings)
+    backend = Hanging(settings)
     runtime = Runtime(settings, backend=backend)
     tracker.use(runtime)
-    add.apply((1, 2))
-    assert runtime.backend.fails_writes
-    backend.claims = 0
-    begun = time.monotonic()
     for _ in range(20):
         add.apply((1, 2))
-    assert time.monotonic() - begun < settings.flush_seconds
-    assert backend.claims == 0
-    runtime.close(0.01)
+    add.apply((1, 2), task_id=job_id)
+    # Nothing was written, and every task is over.
+    assert not backend._logs
+    backend.released.set()
+    assert runtime.emitter.flush(10)
+    reader = Reader(backend)
+    assert Log(reader, f"job:{job_id}").statuses == [(1, "running"), (1, "completed")]
+    reader.close()
+    runtime.close()
+
+
+@pytest.mark.every_row
+@pytest.mark.usefixtures("tracker")
+def test_an_attempt_that_the_message_does_not_know_of_gets_the_next_number(
+    log: Look, runtime: Runtime, job_id: str
+) -> None:
+    add.apply((1, 2), task_id=job_id, headers={"realtime_owner": "7"})
+    assert runtime.emitter.flush(5)
+    # As after a redelivery, which Celery does not count.
+    add.apply((1, 2), task_id=job_id, headers={"realtime_owner": "7"})
+    expected = [(1, "running"), (1, "completed"), (2, "running"), (2, "completed")]
+    assert log(f"job:{job_id}").statuses == expected
+    assert log("user:7").statuses == expected
+
+
+@pytest.mark.every_row
+@pytest.mark.usefixtures("tracker")
+def test_attempts_that_are_sent_together_do_not_make_each_other_stale(
+    log: Look, runtime: Runtime, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emitter = runtime.emitter
+    with monkeypatch.context() as patch:
+        # Nothing leaves the queue while all are emitted.
+        patch.setattr(emitter, "_wake_thread", lambda: None)
+        patch.setattr(emitter._wake, "set", lambda: None)
+        for _ in range(3):
+            add.apply((1, 2), task_id=job_id)
+    attempts = [(number, status) for number in (1, 2, 3) for status in ("running", "completed")]
+    assert log(f"job:{job_id}").statuses == attempts
+
+
+def test_a_claim_whose_reply_is_lost_begins_one_attempt(
+    settings: Settings, tracker: TaskTracker, job_id: str
+) -> None:
+    class Forgetful(MemoryBackend):
+        replies = 0
+
+        @hookimpl
+        def claim(self, topic: str, job: str, token: str) -> int:
+            attempt = super().claim(topic, job, token)
+            self.replies += 1
+            if self.replies < 3:
+                raise BackendUnavailable("the reply is lost")
+            return attempt
+
+    backend = Forgetful(settings)
+    runtime = Runtime(settings, backend=backend)
+    tracker.use(runtime)
+    add.apply((1, 2), task_id=job_id)
+    assert runtime.emitter.flush(10)
+    reader = Reader(backend)
+    assert Log(reader, f"job:{job_id}").statuses == [(1, "running"), (1, "completed")]
+    reader.close()
+    runtime.close()
 
 
 # Events of a worker's main process.

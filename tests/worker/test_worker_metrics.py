@@ -35,9 +35,10 @@ Numbers = dict[tuple[str, ...], float]
 def draft(number: int, *, key: str = "1", terminal: bool = False, attempt: int = 1) -> Draft:
     return Draft(
         topic="job:1",
-        type="note",
+        # Of which no report says how many were dropped.
+        type="job_progress",
         key=key,
-        body=encode_body("note", "2026-01-01T00:00:00.000Z", key, state={"number": number}),
+        body=encode_body("job_progress", "2026-01-01T00:00:00.000Z", key, state={"number": number}),
         change=StateChange.SET,
         terminal=terminal,
         job="1",

@@ -6,155 +6,23 @@ The application does not install the tracker: Celery loads the entry point.
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
 
 import pytest
-from topic_log import Log, Reader, wait_until
+from celery_workers import Place, Worker, running
+from topic_log import Log, wait_until
 
-from semantik_realtime.backends.loader import load_backend
-from semantik_realtime.config import Settings
 from semantik_realtime.testing.servers import ROWS, RedisServer, Server, valkey_program
 from semantik_realtime.testing.servers import running as serving
-
-HERE = Path(__file__).parent
-
-
-class Place(NamedTuple):
-    """Where workers send the events of their tasks: a row of the backend matrix."""
-
-    backend: str
-    url: str
-
-
-class Worker:
-    """One ``celery worker``, its log, and the topics it wrote to."""
-
-    def __init__(
-        self, broker: str, place: Place, pool: str, directory: Path, prefix: str, **environment: str
-    ):
-        self.settings = Settings(backend=place.backend, url=place.url, prefix=prefix)
-        self.log_path = directory / f"{pool}.log"
-        self.queue = prefix
-        self._environment = {
-            **os.environ,
-            "REDIS_URL": broker,
-            "SEMANTIK_REALTIME_BACKEND": place.backend,
-            "SEMANTIK_REALTIME_URL": place.url,
-            "SEMANTIK_REALTIME_PREFIX": prefix,
-            "PYTHONPATH": str(HERE),
-            "TEST_QUEUE": prefix,
-            **environment,
-        }
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "celery", "-A", "mirrored_app", "worker"),
-                    *("--pool", pool, "--concurrency", "2", "--loglevel", "info"),
-                    *("-Q", prefix, "-n", f"{prefix}@here"),
-                    *("--without-gossip", "--without-mingle", "--without-heartbeat"),
-                ],
-                env=self._environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=directory,
-            )
-        try:
-            wait_until(self._is_ready, 30)
-        except AssertionError:
-            self.stop()
-            raise AssertionError(self.output) from None
-
-    def _is_ready(self) -> bool:
-        assert self.process.poll() is None, self.output
-        return f"{self.queue}@here ready." in self.output
-
-    @property
-    def output(self) -> str:
-        return self.log_path.read_text(errors="replace")
-
-    @cached_property
-    def reader(self) -> Reader:
-        return Reader(load_backend(self.settings))
-
-    def stop(self) -> None:
-        if "reader" in vars(self):
-            self.reader.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(15)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-
-    def send(self, name: str, *args: Any, owner: str | None = "7", **options: Any) -> str:
-        """Send a task with plain Celery; return its id."""
-        headers = {} if owner is None else {"realtime_owner": owner}
-        result = self.app.send_task(
-            f"mirrored_app.{name}", args, queue=self.queue, headers=headers, **options
-        )
-        return str(result.id)
-
-    @property
-    def app(self) -> Any:
-        import mirrored_app
-
-        return mirrored_app.app
-
-    def log(self, topic: str) -> Log:
-        return Log(self.reader, topic)
-
-    def wait_for(self, job_id: str, status: str, seconds: float = 20) -> Log:
-        """Return the log of a job when its last event has ``status``."""
-        log = self.log(f"job:{job_id}")
-        try:
-            wait_until(lambda: log.events and log.state["status"] == status, seconds)
-        except AssertionError:
-            raise AssertionError(f"{log.statuses}\n{self.output[-3000:]}") from None
-        return log
 
 
 @pytest.fixture(scope="module")
 def default_row() -> str:
     return "valkey"
-
-
-@pytest.fixture(scope="module")
-def broker(server_url: Callable[[str], str]) -> Iterator[str]:
-    """Celery's broker, the same for each row."""
-    import mirrored_app
-
-    url = server_url("valkey")
-    before = mirrored_app.app.conf.broker_url, mirrored_app.app.conf.result_backend
-    mirrored_app.app.conf.update(broker_url=url, result_backend=url)
-    yield url
-    mirrored_app.app.conf.update(broker_url=before[0], result_backend=before[1])
-
-
-@pytest.fixture(scope="module")
-def place(row: str, server_url: Callable[[str], str]) -> Place:
-    return Place(ROWS[row].backend, server_url(row))
-
-
-@contextlib.contextmanager
-def running(
-    broker: str, place: Place, pool: str, directory: Path, **environment: str
-) -> Iterator[Worker]:
-    worker = Worker(broker, place, pool, directory, f"q{uuid.uuid4().hex[:8]}", **environment)
-    try:
-        yield worker
-    finally:
-        worker.stop()
 
 
 @pytest.fixture(scope="module", params=["prefork", "threads"])
@@ -378,7 +246,9 @@ def test_a_killed_process_fails_its_job_and_the_last_progress_and_fields_stay(
 def test_a_task_that_runs_again_because_its_process_died_is_one_job(prefork: Worker) -> None:
     log = prefork.wait_for(prefork.send("exit_process_once"), "completed")
     # The first job_started may be lost with the process that would have sent it.
-    assert log.statuses[-2:] == [(2, "running"), (2, "completed")]
+    number = log.statuses[-1][0]
+    assert number == (2 if log.types.count("job_started") > 1 else 1)
+    assert log.statuses[-2:] == [(number, "running"), (number, "completed")]
 
 
 def test_a_soft_time_limit_fails_the_job_even_during_an_emit(prefork: Worker) -> None:

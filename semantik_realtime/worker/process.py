@@ -1,0 +1,95 @@
+"""The life of a worker's processes: what is set up when they start, and sent when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery import signals
+
+from semantik_realtime.backends.guard import log_warnings
+from semantik_realtime.emitter.handover import Handover
+from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker.pool_imports import add_to_imports
+
+logger = logging.getLogger(__name__)
+
+WARNINGS_PAUSE_SECONDS = 5.0
+"""Pause before the warnings of a backend that did not answer are read again."""
+
+
+class WorkerProcess:
+    """The receivers of Celery's signals for a worker and the processes of its pool.
+
+    Args:
+        runtime: returns the process's runtime, or None while the tracker is off.
+    """
+
+    def __init__(self, runtime: Callable[[], Runtime | None]) -> None:
+        self._runtime = runtime
+        # In the main process of a prefork worker without a spool directory: where the processes of
+        # the pool leave what they could not send. Made at the worker's start, removed at its end.
+        self._handover: Handover | None = None
+
+    def receivers(self) -> list[tuple[Any, Callable[..., None]]]:
+        """Return each signal with its receiver."""
+        return [
+            (signals.celeryd_init, self._worker_configured),
+            (signals.worker_init, self._worker_init),
+            (signals.worker_ready, self._worker_ready),
+            (signals.worker_process_shutdown, self._process_shutdown),
+            (signals.worker_shutdown, self._worker_shutdown),
+        ]
+
+    def _worker_configured(self, conf: Any, **_: Any) -> None:
+        add_to_imports(conf)
+
+    def _worker_init(self, sender: Any, **_: Any) -> None:
+        runtime = self._runtime()
+        # With a directory of the settings all processes share that one.
+        if runtime is None or runtime.settings.spool_path is not None or not _is_prefork(sender):
+            return
+        try:
+            self._handover = Handover.make()
+        except OSError as error:
+            logger.warning(
+                "tracker: pool processes wait for the backend at their end error=%s", error
+            )
+            return
+        runtime.emitter.accept_from_children(self._handover)
+
+    def _worker_ready(self, **_: Any) -> None:
+        runtime = self._runtime()
+        if runtime is not None:
+            runtime.emitter.recover()
+            threading.Thread(target=_log_warnings, args=(runtime,), daemon=True).start()
+
+    def _process_shutdown(self, **_: Any) -> None:
+        runtime = self._runtime()
+        if runtime is not None:
+            runtime.emitter.leave_to_parent(runtime.settings.flush_seconds)
+
+    def _worker_shutdown(self, **_: Any) -> None:
+        runtime, handover = self._runtime(), self._handover
+        if runtime is not None and handover is not None:
+            runtime.emitter.collect(runtime.settings.flush_seconds)
+            handover.remove()
+            self._handover = None
+
+
+def _is_prefork(worker: Any) -> bool:
+    """Return True if the pool of a worker consists of forked processes."""
+    return str(getattr(worker.pool_cls, "__module__", "")).endswith(".prefork")
+
+
+def _log_warnings(runtime: Runtime) -> None:
+    """Log the backend's warnings as soon as it answers. Runs in a daemon thread."""
+    try:
+        while not asyncio.run(log_warnings(runtime.backend)):
+            time.sleep(WARNINGS_PAUSE_SECONDS)
+    except Exception:
+        logger.exception("tracker: warnings of the backend not read")
