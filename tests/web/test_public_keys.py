@@ -233,7 +233,9 @@ async def test_connections_are_refused_temporarily_while_the_keys_cannot_be_fetc
     }
     async with serve_realtime(settings.model_copy(update=away)) as web_server:
         assert (await refusal(web_server.native_url + f"?token={rsa_token()}"))[0] == 1011
-        assert (await refusal(web_server.compat_url("1") + f"?token={rsa_token()}"))[0] == 1006
+        # Old versions of uvicorn cut the socket during the handshake (0).
+        compat = await refusal(web_server.compat_url("1") + f"?token={rsa_token()}")
+        assert compat[0] in (0, 1006)
         async with web_server.http_client() as http:
             headers = {"Authorization": f"Bearer {rsa_token()}"}
             for path in ("/realtime/jobs/1", "/realtime/jobs/1/history"):
