@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.limits import COLLECT_BYTES, MAX_READING_JOINS
+from semantik_realtime.core.limits import COLLECT_BYTES, DRAIN_WRITE_SECONDS, MAX_READING_JOINS
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
@@ -25,9 +25,6 @@ from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
 
 logger = logging.getLogger(__name__)
-
-DRAIN_WRITE_SECONDS = 1.0
-"""How long a drained connection may send what waits for it: less than `Hub.drain` waits."""
 
 
 class Ended(Exception):
@@ -239,8 +236,7 @@ class Connection:
         self.post(*self._wire.bye())
         self.end(CloseCode.DRAIN, "the server stops")
         if self._writer is not None:
-            # It may wait for a socket that accepts nothing, which the web server would close with
-            # a code of its own when the time of the drain is over.
+            # It may wait for a socket that accepts nothing.
             asyncio.get_running_loop().call_later(DRAIN_WRITE_SECONDS, self._writer.cancel)
 
     # Rechecked: called by its rechecks.
