@@ -108,13 +108,8 @@ class HostRecord:
             recalled = None
             if states is not None and states is not NO_OPINION:
                 recalled = {str(key): _encode(dict(state)) for key, state in states.items()}
-        except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                raise
-            # Whatever it raises, the watchers must not lose their connection. (A pool of
-            # connections that is being closed cancels the tasks that wait for one, though
-            # nobody has cancelled this task.)
+        except Exception as error:
+            # Whatever it raises or returns, the watchers must not lose their connection.
             if not self._fails:
                 logger.warning(
                     "outage: recall failed topic=%s error=%s", topic, mask_text(repr(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib.metadata import version
 from typing import Any
 
 from starlette.websockets import WebSocket
@@ -46,7 +45,8 @@ def _fault(protocol: Any) -> str:
     if not isinstance(size, int):
         return ""
     if type(protocol).__module__.endswith(".wsproto_impl"):
-        if tuple(map(int, version("uvicorn").split(".")[:2])) < (0, 46):
+        # The object that counts the bytes of a message.
+        if not hasattr(protocol, "buffer"):
             return "before uvicorn 0.46 wsproto has no limit, so install websockets, and --ws auto"
         if config.ws_per_message_deflate:
             return (
