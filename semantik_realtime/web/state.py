@@ -54,7 +54,7 @@ class WebState:
         )
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
-        self.permissions = Permissions(self.access, self.hub.top)
+        self.permissions = Permissions(self.access, self.hub.top, self.hub.stats)
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
         self.unauthenticated = UnauthenticatedLimiter(runtime.settings.max_unauthenticated)
         self.hub.on_tick(self.unauthenticated.end_crowd)
