@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.limits import MAX_READING_JOINS
+from semantik_realtime.core.limits import COLLECT_BYTES, MAX_READING_JOINS
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
@@ -91,7 +91,10 @@ class Connection:
         self._outbox = Outbox()
         # Subscriptions with events or a snapshot to collect, in the order of their wake-ups.
         self._dirty: dict[Subscription, None] = {}
-        self._recalls = Recalls(outage.recall, hub.spawn, self._send_answer)
+        # Asks the host for its record of topics that the backend does not know.
+        self._recalls = Recalls(
+            outage.recall, hub.spawn, lambda sync: self.post(*self._answer(sync))
+        )
         # Set to make `write` collect and send.
         self._wake = asyncio.Event()
         # Why the server ends the connection; set once.
@@ -101,6 +104,11 @@ class Connection:
         self._next_heartbeat = time.monotonic() + heartbeat_seconds
         # The task that runs `write`.
         self._writer: asyncio.Task[Any] | None = None
+
+    @property
+    def user(self) -> str:
+        """Who is connected."""
+        return self.identity.user
 
     @property
     def topics(self) -> set[str]:
@@ -265,22 +273,33 @@ class Connection:
             await self._wake.wait()
             self._wake.clear()
             batches = self._collect()
-            for frame in self._outbox.sending:
-                self._sending_since = time.monotonic()
-                await self._send(frame)
+            while self._outbox.sending:
+                self.note_progress()
+                await self._send(self._outbox.sending[0])
+                self._outbox.sent()
             self._sending_since = None
-            self._outbox.sent()
             if batches:
                 self._hub.stats.count_written(batches, time.time())
             if self._ended is not None and self._outbox.is_empty:
                 raise self._ended
 
+    def note_progress(self) -> None:
+        """A frame, or a part of one, is about to be sent: the one before has left the process."""
+        self._sending_since = time.monotonic()
+
     def _collect(self) -> list[Outgoing]:
-        """Make `write` send all that waits; return the batches of events in it."""
+        """Make `write` send what waits; return the batches of events in it.
+
+        Subscriptions beyond `COLLECT_BYTES` wait for the next time.
+        """
         out = self._outbox.collect()
         dirty, self._dirty = self._dirty, {}
         waiting: list[tuple[str, Outgoing]] = []
+        collected = 0
         for subscription in dirty:
+            if collected > COLLECT_BYTES:
+                self.wake(subscription)
+                continue
             topic = subscription.channel.topic
             if self._subscriptions.get(topic) is not subscription:
                 continue
@@ -293,12 +312,15 @@ class Connection:
                 if snapshot.cursor is None:
                     self._recalls.start(subscription, before)
                     continue
-                out += self._answer(subscription.channel.answer(before, snapshot))
+                frames = self._answer(subscription.channel.answer(before, snapshot))
+                collected += sum(map(len, frames))
+                out += frames
             outgoing = subscription.collect_events()
             if outgoing is None:
                 self.end(CloseCode.EVICTED, "too slow")
                 break
             if outgoing.events:
+                collected += len(outgoing.member)
                 waiting.append((topic, outgoing))
         if waiting:
             out += self._wire.events(waiting)
@@ -307,10 +329,6 @@ class Connection:
     def _answer(self, sync: Sync) -> list[str]:
         self._hub.stats.count_sync(sync.reason)
         return self._wire.sync(sync)
-
-    def _send_answer(self, subscription: Subscription, sync: Sync) -> None:
-        self.post(*self._answer(sync))
-        self.wake(subscription)
 
     # Joining and leaving.
 
@@ -362,7 +380,8 @@ class Connection:
         elif snapshot.cursor is None or snapshot.cursor.epoch != permission.epoch:
             subscription.restart(snapshot, asked)
         else:
-            self._send_answer(subscription, subscription.channel.answer(asked, snapshot))
+            self.post(*self._answer(subscription.channel.answer(asked, snapshot)))
+            self.wake(subscription)
         return True
 
     def _deny(self, topic: str) -> None:
@@ -372,7 +391,7 @@ class Connection:
             self.end(CloseCode.POLICY, "not yours, or not there")
 
     def _leave(self, subscription: Subscription) -> None:
-        self._recalls.forget(subscription)
+        self._recalls.cancel(subscription)
         self._rechecks.forget(subscription)
         self._dirty.pop(subscription, None)
         subscription.channel.leave(subscription)
