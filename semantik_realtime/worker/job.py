@@ -166,7 +166,7 @@ class Job:
 
         Types are lower-case words, ``file_completed``; those of a job's life are refused.
         Where events come faster than the backend takes them, a call waits, at most a
-        second (`Emitter.wait_for_room`); while the backend is away it does not.
+        second (``Emitter.wait_for_room``); while the backend is away it does not.
         """
         try:
             reserved = type in RESERVED_TYPES

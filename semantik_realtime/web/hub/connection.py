@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.limits import COLLECT_BYTES, MAX_READING_JOINS
+from semantik_realtime.core.limits import COLLECT_BYTES, DRAIN_WRITE_SECONDS, MAX_READING_JOINS
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
@@ -91,10 +91,7 @@ class Connection:
         self._outbox = Outbox()
         # Subscriptions with events or a snapshot to collect, in the order of their wake-ups.
         self._dirty: dict[Subscription, None] = {}
-        # Asks the host for its record of topics that the backend does not know.
-        self._recalls = Recalls(
-            outage.recall, hub.spawn, lambda sync: self.post(*self._answer(sync))
-        )
+        self._recalls = Recalls(outage.recall, hub.spawn, self._send_answer)
         # Set to make `write` collect and send.
         self._wake = asyncio.Event()
         # Why the server ends the connection; set once.
@@ -238,6 +235,9 @@ class Connection:
     def drain(self) -> None:
         self.post(*self._wire.bye())
         self.end(CloseCode.DRAIN, "the server stops")
+        if self._writer is not None:
+            # It may wait for a socket that accepts nothing.
+            asyncio.get_running_loop().call_later(DRAIN_WRITE_SECONDS, self._writer.cancel)
 
     # Rechecked: called by its rechecks.
 
@@ -330,6 +330,10 @@ class Connection:
         self._hub.stats.count_sync(sync.reason)
         return self._wire.sync(sync)
 
+    def _send_answer(self, subscription: Subscription, sync: Sync) -> None:
+        self.post(*self._answer(sync))
+        self.wake(subscription)
+
     # Joining and leaving.
 
     async def _join(self, topic: str) -> None:
@@ -380,8 +384,7 @@ class Connection:
         elif snapshot.cursor is None or snapshot.cursor.epoch != permission.epoch:
             subscription.restart(snapshot, asked)
         else:
-            self.post(*self._answer(subscription.channel.answer(asked, snapshot)))
-            self.wake(subscription)
+            self._send_answer(subscription, subscription.channel.answer(asked, snapshot))
         return True
 
     def _deny(self, topic: str) -> None:
@@ -391,7 +394,7 @@ class Connection:
             self.end(CloseCode.POLICY, "not yours, or not there")
 
     def _leave(self, subscription: Subscription) -> None:
-        self._recalls.cancel(subscription)
+        self._recalls.forget(subscription)
         self._rechecks.forget(subscription)
         self._dirty.pop(subscription, None)
         subscription.channel.leave(subscription)

@@ -296,15 +296,15 @@ class Hub:
         if channel is not None:
             channel.gone()
 
-    async def _read_tops(self, topics: Sequence[str]) -> dict[str, Top]:
-        await self.open()
-        return await self._backend.tops(topics)
-
     async def _read(
         self, topic: str, asked: Cursor | None, history: int, user: str | None
     ) -> Snapshot:
         async with self.reads.turn(user):
             return await self._backend.snapshot(topic, asked, history)
+
+    async def _read_tops(self, topics: Sequence[str]) -> dict[str, Top]:
+        await self.open()
+        return await self._backend.tops(topics)
 
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()

@@ -14,13 +14,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Protocol
 
 import msgspec
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.errors import BackendError
 from semantik_realtime.hookspecs import Snapshot, Top
-from semantik_realtime.web.access import Access
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from semantik_realtime.web.hub.stats import HubStats
 from semantik_realtime.web.hub.subscription import Subscription
@@ -49,6 +49,13 @@ class Permission(msgspec.Struct, frozen=True):
     """That owner; None: there is none, or it is not known now."""
 
 
+class Authorizer(Protocol):
+    """Who decides: `semantik_realtime.web.access.Access`."""
+
+    async def authorize(self, user: str, topic: str, owner: str | None) -> bool:
+        """Return True if ``user`` may watch ``topic``, which belongs to ``owner``."""
+
+
 class Permissions:
     """Asks the host, or else the owner rule, about a topic's present owner. For one loop.
 
@@ -59,7 +66,7 @@ class Permissions:
     """
 
     def __init__(
-        self, access: Access, top: Callable[[str], Awaitable[Top | None]], stats: HubStats
+        self, access: Authorizer, top: Callable[[str], Awaitable[Top | None]], stats: HubStats
     ) -> None:
         self._access = access
         self._top = top
