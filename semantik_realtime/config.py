@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BeforeValidator,
     Field,
@@ -18,14 +19,18 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from semantik_realtime.core.limits import (
+    COMPAT_HISTORY,
     MAX_EVENT_BYTES,
+    MAX_HISTORY,
     MAX_KEYS,
+    MAX_READ_BYTES,
     MAX_TOPICS,
     MAX_UNAUTHENTICATED,
     RETENTION_EVENTS,
     SPOOL_BYTES,
     SPOOL_DRAFTS,
 )
+from semantik_realtime.core.words import Words
 from semantik_realtime.errors import ConfigError
 
 PREFIX = "SEMANTIK_REALTIME_"
@@ -44,6 +49,42 @@ def split_list(value: object) -> object:
     return value
 
 
+def split_pairs(value: object) -> object:
+    """Return the pairs of a text with commas; any other value as it is.
+
+    >>> split_pairs("operation_failed=job_failed, processing=running")
+    {'operation_failed': 'job_failed', 'processing': 'running'}
+    """
+    if not isinstance(value, str):
+        return value
+    pairs: dict[str, str] = {}
+    for item in value.split(","):
+        theirs, _, ours = (part.strip() for part in item.partition("="))
+        if theirs in pairs:
+            raise ValueError(f"{theirs} is named twice")
+        if item.strip():
+            pairs[theirs] = ours
+    return pairs
+
+
+def check_paths(paths: list[str]) -> list[str]:
+    """Return ``paths``, each of which begins with a slash.
+
+    Raises:
+        ValueError: one of them does not.
+    """
+    for path in paths:
+        if not path.startswith("/"):
+            raise ValueError(f"{path!r} does not begin with a slash")
+    return paths
+
+
+def check_words(pairs: dict[str, str]) -> dict[str, str]:
+    """Return ``pairs``, which `semantik_realtime.core.words.Words` accepts."""
+    Words(pairs)
+    return pairs
+
+
 SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 """The shortest key of each symmetric algorithm, by RFC 7518, section 3.2."""
 CLIENT_VARIABLES = frozenset({"WS", "TOKEN"})
@@ -51,6 +92,11 @@ CLIENT_VARIABLES = frozenset({"WS", "TOKEN"})
 UnsetIfEmpty = BeforeValidator(lambda value: value or None)
 """An empty variable counts as unset, because Compose files pass on variables that are not set."""
 Names = Annotated[list[str], NoDecode, BeforeValidator(split_list)]
+
+Paths = Annotated[Names, AfterValidator(check_paths)]
+Pairs = Annotated[
+    dict[str, str], NoDecode, BeforeValidator(split_pairs), AfterValidator(check_words)
+]
 
 
 class Settings(BaseSettings):
@@ -98,6 +144,12 @@ class Settings(BaseSettings):
     max_event_bytes: int = Field(
         MAX_EVENT_BYTES, ge=256, description="Largest encoded event, in bytes."
     )
+    max_read_bytes: int = Field(
+        MAX_READ_BYTES,
+        ge=1024,
+        description="Most bytes of the events that one answer has: a replay, the history beside a "
+        "snapshot, or a page of the history.",
+    )
     timeout_seconds: float = Field(
         5.0, gt=0, description="Deadline of one call to the backend, in seconds."
     )
@@ -128,16 +180,28 @@ class Settings(BaseSettings):
     )
 
     path: str = Field("/realtime", pattern=r"^/", description="Path of the routes.")
-    compat_path: str = Field(
-        "/ws/jobs/{job_id}",
-        pattern=r"^(/.*)?$",
-        description="Path template of the compatibility wire for a job; its parameter may have any "
-        "name. Empty: not served.",
+    compat_path: Paths = Field(
+        ["/ws/jobs/{job_id}"],
+        description="Path templates of the compatibility wire for a job, separated by commas; the "
+        "parameter may have any name. Empty: not served.",
     )
-    compat_feed_path: str = Field(
-        "",
-        pattern=r"^(/.*)?$",
-        description="Path of the compatibility wire for a user's own feed. Empty: not served.",
+    compat_feed_path: Paths = Field(
+        [],
+        description="Paths of the compatibility wire for a user's own feed, separated by commas. "
+        "Empty: not served.",
+    )
+    compat_history: int = Field(
+        COMPAT_HISTORY,
+        ge=0,
+        le=MAX_HISTORY,
+        description="Messages of history that a client of the compatibility wire gets after the "
+        "states. 0: none, also after a reconnect.",
+    )
+    host_words: Pairs = Field(
+        {},
+        description="Your own names of a job's types and statuses, for example "
+        "`operation_completed=job_completed,processing=running`: accepted by `publish`, and shown "
+        "by the compatibility wire.",
     )
     jwt_secret: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
         None,
@@ -195,12 +259,6 @@ class Settings(BaseSettings):
     )
     tops_seconds: float = Field(
         10.0, gt=0, description="Time between two checks for missed events, in seconds."
-    )
-    start_tries: int = Field(
-        4,
-        ge=1,
-        description="How often a web server tries to reach the backend, 1, 2, 4… s apart, before "
-        "it starts without it.",
     )
     recall_seconds: float = Field(
         20.0,
@@ -270,25 +328,44 @@ def load_settings(**given: object) -> Settings:
         raise ConfigError(f"wrong settings: {faults}") from None
 
 
-def unknown_variables(names: Iterable[str], plugins: Iterable[str]) -> dict[str, str]:
+def unknown_variables(
+    names: Iterable[str], plugins: Mapping[str, Collection[str] | None]
+) -> dict[str, str]:
     """Return the names that begin like a setting's but are none, each with the nearest setting.
 
-    ``plugins`` are the names of backends and plugins, which have settings of
-    their own. Without any that resembles it the nearest one is empty.
+    ``plugins`` has the names of backends and plugins with the variables of
+    their settings, or None for one that does not name them: all that begin
+    with its name are allowed. If no setting resembles it the nearest one is empty.
 
-    >>> unknown_variables(["SEMANTIK_REALTIME_RETENSION_SECONDS", "REDIS_URL"], [])
+    >>> unknown_variables(["SEMANTIK_REALTIME_RETENSION_SECONDS", "REDIS_URL"], {})
     {'SEMANTIK_REALTIME_RETENSION_SECONDS': 'SEMANTIK_REALTIME_RETENTION_SECONDS'}
     """
     known = {name.upper() for name in Settings.model_fields} | CLIENT_VARIABLES
-    theirs = tuple(f"{plugin.upper().replace('-', '_')}_" for plugin in plugins)
+    allowed = []
+    for plugin, variables in plugins.items():
+        if variables is None:
+            allowed.append(f"{plugin.upper().replace('-', '_')}_")
+        else:
+            known |= {variable.upper().removeprefix(PREFIX) for variable in variables}
     unknown = {}
     for variable in sorted(names):
         # Not case-sensitive, as the settings are.
         name = variable.upper().removeprefix(PREFIX)
-        if variable.upper() != name and name not in known and not name.startswith(theirs):
-            near = difflib.get_close_matches(name, known, 1)
+        if variable.upper() != name and name not in known and not name.startswith(tuple(allowed)):
+            near = difflib.get_close_matches(name, sorted(known), 1)
             unknown[variable] = PREFIX + near[0] if near else ""
     return unknown
+
+
+def variables_of(settings: type[BaseSettings]) -> set[str]:
+    """Return the variables that a class of settings reads: those of its fields and aliases."""
+    prefix = settings.model_config.get("env_prefix", "")
+    variables = set()
+    for name, field in settings.model_fields.items():
+        alias = field.validation_alias
+        choices = alias.choices if isinstance(alias, AliasChoices) else [alias or prefix + name]
+        variables |= {choice for choice in choices if isinstance(choice, str)}
+    return variables
 
 
 def _variable(place: str) -> str:

@@ -36,8 +36,15 @@ def empty_environment(monkeypatch):
 
 def other_value(name: str, field: FieldInfo) -> tuple[str, object]:
     """A text for a variable and the value it stands for, never the default."""
-    if name in ("path", "compat_path", "compat_feed_path"):
+    if name == "path":
         return "/other", "/other"
+    if name in ("compat_path", "compat_feed_path"):
+        return "/one/{id}, /two", ["/one/{id}", "/two"]
+    if name == "host_words":
+        return "success=completed, done=job_completed", {
+            "success": "completed",
+            "done": "job_completed",
+        }
     if name == "worker_metrics":
         return "other:1", "other:1"
     default = field.default
@@ -121,6 +128,19 @@ WRONG = {
     "spool_drafts": ["0"],
     "spool_bytes": ["65535"],
     "path": ["realtime"],
+    "compat_path": ["ws/{id}", "/ws/{id},operations/{id}"],
+    "compat_feed_path": ["ws/operations"],
+    "compat_history": ["-1", "1001"],
+    "host_words": [
+        "done",
+        "done=",
+        "=completed",
+        "done=finished",
+        "failed=completed",
+        "job_failed=job_lost",
+        "Not A Type=job_failed",
+        "done=completed,done=failed",
+    ],
     "disable_auth": ["perhaps"],
     "max_connections": ["0"],
     "max_topics": ["0"],
@@ -193,14 +213,14 @@ def test_every_variable_of_the_package_is_known(monkeypatch: pytest.MonkeyPatch)
     names = [PREFIX + name.upper() for name in FIELDS]
     names += [name.lower() for name in names] + list(ALIASES.values())
     names += [PREFIX + name for name in ("WS", "TOKEN", "NATS_REPLICAS", "MY_PLUGIN_X")]
-    assert unknown_variables(names, ["nats", "my-plugin"]) == {}
+    assert unknown_variables(names, {"nats": None, "my-plugin": None}) == {}
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_misspelt_variable_is_reported_with_the_nearest_name(name: str) -> None:
     right = PREFIX + name.upper()
     wrong = right[:-1] + "Q"
-    assert unknown_variables([wrong, "PATH"], []) == {wrong: right}
+    assert unknown_variables([wrong, "PATH"], {}) == {wrong: right}
 
 
 def test_a_misspelt_variable_is_logged_once_at_start(

@@ -32,6 +32,7 @@ SUBPROTOCOL = "semantik.realtime.v1"
 class CloseCode(IntEnum):
     """Why the server ends a connection (docs/protocol.md)."""
 
+    FINISHED = 1000
     GOING_AWAY = 1001
     POLICY = 1008
     TOO_BIG = 1009
@@ -46,6 +47,9 @@ class CloseCode(IntEnum):
     FLOOD = 4420
     TOO_MANY_CONNECTIONS = 4429
 
+
+TRANSIENT_CODES = frozenset({CloseCode.DRAIN, CloseCode.EVICTED, CloseCode.TOO_MANY_CONNECTIONS})
+"""Codes after which the same client may get in a moment later, without any change of its own."""
 
 MAX_REASON_BYTES = 123
 """Largest reason of a close frame (RFC 6455, section 5.5): 125 bytes with its code."""
@@ -266,7 +270,11 @@ class Session:
         return [Send('{"op":"pong"}')]
 
     def _auth(self, frame: dict[str, Any]) -> list[Action]:
-        token = frame.get("token")
+        token = frame.get("token", "")
+        if token is None:
+            # The client has none. It need not wait for the deadline to learn that one is needed.
+            is_open = self.phase is Phase.OPEN
+            return [] if is_open else self._fire(Trigger.REFUSED, "no credential")
         if not isinstance(token, str) or not token:
             return [self.error("bad_frame", "auth needs a token")]
         return [Authenticate(token)]

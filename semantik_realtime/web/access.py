@@ -40,7 +40,7 @@ class Access:
     def __init__(self, settings: Settings, plugins: pluggy.PluginManager) -> None:
         self._settings = settings
         self._plugins = plugins
-        self._origins = Origins(settings.allowed_origins)
+        self._origins = Origins(settings.allowed_origins, allows_local=settings.is_development)
         self._tokens = TokenRule(settings)
         # Set by `check` when nothing is wrong; plugins are only added.
         self._is_checked = False

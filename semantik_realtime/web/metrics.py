@@ -61,6 +61,19 @@ SERVING = (
         "Topics that connections follow, counted for each connection.",
         lambda served: sum(watcher.subscriptions for watcher in list(served.hub.connections)),
     ),
+    Measure(
+        Gauge,
+        "subscriptions_waiting",
+        "Subscriptions that wait for an owner who may watch.",
+        lambda served: served.hub.stats.waiting,
+    ),
+    Measure(
+        Counter,
+        "subscriptions_denied",
+        "Refused subscriptions, by reason.",
+        lambda served: served.hub.stats.denied,
+        label="reason",
+    ),
     Measure(Gauge, "topics", "Topics that are watched.", lambda served: served.hub.topics),
     Measure(
         Counter,
@@ -100,6 +113,25 @@ SERVING = (
         "Topics that were read again, by reason.",
         lambda served: served.hub.stats.resyncs,
         label="reason",
+    ),
+    Measure(
+        Gauge,
+        "reads_waiting",
+        "Reads of topics that wait for their turn.",
+        lambda served: served.hub.reads.waiting,
+    ),
+    Measure(
+        Counter,
+        "reads_failed",
+        "Reads of topics that failed while the backend answered a small one.",
+        lambda served: served.hub.failed_reads,
+    ),
+    Measure(
+        Counter,
+        "requests_busy",
+        "HTTP requests that were refused because there were too many, by whose they were.",
+        lambda served: served.hub.stats.busy,
+        label="by",
     ),
     Measure(
         Gauge,

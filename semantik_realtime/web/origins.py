@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from starlette.requests import HTTPConnection
 
 from semantik_realtime.errors import ConfigError
+from semantik_realtime.urls import is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -19,9 +20,17 @@ _SECURE = frozenset({"https", "wss"})
 
 
 class Origins:
-    """The rule for the header Origin, which browsers send and a page cannot choose."""
+    """The rule for the header Origin, which browsers send and a page cannot choose.
 
-    def __init__(self, allowed: Collection[str]) -> None:
+    Args:
+        allowed: the listed origins; a star allows all.
+        allows_local: whether a server that is addressed as this machine serves
+            the pages of every port of this machine. No page of another machine
+            has such an origin, whatever its name resolves to.
+    """
+
+    def __init__(self, allowed: Collection[str], *, allows_local: bool = False) -> None:
+        self._allows_local = allows_local
         self._allows_all = "*" in allowed
         self._listed = [entry for entry in allowed if entry != "*"]
         # The listed ones that can be understood; `check` refuses the others.
@@ -53,6 +62,10 @@ class Origins:
         page = _parse(origin)
         if page is not None and (page in self._allowed or page == _own(connection, page[0])):
             return True
+        if page is not None and self._allows_local and is_loopback(page[1]):
+            own = _parse(f"http://{connection.headers.get('host', '')}")
+            if own is not None and is_loopback(own[1]):
+                return True
         host = connection.headers.get("host", "")
         if len(self._logged) < MAX_LOGGED and (origin, host) not in self._logged:
             self._logged.add((origin, host))

@@ -102,14 +102,14 @@ class TokenRule:
             header = jwt.get_unverified_header(token)
             # Before the keys are fetched: anyone can send a token that is not worth a fetch.
             if header.get("alg") not in settings.jwt_algorithms:
-                raise refusal
+                raise refusal from jwt.InvalidAlgorithmError()
             key: Any = None
             if self._keys is not None:
                 key = await self._keys.find(header.get("kid"))
             elif settings.jwt_secret is not None:
                 key = settings.jwt_secret.get_secret_value()
             if key is None:
-                raise refusal
+                raise refusal from jwt.InvalidKeyError()
             claims = jwt.decode(
                 token,
                 key,
@@ -132,9 +132,9 @@ class TokenRule:
             raise AccessError("the token has expired", "expired") from None
         except TopicError:
             raise AccessError("the token names no user", "unauthenticated") from None
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
             # PyJWT lets some of these through, from the text of a stranger.
-            raise refusal from None
+            raise refusal from error
         if identity.has_expired:
             # Without the leeway: a client can bring a fresh token, so it needs none.
             raise AccessError("the token has expired", "expired")

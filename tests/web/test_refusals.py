@@ -114,6 +114,21 @@ async def test_without_a_credential_the_compat_wire_refuses_and_the_native_wire_
         await client.wait_synced()
 
 
+async def test_a_client_that_has_no_credential_is_refused_at_once(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
+    await publisher.publish("job:1", 1)
+    async with NativeClient(web_server, query="") as client:
+        await client.send({"op": "auth", "token": None})
+        # The server waits for 10 s for a client that says nothing.
+        await until(lambda: client.closed, 5)
+        assert client.closed == 4401
+    async with NativeClient(web_server, "job:1") as client:
+        await client.send({"op": "auth", "token": None})
+        await client.wait_synced()
+        assert not client.ops("error")
+
+
 async def test_a_client_that_does_not_authenticate_in_time_is_closed(
     web_server: InProcessServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +173,7 @@ async def test_an_eleventh_connection_over_two_servers_is_refused(
             await client.wait_synced()
         for server in servers:
             assert (await refusal(server.native_url + f"?token={token()}"))[0] == 4429
-            assert (await refusal(server.compat_url("1") + f"?token={token()}"))[0] == 1008
+            assert (await refusal(server.compat_url("1") + f"?token={token()}"))[0] == 1006
         async with NativeClient(servers[0], user="8") as other:
             await other.wait_for("welcome")
 
@@ -246,10 +261,12 @@ async def test_a_frame_of_two_megabytes_is_refused(
         await until(lambda: client.closed)
         assert client.closed == 1009
     async with CompatClient(web_server.compat_url("1")) as compat:
-        await compat.send("x" * 2_000_000)
+        await compat.send("x" * 60_000)
         assert "status" not in (await compat.wait_for("error"))["data"]
         await compat.send("ping")
         await compat.wait_for("pong")
+        await compat.send("x" * 2_000_000)
+        assert await compat.wait_closed() == 1009
 
 
 async def test_an_event_of_a_megabyte_is_refused_before_sending(

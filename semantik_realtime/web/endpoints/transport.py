@@ -20,20 +20,27 @@ logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 2.0
 """How long the last frames to a client may take."""
+_CREDENTIAL_CODES = frozenset(
+    {CloseCode.UNAUTHENTICATED, CloseCode.EXPIRED, CloseCode.FORBIDDEN, CloseCode.AUTH_TIMEOUT}
+)
 _BY_CLIENT = (WebSocketDisconnect, ClientDisconnect, OSError)
 
 
 @contextlib.contextmanager
 def counting_refusals(web: WebState) -> Iterator[None]:
-    """Count a connection that is refused, by reason."""
+    """Count a connection that is refused, by reason, and log a credential that was."""
     stats = web.hub.stats
     try:
         yield
     except Ended as ended:
         stats.count_refused(ended.code.name.lower())
+        if ended.code in _CREDENTIAL_CODES:
+            web.refusals.note_credential(ended.reason, ended.__cause__)
         raise
-    except (AccessError, TopicError):
+    except (AccessError, TopicError) as error:
         stats.count_refused("policy")
+        if isinstance(error, AccessError):
+            web.refusals.note_credential(str(error), error)
         raise
     except BackendError:
         stats.count_refused("server_error")

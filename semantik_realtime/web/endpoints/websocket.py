@@ -17,6 +17,7 @@ from semantik_realtime.clock import now_text
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.session import (
+    TRANSIENT_CODES,
     Action,
     Authenticate,
     Close,
@@ -30,6 +31,7 @@ from semantik_realtime.core.session import (
     units_of,
 )
 from semantik_realtime.core.topic import name_topic, user_topic
+from semantik_realtime.core.words import Words
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.hookspecs import Credentials
 from semantik_realtime.web.credentials import accepted_subprotocol, credentials_of, with_token
@@ -39,7 +41,8 @@ from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, counting_re
 from semantik_realtime.web.hub.connection import Connection, Ended
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.tokens import CheckedIdentity
-from semantik_realtime.web.wires.compat import HISTORY, CompatWire
+from semantik_realtime.web.wires.compat import CompatWire
+from semantik_realtime.web.wires.messages import answer
 from semantik_realtime.web.wires.native import NativeWire
 from semantik_realtime.web.wires.wire import Wire
 
@@ -53,10 +56,9 @@ _CUT_OFF = (CloseCode.FLOOD, CloseCode.BAD_FRAME, CloseCode.TOO_BIG)
 
 async def serve_native(websocket: WebSocket, web: WebState) -> None:
     """Serve one connection of `semantik.realtime.v1`, from handshake to close."""
+    web.server_limits.check(websocket)
     if not web.access.allows_origin(websocket):
-        # Before accepting: the server answers 403.
-        web.hub.stats.count_refused("origin")
-        await websocket.close()
+        await _refuse_page(websocket, web, CloseCode.FORBIDDEN)
         return
     if web.unauthenticated.is_full:
         web.hub.stats.count_refused("too_many_connections")
@@ -104,12 +106,10 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
 
     These clients reconnect only after an end without a close frame.
     """
+    web.server_limits.check(websocket)
     if not web.access.allows_origin(websocket):
-        web.hub.stats.count_refused("origin")
-        await websocket.close()
+        await _refuse_page(websocket, web, CloseCode.POLICY)
         return
-    _peer(websocket).limit_reads()
-    _peer(websocket).end_if_vanished()
     await _accept(websocket)
     last_id = websocket.query_params.get("last_id")
     after = Cursor.parse(last_id) if last_id else None
@@ -118,25 +118,27 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
             credentials = credentials_of(websocket, web.settings.token_cookie)
             identity = await web.access.authenticate(credentials)
             topic = user_topic(identity.user) if job_id is None else name_topic(f"job:{job_id}")
-            if not await web.may_watch(identity.user, topic):
+            if not (await web.permissions.wait(identity.user, topic)).is_allowed:
                 raise Ended(CloseCode.POLICY, "not yours, or not there")
-        wire = CompatWire(topic, now_text, after)
+        history = web.settings.compat_history
+        words = Words(web.settings.host_words)
+        wire = CompatWire(topic, now_text, after, words=words, history=history)
         inbox = Inbox(websocket, SessionLimits())
 
         async def read(connection: Connection) -> None:
             while connection.ended is None:
                 text = await inbox.next_frame()
                 inbox.charge(units_of(text))
-                connection.post(*wire.answer(text))
+                connection.post(*answer(text, now_text()))
 
         connection = _connect(websocket, web, wire, identity, COMPAT_PING_SECONDS)
         # Always with a snapshot: these clients need a status before anything else.
-        connection.subscribe(topic, None, MAX_HISTORY if after else HISTORY)
+        connection.subscribe(topic, None, MAX_HISTORY if after else history)
         await run(web, connection, read, secrets.token_hex(8))
     except (AccessError, TopicError) as error:
         await _close(websocket, CloseCode.POLICY, str(error))
     except Ended as ended:
-        if ended.code in (CloseCode.DRAIN, CloseCode.EVICTED):
+        if ended.code in TRANSIENT_CODES:
             _drop(websocket)
         else:
             code = CloseCode.POLICY if ended.code >= 4000 else ended.code
@@ -146,6 +148,20 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
         _drop(websocket)
     except WebSocketDisconnect:
         pass
+
+
+async def _refuse_page(websocket: WebSocket, web: WebState, code: CloseCode) -> None:
+    """Refuse a page of an origin that is not allowed.
+
+    Before accepting, so the server answers 403. In development a browser shall
+    show the reason, and it shows only that of a connection that was accepted.
+    """
+    web.hub.stats.count_refused("origin")
+    if web.settings.is_development:
+        await websocket.accept(subprotocol=accepted_subprotocol(websocket))
+        await _close(websocket, code, web.explain_refusal(websocket))
+    else:
+        await websocket.close()
 
 
 async def _is_anonymous(credentials: Credentials, web: WebState) -> bool:
@@ -213,7 +229,7 @@ async def _open_session(
     try:
         return await web.access.authenticate(credentials)
     except AccessError as error:
-        raise _refusal(session, error) from None
+        raise _refusal(session, error) from error
 
 
 async def _wait_for_token(
@@ -301,7 +317,7 @@ def _connect(
         wire,
         web.hub,
         web.outage,
-        web.may_watch,
+        web.permissions,
         identity,
         send,
         heartbeat_seconds=heartbeat_seconds or web.settings.heartbeat_seconds,
