@@ -56,7 +56,7 @@ class WebState:
         )
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
-        self.permissions = Permissions(self.access, self.hub.top, self.hub.stats)
+        self.permissions = Permissions(self.access, self.hub.top, self.hub.stats, self.refusals)
         self.answers = Answers()
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
         self.server_limits = ServerLimits()
