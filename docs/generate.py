@@ -56,6 +56,8 @@ def default_text(field: FieldInfo) -> str:
         return ""
     if isinstance(value, list):
         return ",".join(value)
+    if isinstance(value, dict):
+        return ",".join(f"{theirs}={ours}" for theirs, ours in value.items())
     if isinstance(value, bool):
         return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semantik_realtime.config import Settings as Settings
+    from semantik_realtime.errors import AccessError as AccessError
+    from semantik_realtime.hookspecs import NO_OPINION as NO_OPINION
+    from semantik_realtime.hookspecs import Identity as Identity
     from semantik_realtime.hookspecs import hookimpl as hookimpl
     from semantik_realtime.web.realtime import Realtime as Realtime
     from semantik_realtime.worker.current import job as job
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AccessError": "semantik_realtime.errors",
+    "Identity": "semantik_realtime.hookspecs",
+    "NO_OPINION": "semantik_realtime.hookspecs",
     "Realtime": "semantik_realtime.web.realtime",
     "Settings": "semantik_realtime.config",
     "hookimpl": "semantik_realtime.hookspecs",

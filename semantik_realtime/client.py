@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
+import math
+import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -20,16 +21,19 @@ from websockets.uri import parse_uri
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.fold import View
+from semantik_realtime.core.lifecycle import is_finished
 from semantik_realtime.core.session import SUBPROTOCOL, CloseCode
 from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import AccessError, InvalidInput
-from semantik_realtime.urls import find_fault, mask_text, mask_urls
+from semantik_realtime.urls import find_fault, is_loopback, mask_text, mask_urls
 
 OPEN_SECONDS = 10.0
 WELCOME_SECONDS = 15.0
 """Longer than the 10 s that a server waits for a credential, so that its close code arrives."""
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 30.0
+LINGER_SECONDS = 5.0
+"""From the end of a job to the end of its updates: a new attempt may begin."""
 MISSED_HEARTBEATS = 2.5
 """A server that is silent for this many heartbeats counts as gone."""
 
@@ -40,6 +44,7 @@ _FINAL_CLOSE_CODES = {
     CloseCode.EXPIRED,
     CloseCode.FORBIDDEN,
     CloseCode.AUTH_TIMEOUT,
+    CloseCode.FLOOD,
 }
 _TEMPORARY_STATUSES = {408, 425, 429}
 """HTTP statuses below 500 after which a retry can succeed."""
@@ -69,7 +74,9 @@ async def watch(
     """Follow ``topic`` through the server at ``url`` (``ws://host/realtime/ws``).
 
     Yields each event once and in order. After a failure it reconnects, without
-    end, after a random wait of at most 30 s. Ends when the topic is deleted.
+    end, after a random wait of at most 30 s. Ends when the topic is deleted,
+    and when its job and the job's children have ended: 5 s later, unless a new
+    attempt begins, and at once if it starts with the end. A feed never ends.
     Wrap it in ``aclosing`` to close the connection when you stop iterating.
 
     Args:
@@ -95,6 +102,7 @@ async def watch(
     was_connected = False
     backoff = Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, jitter=1.0)
     while True:
+        is_slow = False
         try:
             async with connect(
                 url,
@@ -103,8 +111,11 @@ async def watch(
                 open_timeout=OPEN_SECONDS,
                 close_timeout=1.0,
                 max_size=None,
-                proxy=None if _is_loopback(url) else True,
+                proxy=None if is_loopback(parse_uri(url).host) else True,
             ) as socket:
+                if token is None:
+                    # The server need not wait for a credential.
+                    await socket.send('{"op":"auth","token":null}')
                 async for update in _follow(socket, view, history):
                     was_connected = True
                     backoff.reset()
@@ -116,6 +127,7 @@ async def watch(
                 reason = f"{closed.rcvd.reason} ({closed.rcvd.code})"
                 if closed.rcvd.code in _FINAL_CLOSE_CODES:
                     raise AccessError(reason) from None
+                is_slow = _is_slow(closed.rcvd.code)
         except InvalidStatus as refused:
             status = refused.response.status_code
             reason = f"the server answered {status} {refused.response.reason_phrase}".rstrip()
@@ -138,7 +150,13 @@ async def watch(
             reason = mask_text(str(error)) or "no answer in time"
         view.interrupt()
         yield Update("reconnecting", view, reason=reason)
-        await asyncio.sleep(backoff.next_seconds())
+        seconds = random.uniform(LONGEST_RETRY_SECONDS / 2, LONGEST_RETRY_SECONDS)  # noqa: S311
+        await asyncio.sleep(seconds if is_slow else backoff.next_seconds())
+
+
+def _is_slow(code: int) -> bool:
+    """Return True if a retry may succeed, but not soon; unknown codes are of a later protocol."""
+    return 4400 <= code <= 4499 and code != CloseCode.EVICTED
 
 
 def _invalid_url(url: str, reason: str) -> InvalidInput:
@@ -146,28 +164,27 @@ def _invalid_url(url: str, reason: str) -> InvalidInput:
     return InvalidInput(f"{mask_urls(url)}: {reason}; expected: {expected}")
 
 
-def _is_loopback(url: str) -> bool:
-    """Return True if the URL is of this machine, which a proxy of the environment cannot reach."""
-    host = parse_uri(url).host.rstrip(".").lower()
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIterator[Update]:
-    """Yield the updates of one connection; return when the topic is deleted."""
+    """Yield the updates of one connection; return when the topic is deleted or finished."""
+    clock = asyncio.get_running_loop().time
     silence_seconds = WELCOME_SECONDS
     connection, since = "live", None
+    # When the updates end; None: the job goes on. A new attempt clears it.
+    ends_at: float | None = None
+    linger_seconds = 0.0
 
     def update(events: list[dict[str, Any]], replayed: bool = False) -> Update:
         return Update(connection, view, events, replayed, since)
 
     while True:
-        async with asyncio.timeout(silence_seconds):
-            frame = json.loads(await socket.recv())
+        silent_at = clock() + silence_seconds
+        try:
+            async with asyncio.timeout_at(min(silent_at, ends_at or math.inf)):
+                frame = json.loads(await socket.recv())
+        except TimeoutError:
+            if ends_at is not None and ends_at < silent_at:
+                return
+            raise
         match frame.get("op"):
             case "welcome":
                 silence_seconds = frame["heartbeat_seconds"] * MISSED_HEARTBEATS
@@ -184,6 +201,7 @@ async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIt
                 if events is None:
                     await _subscribe(socket, view, history)
                 elif events:
+                    linger_seconds = LINGER_SECONDS
                     yield update(events)
             case "tops" if view.topic in frame["topics"]:
                 if view.behind(frame["topics"][view.topic]):
@@ -202,6 +220,11 @@ async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIt
                 raise AccessError(f"{frame['message']} ({view.topic})")
             case "gone" if frame["topic"] == view.topic:
                 return
+        is_current = view.synced and connection == "live" and not view.overlay
+        if not is_current or not is_finished(view.topic, view.folded):
+            ends_at = None
+        elif ends_at is None:
+            ends_at = clock() + linger_seconds
 
 
 async def _subscribe(socket: ClientConnection, view: View, history: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BeforeValidator,
     Field,
@@ -18,13 +19,18 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from semantik_realtime.core.limits import (
+    COMPAT_HISTORY,
     MAX_EVENT_BYTES,
+    MAX_HISTORY,
     MAX_KEYS,
+    MAX_READ_BYTES,
     MAX_TOPICS,
+    MAX_UNAUTHENTICATED,
     RETENTION_EVENTS,
     SPOOL_BYTES,
     SPOOL_DRAFTS,
 )
+from semantik_realtime.core.words import Words
 from semantik_realtime.errors import ConfigError
 
 PREFIX = "SEMANTIK_REALTIME_"
@@ -43,11 +49,54 @@ def split_list(value: object) -> object:
     return value
 
 
+def split_pairs(value: object) -> object:
+    """Return the pairs of a text with commas; any other value as it is.
+
+    >>> split_pairs("operation_failed=job_failed, processing=running")
+    {'operation_failed': 'job_failed', 'processing': 'running'}
+    """
+    if not isinstance(value, str):
+        return value
+    pairs: dict[str, str] = {}
+    for item in value.split(","):
+        theirs, _, ours = (part.strip() for part in item.partition("="))
+        if theirs in pairs:
+            raise ValueError(f"{theirs} is named twice")
+        if item.strip():
+            pairs[theirs] = ours
+    return pairs
+
+
+def check_paths(paths: list[str]) -> list[str]:
+    """Return ``paths``, each of which begins with a slash.
+
+    Raises:
+        ValueError: one of them does not.
+    """
+    for path in paths:
+        if not path.startswith("/"):
+            raise ValueError(f"{path!r} does not begin with a slash")
+    return paths
+
+
+def check_words(pairs: dict[str, str]) -> dict[str, str]:
+    """Return ``pairs``, which `semantik_realtime.core.words.Words` accepts."""
+    Words(pairs)
+    return pairs
+
+
+SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
+"""The shortest key of each symmetric algorithm, by RFC 7518, section 3.2."""
 CLIENT_VARIABLES = frozenset({"WS", "TOKEN"})
 """Variables of the command line, without the prefix. They are no settings."""
 UnsetIfEmpty = BeforeValidator(lambda value: value or None)
 """An empty variable counts as unset, because Compose files pass on variables that are not set."""
 Names = Annotated[list[str], NoDecode, BeforeValidator(split_list)]
+
+Paths = Annotated[Names, AfterValidator(check_paths)]
+Pairs = Annotated[
+    dict[str, str], NoDecode, BeforeValidator(split_pairs), AfterValidator(check_words)
+]
 
 
 class Settings(BaseSettings):
@@ -95,6 +144,12 @@ class Settings(BaseSettings):
     max_event_bytes: int = Field(
         MAX_EVENT_BYTES, ge=256, description="Largest encoded event, in bytes."
     )
+    max_read_bytes: int = Field(
+        MAX_READ_BYTES,
+        ge=1024,
+        description="Most bytes of the events that one answer has: a replay, the history beside a "
+        "snapshot, or a page of the history.",
+    )
     timeout_seconds: float = Field(
         5.0, gt=0, description="Deadline of one call to the backend, in seconds."
     )
@@ -125,21 +180,34 @@ class Settings(BaseSettings):
     )
 
     path: str = Field("/realtime", pattern=r"^/", description="Path of the routes.")
-    compat_path: str = Field(
-        "/ws/jobs/{job_id}",
-        pattern=r"^(/.*)?$",
-        description="Path template of the compatibility wire for a job; its parameter may have any "
-        "name. Empty: not served.",
+    compat_path: Paths = Field(
+        ["/ws/jobs/{job_id}"],
+        description="Path templates of the compatibility wire for a job, separated by commas; the "
+        "parameter may have any name. Empty: not served.",
     )
-    compat_feed_path: str = Field(
-        "",
-        pattern=r"^(/.*)?$",
-        description="Path of the compatibility wire for a user's own feed. Empty: not served.",
+    compat_feed_path: Paths = Field(
+        [],
+        description="Paths of the compatibility wire for a user's own feed, separated by commas. "
+        "Empty: not served.",
+    )
+    compat_history: int = Field(
+        COMPAT_HISTORY,
+        ge=0,
+        le=MAX_HISTORY,
+        description="Messages of history that a client of the compatibility wire gets after the "
+        "states. 0: none, also after a reconnect.",
+    )
+    host_words: Pairs = Field(
+        {},
+        description="Your own names of a job's types and statuses, for example "
+        "`operation_completed=job_completed,processing=running`: accepted by `publish`, and shown "
+        "by the compatibility wire.",
     )
     jwt_secret: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
         None,
         validation_alias=AliasChoices(PREFIX + "JWT_SECRET", "JWT_SECRET_KEY"),
-        description="Key of HMAC-signed tokens; also read from JWT_SECRET_KEY.",
+        description="Key of HMAC-signed tokens, of 32 bytes or more (48 for HS384, 64 for HS512); "
+        "also read from JWT_SECRET_KEY.",
     )
     jwt_jwks_url: Annotated[str | None, UnsetIfEmpty] = Field(
         None, repr=False, description="URL of the public keys that verify tokens."
@@ -150,6 +218,11 @@ class Settings(BaseSettings):
     jwt_audience: str | None = Field(None, description="Expected claim aud; unset: not checked.")
     jwt_issuer: str | None = Field(None, description="Expected claim iss; unset: not checked.")
     jwt_user_claim: str = Field("sub", description="The claim that has the user's id.")
+    token_cookie: str = Field(
+        "access_token",
+        pattern=r"^[^\s;,=\"]+$",
+        description="The cookie that has the token, with or without `Bearer ` in front of it.",
+    )
     allowed_origins: Names = Field(
         [],
         description="Origins of pages that may connect beside the server's own, separated by "
@@ -169,18 +242,23 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         10, ge=1, description="Connections that a user may have at once, over all servers."
     )
+    max_unauthenticated: int = Field(
+        MAX_UNAUTHENTICATED,
+        ge=1,
+        description="WebSockets of a server process that may wait for their first frame `auth` for "
+        "longer than a second; then the oldest end, of the address that has most.",
+    )
+    auth_frame: bool = Field(
+        True,
+        description="Whether a WebSocket may send its credential in its first frame. If not, a "
+        "handshake without one is refused with HTTP 401.",
+    )
     max_topics: int = Field(MAX_TOPICS, ge=1, description="Topics that a connection may watch.")
     heartbeat_seconds: float = Field(
         20.0, gt=0, description="Time between two heartbeats, in seconds."
     )
     tops_seconds: float = Field(
         10.0, gt=0, description="Time between two checks for missed events, in seconds."
-    )
-    start_tries: int = Field(
-        4,
-        ge=1,
-        description="How often a web server tries to reach the backend, 1, 2, 4… s apart, before "
-        "it starts without it.",
     )
     recall_seconds: float = Field(
         20.0,
@@ -217,6 +295,21 @@ class Settings(BaseSettings):
     def is_development(self) -> bool:
         """Whether ``environment`` is one of `DEVELOPMENT`."""
         return self.environment.lower() in DEVELOPMENT
+
+    @property
+    def secret_fault(self) -> str:
+        """A sentence about a secret that can be guessed from one token; empty: it cannot be."""
+        if self.jwt_secret is None or self.jwt_jwks_url:
+            return ""
+        length = len(self.jwt_secret.get_secret_value().encode())
+        short = [name for name in self.jwt_algorithms if length < SECRET_BYTES.get(name, 0)]
+        if not short:
+            return ""
+        name = max(short, key=SECRET_BYTES.__getitem__)
+        return (
+            f"SEMANTIK_REALTIME_JWT_SECRET is shorter than the {SECRET_BYTES[name]} bytes that "
+            f"{name} needs (RFC 7518)"
+        )
 
 
 def load_settings(**given: object) -> Settings:

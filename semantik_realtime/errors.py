@@ -59,9 +59,13 @@ class EventTooBig(InvalidInput):
 class AccessError(RealtimeError):
     """The credential is missing, wrong or outdated, or the user may not watch the topic.
 
+    A host's ``authenticate`` and ``authorize`` raise it to refuse for good.
+
     Args:
         message: the sentence for the client.
-        code: ``forbidden``, ``unauthenticated`` or ``expired``, for the wire.
+        code: what the client can do about it. ``unauthenticated``: log in (on
+            the wires 401 or 4401); ``expired``: bring a fresh credential (401
+            or 4402); ``forbidden``: nothing (403 or 4403).
     """
 
     def __init__(self, message: str, code: str = "forbidden") -> None:

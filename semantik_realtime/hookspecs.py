@@ -30,6 +30,9 @@ encrypt, to audit or to compare two engines::
             reading = yield
             return self.audited(reading)  # a coroutine that awaits the reading
 
+Events are read by three hooks: `subscribe`, `snapshot` and `page`. A plugin that
+changes what is stored wraps all of them.
+
 Where a plugin takes part, the arguments may be changed in place, because they
 are made for this one call: ``drafts`` is a list whose items the plugin may
 replace, and the sink of `Backend.subscribe` is a `SinkProxy` whose ``target``
@@ -39,7 +42,10 @@ it may replace. A hook in which no plugin takes part is called directly.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Protocol
+from datetime import datetime
+from enum import Enum
+from typing import Any, Final, Protocol
+from uuid import UUID
 
 import msgspec
 import pluggy
@@ -59,7 +65,11 @@ class Sink(Protocol):
         """Receive new events; the first one follows the offset ``prev``. Never empty."""
 
     def interrupted(self, topic: str) -> None:
-        """The subscription broke and works again: events in between may be missing."""
+        """The subscription broke and works again: events in between may be missing.
+
+        Called before any event that arrives after the break: such an event may
+        belong to a log that a failover has rewritten.
+        """
 
     def gone(self, topic: str) -> None:
         """The topic was deleted."""
@@ -93,8 +103,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     With ``reason`` None it is a replay: ``events`` are all events after the
     cursor of the call, and ``states`` is empty. With a reason, ``states`` maps
     each key to its last event with a state (JSON, offset included), and
-    ``events`` is the newest history, as much as the call asked for, oldest
-    first, up to ``cursor``.
+    ``events`` is the newest history, as much as the call asked for and the
+    setting ``max_read_bytes`` allows, oldest first, up to ``cursor``.
     """
 
     cursor: Cursor | None
@@ -103,6 +113,19 @@ class Snapshot(msgspec.Struct, frozen=True):
     states: dict[str, bytes] = {}
     events: Sequence[Event] = ()
     deleted: bool = False
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A part of a log, read forward from an offset.
+
+    ``cursor`` is the end of the log, or None when the backend does not know the
+    topic. ``events`` are the oldest ones after the offset, oldest first;
+    ``more`` is True if the log has further ones after them.
+    """
+
+    cursor: Cursor | None
+    events: Sequence[Event] = ()
+    more: bool = False
 
 
 class Top(msgspec.Struct, frozen=True):
@@ -137,6 +160,32 @@ class Credentials(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = {}
 
 
+class Identity(msgspec.Struct, frozen=True):
+    """An authenticated user, and when the credential expires."""
+
+    user: str | int | UUID
+    """The user id. The server itself keeps it as a text."""
+    expires_at: float | datetime | None = None
+    """In seconds since 1970, or a time with its zone; None: it does not expire.
+
+    The server itself keeps it in seconds. When it is over, the server ends the
+    user's connections.
+    """
+
+
+class NoOpinion(Enum):
+    """The type of `NO_OPINION`."""
+
+    NO_OPINION = "no opinion"
+
+
+NO_OPINION: Final = NoOpinion.NO_OPINION
+"""What `HostSpec.authenticate` returns to leave the decision to the built-in rule for tokens."""
+
+Authenticated = Identity | str | int | UUID | NoOpinion | None
+"""What `HostSpec.authenticate` returns: who it is, or who decides."""
+
+
 class Backend(Protocol):
     """The hooks of a backend: pluggy's specification and the type, in one. All are required.
 
@@ -149,7 +198,10 @@ class Backend(Protocol):
 
         A draft whose producer and number are known is answered with
         ``DUPLICATE`` and not appended; a draft of an outdated attempt is
-        refused (`semantik_realtime.core.fence`).
+        refused (`semantik_realtime.core.fence`), and so is one whose owner is
+        not the topic's (`semantik_realtime.core.ownership`). The first draft
+        with an owner gives a topic its owner; if the topic has events already,
+        a new epoch begins with that draft, without these events and states.
 
         Raises:
             BackendUnavailable: nothing was appended.
@@ -158,12 +210,14 @@ class Backend(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def claim(self, topic: str, job: str, token: str) -> int:
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         """Return the number of a new attempt of ``job``: one above the newest, atomically.
 
         The same ``token`` gets the same number, so a retry is safe. From then
         on drafts of older attempts are refused as stale. Return 0 if the topic
-        was deleted: all drafts of the attempt will be refused.
+        was deleted: all drafts of the attempt will be refused. Return -1 if the
+        topic belongs to another owner than ``owner``: nothing was claimed. A
+        topic without events and owner gets ``owner``, unless that is None.
         """
 
     @hookspec(firstresult=True)
@@ -171,8 +225,9 @@ class Backend(Protocol):
         """Deliver a topic's events to ``sink``.
 
         After it has returned, every later append reaches the sink, or the sink
-        is called with `Sink.interrupted`. A topic has one sink; a second call
-        replaces it.
+        is called with `Sink.interrupted`. After a break `Sink.interrupted` comes
+        before the first event of the new connection. A topic has one sink; a
+        second call replaces it.
         """
 
     @hookspec(firstresult=True)
@@ -183,7 +238,20 @@ class Backend(Protocol):
     def snapshot(self, topic: str, after: Cursor | None, history: int) -> Awaitable[Snapshot]:
         """Read a topic atomically: the events after a cursor, or the states with the reason.
 
-        ``history`` (0 to 1000) is how many of the newest events come with the states.
+        ``history`` (0 to 1000) is how many of the newest events come with the
+        states; of these only the newest that together have at most
+        ``max_read_bytes``, but always one. A replay that would have more bytes
+        becomes a snapshot (`Reason.TOO_FAR`), unless it is a single event.
+        Nothing that is not returned is read, as far as the engine allows.
+        """
+
+    @hookspec(firstresult=True)
+    def page(self, topic: str, after: int, limit: int) -> Awaitable[Page]:
+        """Read the oldest events of the log after the offset ``after``, atomically.
+
+        At most ``limit`` (1 to 1000) of them, and at most ``max_read_bytes``,
+        but always one. A reader that continues after the last offset of each
+        page reads the whole log without loss or repetition.
         """
 
     @hookspec(firstresult=True)
@@ -239,24 +307,35 @@ BACKEND_HOOKS = tuple(
 class HostSpec:
     """What only the host application knows. A hook may be a plain function or a coroutine.
 
-    The first plugin that does not return None answers, as pluggy has it; the
-    plugin registered last is asked first. A coroutine counts as an answer when
-    it is returned, so after an asynchronous plugin no other plugin is asked.
+    The plugins are asked one after the other, the one registered last first;
+    the first that does not return None answers. All together have 5 s.
     """
 
     @hookspec(firstresult=True)
-    def authenticate(self, credentials: Credentials) -> str | Awaitable[str | None] | None:
-        """Return the user id. None: no opinion, the built-in JWT rule decides.
+    def authenticate(self, credentials: Credentials) -> Authenticated | Awaitable[Authenticated]:
+        """Return the user id: a text, an integer or a UUID; or an `Identity`, which may expire.
+
+        None: this plugin does not accept the credential. If no plugin accepts
+        it, the client is refused. `NO_OPINION`: the built-in rule for tokens
+        decides, unless another plugin returns None or a user. Without any such
+        hook that rule decides alone.
 
         Raises:
-            AccessError: the credential is wrong, for certain.
+            AccessError: the client is refused, and no other plugin is asked. An
+                ``HTTPException`` with a status from 400 to 499 has the same
+                effect, but for 408 and 429.
+            Exception: any other; the client is asked to try again later.
         """
 
     @hookspec(firstresult=True)
     def authorize(
         self, user: str, topic: str, owner: str | None
-    ) -> bool | Awaitable[bool | None] | None:
-        """Return True if ``user`` may watch ``topic``. None: the built-in owner rule decides."""
+    ) -> bool | NoOpinion | Awaitable[bool | NoOpinion | None] | None:
+        """Return True if ``user`` may watch ``topic``. None: the built-in owner rule decides.
+
+        Raises:
+            Exception: as `authenticate`; refused means False.
+        """
 
     @hookspec(firstresult=True)
     def recall(

@@ -19,14 +19,16 @@ from semantik_realtime.backends.loader import (
 )
 from semantik_realtime.clock import now_text
 from semantik_realtime.config import Settings, load_settings
-from semantik_realtime.core.drafts import make_drafts, owners_of
+from semantik_realtime.core.drafts import feed_owner, make_drafts, owners_of
 from semantik_realtime.core.event import Outcome, Receipt
 from semantik_realtime.core.lifecycle import END_TYPES
 from semantik_realtime.core.shape import (
+    check_attempt,
     check_job_state,
     check_mapping,
     complete_state,
     near_misses,
+    number_state,
 )
 from semantik_realtime.core.topic import (
     job_topic,
@@ -35,8 +37,9 @@ from semantik_realtime.core.topic import (
     split_topic,
     user_topic,
 )
+from semantik_realtime.core.words import Words
 from semantik_realtime.emitter.emitter import Emitter
-from semantik_realtime.errors import EventError
+from semantik_realtime.errors import EventError, InvalidInput
 from semantik_realtime.hookspecs import Backend, Top
 
 logger = logging.getLogger(__name__)
@@ -75,6 +78,8 @@ class Runtime:
         self.unguarded: Backend = load_backend(self.settings) if backend is None else backend
         """The backend itself: without plugins, deadlines and circuit breakers."""
         self.plugins = build_plugins(self.unguarded, self._given_plugins)
+        self.words = Words(self.settings.host_words)
+        """The application's own words, which `publish` accepts."""
         self.backend = GuardedBackend(bind_hooks(self.plugins), self.settings.timeout_seconds)
         self.emitter = Emitter(
             self.backend,
@@ -106,24 +111,33 @@ class Runtime:
         key: str | None = None,
         state: Mapping[str, Any] | msgspec.UnsetType | None = msgspec.UNSET,
         owner: str | None = None,
+        attempt: int | None = None,
         also: Sequence[str] = (),
         timeout_seconds: float | None = None,
     ) -> Receipt:
         """Append an event from the web side and wait for the receipt.
 
         ``topic`` is the name of a topic, or its kind and a plain id: ``job:import:42``.
-        On a job's topic the event belongs to the job's newest attempt, so after
-        the end it is refused (`Outcome.CLOSED`); a type that ends a job ends
+        On a job's topic the event belongs to the job's newest attempt, or to
+        ``attempt``, which becomes the newest one if it is higher. It is refused
+        after the end of its attempt (`Outcome.CLOSED`), and when a newer
+        attempt has begun (`Outcome.STALE`); `begin_attempt` begins the next one.
+        A type that ends a job ends
         it, unless ``key`` is another one, a child's. There the status of the
         state follows from a type of a job's life, ``job_failed`` for example;
-        without ``state`` it is the whole state. ``also`` names further topics
-        for the same event; of these ``owner`` owns only their own feed. The
-        outcome is `Outcome.WAITING` while the backend is away, and when there
-        is no answer within ``timeout_seconds`` (default: the backend's
-        timeout): the event is appended later.
+        without ``state`` it is the whole state. Types and statuses may be the
+        application's own (the setting ``host_words``). ``also`` names further
+        topics for the same event; these do not become the property of
+        ``owner``. With an ``owner`` who is not the topic's nothing is appended
+        to it (`Outcome.FOREIGN_OWNER`); a topic that has events and no owner
+        begins again with its first one, who must not see them. The outcome is
+        `Outcome.WAITING` while the backend is away, and when there is no answer
+        within ``timeout_seconds`` (default: the backend's timeout): the event
+        is appended later.
 
         Raises:
-            InvalidInput: a name is outside its grammar, or ``data`` or ``state`` has a
+            InvalidInput: a name is outside its grammar, the topic is a feed and ``owner``
+                another user, or ``data`` or ``state`` has a
                 shape that readers cannot read (`semantik_realtime.core.shape`); the message
                 names the member. Nothing was sent.
             BackendUnavailable: the event was dropped, because too many wait already.
@@ -131,15 +145,25 @@ class Runtime:
         topic = name_topic(topic)
         owner = None if owner is None else plain_id(owner)
         kind, ident = split_topic(topic)
+        if owner is not None and feed_owner(topic) not in (None, owner):
+            raise InvalidInput(f"{topic} is the feed of user {ident!r}, not of owner {owner!r}")
         is_jobs_own = kind == "job" and (key or ident) == ident
         if data is not None:
             check_mapping("data", data)
+        type = self.words.type_of(type)
         if state is not None and not isinstance(state, msgspec.UnsetType):
             check_mapping("state", state)
+            state = self.words.translate(state)
+        if attempt is not None:
+            if kind != "job":
+                raise EventError(f"attempt is of a job's topic, not of {topic!r}")
+            check_attempt(attempt)
         if kind == "job":
             if type == "job_deleted":
                 raise EventError("job_deleted is an event of delete(): call that")
             state = complete_state(type, state)
+            if is_jobs_own and attempt is not None:
+                state = number_state(state, attempt)
             if is_jobs_own and isinstance(state, Mapping):
                 check_job_state(state)
                 self._note_near_misses(topic, near_misses(state))
@@ -151,6 +175,7 @@ class Runtime:
             state=state,
             data=data,
             job=ident if kind == "job" else None,
+            attempt=attempt,
             terminal=is_jobs_own and type in END_TYPES,
             max_bytes=self.settings.max_event_bytes,
         )
@@ -166,6 +191,24 @@ class Runtime:
             return await asyncio.wait_for(asyncio.wrap_future(receipt), timeout)
         except TimeoutError:
             return Receipt(Outcome.WAITING)
+
+    async def begin_attempt(self, job_id: str) -> int:
+        """Begin the next attempt of a job, and return its number, to pass to `publish`.
+
+        From then on events of earlier attempts are refused as stale. The job's
+        state changes with the first event of the attempt, ``job_started`` for
+        example. Return 0 if the job was deleted and accepts no event.
+
+        Raises:
+            TopicError: it is no id of a job.
+            BackendError: nothing has begun, or it is not known whether it has.
+        """
+        job_id = plain_id(job_id)
+        topic = job_topic(job_id)
+        # A draft that waits here names no attempt, and would become the new one's.
+        await asyncio.to_thread(self.emitter.flush, self.settings.flush_seconds)
+        token = secrets.token_hex(6)
+        return await asyncio.to_thread(self.backend.claim, topic, job_id, token, None)
 
     async def delete(self, job_id: str, *, owner: str | None = None) -> bool:
         """Delete a job at once. Return True if the backend knew it.
@@ -190,7 +233,7 @@ class Runtime:
             # As an attempt of its own: a job that has ended accepts no other event, and later
             # events of a task that still runs become stale.
             attempt = await asyncio.to_thread(
-                self.backend.claim, feed, job_id, secrets.token_hex(6)
+                self.backend.claim, feed, job_id, secrets.token_hex(6), owner
             )
             for draft in make_drafts(
                 {feed: owner},

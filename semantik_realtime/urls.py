@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from urllib.parse import urlsplit
 
@@ -59,6 +60,21 @@ def mask_text(text: str) -> str:
     'no answer from redis://***@cache:6379/0 in 5 s'
     """
     return _EMBEDDED.sub(lambda found: mask_urls(found[0]), text)
+
+
+def is_loopback(host: str) -> bool:
+    """Return True if a host, without its port, is this machine itself.
+
+    >>> [is_loopback(host) for host in ("localhost", "app.localhost", "127.0.0.2", "::1", "::")]
+    [True, True, True, True, False]
+    """
+    host = host.rstrip(".").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def find_fault(url: str) -> str | None:

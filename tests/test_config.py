@@ -36,8 +36,15 @@ def empty_environment(monkeypatch):
 
 def other_value(name: str, field: FieldInfo) -> tuple[str, object]:
     """A text for a variable and the value it stands for, never the default."""
-    if name in ("path", "compat_path", "compat_feed_path"):
+    if name == "path":
         return "/other", "/other"
+    if name in ("compat_path", "compat_feed_path"):
+        return "/one/{id}, /two", ["/one/{id}", "/two"]
+    if name == "host_words":
+        return "success=completed, done=job_completed", {
+            "success": "completed",
+            "done": "job_completed",
+        }
     if name == "worker_metrics":
         return "other:1", "other:1"
     default = field.default
@@ -121,6 +128,19 @@ WRONG = {
     "spool_drafts": ["0"],
     "spool_bytes": ["65535"],
     "path": ["realtime"],
+    "compat_path": ["ws/{id}", "/ws/{id},operations/{id}"],
+    "compat_feed_path": ["ws/operations"],
+    "compat_history": ["-1", "1001"],
+    "host_words": [
+        "done",
+        "done=",
+        "=completed",
+        "done=finished",
+        "failed=completed",
+        "job_failed=job_lost",
+        "Not A Type=job_failed",
+        "done=completed,done=failed",
+    ],
     "disable_auth": ["perhaps"],
     "max_connections": ["0"],
     "max_topics": ["0"],

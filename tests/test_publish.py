@@ -103,6 +103,146 @@ def test_on_other_topics_no_state_follows_from_a_type(runtime: Runtime) -> None:
     assert states(runtime, "collection:9") == {}
 
 
+# Whose a topic is.
+
+
+def test_a_foreign_owner_is_refused_and_logged_once_for_each_topic(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert publish(runtime, "job:1", "note", owner="alice") is Outcome.APPENDED
+    with caplog.at_level(logging.WARNING, "semantik_realtime"):
+        for _ in range(3):
+            assert publish(runtime, "job:1", "note", owner="bob") is Outcome.FOREIGN_OWNER
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("emitter: owner refused topic=job:1 type=note owner='bob'")
+    assert runtime.emitter.stats.foreign_owner == 3
+    assert publish(runtime, "job:1", "note") is Outcome.APPENDED
+    assert (read(runtime, "job:1").owner, len(read(runtime, "job:1").events)) == ("alice", 2)
+
+
+def test_the_first_owner_of_a_job_gets_none_of_the_events_before(runtime: Runtime) -> None:
+    publish(runtime, "job:1", "note", key="before", state={"secret": 1})
+    assert publish(runtime, "job:1", "note", owner="alice") is Outcome.APPENDED
+    assert (states(runtime, "job:1"), len(read(runtime, "job:1").events)) == ({}, 1)
+
+
+def test_a_feed_belongs_to_its_user_whoever_publishes(runtime: Runtime) -> None:
+    publish(runtime, "user:7", "note")
+    publish(runtime, "job:1", "job_started", owner="7", also=["user:7", "user:a/b", "shared:1"])
+    assert runtime.emitter.flush(5)
+    assert (read(runtime, "user:7").owner, len(read(runtime, "user:7").events)) == ("7", 2)
+    assert read(runtime, "user:a~2Fb").owner == "a/b"
+    assert read(runtime, "shared:1").owner is None
+    with pytest.raises(InvalidInput, match="feed of user '7', not of owner '8'"):
+        publish(runtime, "user:7", "note", owner="8")
+
+
+# Attempts.
+
+
+def begin(runtime: Runtime, job: str) -> int:
+    return asyncio.run(runtime.begin_attempt(job))
+
+
+def test_a_new_attempt_opens_a_job_that_has_ended(runtime: Runtime) -> None:
+    publish(runtime, "job:1", "job_failed", also=["user:7"])
+    assert publish(runtime, "job:1", "job_started", also=["user:7"]) is Outcome.CLOSED
+    assert begin(runtime, "1") == 1
+    assert publish(runtime, "job:1", "job_started", attempt=1, also=["user:7"]) is Outcome.APPENDED
+    assert states(runtime, "job:1") == {"1": {"status": "running", "attempt": 1}}
+    assert publish(runtime, "job:1", "job_failed", attempt=1) is Outcome.APPENDED
+    assert begin(runtime, "1") == 2
+    assert publish(runtime, "job:1", "job_started", attempt=2, also=["user:7"]) is Outcome.APPENDED
+    assert runtime.emitter.flush(5)
+    assert states(runtime, "user:7") == {"1": {"status": "running", "attempt": 2}}
+
+
+def test_a_late_event_of_an_earlier_attempt_is_refused(runtime: Runtime) -> None:
+    publish(runtime, "job:1", "job_started", attempt=1)
+    assert begin(runtime, "1") == 2
+    # From the claim on, before the new attempt has said anything.
+    assert publish(runtime, "job:1", "job_failed", attempt=1) is Outcome.STALE
+    assert publish(runtime, "job:1", "page_done", key="page 3", attempt=1) is Outcome.STALE
+    assert publish(runtime, "job:1", "job_completed", attempt=2) is Outcome.APPENDED
+    assert publish(runtime, "job:1", "job_failed", attempt=1) is Outcome.STALE
+    assert publish(runtime, "job:1", "job_failed", attempt=2) is Outcome.CLOSED
+    assert states(runtime, "job:1") == {"1": {"status": "completed", "attempt": 2}}
+
+
+def test_a_higher_attempt_begins_without_a_claim(runtime: Runtime) -> None:
+    publish(runtime, "job:1", "job_failed", attempt=1)
+    assert publish(runtime, "job:1", "job_started", attempt=4) is Outcome.APPENDED
+    assert publish(runtime, "job:1", "note", attempt=3) is Outcome.STALE
+    assert publish(runtime, "job:1", "note") is Outcome.APPENDED
+    assert begin(runtime, "1") == 5
+
+
+def test_a_deleted_job_has_no_new_attempt(runtime: Runtime) -> None:
+    publish(runtime, "job:1", "job_started")
+    asyncio.run(runtime.delete("1"))
+    assert begin(runtime, "1") == 0
+    assert publish(runtime, "job:1", "job_started", attempt=7) is Outcome.CLOSED
+
+
+@pytest.mark.parametrize(
+    ("topic", "given", "named"),
+    [
+        ("job:1", {"attempt": -1}, "attempt is an integer from 0"),
+        ("job:1", {"attempt": "2"}, "attempt is"),
+        ("job:1", {"attempt": True}, "attempt is"),
+        ("job:1", {"attempt": 2**53}, "attempt is"),
+        ("job:1", {"attempt": 2, "state": {"attempt": 1}}, "state.attempt is 1"),
+        ("user:7", {"attempt": 1}, "job's topic"),
+    ],
+)
+def test_an_attempt_that_cannot_be_is_refused(
+    runtime: Runtime, topic: str, given: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(EventError, match=named):
+        publish(runtime, topic, "note", **given)
+    assert read(runtime, topic).cursor is None
+
+
+# The application's own words.
+
+
+@pytest.mark.parametrize(
+    ("type", "state", "status"),
+    [
+        ("operation_started", {"status": "processing"}, "running"),
+        ("operation_completed", {"status": "success"}, "completed"),
+        ("operation_completed", msgspec.UNSET, "completed"),
+        ("operation_failed", {"status": None}, "failed"),
+        ("job_failed", msgspec.UNSET, "failed"),
+    ],
+)
+def test_types_and_statuses_of_the_application_are_those_that_they_stand_for(
+    type: str, state: Any, status: str
+) -> None:
+    settings = Settings(backend="memory", host_words=WORDS)
+    runtime = Runtime(settings, backend=MemoryBackend(settings))
+    try:
+        assert publish(runtime, "job:1", type, state=state) is Outcome.APPENDED
+        assert states(runtime, "job:1") == {"1": {"status": status}}
+        after = publish(runtime, "job:1", "job_progress", state={"status": "processing"})
+        assert after is (Outcome.APPENDED if status == "running" else Outcome.CLOSED)
+        types = {msgspec.json.decode(event.json)["type"] for event in read(runtime, "job:1").events}
+        assert types <= set(STATUS_OF_TYPE) | {"job_progress"}
+        with pytest.raises(EventError, match="'running'"):
+            publish(runtime, "job:2", "operation_failed", state={"status": "processing"})
+    finally:
+        runtime.close()
+
+
+WORDS = {
+    "operation_started": "job_started",
+    "operation_completed": "job_completed",
+    "operation_failed": "job_failed",
+    "processing": "running",
+    "success": "completed",
+}
+
+
 # The shape of data and state.
 
 

@@ -91,11 +91,17 @@ def doctor(as_json: bool) -> None:
     "status follows from a TYPE such as job_failed.",
 )
 @click.option("--owner", help="Owner of the topic, if the topic is new.")
-def publish(topic: str, type: str, data: str, state: str | None, owner: str | None) -> None:
+@click.option(
+    "--attempt",
+    metavar="NUMBER|new",
+    help="The attempt of the job that the event belongs to; by default the newest. new begins the "
+    "next one, for example after the end of the last.",
+)
+def publish(topic: str, type: str, **options: str | None) -> None:
     """Append one event of TYPE to TOPIC, through the configured backend."""
     from semantik_realtime.cli.publish import run_publish
 
-    click.echo(visible(run_publish(topic, type, data, state, owner)))
+    click.echo(visible(run_publish(topic, type, **options)))
 
 
 def main() -> None:

@@ -174,10 +174,9 @@ def _examine_settings(settings: Settings) -> Iterator[Finding]:
         text = f"authentication is off (environment {settings.environment})"
         yield Finding("access", text, grade, SWITCH_ON_ACCESS)
     elif settings.jwt_jwks_url or settings.jwt_secret:
-        secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else ""
-        if secret and len(secret.encode()) < 32:
-            text = "SEMANTIK_REALTIME_JWT_SECRET is shorter than 32 bytes"
-            yield Finding("access", text, "warn", "Set it to 32 random bytes or more.")
+        if fault := settings.secret_fault:
+            grade = "warn" if settings.is_development else "fail"
+            yield Finding("access", fault, grade, "Set it to that many random bytes or more.")
         else:
             yield Finding("access", "JWT, " + ", ".join(settings.jwt_algorithms), "ok")
     else:

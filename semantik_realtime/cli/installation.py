@@ -203,6 +203,7 @@ def _run(
             "web",
             *(*python, "uvicorn", "--factory", "semantik_realtime.demo.app:create_app"),
             *("--fd", str(listener.fileno()), "--log-config", str(LOG_CONFIG)),
+            *("--http", "h11", "--ws-max-size", "65536", "--ws-max-queue", "4"),
             *("--timeout-graceful-shutdown", "3"),
             inherits=(listener.fileno(), inherited),
         )

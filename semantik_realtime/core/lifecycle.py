@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from semantik_realtime.core.topic import split_topic
+
 STATUS_OF_TYPE: Mapping[str, str] = {
     "job_queued": "queued",
     "job_started": "running",
@@ -17,6 +19,7 @@ END_TYPES = frozenset({"job_completed", "job_failed", "job_cancelled", "job_lost
 """Types of the events that end a job's attempt, and with it the job until a newer attempt."""
 END_STATUSES = frozenset(STATUS_OF_TYPE[type] for type in END_TYPES)
 """The ``status`` of a job whose newest attempt has ended."""
+_OPEN_STATUSES = frozenset(STATUS_OF_TYPE.values()) - END_STATUSES
 PROGRESS = "job_progress"
 """Type of the events that only bring a newer state. Those that a later state supersedes may be
 left out."""
@@ -32,6 +35,28 @@ def has_ended(state: object) -> bool:
     >>> has_ended({"status": "lost"}), has_ended({"status": "retrying"}), has_ended({})
     (True, False, False)
     """
+    return _status(state) in END_STATUSES
+
+
+def is_finished(topic: str, states: Mapping[str, object]) -> bool:
+    """Return True if nothing more happens in a topic with ``states``, without a new attempt (R7).
+
+    Its job has ended, and none of its other keys is a job that goes on.
+
+    >>> is_finished("job:1", {"1": {"status": "completed"}, "page 2": {"status": "indexed"}})
+    True
+    >>> is_finished("job:1", {"1": {"status": "completed"}, "child": {"status": "queued"}})
+    False
+    >>> is_finished("user:1", {"1": {"status": "completed"}})
+    False
+    """
+    kind, key = split_topic(topic)
+    if kind != "job" or not has_ended(states.get(key)):
+        return False
+    return not any(_status(state) in _OPEN_STATUSES for state in states.values())
+
+
+def _status(state: object) -> str:
     # A state comes from an application, and it may be anything, as may its status.
     status = state.get("status") if isinstance(state, Mapping) else None
-    return isinstance(status, str) and status in END_STATUSES
+    return status if isinstance(status, str) else ""

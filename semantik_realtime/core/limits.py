@@ -6,6 +6,11 @@ MAX_REPLAY = 1000
 """Most events of a replay; beyond that a snapshot is cheaper for everyone."""
 MAX_HISTORY = MAX_REPLAY
 """Most events of history that a client may ask for beside a snapshot."""
+COMPAT_HISTORY = 100
+"""Events of history that a client of the compatibility wire gets after the states, unless the
+settings say otherwise."""
+MAX_READ_BYTES = 2**20
+"""Most bytes of the events in one answer, unless the settings say otherwise."""
 RETENTION_EVENTS = MAX_REPLAY
 """Events that a topic's log keeps, unless the settings say otherwise."""
 MAX_KEYS = 1000
@@ -18,6 +23,18 @@ MAX_TOPICS = 100
 """Topics that a connection may watch, unless the settings say otherwise."""
 MAX_BAD_FRAMES = 10
 """Unreadable frames after which a connection is closed."""
+BURST_PER_TOPIC = 3
+"""Units that a connection may send at once, for each topic that it may watch."""
+UNITS_PER_TOPIC_SECOND = 0.5
+"""Units that it may send in a second after that, for each topic that it may watch."""
+AUTH_UNITS = 100
+"""What a refresh of the credential costs: the host is asked, and every topic is checked again."""
+FLOOD_SECONDS = 10.0
+"""How long a client may send more than its units before its connection is closed."""
+MAX_READING_JOINS = 4
+"""Topics that a connection reads from the backend at once; further ones wait for their turn."""
+MAX_UNAUTHENTICATED = 200
+"""WebSockets of a process that may wait for a credential, unless the settings say otherwise."""
 
 MAX_PRODUCERS = 256
 """Producers whose last number a topic remembers, to recognize a draft that is sent again."""
@@ -35,6 +52,9 @@ CONFLATE_ABOVE_BYTES = 64 * 1024
 """Unsent bytes of a connection above which its events are conflated."""
 EVICT_ABOVE_BYTES = 2**20
 """Unsent bytes of a connection above which it is closed."""
+DRAIN_WRITE_SECONDS = 1.0
+"""How long a drained connection may send what waits for it. Later the web server would close the
+socket, with a code of its own after which pages of the compatibility wire never return."""
 STALL_SECONDS = 30.0
 """How long one write to a connection may take before the connection is closed."""
 MAX_HELD_BATCHES = 1000
@@ -43,3 +63,5 @@ MAX_POSTED = 1000
 """Frames that may wait for a connection beside events: answers, syncs, heartbeats."""
 MAX_POSTED_BYTES = 16 * 2**20
 """Bytes of those frames. The last one may exceed it, for a snapshot has no limit."""
+COLLECT_BYTES = EVICT_ABOVE_BYTES
+"""Above so many bytes a connection sends what it has collected before it collects more."""

@@ -6,7 +6,7 @@ results to the session. Nothing here waits or reads a clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from enum import Enum, IntEnum, StrEnum, auto
 from typing import Any
 
@@ -15,10 +15,13 @@ import msgspec
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.limits import (
+    AUTH_UNITS,
+    BURST_PER_TOPIC,
     MAX_BAD_FRAMES,
     MAX_FRAME_BYTES,
     MAX_HISTORY,
     MAX_TOPICS,
+    UNITS_PER_TOPIC_SECOND,
 )
 from semantik_realtime.core.topic import check_topic
 from semantik_realtime.errors import InvalidInput
@@ -29,6 +32,7 @@ SUBPROTOCOL = "semantik.realtime.v1"
 class CloseCode(IntEnum):
     """Why the server ends a connection (docs/protocol.md)."""
 
+    FINISHED = 1000
     GOING_AWAY = 1001
     POLICY = 1008
     TOO_BIG = 1009
@@ -40,8 +44,12 @@ class CloseCode(IntEnum):
     FORBIDDEN = 4403
     AUTH_TIMEOUT = 4408
     EVICTED = 4413
+    FLOOD = 4420
     TOO_MANY_CONNECTIONS = 4429
 
+
+TRANSIENT_CODES = frozenset({CloseCode.DRAIN, CloseCode.EVICTED, CloseCode.TOO_MANY_CONNECTIONS})
+"""Codes after which the same client may get in a moment later, without any change of its own."""
 
 MAX_REASON_BYTES = 123
 """Largest reason of a close frame (RFC 6455, section 5.5): 125 bytes with its code."""
@@ -67,6 +75,16 @@ class SessionLimits(msgspec.Struct, frozen=True):
     """How long after the handshake ``auth`` may come."""
     heartbeat_seconds: float = 20.0
     """Time between two heartbeats of the server."""
+
+    @property
+    def burst(self) -> int:
+        """Units that the client may send at once; see `units_of`."""
+        return BURST_PER_TOPIC * max(self.topics, MAX_TOPICS)
+
+    @property
+    def per_second(self) -> int:
+        """Units that the client may send in a second when it has sent the burst."""
+        return int(UNITS_PER_TOPIC_SECOND * max(self.topics, MAX_TOPICS))
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -102,6 +120,21 @@ class Close(msgspec.Struct, frozen=True):
 
 
 Action = Send | Authenticate | Subscribe | Unsubscribe | Close
+
+
+def units_of(actions: Sequence[Action]) -> int:
+    """Return what a frame with these actions costs: 1, and what the server does because of it.
+
+    >>> units_of([Subscribe({"job:1": None, "job:2": None}, history=0)])
+    3
+    """
+    units = 1
+    for action in actions:
+        if isinstance(action, Subscribe):
+            units += len(action.topics)
+        elif isinstance(action, Authenticate):
+            units += AUTH_UNITS
+    return units
 
 
 class Phase(StrEnum):
@@ -221,7 +254,12 @@ class Session:
             "op": "welcome",
             "session": self.id,
             "heartbeat_seconds": self._limits.heartbeat_seconds,
-            "limits": {"topics": self._limits.topics, "frame_bytes": self._limits.frame_bytes},
+            "limits": {
+                "topics": self._limits.topics,
+                "frame_bytes": self._limits.frame_bytes,
+                "burst": self._limits.burst,
+                "per_second": self._limits.per_second,
+            },
         }
         return [Send(frames.encode(welcome))]
 
@@ -232,7 +270,11 @@ class Session:
         return [Send('{"op":"pong"}')]
 
     def _auth(self, frame: dict[str, Any]) -> list[Action]:
-        token = frame.get("token")
+        token = frame.get("token", "")
+        if token is None:
+            # The client has none. It need not wait for the deadline to learn that one is needed.
+            is_open = self.phase is Phase.OPEN
+            return [] if is_open else self._fire(Trigger.REFUSED, "no credential")
         if not isinstance(token, str) or not token:
             return [self.error("bad_frame", "auth needs a token")]
         return [Authenticate(token)]

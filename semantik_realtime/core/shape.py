@@ -24,7 +24,8 @@ def _is_number(value: object) -> bool:
 
 
 def _is_attempt(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    # JavaScript and Lua have no larger integers.
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 def _is_mapping(value: object) -> bool:
@@ -34,9 +35,10 @@ def _is_mapping(value: object) -> bool:
 _TEXT: _Rule = ("a text", lambda value: isinstance(value, str))
 _NUMBER: _Rule = ("a number", _is_number)
 _MAPPING: _Rule = ("a mapping with texts as keys", _is_mapping)
+_ATTEMPT: _Rule = ("an integer from 0", _is_attempt)
 _MEMBERS: Mapping[str, _Rule] = {
     "status": _TEXT,
-    "attempt": ("an integer from 0", _is_attempt),
+    "attempt": _ATTEMPT,
     "progress": _MAPPING,
     "message": _TEXT,
     "fields": _MAPPING,
@@ -65,6 +67,15 @@ def check_mapping(name: str, value: object) -> None:
         EventError: it is not.
     """
     _check(name, value, _MAPPING)
+
+
+def check_attempt(value: object) -> None:
+    """Check that ``value`` is the number of an attempt.
+
+    Raises:
+        EventError: it is not.
+    """
+    _check("attempt", value, _ATTEMPT)
 
 
 def check_job_state(state: Mapping[str, Any]) -> None:
@@ -147,6 +158,22 @@ def complete_state(type: str, state: State) -> State:
             f"{type} sets the status {status!r}, but state.status is {given['status']!r}"
         )
     return {"status": status} | {k: v for k, v in given.items() if k != "status"}
+
+
+def number_state(state: State, attempt: int) -> State:
+    """Return the state of a job that an event of ``attempt`` sets.
+
+    >>> number_state({"status": "running"}, 2)
+    {'status': 'running', 'attempt': 2}
+
+    Raises:
+        EventError: the state names another attempt.
+    """
+    if state is None or isinstance(state, msgspec.UnsetType):
+        return state
+    if state.get("attempt") not in (None, attempt):
+        raise EventError(f"the attempt is {attempt}, but state.attempt is {state['attempt']!r}")
+    return {**state, "attempt": attempt}
 
 
 def _check(name: str, value: object, rule: _Rule) -> None:

@@ -2,93 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import time
+import logging
+import math
+from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
-import jwt
-import msgspec
 import pluggy
 from starlette.requests import HTTPConnection
 
 from semantik_realtime.config import Settings
-from semantik_realtime.core.session import SUBPROTOCOL
-from semantik_realtime.core.topic import split_topic
-from semantik_realtime.errors import AccessError, BackendUnavailable, ConfigError
-from semantik_realtime.hookspecs import Credentials
-from semantik_realtime.urls import mask_text
+from semantik_realtime.core.topic import plain_id, split_topic
+from semantik_realtime.errors import AccessError, BackendUnavailable, ConfigError, InvalidInput
+from semantik_realtime.hookspecs import NO_OPINION, Credentials, Identity
+from semantik_realtime.web.host_hooks import ask_host
+from semantik_realtime.web.origins import Origins
+from semantik_realtime.web.tokens import CheckedIdentity, TokenRule
 
-TOKEN_SUBPROTOCOL = "access_token."  # noqa: S105 - the prefix, not a token
-HOST_SECONDS = 5.0
-"""Deadline of one call of a host's hook."""
+logger = logging.getLogger(__name__)
+
 ANY_USER = "development"
 """The user id of every connection while authentication is switched off."""
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """An authenticated user, and when the credential expires."""
-
-    user: str
-    """The user id."""
-    expires_at: float | None = None
-    """In seconds since 1970; None: it does not expire."""
-
-
-async def call_host(hook: pluggy.HookCaller, **arguments: Any) -> Any:
-    """Call a hook of the host, which may be a coroutine function, with a deadline.
-
-    Raises:
-        AccessError: the host has refused.
-        BackendUnavailable: the hook failed otherwise, or took longer than
-            `HOST_SECONDS`. A database that is away must refuse no user for good.
-    """
-    try:
-        async with asyncio.timeout(HOST_SECONDS):
-            result = hook(**arguments)
-            return await result if inspect.isawaitable(result) else result
-    except AccessError:
-        raise
-    except Exception as error:
-        raise BackendUnavailable(f"the host's {hook.name} failed: {error!r}") from error
-
-
-def credentials_of(connection: HTTPConnection) -> Credentials:
-    """Return the token and the headers of a request.
-
-    The token comes from the subprotocol, the Authorization header, the query
-    or the cookie, in this order.
-    """
-    headers = {name.lower(): value for name, value in connection.headers.items()}
-    offered = _token_subprotocol(connection)
-    token = offered.removeprefix(TOKEN_SUBPROTOCOL) if offered else None
-    scheme, _, value = headers.get("authorization", "").partition(" ")
-    if token is None and scheme.lower() == "bearer":
-        token = value.strip()
-    if token is None:
-        token = connection.query_params.get("token") or connection.cookies.get("access_token")
-    return Credentials(token or None, headers)
-
-
-def accepted_subprotocol(connection: HTTPConnection) -> str | None:
-    """Return the subprotocol to echo: `SUBPROTOCOL` if offered, else the one with the token."""
-    offered: list[str] = connection.scope.get("subprotocols", [])
-    if SUBPROTOCOL in offered:
-        return SUBPROTOCOL
-    return _token_subprotocol(connection)
-
-
-def _token_subprotocol(connection: HTTPConnection) -> str | None:
-    offered: list[str] = connection.scope.get("subprotocols", [])
-    return next((name for name in offered if name.startswith(TOKEN_SUBPROTOCOL)), None)
 
 
 class Access:
     """The rules of one application.
 
-    The host's hooks come first. Where they return None, a signed JWT names the
-    user, and only the owner of a topic may watch it.
+    A host with an ``authenticate`` hook decides who the user is; without one,
+    or where every plugin returns `NO_OPINION`, a signed JWT names the user.
+    ``authorize`` comes first too; where it returns None, only the owner of a
+    topic may watch it.
 
     Making one checks nothing: a worker imports the web application too, and has
     none of its settings. `check` does, when the application starts; without it
@@ -98,55 +40,46 @@ class Access:
     def __init__(self, settings: Settings, plugins: pluggy.PluginManager) -> None:
         self._settings = settings
         self._plugins = plugins
-        # Fetches and caches the public keys at the first token. None: there is no URL of any, and
-        # tokens are checked with the secret or by hooks.
-        self._keys: jwt.PyJWKClient | None = None
-        if settings.jwt_jwks_url:
-            self._keys = jwt.PyJWKClient(settings.jwt_jwks_url, timeout=5)
+        self._origins = Origins(settings.allowed_origins, allows_local=settings.is_development)
+        self._tokens = TokenRule(settings)
+        # Set by `check` when nothing is wrong; plugins are only added.
+        self._is_checked = False
+        # Types that `authenticate` returned and that name no user, as logged.
+        self._wrong_types: set[str] = set()
 
     def check(self) -> None:
         """Check that the settings can tell who may watch what.
 
         Raises:
             ConfigError: authentication is switched off outside development,
-                nothing is configured that could check a credential, or a
-                public key would be accepted as a secret.
+                nothing is configured that could check a credential, an allowed
+                origin is none, or as `TokenRule.check`.
         """
+        if self._is_checked:
+            return
         settings = self._settings
+        self._origins.check()
         if settings.disable_auth:
             if not settings.is_development:
                 raise ConfigError(
                     "DISABLE_AUTH is set, but the environment is "
                     f"{settings.environment!r}: set ENVIRONMENT=development, or unset DISABLE_AUTH"
                 )
-        elif settings.jwt_jwks_url:
-            symmetric = [name for name in settings.jwt_algorithms if name.startswith("HS")]
-            if symmetric:
-                raise ConfigError(
-                    f"with SEMANTIK_REALTIME_JWT_JWKS_URL, {symmetric[0]} would accept a public "
-                    "key as a secret: set SEMANTIK_REALTIME_JWT_ALGORITHMS=RS256"
-                )
-        elif settings.jwt_secret is None:
-            if not self._plugins.hook.authenticate.get_hookimpls():
-                raise ConfigError(
-                    "nothing can check a credential: set SEMANTIK_REALTIME_JWT_SECRET or "
-                    "SEMANTIK_REALTIME_JWT_JWKS_URL, or give an authenticate hook"
-                )
+        elif self._tokens.is_configured:
+            self._tokens.check()
+        elif not self._plugins.hook.authenticate.get_hookimpls():
+            raise ConfigError(
+                "nothing can check a credential: set SEMANTIK_REALTIME_JWT_SECRET or "
+                "SEMANTIK_REALTIME_JWT_JWKS_URL, or give an authenticate hook"
+            )
+        self._is_checked = True
 
     def allows_origin(self, connection: HTTPConnection) -> bool:
-        """Return True if the page's origin is the same host, listed, or absent (not a browser)."""
-        origin = connection.headers.get("origin")
-        allowed = self._settings.allowed_origins
-        if origin is None or "*" in allowed or origin in allowed:
-            return True
-        try:
-            page = urlsplit(origin).netloc.lower()
-        except ValueError:
-            return False
-        return page == connection.headers.get("host", "").lower() != ""
+        """Return True if the page may connect: `Origins.allows`."""
+        return self._origins.allows(connection)
 
-    async def authenticate(self, credentials: Credentials) -> Identity:
-        """Return the user of ``credentials``.
+    async def authenticate(self, credentials: Credentials) -> CheckedIdentity:
+        """Return the user of ``credentials``: the id as a text, the expiry in seconds.
 
         Raises:
             AccessError: with the code ``unauthenticated`` or ``expired``, or the host's own.
@@ -155,13 +88,15 @@ class Access:
         """
         self.check()
         if self._settings.disable_auth:
-            return Identity(ANY_USER)
-        user = await call_host(self._plugins.hook.authenticate, credentials=credentials)
-        if user is not None:
-            return Identity(str(user))
+            return CheckedIdentity(ANY_USER)
+        answer = await ask_host(self._plugins, "authenticate", credentials=credentials)
+        if answer is None:
+            raise AccessError("the credential was not accepted", "unauthenticated")
+        if answer is not NO_OPINION:
+            return self._identity(answer)
         if not credentials.token:
             raise AccessError("no credential", "unauthenticated")
-        return await self._check_token(credentials.token)
+        return await self._tokens.identify(credentials.token)
 
     async def authorize(self, user: str, topic: str, owner: str | None) -> bool:
         """Return True if ``user`` may watch ``topic``: the host decides, else the ownership.
@@ -177,58 +112,54 @@ class Access:
         if self._settings.disable_auth:
             return True
         try:
-            allowed = await call_host(
-                self._plugins.hook.authorize, user=user, topic=topic, owner=owner
+            allowed = await ask_host(
+                self._plugins, "authorize", user=user, topic=topic, owner=owner
             )
         except AccessError:
             return False
-        if allowed is not None:
+        if allowed is not None and allowed is not NO_OPINION:
             return bool(allowed)
         kind, ident = split_topic(topic)
         if kind == "user":
             return ident == user
         return owner is not None and owner == user
 
-    async def _check_token(self, token: str) -> Identity:
-        settings = self._settings
+    def _identity(self, answer: Any) -> CheckedIdentity:
+        """Return what a host's ``authenticate`` has returned, as the server keeps it.
+
+        Raises:
+            AccessError: it has expired.
+            BackendUnavailable: it names no user. The host is wrong, not the client.
+        """
+        given = answer if isinstance(answer, Identity) else Identity(answer)
         try:
-            key: Any
-            if self._keys is not None:
-                found = await asyncio.to_thread(self._keys.get_signing_key_from_jwt, token)
-                key = found.key
-            elif settings.jwt_secret is not None:
-                key = settings.jwt_secret.get_secret_value()
-            else:
-                raise AccessError("the token was not accepted", "unauthenticated")
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=settings.jwt_algorithms,
-                audience=settings.jwt_audience,
-                issuer=settings.jwt_issuer,
-                # Hosts put numbers into sub, which PyJWT would refuse.
-                options={
-                    "require": ["exp", settings.jwt_user_claim],
-                    "verify_sub": False,
-                    # The issuer's clock may be a little ahead, which is no reason to refuse.
-                    "verify_iat": False,
-                    "verify_aud": settings.jwt_audience is not None,
-                },
-            )
-        except jwt.PyJWKClientConnectionError as error:
-            raise BackendUnavailable(
-                f"no keys to check tokens with: {mask_text(str(error))}"
-            ) from error
-        except jwt.ExpiredSignatureError:
-            raise AccessError("the token has expired", "expired") from None
-        except jwt.PyJWTError:
-            raise AccessError("the token was not accepted", "unauthenticated") from None
-        user = claims[settings.jwt_user_claim]
-        if type(user) not in (str, int) or user == "":
-            raise AccessError("the token names no user", "unauthenticated")
-        return Identity(str(user), float(claims["exp"]))
+            identity = CheckedIdentity(plain_id(given.user), _seconds(given.expires_at))
+        except InvalidInput as error:
+            if type(answer).__name__ not in self._wrong_types:
+                self._wrong_types.add(type(answer).__name__)
+                logger.error(
+                    "access: authenticate returned no user: type=%s reason=%s, return the id as "
+                    "a str, an int, a UUID or an Identity (logged once)",
+                    type(answer).__name__,
+                    error,
+                )
+            raise BackendUnavailable("the host's authenticate returned no user") from None
+        if identity.has_expired:
+            raise AccessError("the credential has expired", "expired")
+        return identity
 
 
-def has_expired(identity: Identity) -> bool:
-    """Return True if the credential has expired since it was checked."""
-    return identity.expires_at is not None and identity.expires_at <= time.time()
+def _seconds(expires_at: object) -> float | None:
+    """Return the expiry of an `Identity` in seconds since 1970.
+
+    Raises:
+        InvalidInput: it is no time, or one without its zone.
+    """
+    if expires_at is None:
+        return None
+    if isinstance(expires_at, datetime) and expires_at.tzinfo is not None:
+        return expires_at.timestamp()
+    # Not `isinstance`: a boolean is an integer.
+    if type(expires_at) is int or (type(expires_at) is float and math.isfinite(expires_at)):
+        return float(expires_at)
+    raise InvalidInput("expires_at is in seconds since 1970, or a datetime with its zone")

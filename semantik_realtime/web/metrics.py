@@ -14,6 +14,7 @@ from semantik_realtime.metrics import Measure, Metrics, is_shared, register, wri
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.stats import LAG_BOUNDS
 from semantik_realtime.web.outage import DegradedMode
+from semantik_realtime.web.unauthenticated import UnauthenticatedLimiter
 
 WIRES = ("native", "compat", "sse")
 
@@ -24,6 +25,7 @@ class Served:
 
     hub: Hub
     outage: DegradedMode
+    unauthenticated: UnauthenticatedLimiter
 
 
 def _connections(served: Served) -> dict[str, int]:
@@ -49,9 +51,28 @@ SERVING = (
     ),
     Measure(
         Gauge,
+        "unauthenticated",
+        "WebSockets that have sent no credential yet.",
+        lambda served: served.unauthenticated.count,
+    ),
+    Measure(
+        Gauge,
         "subscriptions",
         "Topics that connections follow, counted for each connection.",
         lambda served: sum(watcher.subscriptions for watcher in list(served.hub.connections)),
+    ),
+    Measure(
+        Gauge,
+        "subscriptions_waiting",
+        "Subscriptions that wait for an owner who may watch.",
+        lambda served: served.hub.stats.waiting,
+    ),
+    Measure(
+        Counter,
+        "subscriptions_denied",
+        "Refused subscriptions, by reason.",
+        lambda served: served.hub.stats.denied,
+        label="reason",
     ),
     Measure(Gauge, "topics", "Topics that are watched.", lambda served: served.hub.topics),
     Measure(
@@ -95,6 +116,25 @@ SERVING = (
     ),
     Measure(
         Gauge,
+        "reads_waiting",
+        "Reads of topics that wait for their turn.",
+        lambda served: served.hub.reads.waiting,
+    ),
+    Measure(
+        Counter,
+        "reads_failed",
+        "Reads of topics that failed while the backend answered a small one.",
+        lambda served: served.hub.failed_reads,
+    ),
+    Measure(
+        Counter,
+        "requests_busy",
+        "HTTP requests that were refused because there were too many, by whose they were.",
+        lambda served: served.hub.stats.busy,
+        label="by",
+    ),
+    Measure(
+        Gauge,
         "degraded",
         "1 while the backend is away.",
         lambda served: served.outage.since is not None,
@@ -117,9 +157,13 @@ class WebMetrics:
     """
 
     def __init__(
-        self, hub: Hub, outage: DegradedMode, registry: CollectorRegistry | None = None
+        self,
+        hub: Hub,
+        outage: DegradedMode,
+        unauthenticated: UnauthenticatedLimiter,
+        registry: CollectorRegistry | None = None,
     ) -> None:
-        served = Served(hub, outage)
+        served = Served(hub, outage, unauthenticated)
         self._metrics = (Metrics(SERVING, lambda: [served]), writing())
         try:
             self.registry = register(self._metrics, registry)

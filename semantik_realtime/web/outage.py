@@ -29,8 +29,9 @@ from semantik_realtime.core.delayed import DelayedStates
 from semantik_realtime.core.event import Draft
 from semantik_realtime.core.fold import is_ahead
 from semantik_realtime.errors import BackendError, BackendUnavailable
+from semantik_realtime.hookspecs import NO_OPINION
 from semantik_realtime.urls import mask_text
-from semantik_realtime.web.access import call_host
+from semantik_realtime.web.host_hooks import ask_host
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class Viewer(Protocol):
     """A connection, as the degraded mode sees it."""
 
     @property
-    def allowed(self) -> Collection[str]:
-        """The topics whose states it may get."""
+    def allowed(self) -> Mapping[str, str | None]:
+        """The topics whose states it may get, each with its owner; None: not known."""
 
     def degraded(self, since: str) -> None:
         """The backend is away since ``since``."""
@@ -91,8 +92,8 @@ class Fanout(Protocol):
 class HostRecord:
     """The host's own record of its jobs, through the ``recall`` hook."""
 
-    def __init__(self, hook: pluggy.HookCaller) -> None:
-        self._hook = hook
+    def __init__(self, plugins: pluggy.PluginManager) -> None:
+        self._plugins = plugins
         # Whether the last call failed: each failure is logged once.
         self._fails = False
 
@@ -103,17 +104,12 @@ class HostRecord:
             BackendUnavailable: the host cannot be asked now.
         """
         try:
-            states = await call_host(self._hook, topic=topic)
+            states = await ask_host(self._plugins, "recall", topic=topic)
             recalled = None
-            if states is not None:
+            if states is not None and states is not NO_OPINION:
                 recalled = {str(key): _encode(dict(state)) for key, state in states.items()}
-        except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                raise
-            # Whatever it raises, the watchers must not lose their connection. (A pool of
-            # connections that is being closed cancels the tasks that wait for one, though
-            # nobody has cancelled this task.)
+        except Exception as error:
+            # Whatever it raises or returns, the watchers must not lose their connection.
             if not self._fails:
                 logger.warning(
                     "outage: recall failed topic=%s error=%s", topic, mask_text(repr(error))
@@ -137,6 +133,7 @@ class DegradedMode:
         recall_seconds: between two looks into the host's record of each topic.
         tops_seconds: between two thorough looks at a backend that answers.
         max_delayed_bytes: bound of the states of delayed drafts.
+        url: of the backend's server, without what may be secret; for the log.
     """
 
     def __init__(
@@ -148,10 +145,12 @@ class DegradedMode:
         recall_seconds: float,
         tops_seconds: float,
         max_delayed_bytes: int,
+        url: str = "",
     ) -> None:
         self.since: str | None = None
         """When the present outage was noticed (RFC 3339); None while there is none."""
         self._backend = backend
+        self._url = url
         self._recall_host = recall
         self._flush = flush
         self._recall_seconds = recall_seconds
@@ -212,7 +211,12 @@ class DegradedMode:
             return
         self._began_at = time.monotonic()
         self.since = now_text()
-        logger.warning("outage: degraded, the backend is away error=%s", error)
+        logger.warning(
+            "outage: degraded, the backend is away url=%s error=%s (start its server, or correct "
+            "SEMANTIK_REALTIME_URL; it is tried twice a second until it answers)",
+            self._url,
+            error,
+        )
         for viewer in list(hub.connections):
             viewer.degraded(self.since)
         self._epoch = f"m:{secrets.token_hex(5)}"
@@ -350,13 +354,22 @@ class DegradedMode:
         if recalled and epoch == self._epoch:
             self._send(topic, "recall", recalled, viewers)
         if self._epoch:
-            self._send(topic, "memory", self._delayed_of(topic), viewers)
+            self._send_delayed(topic, viewers)
 
     def _show_delayed(self, topics: Collection[str]) -> None:
         # The write that failed has begun the outage. Without one there is nothing to show.
         if self._epoch and self._hub is not None:
             for topic in topics:
-                self._send(topic, "memory", self._delayed_of(topic), self._hub.connections)
+                self._send_delayed(topic, self._hub.connections)
+
+    def _send_delayed(self, topic: str, viewers: Collection[Viewer]) -> None:
+        with self._lock:
+            states, owner = self._delayed.of(topic), self._delayed.owner_of(topic)
+        # A job's id may be used again by another owner. Where the watched topic's owner is not
+        # known, the host has allowed the user by its own record.
+        known = {None, owner}
+        same = [it for it in viewers if owner is None or it.allowed.get(topic) in known]
+        self._send(topic, "memory", states, same)
 
     def _send(self, topic: str, source: str, states: States, viewers: Collection[Viewer]) -> None:
         if not states:

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.websockets import WebSocket
 
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import ConfigError
-from semantik_realtime.hookspecs import Backend, Credentials, Top, hookimpl
+from semantik_realtime.hookspecs import (
+    Authenticated,
+    Backend,
+    Credentials,
+    NoOpinion,
+    Top,
+    hookimpl,
+)
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.web.cors import answer_preflight, share
 from semantik_realtime.web.endpoints import rest, sse
 from semantik_realtime.web.endpoints.websocket import serve_compat, serve_native
+from semantik_realtime.web.routing import add_public, add_socket, find_hiding
 from semantik_realtime.web.state import WebState
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-Authenticate = Callable[[Credentials], str | None | Awaitable[str | None]]
-Authorize = Callable[[str, str, str | None], bool | None | Awaitable[bool | None]]
+logger = logging.getLogger(__name__)
+
+Authenticate = Callable[[Credentials], Authenticated | Awaitable[Authenticated]]
+Allowed = bool | NoOpinion | None
+Authorize = Callable[[str, str, str | None], Allowed | Awaitable[Allowed]]
 
 _STATIC_TYPES = {".js": "text/javascript", ".ts": "text/plain"}
 
@@ -73,9 +89,10 @@ class Realtime(Runtime):
     ) -> APIRouter:
         """Return a router with all routes.
 
-        ``authenticate`` returns the user id of a request's credentials,
-        ``authorize`` whether a user may watch a topic; each may be a coroutine
-        function, and may return None to leave the decision to the next rule.
+        ``authenticate`` returns the user of a request's credentials, and None
+        to refuse; ``authorize`` whether a user may watch a topic, and None to
+        leave that to the owner rule. Each may be a coroutine function, and is a
+        hook of `semantik_realtime.hookspecs.HostSpec`.
         Including the router adds its lifespan to the application's. In a
         mounted sub-application, whose lifespan never runs, it opens at the
         first request.
@@ -91,74 +108,102 @@ class Realtime(Runtime):
                 raise ConfigError("give authenticate and authorize to the first router()")
             self.plugins.register(_host_rules(authenticate, authorize))
         web = self.web
-        router = APIRouter(lifespan=web.lifespan)
+        # A host may make its names of operations of the tags.
+        router = APIRouter(lifespan=self._lifespan, tags=["realtime"])
         base = self.settings.path.rstrip("/")
 
-        @router.websocket(f"{base}/ws")
         async def native(websocket: WebSocket) -> None:
             await serve_native(websocket, web)
 
-        if self.settings.compat_feed_path:
+        add_socket(router, f"{base}/ws", native, "realtime_ws")
 
-            @router.websocket(self.settings.compat_feed_path)
-            async def compat_feed(websocket: WebSocket) -> None:
-                await serve_compat(websocket, web)
+        async def compat_feed(websocket: WebSocket) -> None:
+            await serve_compat(websocket, web)
 
-        if self.settings.compat_path:
-            job_parameter = _job_parameter(self.settings.compat_path)
-
+        for path in self.settings.compat_feed_path:
+            add_socket(router, path, compat_feed, "realtime_compat_feed")
+        for template in self.settings.compat_path:
             # An id may have slashes.
-            template = re.sub(r"\{(\w+)\}$", r"{\1:path}", self.settings.compat_path)
-
-            @router.websocket(template)
-            async def compat(websocket: WebSocket) -> None:
-                await serve_compat(websocket, web, websocket.path_params[job_parameter])
+            path = re.sub(r"\{(\w+)\}$", r"{\1:path}", template)
+            add_socket(
+                router, path, _compat_route(web, _job_parameter(template)), "realtime_compat"
+            )
 
         # An id may have slashes, so the routes with an end of their own come first.
-        @router.get(f"{base}/jobs/{{job_id:path}}/history")
+        @router.get(f"{base}/jobs/{{job_id:path}}/history", name="realtime_history")
         async def history(request: Request, job_id: str) -> Response:
             """Return the retained events of a job, oldest first."""
-            return await rest.get_history(request, web, job_id)
+            return share(web, request, await rest.get_history(request, web, job_id))
 
-        @router.get(f"{base}/jobs/{{job_id:path}}/events")
+        @router.get(f"{base}/jobs/{{job_id:path}}/events", name="realtime_job_events")
         async def job_events(request: Request, job_id: str) -> Response:
             """Stream the events of a job, as server-sent events."""
-            return await sse.get_events(request, web, job_id)
+            return share(web, request, await sse.get_events(request, web, job_id))
 
-        @router.get(f"{base}/jobs/{{job_id:path}}")
+        @router.get(f"{base}/jobs/{{job_id:path}}", name="realtime_job")
         async def job(request: Request, job_id: str) -> Response:
             """Return the present state of a job; the ETag is the cursor."""
-            return await rest.get_job(request, web, job_id)
+            return share(web, request, await rest.get_job(request, web, job_id))
 
-        @router.get(f"{base}/events")
+        @router.get(f"{base}/events", name="realtime_events")
         async def events(request: Request) -> Response:
             """Stream the events of each ``topic`` of the query, as server-sent events."""
-            return await sse.get_events(request, web)
+            return share(web, request, await sse.get_events(request, web))
 
-        @router.get(f"{base}/health")
-        async def health() -> Response:
+        @router.get(f"{base}/health", name="realtime_health")
+        async def health(request: Request) -> Response:
             """Report whether the process lives and the backend answers."""
-            return await rest.get_health(web)
+            return share(web, request, await rest.get_health(web))
 
-        @router.get(f"{base}/metrics", include_in_schema=False)
+        @router.get(f"{base}/metrics", name="realtime_metrics", include_in_schema=False)
         async def metrics(request: Request) -> Response:
             return await rest.get_metrics(request, web)
 
-        @router.get(f"{base}/static/{{name}}", include_in_schema=False)
-        async def static(name: str) -> Response:
-            return _static_file(name)
+        async def static(request: Request) -> Response:
+            return share(web, request, _static_file(request.path_params["name"]))
 
+        add_public(router, f"{base}/static/{{name}}", static, "realtime_static")
+
+        async def preflight(request: Request) -> Response:
+            return answer_preflight(web, request)
+
+        for path in ("jobs/{job_id:path}", "events", "health", "static/{name}"):
+            add_public(router, f"{base}/{path}", preflight, "realtime_preflight", "OPTIONS")
         return router
 
     def install(self, app: FastAPI) -> Realtime:
         """Add the routes to ``app``, and itself as ``app.state.realtime``.
 
+        They come after the routes that ``app`` has, but before one that would
+        hide them, such as static files at ``/``.
+
         Raises:
             ConfigError: as `router`.
         """
+        routes = app.router.routes
+        first = len(routes)
         app.include_router(self.router())
+        places = [routes.index(route) for route in _hiding(routes)]
+        if (place := min(places, default=first)) < first:
+            routes[:] = [*routes[:place], *routes[first:], *routes[place:first]]
         app.state.realtime = self
         return self
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        for route in _hiding(app.routes):
+            logger.error(
+                "web: hidden by another route, which gets the requests: %r, add the routes of "
+                "Realtime before it",
+                route,
+            )
+        if getattr(app.router, "dependencies", None):
+            logger.info(
+                "web: the dependencies of the application are not called for WebSockets: "
+                "authenticate and authorize decide there"
+            )
+        async with self.web.lifespan(app):
+            yield
 
     async def _top(self, topic: str) -> Top | None:
         # The hub owns the reader, which lives on one loop. Another loop must not open it.
@@ -177,6 +222,20 @@ def setup(app: FastAPI) -> None:
     The host's plugins are in ``app.state.realtime_plugins``.
     """
     Realtime(plugins=getattr(app.state, "realtime_plugins", ())).install(app)
+
+
+def _hiding(routes: Sequence[BaseRoute]) -> list[BaseRoute]:
+    """Return the routes that hide those of the router."""
+    page = find_hiding(routes, "http", "realtime_static", {"name": "realtime.js"})
+    socket = find_hiding(routes, "websocket", "realtime_ws", {})
+    return [route for route in (page, socket) if route is not None]
+
+
+def _compat_route(web: WebState, parameter: str) -> Callable[[WebSocket], Awaitable[None]]:
+    async def compat(websocket: WebSocket) -> None:
+        await serve_compat(websocket, web, websocket.path_params[parameter])
+
+    return compat
 
 
 def _job_parameter(template: str) -> str:

@@ -11,12 +11,19 @@ from collections.abc import AsyncIterator, Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from semantik_realtime.errors import BackendError
+from starlette.requests import HTTPConnection
+
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.urls import mask_urls
 from semantik_realtime.web.access import Access
 from semantik_realtime.web.hub.hub import Hub
+from semantik_realtime.web.hub.permission import Permissions
 from semantik_realtime.web.limiter import ConnectionLimiter
 from semantik_realtime.web.outage import DegradedMode, HostRecord
+from semantik_realtime.web.reads import Answers
+from semantik_realtime.web.refusals import RefusalLog
+from semantik_realtime.web.server_limits import ServerLimits
+from semantik_realtime.web.unauthenticated import UnauthenticatedLimiter
 
 if TYPE_CHECKING:
     from semantik_realtime.web.metrics import WebMetrics
@@ -37,17 +44,24 @@ class WebState:
         self.settings = runtime.settings
         self._runtime = runtime
         self.access = Access(runtime.settings, runtime.plugins)
+        self.refusals = RefusalLog(runtime.settings.token_cookie)
         self.outage = DegradedMode(
             runtime.backend,
-            recall=HostRecord(runtime.plugins.hook.recall),
+            recall=HostRecord(runtime.plugins),
             flush=self._flush,
             recall_seconds=runtime.settings.recall_seconds,
             tops_seconds=runtime.settings.tops_seconds,
             max_delayed_bytes=runtime.settings.spool_bytes,
+            url=mask_urls(runtime.settings.url) if runtime.settings.url else "default",
         )
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
+        self.permissions = Permissions(self.access, self.hub.top, self.hub.stats)
+        self.answers = Answers()
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
+        self.server_limits = ServerLimits()
+        self.unauthenticated = UnauthenticatedLimiter(runtime.settings.max_unauthenticated)
+        self.hub.on_tick(self.unauthenticated.end_crowd)
         self.metrics: WebMetrics | None = None
         """None: there are no metrics; `metrics_error` is the reason."""
         self.metrics_error = ""
@@ -60,22 +74,12 @@ class WebState:
         emitter = self._runtime.emitter
         return {"drafts": emitter.waiting, "bytes": emitter.waiting_bytes}
 
-    async def may_watch(self, user: str, topic: str) -> bool:
-        """Return True if ``user`` may watch ``topic``, by the owner that the backend knows.
-
-        While the backend is away the owner is unknown. Then a refusal proves
-        nothing, because it may come from the unknown owner.
-
-        Raises:
-            BackendError: the owner is needed, and the backend does not answer.
-        """
-        try:
-            top = await self.hub.top(topic)
-        except BackendError:
-            if await self.access.authorize(user, topic, None):
-                return True
-            raise
-        return await self.access.authorize(user, topic, top.owner if top else None)
+    def explain_refusal(self, connection: HTTPConnection) -> str:
+        """Return why a page may not connect; outside development nothing that helps an attacker."""
+        if not self.settings.is_development:
+            return "not for pages of this origin"
+        origin = connection.headers.get("origin", "")
+        return f"SEMANTIK_REALTIME_ALLOWED_ORIGINS does not have {origin}"
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
@@ -87,10 +91,7 @@ class WebState:
         self.access.check()
         restore = self._drain_before_stop(asyncio.get_running_loop())
         try:
-            try:
-                await self.hub.open_at_start(self.settings.start_tries)
-            except BackendError as error:
-                logger.warning("web: started without backend error=%s", error)
+            await self.hub.open_at_start()
             self._runtime.emitter.recover()
             yield
         finally:
@@ -107,7 +108,7 @@ class WebState:
             # prometheus-client is an extra: without it everything else must work.
             from semantik_realtime.web.metrics import WebMetrics
 
-            self.metrics = WebMetrics(self.hub, self.outage, registry)
+            self.metrics = WebMetrics(self.hub, self.outage, self.unauthenticated, registry)
         except ImportError:
             self.metrics_error = METRICS_MISSING
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,19 +11,28 @@ from semantik_realtime.errors import InvalidInput
 from semantik_realtime.worker.job import Job, JobMeta
 from semantik_realtime.worker.values import note_misuse
 
+logger = logging.getLogger(__name__)
+
 OWNER, TOPICS = "realtime_owner", "realtime_topics"
-"""Headers that the application sets: a user id, and further topics (list, or comma-separated)."""
+"""Headers, or stamps, that the application sets: a user id, and further topics (list, or
+comma-separated). What a task publishes inherits both (`inherit`)."""
 QUEUED_AT, ATTEMPT = "realtime_queued_at", "realtime_attempt"
 """Headers that this package sets: when the job was published first, and its attempt so far."""
 MAX_TOPICS = 20
 """Further topics of a job; more are left out."""
 CELERYS_OWN = "celery."
 """Celery's own tasks (unlocking chords, cleaning results) are not jobs."""
+CELERYS_WORK = frozenset(f"celery.{name}" for name in ("map", "starmap", "chunks", "accumulate"))
+"""Those that run the application's code, or end a task that was replaced, are."""
+
+_ownerless: set[str] = set()
+"""The tasks whose jobs had no owner, as logged by this process."""
 
 
 def is_job(task_name: Any) -> bool:
     """Return True if tasks with this name are mirrored."""
-    return not str(task_name).startswith(CELERYS_OWN)
+    name = str(task_name)
+    return not name.startswith(CELERYS_OWN) or name in CELERYS_WORK
 
 
 def job_message(task_name: Any, headers: Any, body: Any) -> Mapping[str, Any] | None:
@@ -75,6 +85,30 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
     )
 
 
+def inherit(headers: dict[str, Any], parent: Any) -> None:
+    """Give a message the owner and the topics of ``parent``, the message or request of the task
+    that publishes it, unless it has its own. A header that is None is the message's own.
+    """
+    for name in (OWNER, TOPICS):
+        if name not in headers and name not in (headers.get("stamps") or {}):
+            value = _header(parent, name)
+            if value is not None:
+                headers[name] = value
+
+
+def note_ownerless(message: Any) -> None:
+    """Log that the jobs of a task have no owner, once for each task that the worker knows."""
+    name = message.get("task")
+    if is_job(name) and _header(message, OWNER) is None and name not in _ownerless:
+        _ownerless.add(name)
+        logger.warning(
+            "tracker: job without owner task=%s, nobody may watch it unless your authorize allows "
+            "it: send the task with the header %s (logged once a task)",
+            name,
+            OWNER,
+        )
+
+
 def count_attempts(message: Any) -> int:
     """Return how many attempts there were, as far as the message knows.
 
@@ -97,8 +131,15 @@ def headers_of(job: Job) -> dict[str, Any]:
 
 def _header(message: Any, name: str) -> Any:
     value = message.get(name)
-    # The request of a task that was applied without a message has its headers in one member.
-    return (message.get("headers") or {}).get(name) if value is None else value
+    if value is None:
+        # The request of a task that was applied without a message has its headers in one member.
+        value = (message.get("headers") or {}).get(name)
+    if value is None:
+        value = (message.get("stamps") or {}).get(name)
+        # Celery makes lists of the stamps of a canvas.
+        if name == OWNER and isinstance(value, list | tuple) and len(value) == 1:
+            value = value[0]
+    return value
 
 
 def _checked(header: str, check: Callable[[Any], str], value: Any, job_id: str) -> str | None:

@@ -24,6 +24,7 @@ from uuid import UUID
 from billiard.exceptions import SoftTimeLimitExceeded
 from billiard.pool import SIG_SOFT_TIMEOUT
 from celery import signals
+from celery._state import get_current_task
 
 from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings
@@ -36,8 +37,10 @@ from semantik_realtime.worker.headers import (
     QUEUED_AT,
     count_attempts,
     headers_of,
+    inherit,
     is_job,
     job_message,
+    note_ownerless,
     read_job_meta,
 )
 from semantik_realtime.worker.job import Job
@@ -159,8 +162,14 @@ class TaskTracker:
     # In a process that publishes a task.
 
     def _before_publish(self, sender: Any, headers: Any, body: Any = None, **_: Any) -> None:
+        if not isinstance(headers, dict) or self.runtime() is None:
+            return
+        parent = self._publisher(headers)
+        if parent is not None:
+            # Celery's own messages too: a task of Celery publishes the body of a chord.
+            inherit(headers, parent)
         message = job_message(sender, headers, body)
-        if message is None or self.runtime() is None:
+        if message is None:
             return
         job = current_job()
         owner = headers.get(OWNER)
@@ -171,6 +180,15 @@ class TaskTracker:
             headers.setdefault(QUEUED_AT, now_text())
         else:
             headers.update(headers_of(job))
+
+    def _publisher(self, headers: Mapping[str, Any]) -> Any:
+        """Return the request of the task that publishes a message; None outside of tasks."""
+        task = get_current_task()
+        if task is not None:
+            return task.request
+        # What follows a task whose process was killed is published by the main process.
+        received = self._requests.get(str(headers.get("parent_id")))
+        return None if received is None else received.request_dict
 
     def _after_publish(self, sender: Any, headers: Any, body: Any = None, **_: Any) -> None:
         message = job_message(sender, headers, body)
@@ -246,6 +264,7 @@ class TaskTracker:
 
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
+        note_ownerless(request.request_dict)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any

@@ -6,12 +6,18 @@ import contextlib
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from webui import DOCUMENTS, FEW_DOCUMENTS, MANY_DOCUMENTS, Install, Webui
+
+from semantik_realtime.testing.servers import free_port
+
+# The pages' examples are run as their own tests run them.
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 
 FLAGS = [
     "--no-sandbox",
@@ -111,3 +117,23 @@ def shots() -> Path | None:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@pytest.fixture(scope="module")
+def prefixes_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a server with the application of prefixes_host.py."""
+    # Of the folder tests/docs, see above.
+    from programs import running_programs, wait_until_healthy
+
+    port = free_port()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(Path(__file__).parent),
+        "ENVIRONMENT": "development",
+        "DISABLE_AUTH": "1",
+        "SEMANTIK_REALTIME_BACKEND": "memory",
+    }
+    command = ["uvicorn", "prefixes_host:app", "--port", str(port)]
+    with running_programs(tmp_path_factory.mktemp("host"), (environment, command)):
+        wait_until_healthy(f"127.0.0.1:{port}")
+        yield port

@@ -191,7 +191,6 @@ def test_without_a_server_from_the_start_the_page_works_and_goes_live_when_it_st
         SEMANTIK_REALTIME_BACKEND=backend,
         SEMANTIK_REALTIME_URL=server.url,
         SEMANTIK_REALTIME_RECALL_SECONDS="1",
-        SEMANTIK_REALTIME_START_TRIES="2",
         DEMO_PAUSE_SECONDS="0",
     )
     page = open_recorded_page(chromium, webui, "degraded", viewport=DESKTOP)

@@ -260,6 +260,19 @@ def test_publish_ends_a_job_with_its_status(server_url: Callable[[str], str]) ->
         runtime.close()
 
 
+def test_publish_begins_a_new_attempt_and_speaks_for_one(server_url: Callable[[str], str]) -> None:
+    def publish(type: str, *options: str) -> str:
+        done = run("publish", "job:cli-3", type, *options, REDIS_URL=server_url("valkey"))
+        return done.stdout.strip() or done.stderr
+
+    assert publish("job_failed", "--attempt", "1").startswith("appended ")
+    assert publish("job_started") == "closed"
+    assert re.fullmatch(r"appended \S+ attempt 2", publish("job_started", "--attempt", "new"))
+    assert publish("job_failed", "--attempt", "1") == "stale"
+    for wrong in ("-1", "two", "9" * 20):
+        assert "--attempt" in publish("note", f"--attempt={wrong}")
+
+
 def test_publish_refuses_a_state_that_contradicts_the_type() -> None:
     for state in ('{"status": "running"}', "null", "[]", "5", "rubbish"):
         done = run(

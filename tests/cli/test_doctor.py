@@ -24,6 +24,7 @@ FAILURES = {
     "a wrong setting": {"SEMANTIK_REALTIME_RETENTION_EVENTS": "none"},
     "an unknown backend": {"SEMANTIK_REALTIME_BACKEND": "unknown"},
     "a wrong URL": {"REDIS_URL": "http://127.0.0.1"},
+    "a short secret": {"SEMANTIK_REALTIME_JWT_SECRET": "s" * 31},
     "no authentication": {"DISABLE_AUTH": "1", "SEMANTIK_REALTIME_BACKEND": "memory"},
 }
 
@@ -87,6 +88,16 @@ def test_doctor_fails_when_authentication_is_off_in_production() -> None:
     done = run("doctor", DISABLE_AUTH="1", SEMANTIK_REALTIME_BACKEND="memory")
     assert done.returncode == 1
     assert re.search(r"FAIL +access +authentication is off", done.stdout)
+
+
+@pytest.mark.parametrize(("environment", "grade"), [("production", "FAIL"), ("test", "warn")])
+def test_doctor_finds_a_secret_that_can_be_guessed(environment: str, grade: str) -> None:
+    secret = {"SEMANTIK_REALTIME_JWT_SECRET": "s" * 31, "ENVIRONMENT": environment}
+    done = run("doctor", SEMANTIK_REALTIME_BACKEND="memory", **secret)
+    assert done.returncode == (grade == "FAIL")
+    text = rf"{grade} +access +SEMANTIK_REALTIME_JWT_SECRET is shorter than the 32 bytes"
+    assert re.search(text, done.stdout)
+    assert "sss" not in done.stdout
 
 
 def test_doctor_warns_of_eviction_and_of_a_server_that_never_saves() -> None:

@@ -222,7 +222,7 @@ def test_a_token_is_authenticated_and_the_welcome_states_the_limits():
         "op": "welcome",
         "session": "s1",
         "heartbeat_seconds": 20.0,
-        "limits": {"topics": 3, "frame_bytes": 2000},
+        "limits": {"topics": 3, "frame_bytes": 2000, "burst": 300, "per_second": 50},
     }
     assert send(session, op="ping") == [Send('{"op":"pong"}')]
 
@@ -233,9 +233,20 @@ def test_a_refreshed_token_is_authenticated_without_a_second_welcome():
     assert session.authenticated() == []
 
 
-@pytest.mark.parametrize("frame", [{}, {"token": ""}, {"token": 5}, {"token": None}])
+@pytest.mark.parametrize("frame", [{}, {"token": ""}, {"token": 5}])
 def test_auth_without_a_token_is_a_bad_frame(frame):
     assert code_of(send(waiting(), op="auth", **frame)) == "bad_frame"
+
+
+def test_a_client_without_a_token_is_refused_at_once_unless_the_handshake_had_a_credential():
+    session = waiting()
+    assert send(session, op="auth", token=None) == [
+        Close(CloseCode.UNAUTHENTICATED, "no credential")
+    ]
+    assert session.phase is Phase.CLOSED
+    session = opened()
+    assert send(session, op="auth", token=None) == []
+    assert session.phase is Phase.OPEN
 
 
 def test_a_credential_that_is_wrong_or_expired_ends_the_connection_with_its_code():
@@ -358,6 +369,7 @@ def test_unsubscribe_without_a_list_is_a_bad_frame(topics):
 
 def test_close_codes_are_those_of_the_protocol():
     assert {code.name: code.value for code in CloseCode} == {
+        "FINISHED": 1000,
         "GOING_AWAY": 1001,
         "POLICY": 1008,
         "TOO_BIG": 1009,
@@ -369,6 +381,7 @@ def test_close_codes_are_those_of_the_protocol():
         "FORBIDDEN": 4403,
         "AUTH_TIMEOUT": 4408,
         "EVICTED": 4413,
+        "FLOOD": 4420,
         "TOO_MANY_CONNECTIONS": 4429,
     }
 

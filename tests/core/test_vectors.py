@@ -11,6 +11,7 @@ from semantik_realtime.core.backpressure import conflate
 from semantik_realtime.core.event import Cursor, Event, link
 from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
 from semantik_realtime.core.fold import View, fold
+from semantik_realtime.core.lifecycle import is_finished
 from semantik_realtime.core.resume import LogInfo, plan_sync
 from semantik_realtime.core.topic import check_topic, job_topic, name_topic, split_topic
 from semantik_realtime.errors import TopicError
@@ -186,3 +187,8 @@ def test_overlay(case):
         case["offset"],
         case["cursor"],
     )
+
+
+@cases("finished")
+def test_finished(case):
+    assert is_finished(case["topic"], case["states"]) is case["finished"]

@@ -39,7 +39,6 @@ def install(row: str, server: Server, server_url: Callable[[str], str], tmp_path
         "SEMANTIK_REALTIME_BACKEND": backend,
         "SEMANTIK_REALTIME_URL": server.url,
         "SEMANTIK_REALTIME_RECALL_SECONDS": "1",
-        "SEMANTIK_REALTIME_START_TRIES": "2",
     }
     broker = server.url if backend == "redis" else server_url("valkey")
     return lambda: running(tmp_path, broker, workers=2, **environment)

@@ -49,7 +49,7 @@ async def web_server(settings: Settings, record: Record) -> AsyncIterator[InProc
 def settings(row: str, server: Server, request: pytest.FixtureRequest) -> Settings:
     """Settings with deadlines of 1 s in place of 5 s and 10 s."""
     tops_seconds = 3600.0 if "without_tops" in request.fixturenames else 1.0
-    quick = {"recall_seconds": 0.5, "start_tries": 1}
+    quick = {"recall_seconds": 0.5}
     return make_settings(
         server.url,
         backend=ROWS[row].backend,

@@ -1,11 +1,14 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
-import { isFinalCloseCode } from "../../semantik_realtime/web/static/protocol.js";
+import { slowBackoffSeconds } from "../../semantik_realtime/web/static/backoff.js";
+import { isFinalCloseCode, isSlowCloseCode } from "../../semantik_realtime/web/static/protocol.js";
 import { event, Page, pass, settled, snapshot, Wire } from "./wire.js";
 
-const FINAL = [1009, 4400, 4401, 4403, 4408];
-const PASSING = [1000, 1001, 1005, 1006, 1011, 1012, 4402, 4413, 4429];
+const FINAL = [1009, 4400, 4401, 4403, 4408, 4420];
+// 4450 is of a protocol that this client does not know.
+const SLOW = [4404, 4429, 4450, 4499];
+const PASSING = [1000, 1001, 1005, 1006, 1008, 1011, 1012, 4000, 4402, 4413, ...SLOW];
 
 let wires;
 
@@ -13,6 +16,7 @@ beforeEach(() => {
   wires = [];
   mock.timers.enable({ apis: ["setTimeout"] });
   mock.method(Math, "random", () => 0.5);
+  mock.method(console, "warn", () => {});
 });
 
 afterEach(() => {
@@ -21,12 +25,24 @@ afterEach(() => {
   mock.restoreAll();
 });
 
+/** Open a client that watches a feed, which never ends, so that it stays connected. */
 function open(options) {
   wires.push(new Wire(options));
+  wires.at(-1).rt.watch("user:7");
   return wires.at(-1);
 }
 
 const names = (wire) => wire.states.map(([state]) => state);
+
+test("a close by the server is written to the console in one line, once", async () => {
+  const warnings = mock.method(console, "warn", () => {});
+  const wire = open();
+  await wire.welcome();
+  wire.socket.end(4401, "the token is not signed by this server");
+  assert.deepEqual(warnings.mock.calls.map(({ arguments: texts }) => texts), [
+    ["realtime: the server refuses the connection (4401): the token is not signed by this server."],
+  ]);
+});
 
 test("http becomes ws, https becomes wss, and the subprotocol is offered", async () => {
   const urls = ["http://host/ws", "https://host/ws", "ws://host/ws"];
@@ -60,10 +76,14 @@ test("the token is sent in the first frame and is not in the URL", async () => {
   assert.doesNotMatch(socket.url, /secret/);
 });
 
-test("without a token no auth frame is sent", async () => {
+test("a client without a token says so at once, and is refused before the server's deadline", async () => {
   for (const token of [undefined, () => null, async () => ""]) {
-    const socket = await open({ token }).welcome();
-    assert.deepEqual(socket.ops("auth"), []);
+    const wire = open({ token });
+    await settled();
+    wire.socket.onopen({});
+    assert.deepEqual([wire.socket.hasNoToken, wire.socket.ops("auth")], [true, []]);
+    wire.socket.end(4401, "no credential");
+    assert.deepEqual(wire.states.at(-1), ["denied", { code: 4401, reason: "no credential" }]);
   }
 });
 
@@ -99,6 +119,34 @@ test("after every other close code the client reconnects", async () => {
     assert.equal(wire.sockets.length, 2, `after ${code}`);
   }
   assert.deepEqual([...FINAL, ...PASSING].filter(isFinalCloseCode), FINAL);
+});
+
+test("where the server has no place, the client tries again after 15 to 30 seconds each time", async () => {
+  for (const code of SLOW) {
+    const wire = open();
+    for (let tries = 1; tries < 5; tries++) {
+      await settled();
+      wire.socket.end(code);
+      await pass(22.4);
+      assert.equal(wire.sockets.length, tries, `after ${code}`);
+      await pass(0.1);
+      assert.equal(wire.sockets.length, tries + 1, `after ${code}`);
+    }
+    wire.rt.close();
+  }
+  assert.deepEqual([slowBackoffSeconds(0), slowBackoffSeconds(1)], [15, 30]);
+  assert.deepEqual([...FINAL, ...PASSING].filter(isSlowCloseCode), SLOW);
+});
+
+test("another close code while the client reconnects is reported", async () => {
+  const wire = open();
+  await settled();
+  for (const code of [1006, 1006, 4429, 4429, 1006]) {
+    wire.socket.end(code);
+    await pass(30);
+  }
+  const codes = wire.states.map(([state, { code }]) => [state, code]);
+  assert.deepEqual(codes.slice(1), [1006, 4429, 1006].map((code) => ["reconnecting", code]));
 });
 
 test("waits grow up to a random part of 30 seconds, and retries have no end", async () => {

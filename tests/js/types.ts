@@ -68,6 +68,7 @@ const live: Realtime = connect(options);
 const colours: Record<ConnectionState, string> = {
   connecting: "grey",
   live: "green",
+  idle: "green",
   reconnecting: "orange",
   degraded: "orange",
   denied: "red",

@@ -2,8 +2,10 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
+import { plainId } from "../../semantik_realtime/web/static/protocol.js";
 import { applyPart, EMPTY_VIEW } from "../../semantik_realtime/web/static/reader.js";
 import { connect } from "../../semantik_realtime/web/static/realtime.js";
+import { isFinished } from "../../semantik_realtime/web/static/rest.js";
 
 function read(name) {
   return readFileSync(new URL(`../vectors/${name}.json`, import.meta.url), "utf8");
@@ -39,6 +41,14 @@ for (const { name, events, states } of cases("fold")) {
   });
 }
 
+for (const { name, topic, states, finished } of cases("finished")) {
+  test(`finished: ${name}`, () => {
+    const job = topic.startsWith("job:") ? plainId(topic) : null;
+    const view = { ...EMPTY_VIEW, states: new Map(Object.entries(states)), synced: true };
+    assert.equal(isFinished(job, view), finished);
+  });
+}
+
 for (const { name, events, kept } of cases("conflate")) {
   test(`conflate: ${name}`, () => {
     const before = Object.fromEntries(events.map(({ key }) => [key, { status: "queued" }]));
@@ -65,6 +75,7 @@ test("topic: the client subscribes to the topic that a name means, and refuses o
     }
     const looksEncoded = /^(_?~|.*~[0-9A-F]{2})/;
     for (const { id, encoded } of JSON.parse(read("topic")).ids) {
+      if (encoded !== null) assert.equal(plainId(`job:${encoded}`), id);
       if (encoded === null) assert.throws(() => watch(`job:${id}`), TypeError, JSON.stringify(id));
       // Such an id means the encoded one.
       else if (!looksEncoded.test(id)) assert.equal(watch(`job:${id}`), `job:${encoded}`);

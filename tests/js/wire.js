@@ -15,6 +15,8 @@ export async function pass(seconds) {
 
 class FakeSocket {
   sent = [];
+  /** Whether the client has said that it has no token; not in `sent`. */
+  hasNoToken = false;
   isClosed = false;
 
   constructor(url, protocol) {
@@ -22,8 +24,13 @@ class FakeSocket {
   }
 
   send(text) {
-    this.sent.push(JSON.parse(text));
-    this.onSent?.(this.sent.at(-1));
+    const frame = JSON.parse(text);
+    if (frame.op === "auth" && frame.token === null) {
+      this.hasNoToken = true;
+      return;
+    }
+    this.sent.push(frame);
+    this.onSent?.(frame);
   }
 
   close() {
@@ -44,9 +51,9 @@ class FakeSocket {
   }
 
   /** Close the connection; by default with 1006, as if the network broke. */
-  end(code = 1006) {
+  end(code = 1006, reason = "") {
     this.isClosed = true;
-    this.onclose({ code, reason: "" });
+    this.onclose({ code, reason });
   }
 
   /** Return the frames with this op that the client has sent. */

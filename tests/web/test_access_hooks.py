@@ -16,7 +16,7 @@ from web_servers import serve_realtime
 from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import AccessError, ConfigError
-from semantik_realtime.hookspecs import Credentials, hookimpl
+from semantik_realtime.hookspecs import NO_OPINION, Credentials, NoOpinion, hookimpl
 
 
 class Sync:
@@ -43,7 +43,7 @@ class Async:
 
 @pytest.mark.parametrize("plugin", [Sync(), Async()], ids=["sync", "async"])
 @pytest.mark.parametrize("jwt_secret", [SECRET, None])
-async def test_the_hosts_hooks_come_first_and_may_return_none(
+async def test_none_of_authenticate_refuses_and_none_of_authorize_leaves_it_to_the_owner_rule(
     settings: Settings, publisher: Publisher, plugin: object, jwt_secret: str | None
 ) -> None:
     await publisher.publish("job:1", 1)
@@ -57,9 +57,10 @@ async def test_the_hosts_hooks_come_first_and_may_return_none(
         ) as client:
             await client.wait_synced("job:1", "collection:open")
             await client.wait_for("denied", 2)
+        # The token is one that the built-in rule would accept.
         async with NativeClient(web_server, "job:1") as client:
-            await until(lambda: client.closed or client.syncs)
-            assert client.closed == (None if jwt_secret else 4401)
+            await until(lambda: client.closed)
+            assert client.closed == 4401
 
 
 async def test_a_hook_that_raises_access_error_refuses_for_good(
@@ -67,10 +68,10 @@ async def test_a_hook_that_raises_access_error_refuses_for_good(
 ) -> None:
     class Refusing:
         @hookimpl
-        def authenticate(self, credentials: Credentials) -> str | None:
+        def authenticate(self, credentials: Credentials) -> NoOpinion:
             if "x-banned" in credentials.headers:
                 raise AccessError("banned", "unauthenticated")
-            return None
+            return NO_OPINION
 
         @hookimpl
         async def authorize(self, topic: str) -> bool | None:
@@ -91,8 +92,8 @@ async def test_a_hook_that_raises_access_error_refuses_for_good(
             assert (await client.wait_for("denied"))["topic"] == "job:2"
 
 
-async def test_a_hook_that_fails_refuses_temporarily(
-    settings: Settings, publisher: Publisher
+async def test_a_hook_that_fails_refuses_temporarily_and_only_the_log_says_why(
+    settings: Settings, publisher: Publisher, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = {"authenticate", "authorize"}
     # Old versions of uvicorn cut the socket during the handshake (0). A browser sees both as 1006.
@@ -100,10 +101,10 @@ async def test_a_hook_that_fails_refuses_temporarily(
 
     class Failing:
         @hookimpl
-        async def authenticate(self, credentials: Credentials) -> str | None:
+        async def authenticate(self, credentials: Credentials) -> NoOpinion:
             if "authenticate" in broken:
                 raise RuntimeError("the database is away")
-            return None
+            return NO_OPINION
 
         @hookimpl
         def authorize(self, user: str) -> bool | None:
@@ -119,7 +120,11 @@ async def test_a_hook_that_fails_refuses_temporarily(
         query = f"?token={token()}"
         assert (await refusal(web_server.native_url + query))[0] == 1011
         assert (await refusal(web_server.compat_url("1") + query))[0] in dropped
-        assert (await http.get("/realtime/jobs/1")).status_code == 503
+        answer = await http.get("/realtime/jobs/1")
+        # Strangers learn nothing of the host's insides.
+        assert answer.status_code == 503
+        assert "database" not in answer.text
+        assert "the database is away" in caplog.text
         broken.remove("authenticate")
         assert (await refusal(web_server.compat_url("1") + query))[0] in dropped
         assert (await http.get("/realtime/jobs/1")).status_code == 503
@@ -139,7 +144,7 @@ async def test_a_hook_that_hangs_has_a_deadline(
                 await asyncio.Event().wait()
             return None
 
-    monkeypatch.setattr("semantik_realtime.web.access.HOST_SECONDS", 0.2)
+    monkeypatch.setattr("semantik_realtime.web.host_hooks.HOST_SECONDS", 0.2)
     await publisher.publish("job:1", 1)
     await publisher.publish("job:2", 1)
     async with (

@@ -77,7 +77,67 @@ async def test_a_topic_outside_the_grammar_is_refused_before_connecting() -> Non
         await collect_numbers("ws://127.0.0.1:9/", "../x", 1)
 
 
-@pytest.mark.parametrize("code", [1009, 4400, 4401, 4402, 4403, 4408])
+async def all_updates(url: str, topic: str = "job:1", **options: Any) -> list[Update]:
+    """Return the updates until the client ends by itself."""
+    async with asyncio.timeout(30), aclosing(watch(url, topic, **options)) as following:
+        return [update async for update in following]
+
+
+async def test_the_client_ends_soon_after_the_end_of_the_job_and_follows_a_new_attempt(
+    settings: Settings, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "LINGER_SECONDS", 1.5)
+    await publisher.publish("job:1", 1)
+    async with serve_realtime(settings) as web_server:
+        url = web_server.native_url
+        following = asyncio.create_task(all_updates(url, token=token()))
+        await until(lambda: web_server.rt.web.hub.topics)
+        await publisher.end("job:1", "job_lost")
+        state = {"status": "running", "attempt": 2}
+        publisher.emit("job:1", type="job_started", job="1", attempt=2, state=state)
+        await publisher.flush()
+        # It has ended once, and goes on.
+        await asyncio.sleep(3)
+        assert not following.done()
+        await publisher.end("job:1")
+        updates = await following
+        assert updates[-1].view.states["1"]["status"] == "completed"
+        await until(lambda: not web_server.rt.web.hub.connections)
+        # An end that it starts with is its last update.
+        monkeypatch.setattr(client, "LINGER_SECONDS", 60.0)
+        [only] = await all_updates(url, token=token(), history=2)
+        assert [event["type"] for event in only.events] == ["job_started", "job_completed"]
+
+
+async def test_a_client_without_a_credential_is_refused_at_once(settings: Settings) -> None:
+    async with serve_realtime(settings) as web_server, asyncio.timeout(8):
+        with pytest.raises(AccessError, match="4401"):
+            await all_updates(web_server.native_url)
+
+
+@pytest.mark.parametrize("code", [4404, 4429, 4450])
+async def test_where_the_server_has_no_place_the_client_tries_again_slowly(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def refuse(connection: ServerConnection) -> None:
+        await connection.close(code, "no place")
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise EOFError
+
+    async with serve(refuse, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        monkeypatch.setattr(client.asyncio, "sleep", pause)
+        with pytest.raises(EOFError):
+            await all_updates(f"ws://127.0.0.1:{port}/")
+    assert all(15 <= seconds <= 30 for seconds in pauses)
+
+
+@pytest.mark.parametrize("code", [1009, 4400, 4401, 4402, 4403, 4408, 4420])
 async def test_final_close_codes_end_the_client(code: int) -> None:
     async def refuse(connection: ServerConnection) -> None:
         await connection.close(code, "no")
@@ -180,7 +240,7 @@ async def test_the_client_retries_and_reports_why_while_a_server_fails(
         assert "Connect call failed" in (await anext(following)).reason
 
 
-@pytest.mark.parametrize("code", [1011, 1012, 4413, 4429])
+@pytest.mark.parametrize("code", [1011, 1012, 4413])
 async def test_after_other_close_codes_the_client_reconnects(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -280,7 +280,7 @@ async def test_the_backends_warnings_are_logged_once_when_it_answers(
 ) -> None:
     options = ("--appendonly", "no", "--maxmemory-policy", "allkeys-lru")
     server = RedisServer(valkey_program(), options=options)
-    settings = make_settings(server.url, start_tries=1)
+    settings = make_settings(server.url)
 
     def warned() -> list[str]:
         lines = [(record.levelname, record.getMessage()) for record in caplog.records]

@@ -130,12 +130,13 @@ async def test_health_reports_a_healthy_server(
         "spool": {"drafts": 0, "bytes": 0},
         "backend": {"reachable": True, "warnings": []},
         "connections": 1,
+        "unauthenticated": 0,
         "topics": 1,
     }
 
 
 async def test_without_a_backend_requests_are_answered_with_503(settings: Settings) -> None:
-    away = make_settings(f"redis://127.0.0.1:{free_port()}/0", start_tries=1)
+    away = make_settings(f"redis://127.0.0.1:{free_port()}/0")
     async with serve_realtime(away) as web_server, web_server.http_client() as http:
         for path in ("/realtime/jobs/1", "/realtime/jobs/1/history"):
             answer = await http.get(path)
@@ -151,7 +152,7 @@ async def test_a_setting_decides_whether_a_server_without_its_backend_is_ready(
     is_ready: bool, status: int
 ) -> None:
     url = f"redis://127.0.0.1:{free_port()}/0"
-    away = make_settings(url, start_tries=1, degraded_is_ready=is_ready)
+    away = make_settings(url, degraded_is_ready=is_ready)
     async with serve_realtime(away) as web_server, web_server.http_client() as http:
         await web_server.rt.publish("job:1", "note")
         answer = await http.get("/realtime/health")
@@ -178,7 +179,7 @@ async def test_delayed_drafts_and_the_hosts_record_answer_without_a_backend() ->
         def authorize(self, user: str, topic: str, owner: str | None) -> bool:
             return topic == "job:1"
 
-    away = make_settings(f"redis://127.0.0.1:{free_port()}/0", start_tries=1)
+    away = make_settings(f"redis://127.0.0.1:{free_port()}/0")
     async with (
         serve_realtime(away, plugins=[Record()]) as web_server,
         web_server.http_client() as http,

@@ -23,7 +23,7 @@ IDS = [("auth0|5f7c", "import:42"), ("us-east-1:8f", "a/b c"), ("Zoë", ".hidden
 async def test_a_user_watches_a_job_by_their_plain_ids(
     settings: Settings, user: str, job: str
 ) -> None:
-    fed = settings.model_copy(update={"compat_feed_path": "/ws/operations"})
+    fed = settings.model_copy(update={"compat_feed_path": ["/ws/operations"]})
     async with serve_realtime(fed) as web_server, web_server.http_client(user=user) as http:
         state = {"status": "running", "attempt": 1}
         receipt = await web_server.rt.publish(

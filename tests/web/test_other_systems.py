@@ -32,9 +32,7 @@ STEPS = 20
 @pytest.fixture
 def environment(server_url: Callable[[str], str], tmp_path: Path) -> dict[str, str]:
     prefix = f"t{secrets.token_hex(5)}"
-    outer = {
-        name: text for name, text in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"
-    }
+    outer = {name: text for name, text in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
     return {
         **outer,
         "PYTHONPATH": str(HERE),

@@ -41,7 +41,11 @@ async def test_a_late_joiner_gets_the_state_then_history_then_each_event_once_in
     assert client.last_id == client.views["job:1"].cursor
     assert len(client.ops("events")) < 300
     assert headers["content-type"].startswith("text/event-stream")
-    assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-store", "no")
+    assert (headers["cache-control"], headers["x-accel-buffering"]) == (
+        "no-store, no-transform",
+        "no",
+    )
+    assert headers["content-encoding"] == "identity"
     assert 100 <= client.retries[0] <= 3000
 
 

@@ -39,7 +39,7 @@ async def test_an_outage_is_reported_shows_provisional_states_and_is_caught_up_w
             return True if owner is None and topic == "job:1" else None
 
     settings = make_settings(
-        server.url, backend=ROWS[row].backend, timeout_seconds=1.0, tops_seconds=1.0, start_tries=1
+        server.url, backend=ROWS[row].backend, timeout_seconds=1.0, tops_seconds=1.0
     )
     publisher = Publisher(settings)
     await publisher.publish("job:1", 3)

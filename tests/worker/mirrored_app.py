@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-from celery import Celery, Task
+from celery import Celery, Task, chord, group
 from celery.exceptions import Ignore, Reject
 
 app = Celery("mirrored_app")
@@ -224,3 +224,52 @@ def describe(self: Task) -> dict[str, Any]:
     from semantik_realtime import job
 
     return {"id": job.id, "attempt": job.attempt}
+
+
+@app.task(bind=True)
+def start(self: Task, kind: str) -> list[str]:
+    """Publish further tasks in one of the ways of Celery; return the ids of those that must run."""
+    one, other = add.s(1, 2), add.s(3)
+    if kind == "delay":
+        return [add.delay(1, 2).id]
+    if kind == "chain":
+        last = (one | other | add.s(4)).apply_async()
+        return [last.id, last.parent.id, last.parent.parent.id]
+    if kind == "group":
+        return [child.id for child in group(add.s(1, n) for n in range(3)).apply_async().children]
+    if kind == "chord":
+        body = chord([add.s(1, n) for n in range(3)], total.s()).apply_async()
+        return [body.id, *(child.id for child in body.parent.children)]
+    if kind == "link":
+        callback = add.s(5).set(task_id=f"{self.request.id}-link")
+        return [add.apply_async((1, 2), link=callback).id, callback.options["task_id"]]
+    if kind == "link_error":
+        callback = describe_failure.s().set(task_id=f"{self.request.id}-error")
+        fail.apply_async(("secret",), link_error=callback)
+        return [callback.options["task_id"]]
+    if kind == "link_error of a killed process":
+        callback = describe_failure.s().set(task_id=f"{self.request.id}-error")
+        exit_process.apply_async(("kill",), link_error=callback)
+        return [callback.options["task_id"]]
+    if kind == "chunks":
+        return [child.id for child in add.chunks([(1, 2), (3, 4), (5, 6), (7, 8)], 2)().children]
+    if kind == "starmap":
+        return [add.starmap([(1, 2), (3, 4)]).apply_async().id]
+    assert kind == "nested"
+    child = start.delay("delay")
+    return [child.id]
+
+
+@app.task
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@app.task
+def describe_failure(task_id: str) -> str:
+    return task_id
+
+
+@app.task(bind=True)
+def replace_by_group(self: Task) -> None:
+    raise self.replace(group(add.s(1, n) for n in range(3)))

@@ -200,6 +200,16 @@ def test_a_task_without_an_owner_has_no_feed(worker: Worker) -> None:
     assert log.owner is None
 
 
+def test_a_worker_logs_once_for_each_task_that_its_jobs_have_no_owner(worker: Worker) -> None:
+    for _ in range(2):
+        worker.wait_for(worker.send("add", 1, 2, owner=None), "completed")
+    worker.wait_for(worker.send("describe", owner=None), "completed")
+    lines = [line for line in worker.output.splitlines() if "job without owner" in line]
+    assert sum("task=mirrored_app.add," in line for line in lines) == 1
+    assert sum("task=mirrored_app.describe," in line for line in lines) == 1
+    assert all("header realtime_owner" in line for line in lines)
+
+
 def test_a_task_that_no_worker_knows_fails_its_job(worker: Worker) -> None:
     log = worker.wait_for(worker.send("unregistered"), "failed")
     assert log.state["error"]["type"] == "NotRegistered"

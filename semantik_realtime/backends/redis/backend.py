@@ -27,11 +27,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from semantik_realtime.backends.redis.replies import read_page, read_snapshot
 from semantik_realtime.backends.redis.script import (
     APPEND,
     CLAIM,
     DELETE,
     LEASE,
+    PAGE,
     READ,
     Script,
     Writer,
@@ -40,11 +42,10 @@ from semantik_realtime.backends.redis.script import (
 )
 from semantik_realtime.backends.redis.subscriber import Subscriber
 from semantik_realtime.config import Settings
-from semantik_realtime.core.event import Cursor, Draft, Event, Outcome, Receipt, link
+from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt, link
 from semantik_realtime.core.limits import MAX_PRODUCERS, MAX_REPLAY
-from semantik_realtime.core.resume import Reason
 from semantik_realtime.errors import BackendUnavailable
-from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
+from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 from semantik_realtime.urls import mask_text, mask_urls
 
 DEFAULT_URL = "redis://localhost:6379/0"
@@ -56,13 +57,7 @@ SAFE_EVICTION = "noeviction"
 _encode = msgspec.json.Encoder().encode
 _DUPLICATE = Receipt(Outcome.DUPLICATE)
 # What append.lua replies for a draft that it does not append.
-_REFUSALS = {
-    "d": _DUPLICATE,
-    **{
-        outcome.value: Receipt(outcome)
-        for outcome in (Outcome.STALE, Outcome.CLOSED, Outcome.TOO_BIG, Outcome.TOO_MANY_KEYS)
-    },
-}
+_REFUSALS = {"d": _DUPLICATE} | {outcome.value: Receipt(outcome) for outcome in Outcome}
 
 
 class RedisBackend:
@@ -104,7 +99,7 @@ class RedisBackend:
         return receipts
 
     @hookimpl
-    def claim(self, topic: str, job: str, token: str) -> int:
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         attempt: int = self._writer.run(
             CLAIM,
             self._keys(topic),
@@ -113,6 +108,7 @@ class RedisBackend:
             token,
             _milliseconds(self._settings.retention_seconds),
             self._settings.max_keys,
+            owner or "",
         )
         return attempt
 
@@ -193,24 +189,14 @@ class RedisBackend:
     @hookimpl
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
         asked = ("-", 0, "") if after is None else (after.epoch, after.offset, f"{after.chain:08x}")
-        reply = await self._run(READ, self._keys(topic)[:3], *asked, history, MAX_REPLAY)
-        if len(reply) < 2:
-            return Snapshot(None, deleted=bool(reply))
-        epoch, offset, chain, owner, reason, flat_events, flat_states = reply
-        events = []
-        for body, mark in zip(flat_events[::2], flat_events[1::2], strict=True):
-            entry, _, entry_chain = mark.partition(b" ")
-            events.append(Event(int(entry.partition(b"-")[0]), int(entry_chain, 16), body))
-        return Snapshot(
-            Cursor(epoch.decode(), int(offset), int(chain, 16)),
-            owner.decode() or None,
-            Reason(reason.decode()) if reason else None,
-            {
-                key.decode(): event
-                for key, event in zip(flat_states[::2], flat_states[1::2], strict=True)
-            },
-            events,
-        )
+        most = self._settings.max_read_bytes
+        reply = await self._run(READ, self._keys(topic)[:3], *asked, history, MAX_REPLAY, most)
+        return read_snapshot(reply)
+
+    @hookimpl
+    async def page(self, topic: str, after: int, limit: int) -> Page:
+        most = self._settings.max_read_bytes
+        return read_page(await self._run(PAGE, self._keys(topic)[:2], after, limit, most))
 
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:
@@ -265,7 +251,6 @@ class RedisBackend:
         settings = self._settings
         header = {
             "epoch": secrets.token_hex(5),
-            "owner": next((draft.owner for draft, _ in drafts if draft.owner), ""),
             "events": settings.retention_events,
             "ttl_ms": _milliseconds(settings.retention_seconds),
             "grace_ms": _milliseconds(settings.grace_seconds),
@@ -311,7 +296,8 @@ class RedisBackend:
 def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
     """Return the drafts without their bodies, as append.lua expects them, in runs."""
     runs: list[Any] = []
-    shared, next_number = None, 0
+    shared: tuple[Any, ...] | None = None
+    next_number = 0
     for draft, digest in drafts:
         previous = shared
         shared = (
@@ -322,11 +308,12 @@ def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
             -1 if draft.attempt is None else draft.attempt,
             int(draft.terminal),
             int(topic == f"job:{draft.job}"),
+            draft.owner or "",
         )
         if shared == previous and draft.number == next_number:
-            runs[-1][-1].append(digest)
+            runs[-1][8].append(digest)
         else:
-            runs.append((*shared, draft.number, [digest]))
+            runs.append((*shared[:7], draft.number, [digest], shared[7]))
         next_number = draft.number + 1
     return runs
 
@@ -343,6 +330,10 @@ def _receipts(reply: str, digests: Sequence[int]) -> Iterator[Receipt]:
         elif text.startswith("d "):
             _, first, first_chain = text.split(" ")
             yield Receipt(Outcome.DUPLICATE, Cursor(epoch, int(first), int(first_chain, 16)))
+        elif text.startswith("a "):
+            _, before_epoch, own_offset, own_chain = text.split(" ")
+            place = Cursor(before_epoch, int(own_offset), int(own_chain, 16))
+            yield Receipt(Outcome.APPENDED, place)
         else:
             yield _REFUSALS[text]
 

@@ -5,6 +5,7 @@ const HEALTH = "/realtime/health";
 const STATE_TEXT = {
   connecting: "connecting",
   live: "live",
+  idle: "up to date",
   reconnecting: "reconnecting",
   degraded: "delayed",
   denied: "refused",

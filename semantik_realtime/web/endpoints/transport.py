@@ -20,20 +20,27 @@ logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 2.0
 """How long the last frames to a client may take."""
+_CREDENTIAL_CODES = frozenset(
+    {CloseCode.UNAUTHENTICATED, CloseCode.EXPIRED, CloseCode.FORBIDDEN, CloseCode.AUTH_TIMEOUT}
+)
 _BY_CLIENT = (WebSocketDisconnect, ClientDisconnect, OSError)
 
 
 @contextlib.contextmanager
 def counting_refusals(web: WebState) -> Iterator[None]:
-    """Count a connection that is refused, by reason."""
+    """Count a connection that is refused, by reason, and log a credential that was."""
     stats = web.hub.stats
     try:
         yield
     except Ended as ended:
         stats.count_refused(ended.code.name.lower())
+        if ended.code in _CREDENTIAL_CODES:
+            web.refusals.note_credential(ended.reason, ended.__cause__)
         raise
-    except (AccessError, TopicError):
+    except (AccessError, TopicError) as error:
         stats.count_refused("policy")
+        if isinstance(error, AccessError):
+            web.refusals.note_credential(str(error), error)
         raise
     except BackendError:
         stats.count_refused("server_error")
@@ -48,7 +55,7 @@ async def run(
 ) -> None:
     """Read and write until one of the two ends, as one of the user's connections.
 
-    Returns when the client or the network has ended the connection.
+    ``read`` may raise `Ended` too. Returns when the client or the network has ended the connection.
 
     Raises:
         Ended: the server has ended it. If the user has too many connections,
@@ -61,7 +68,7 @@ async def run(
             raise Ended(CloseCode.TOO_MANY_CONNECTIONS, "too many connections of this user")
     loop = asyncio.get_running_loop()
     writer = loop.create_task(connection.write(), name="semantik-realtime-writer")
-    reader = loop.create_task(read(connection), name="semantik-realtime-reader")
+    reader = loop.create_task(_read(connection, read), name="semantik-realtime-reader")
     hub.register(connection)
     try:
         await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
@@ -84,3 +91,12 @@ async def run(
         hub.stats.count_closed(connection.ended.code.name.lower())
         raise connection.ended
     hub.stats.count_closed("client")
+
+
+async def _read(
+    connection: Connection, read: Callable[[Connection], Coroutine[Any, Any, None]]
+) -> None:
+    try:
+        await read(connection)
+    except Ended as ended:
+        connection.end(ended.code, ended.reason)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.limits import MAX_POSTED, MAX_POSTED_BYTES
+from semantik_realtime.core.limits import COLLECT_BYTES, DRAIN_WRITE_SECONDS, MAX_READING_JOINS
 from semantik_realtime.core.session import CloseCode
-from semantik_realtime.errors import BackendError, BackendUnavailable
-from semantik_realtime.web.access import Identity, has_expired
+from semantik_realtime.errors import BackendError
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from semantik_realtime.web.hub.hub import Hub
+from semantik_realtime.web.hub.outbox import Outbox
+from semantik_realtime.web.hub.permission import Permissions
+from semantik_realtime.web.hub.recalls import Recalls
+from semantik_realtime.web.hub.rechecks import Rechecks
 from semantik_realtime.web.hub.subscription import Subscription
 from semantik_realtime.web.outage import DegradedMode
+from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
 
 logger = logging.getLogger(__name__)
-
-RECALL_RETRY_SECONDS = 5.0
 
 
 class Ended(Exception):
@@ -34,6 +34,13 @@ class Ended(Exception):
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+
+class _Asked(NamedTuple):
+    """What the client wants of a topic."""
+
+    cursor: Cursor | None
+    history: int
 
 
 class Connection:
@@ -46,8 +53,7 @@ class Connection:
         wire: how frames are encoded.
         hub: the process's hub.
         outage: the process's degraded mode.
-        may_watch: whether a user may watch a topic; raises BackendError if
-            nobody can tell now.
+        permissions: whether a user may watch a topic.
         identity: who is connected, and until when.
         send: sends one frame to the client.
         heartbeat_seconds: between two heartbeats.
@@ -58,8 +64,8 @@ class Connection:
         wire: Wire,
         hub: Hub,
         outage: DegradedMode,
-        may_watch: Callable[[str, str], Awaitable[bool]],
-        identity: Identity,
+        permissions: Permissions,
+        identity: CheckedIdentity,
         send: Callable[[str], Awaitable[None]],
         *,
         heartbeat_seconds: float,
@@ -69,23 +75,23 @@ class Connection:
         self._wire = wire
         self._hub = hub
         self._outage = outage
-        self._may_watch = may_watch
+        self._permissions = permissions
         self._send = send
         self._heartbeat_seconds = heartbeat_seconds
         # Topics that are followed, and those whose subscription is under way.
         self._subscriptions: dict[str, Subscription] = {}
         self._joining: dict[str, asyncio.Task[None]] = {}
-        # Topics that `may_watch` has allowed; provisional states are sent for these only.
-        self._allowed: set[str] = set()
-        # Frames that wait, and how many bytes they have.
-        self._posted: deque[str] = deque()
-        self._posted_bytes = 0
-        # The frames that `write` is sending.
-        self._sending: Sequence[str] = ()
+        # What the client asked for last, of each topic whose subscription is under way.
+        self._asked: dict[str, _Asked] = {}
+        # Held while a topic is read, so that many topics at once leave the backend to others too.
+        self._reading = asyncio.Semaphore(MAX_READING_JOINS)
+        self._rechecks = Rechecks(self, permissions, hub.spawn, outage.wait_for_backend)
+        # Topics that are allowed, by which owner; provisional states are sent for these only.
+        self._allowed: dict[str, str | None] = {}
+        self._outbox = Outbox()
         # Subscriptions with events or a snapshot to collect, in the order of their wake-ups.
         self._dirty: dict[Subscription, None] = {}
-        # Asks the host for its record of topics that the backend does not know.
-        self._recalls: dict[Subscription, asyncio.Task[None]] = {}
+        self._recalls = Recalls(outage.recall, hub.spawn, self._send_answer)
         # Set to make `write` collect and send.
         self._wake = asyncio.Event()
         # Why the server ends the connection; set once.
@@ -97,13 +103,18 @@ class Connection:
         self._writer: asyncio.Task[Any] | None = None
 
     @property
+    def user(self) -> str:
+        """Who is connected."""
+        return self.identity.user
+
+    @property
     def topics(self) -> set[str]:
         """The topics that are followed, or about to be."""
         return self._subscriptions.keys() | self._joining.keys()
 
     @property
-    def allowed(self) -> Collection[str]:
-        """The topics whose states it may get."""
+    def allowed(self) -> Mapping[str, str | None]:
+        """The topics whose states it may get, each with its owner; None: not known."""
         return self._allowed
 
     @property
@@ -123,7 +134,7 @@ class Connection:
             subscription.channel.bytes_since(subscription.cursor)
             for subscription in list(self._dirty)
         )
-        return self._posted_bytes + sum(map(len, self._sending)) + behind
+        return self._outbox.bytes + behind
 
     @property
     def ended(self) -> Ended | None:
@@ -133,13 +144,22 @@ class Connection:
     # Called for the client.
 
     def subscribe(self, topic: str, asked: Cursor | None, history: int) -> None:
-        """Authorize, sync, then follow, in a task. A topic that is followed is synced anew."""
-        self.unsubscribe(topic)
-        self._joining[topic] = self._hub.spawn(self._join(topic, asked, history), "join")
+        """Authorize, sync, then follow, in a task. A topic that is followed is synced anew.
+
+        One whose subscription is under way gets no second task, but one answer
+        to what the client asked for last.
+        """
+        is_joining = topic in self._joining
+        if not is_joining:
+            self.unsubscribe(topic)
+        self._asked[topic] = _Asked(asked, history)
+        if not is_joining:
+            self._joining[topic] = self._hub.spawn(self._join(topic), "join")
 
     def unsubscribe(self, topic: str) -> None:
         """Stop following."""
-        self._allowed.discard(topic)
+        self._allowed.pop(topic, None)
+        self._asked.pop(topic, None)
         joining = self._joining.pop(topic, None)
         if joining is not None:
             joining.cancel()
@@ -147,20 +167,17 @@ class Connection:
         if subscription is not None:
             self._leave(subscription)
 
-    def reauthorize(self, identity: Identity) -> None:
-        """Replace the credential, and authorize every open topic again."""
+    def reauthorize(self, identity: CheckedIdentity) -> None:
+        """Replace the credential, and authorize every open topic again, in one task."""
         self.identity = identity
-        for topic in list(self._subscriptions):
-            self._hub.spawn(self._recheck(topic), "recheck")
+        self._rechecks.start()
 
     def post(self, *frames: str) -> None:
         """Send ``frames`` soon, in order, before events that come later."""
-        if len(self._posted) >= MAX_POSTED or self._posted_bytes > MAX_POSTED_BYTES:
+        if self._outbox.add(frames):
+            self._wake.set()
+        else:
             self.end(CloseCode.EVICTED, "too slow")
-            return
-        self._posted.extend(frames)
-        self._posted_bytes += sum(map(len, frames))
-        self._wake.set()
 
     def end(self, code: CloseCode, reason: str) -> None:
         """End the connection, after the frames that are posted already were sent."""
@@ -172,6 +189,7 @@ class Connection:
         """Leave every topic: the connection has ended."""
         for topic in [*self._joining, *self._subscriptions]:
             self.unsubscribe(topic)
+        self._rechecks.close()
 
     # Watcher: called by the hub and by channels.
 
@@ -192,8 +210,8 @@ class Connection:
                     # It waits for a socket that accepts nothing.
                     self._writer.cancel()
             return
-        if has_expired(self.identity):
-            self.end(CloseCode.EXPIRED, "the token has expired")
+        if self.identity.has_expired:
+            self.end(CloseCode.EXPIRED, "the credential has expired")
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._heartbeat_seconds
             # While events wait, their cursor is one that the client does not have yet.
@@ -217,6 +235,30 @@ class Connection:
     def drain(self) -> None:
         self.post(*self._wire.bye())
         self.end(CloseCode.DRAIN, "the server stops")
+        if self._writer is not None:
+            # It may wait for a socket that accepts nothing.
+            asyncio.get_running_loop().call_later(DRAIN_WRITE_SECONDS, self._writer.cancel)
+
+    # Rechecked: called by its rechecks.
+
+    @property
+    def followed(self) -> Mapping[str, Subscription]:
+        return self._subscriptions
+
+    def allow(self, subscription: Subscription, owner: str | None) -> None:
+        self._allowed[subscription.channel.topic] = owner
+        self.wake(subscription)
+
+    def hold(self, subscription: Subscription) -> None:
+        self._allowed.pop(subscription.channel.topic, None)
+
+    def refuse(self, topic: str) -> None:
+        self._hub.stats.count_denied("rechecked")
+        self.unsubscribe(topic)
+        self._deny(topic)
+
+    def fail(self) -> None:
+        self.end(CloseCode.SERVER_ERROR, "server error")
 
     # Writing.
 
@@ -230,126 +272,120 @@ class Connection:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            self._sending, batches = self._collect()
-            for frame in self._sending:
-                self._sending_since = time.monotonic()
-                await self._send(frame)
+            batches = self._collect()
+            while self._outbox.sending:
+                self.note_progress()
+                await self._send(self._outbox.sending[0])
+                self._outbox.sent()
             self._sending_since = None
-            self._sending = ()
             if batches:
                 self._hub.stats.count_written(batches, time.time())
-            if self._ended is not None and not self._posted:
+            if self._ended is not None and self._outbox.is_empty:
                 raise self._ended
 
-    def _collect(self) -> tuple[list[str], list[Outgoing]]:
-        """Return all that waits, as frames, and the batches of events in them."""
-        out = list(self._posted)
-        self._posted.clear()
-        self._posted_bytes = 0
+    def note_progress(self) -> None:
+        """A frame, or a part of one, is about to be sent: the one before has left the process."""
+        self._sending_since = time.monotonic()
+
+    def _collect(self) -> list[Outgoing]:
+        """Make `write` send what waits; return the batches of events in it.
+
+        Subscriptions beyond `COLLECT_BYTES` wait for the next time.
+        """
+        out = self._outbox.collect()
         dirty, self._dirty = self._dirty, {}
         waiting: list[tuple[str, Outgoing]] = []
+        collected = 0
         for subscription in dirty:
+            if collected > COLLECT_BYTES:
+                self.wake(subscription)
+                continue
             topic = subscription.channel.topic
             if self._subscriptions.get(topic) is not subscription:
+                continue
+            if not subscription.is_permitted:
+                self._rechecks.renew(subscription)
                 continue
             pending = subscription.collect_pending()
             if pending is not None:
                 before, snapshot = pending
                 if snapshot.cursor is None:
-                    self._start_recall(subscription, before)
+                    self._recalls.start(subscription, before)
                     continue
-                out += self._answer(subscription.channel.answer(before, snapshot))
+                frames = self._answer(subscription.channel.answer(before, snapshot))
+                collected += sum(map(len, frames))
+                out += frames
             outgoing = subscription.collect_events()
             if outgoing is None:
                 self.end(CloseCode.EVICTED, "too slow")
                 break
             if outgoing.events:
+                collected += len(outgoing.member)
                 waiting.append((topic, outgoing))
         if waiting:
             out += self._wire.events(waiting)
-        return out, [outgoing for _, outgoing in waiting]
+        return [outgoing for _, outgoing in waiting]
 
     def _answer(self, sync: Sync) -> list[str]:
         self._hub.stats.count_sync(sync.reason)
         return self._wire.sync(sync)
 
-    # Topics that the backend does not know.
-
-    def _start_recall(self, subscription: Subscription, before: Cursor | None) -> None:
-        running = self._recalls.get(subscription)
-        if running is None or running.done():
-            recall = self._recall(subscription, before)
-            self._recalls[subscription] = self._hub.spawn(recall, "answer")
-
-    async def _recall(self, subscription: Subscription, before: Cursor | None) -> None:
-        """Ask the host for its record, outside the writer, which must not wait for it.
-
-        Until the host has answered the client gets nothing of the topic, unless
-        the backend comes to know it and a snapshot replaces the pending one.
-        """
-        channel = subscription.channel
-        while (snapshot := subscription.pending) is not None and snapshot.cursor is None:
-            try:
-                recalled = await self._outage.recall(channel.topic)
-            except BackendUnavailable:
-                await asyncio.sleep(RECALL_RETRY_SECONDS)
-                continue
-            if subscription.settle(snapshot):
-                self.post(*self._answer(channel.answer(before, snapshot, recalled)))
-                self.wake(subscription)
+    def _send_answer(self, subscription: Subscription, sync: Sync) -> None:
+        self.post(*self._answer(sync))
+        self.wake(subscription)
 
     # Joining and leaving.
 
-    async def _join(self, topic: str, asked: Cursor | None, history: int) -> None:
+    async def _join(self, topic: str) -> None:
         backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
         # A library may swallow a cancellation (wait_for until Python 3.12).
         while self._is_joining(topic):
             try:
-                await self._try_join(topic, asked, history)
+                if not await self._try_join(topic, self._asked[topic]):
+                    continue
             except BackendError as error:
                 logger.debug("connection: join waits topic=%s error=%s", topic, error)
                 await self._outage.wait_for_backend(backoff.next_seconds())
             except Exception:
-                self.end(CloseCode.SERVER_ERROR, "server error")
+                self.fail()
                 raise
             else:
                 break
         if self._is_joining(topic):
-            del self._joining[topic]
+            del self._joining[topic], self._asked[topic]
 
     def _is_joining(self, topic: str) -> bool:
         return self._joining.get(topic) is asyncio.current_task()
 
-    async def _try_join(self, topic: str, asked: Cursor | None, history: int) -> None:
-        if not await self._may_watch(self.identity.user, topic):
+    async def _try_join(self, topic: str, wanted: _Asked) -> bool:
+        """Join once. Return False if the client has asked for something else in the meantime."""
+        permission = await self._permissions.wait(self.identity.user, topic)
+        if not permission.is_allowed:
             self._deny(topic)
-            return
+            return True
         if self._is_joining(topic):
-            self._allowed.add(topic)
+            self._allowed[topic] = permission.owner
             self._outage.show(topic, self)
-        subscription, snapshot = await self._hub.follow(self, topic, asked, history)
-        if not self._is_joining(topic):
+        asked, history = wanted
+        async with self._reading:
+            # The answers of a client that does not read must not pile up.
+            await self._outbox.wait_for_room()
+            subscription, snapshot = await self._hub.follow(self, topic, asked, history)
+        if not self._is_joining(topic) or self._asked[topic] is not wanted:
             self._leave(subscription)
-            return
+            return False
         # No await from here to the post: no event may be sent before the sync.
         self._subscriptions[topic] = subscription
+        subscription.permit(permission.epoch)
         if snapshot.deleted:
             # `gone` must not cancel this very task.
-            del self._joining[topic]
+            del self._joining[topic], self._asked[topic]
             self.gone(subscription)
-        elif snapshot.cursor is None:
+        elif snapshot.cursor is None or snapshot.cursor.epoch != permission.epoch:
             subscription.restart(snapshot, asked)
         else:
-            self.post(*self._answer(subscription.channel.answer(asked, snapshot)))
-            self.wake(subscription)
-
-    async def _recheck(self, topic: str) -> None:
-        # While nobody can tell, the earlier answer stands; the token itself is valid.
-        with contextlib.suppress(BackendError):
-            allowed = await self._may_watch(self.identity.user, topic)
-            if not allowed and topic in self._subscriptions:
-                self.unsubscribe(topic)
-                self._deny(topic)
+            self._send_answer(subscription, subscription.channel.answer(asked, snapshot))
+        return True
 
     def _deny(self, topic: str) -> None:
         frames = self._wire.denied(topic)
@@ -358,8 +394,7 @@ class Connection:
             self.end(CloseCode.POLICY, "not yours, or not there")
 
     def _leave(self, subscription: Subscription) -> None:
-        recall = self._recalls.pop(subscription, None)
-        if recall is not None:
-            recall.cancel()
+        self._recalls.forget(subscription)
+        self._rechecks.forget(subscription)
         self._dirty.pop(subscription, None)
         subscription.channel.leave(subscription)

@@ -15,28 +15,24 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_exponential,
-    wait_random,
-)
-
 from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.core.backpressure import Limits
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.splice import NOWHERE, Phase, ResyncReason
 from semantik_realtime.errors import BackendError, BackendUnavailable
-from semantik_realtime.hookspecs import Snapshot, Status, Top
+from semantik_realtime.hookspecs import Page, Snapshot, Status, Top
 from semantik_realtime.web.hub.channel import Channel, ChannelIO, has_failed
 from semantik_realtime.web.hub.stats import HubStats
 from semantik_realtime.web.hub.subscription import Subscription, Watcher
+from semantik_realtime.web.hub.top_reader import TopReader
 from semantik_realtime.web.outage import DegradedMode
+from semantik_realtime.web.reads import ReadQueue
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
+START_SECONDS = 1.0
+"""How long the start of a web server waits for a backend that does not answer."""
 
 
 class Hub:
@@ -61,8 +57,12 @@ class Hub:
         self.draining = False
         """Whether `drain` has begun: a connection that registers now is closed at once."""
         self.stats = HubStats()
+        self.reads = ReadQueue()
+        """The reads of logs, in turn; a new loop begins another one."""
         self._backend = backend
         self._degraded_mode = degraded_mode
+        # What `top` asks, in batches: many connections ask at once when a server restarts.
+        self._top_reader = TopReader(self._read_tops, self.spawn)
         # Added by `on_tick`, never removed; `_tick` calls them about once a second.
         self._on_tick: list[Callable[[], object]] = []
         # By topic. `follow` makes a channel; it is removed after its last watcher.
@@ -78,6 +78,11 @@ class Hub:
     def topics(self) -> int:
         """How many topics are watched, or about to be."""
         return len(self._channels)
+
+    @property
+    def failed_reads(self) -> int:
+        """Reads that failed while the backend answered a smaller one, since the process began."""
+        return self._backend.failed_reads
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -102,21 +107,19 @@ class Hub:
             raise BackendUnavailable("the backend is away")
         await self.connect()
 
-    async def open_at_start(self, tries: int) -> None:
-        """Open the backend for reading, with pauses of 1, 2, 4… s and up to 0.5 s more.
+    async def open_at_start(self) -> None:
+        """Open the backend for reading, or begin degraded: the degraded mode goes on trying.
 
-        Raises:
-            BackendError: all of ``tries`` failed. The degraded mode goes on trying.
+        Takes `START_SECONDS` at most. A longer try is not cancelled.
         """
         self._begin()
-        async for attempt in AsyncRetrying(
-            stop=stop_after_attempt(tries),
-            wait=wait_exponential() + wait_random(0, 0.5),
-            retry=retry_if_exception_type(BackendError),
-            reraise=True,
-        ):
-            with attempt:
+        try:
+            async with asyncio.timeout(START_SECONDS):
                 await self.connect()
+        except TimeoutError:
+            self._degraded_mode.begin(f"no connection in {START_SECONDS:g} s")
+        except BackendError as error:
+            self._degraded_mode.begin(error)
 
     async def connect(self) -> None:
         """Open the backend for reading, during an outage too. Simultaneous calls share one try.
@@ -197,7 +200,7 @@ class Hub:
         if channel is None:
             io = ChannelIO(
                 subscribe=lambda: self._backend.subscribe(topic, self),
-                read=self._backend.snapshot,
+                read=self._read,
                 pause=self._degraded_mode.wait_for_backend,
                 spawn=self.spawn,
                 count_resync=self.stats.count_resync,
@@ -242,17 +245,25 @@ class Hub:
         Raises:
             BackendError: it cannot be asked now.
         """
-        await self.open()
-        return (await self._backend.tops([topic])).get(topic)
+        return await self._top_reader.read(topic)
 
-    async def read(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
-        """Read a topic once.
+    async def read(self, topic: str) -> Snapshot:
+        """Read a topic's states once. The caller has a turn of `reads`.
 
         Raises:
             BackendError: it cannot be read now.
         """
         await self.open()
-        return await self._backend.snapshot(topic, after, history)
+        return await self._backend.snapshot(topic, None, 0)
+
+    async def page(self, topic: str, after: int, limit: int) -> Page:
+        """Read a part of a topic's log once. The caller has a turn of `reads`.
+
+        Raises:
+            BackendError: it cannot be read now.
+        """
+        await self.open()
+        return await self._backend.page(topic, after, limit)
 
     async def status(self) -> Status:
         """Return the backend's status; during an outage without asking the server."""
@@ -285,12 +296,23 @@ class Hub:
         if channel is not None:
             channel.gone()
 
+    async def _read(
+        self, topic: str, asked: Cursor | None, history: int, user: str | None
+    ) -> Snapshot:
+        async with self.reads.turn(user):
+            return await self._backend.snapshot(topic, asked, history)
+
+    async def _read_tops(self, topics: Sequence[str]) -> dict[str, Top]:
+        await self.open()
+        return await self._backend.tops(topics)
+
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
         # A new loop (a test client, a reload): all tasks and connections ended with the old one.
         self._loop, self._opening, self.draining = loop, None, False
+        self.reads = ReadQueue()
         self._channels.clear()
         self._tasks.clear()
         self.connections.clear()
@@ -300,12 +322,14 @@ class Hub:
     def _remove(self, channel: Channel) -> None:
         if self._channels.get(channel.topic) is channel:
             del self._channels[channel.topic]
-            self.spawn(self._unsubscribe(channel.topic), "unsubscribe")
+            self.spawn(self._unsubscribe(channel), "unsubscribe")
 
-    async def _unsubscribe(self, topic: str) -> None:
+    async def _unsubscribe(self, channel: Channel) -> None:
+        # A subscription under way would fail, which counts as a failure of the backend.
+        await channel.wait_until_subscribed()
         # Not if the topic is followed again in the meantime.
-        if topic not in self._channels:
-            await self._backend.unsubscribe(topic)
+        if channel.topic not in self._channels:
+            await self._backend.unsubscribe(channel.topic)
 
     async def _tick(self) -> None:
         while True:

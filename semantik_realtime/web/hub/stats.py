@@ -55,6 +55,11 @@ class HubStats(msgspec.Struct):
     """Events written to connections, counted for each connection; those in syncs excluded."""
     lag: Lag = msgspec.field(default_factory=Lag)
     """From the time of the oldest event of a written batch to the end of the write."""
+    waiting: int = 0
+    """Subscriptions that wait for an owner who may watch, now."""
+    denied: dict[str, int] = _zeros("waited", "crowded", "rechecked")
+    """Refused subscriptions: after the wait, at once because too many waited, or later, by a new
+    credential or a new owner."""
     syncs: dict[str, int] = _zeros("replay", *Reason)
     """Answers to subscriptions: replays, and snapshots by reason."""
     resyncs: dict[str, int] = _zeros(*ResyncReason)
@@ -64,9 +69,20 @@ class HubStats(msgspec.Struct):
     closed: dict[str, int] = _zeros("client", *CLOSE_REASONS)
     """Connections that have ended, by reason."""
 
+    busy: dict[str, int] = _zeros("user", "server")
+    """HTTP requests that were refused because there were too many, by whose they were."""
+
     def count_sync(self, reason: Reason | None) -> None:
         """Count an answer to a subscription; None: a replay."""
         self.syncs[reason or "replay"] += 1
+
+    def count_denied(self, reason: str) -> None:
+        """Count a subscription that was refused."""
+        self.denied[reason] += 1
+
+    def count_busy(self, by: str) -> None:
+        """Count an HTTP request that was refused because ``by`` had too many."""
+        self.busy[by] += 1
 
     def count_resync(self, reason: ResyncReason) -> None:
         """Count a topic that is read again."""

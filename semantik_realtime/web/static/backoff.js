@@ -13,3 +13,12 @@ export const LONGEST_SECONDS = 30;
 export function backoffSeconds(failures, random) {
   return random * Math.min(LONGEST_SECONDS, FIRST_SECONDS * 2 ** failures);
 }
+
+/**
+ * Return the seconds to wait before a client tries again that the server has no place for.
+ *
+ * @param {number} random uniform in [0, 1)
+ */
+export function slowBackoffSeconds(random) {
+  return LONGEST_SECONDS * (1 + random) / 2;
+}

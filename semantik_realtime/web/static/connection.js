@@ -1,8 +1,9 @@
-import { backoffSeconds } from "./backoff.js";
+import { backoffSeconds, slowBackoffSeconds } from "./backoff.js";
 import {
   CLOSE_EXPIRED,
   DEFAULT_HEARTBEAT_SECONDS,
   isFinalCloseCode,
+  isSlowCloseCode,
   SUBPROTOCOL,
 } from "./protocol.js";
 
@@ -80,7 +81,9 @@ export class Connection {
       const socket = new this.#WebSocket(this.#url, SUBPROTOCOL);
       link.socket = socket;
       socket.onopen = () => {
-        if (token && link === this.#link) socket.send(JSON.stringify({ op: "auth", token }));
+        // Null: the server need not wait for a credential that the handshake did not have.
+        const auth = { op: "auth", token: token || null };
+        if (link === this.#link) socket.send(JSON.stringify(auth));
       };
       socket.onmessage = ({ data }) => {
         if (link === this.#link) this.#receive(link, data);
@@ -102,15 +105,24 @@ export class Connection {
     if (this.#link?.welcomed) this.#link.socket?.send(JSON.stringify(frame));
   }
 
-  /** The network or the page is back: reconnect at once, or check that the link still works. */
+  /**
+   * The network or the page is back, or there is something to read: connect at once, or check that
+   * the link still works.
+   */
   wake() {
-    if (this.state === "reconnecting" && this.#link === null) {
+    if ((this.state === "reconnecting" || this.state === "idle") && this.#link === null) {
       this.#failures = 0;
       this.open();
     } else if (this.#link?.welcomed) {
       this.send({ op: "ping" });
       this.#expectFrameWithin(PING_ANSWER_SECONDS);
     }
+  }
+
+  /** Give the link back, until `wake`. */
+  rest() {
+    this.#dropLink();
+    this.#setState("idle");
   }
 
   close() {
@@ -157,7 +169,11 @@ export class Connection {
       this.#setState("denied", { code, reason });
     } else {
       this.#expired ||= isExpired;
-      this.#retry({ code, reason });
+      if (isSlowCloseCode(code)) {
+        this.#reconnectIn(slowBackoffSeconds(Math.random()), { code, reason });
+      } else {
+        this.#retry({ code, reason });
+      }
     }
   }
 
@@ -190,7 +206,10 @@ export class Connection {
    */
   #expectFrameWithin(seconds) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#retry({ reason: "silent" }), seconds * 1000);
+    this.#timer = setTimeout(() => {
+      const isTokenPending = this.#link?.socket === null;
+      this.#retry({ reason: isTokenPending ? "`token` has returned nothing yet" : "silent" });
+    }, seconds * 1000);
   }
 
   #dropLink() {
@@ -206,7 +225,8 @@ export class Connection {
    * @param {ConnectionInfo} info
    */
   #setState(state, info = {}) {
-    if (state === this.state) return;
+    const hasOtherCode = info.code !== undefined && info.code !== this.info.code;
+    if (state === this.state && !hasOtherCode) return;
     this.state = state;
     this.info = info;
     this.#onState();

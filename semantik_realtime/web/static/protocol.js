@@ -19,9 +19,31 @@ export function topicName(name) {
   if (TOPIC_PATTERN.test(name)) return name;
   const [, kind, id] = PLAIN_PATTERN.exec(name) ?? [];
   if (!id) return null;
-  const escaped = id.replace(/^[^A-Za-z0-9]|[^A-Za-z0-9_.@=+-]/gu, escapeCharacter);
-  const topic = `${kind}:${escaped.startsWith("~") ? "_" : ""}${escaped}`;
+  const topic = `${kind}:${escapeId(id)}`;
   return TOPIC_PATTERN.test(topic) ? topic : null;
+}
+
+/**
+ * Return the id of a topic as the application has it: the key of the job in the topic's states.
+ *
+ * @param {string} topic
+ */
+export function plainId(topic) {
+  const id = topic.slice(topic.indexOf(":") + 1);
+  try {
+    const bytes = id.replace(/^_~/, "~").replace(/~([0-9A-F]{2})/g, "%$1");
+    const plain = decodeURIComponent(bytes);
+    // Everything that `escapeId` does not write is an id that looks like an escaped one.
+    return escapeId(plain) === id ? plain : id;
+  } catch {
+    return id;
+  }
+}
+
+/** @param {string} id */
+function escapeId(id) {
+  const escaped = id.replace(/^[^A-Za-z0-9]|[^A-Za-z0-9_.@=+-]/gu, escapeCharacter);
+  return escaped.startsWith("~") ? `_${escaped}` : escaped;
 }
 
 /** @param {string} character */
@@ -40,14 +62,25 @@ export const MAX_TOPICS_PER_FRAME = 100;
 /** The heartbeat until a `welcome` frame names another one. */
 export const DEFAULT_HEARTBEAT_SECONDS = 20;
 
-export const CLOSE_TOO_BIG = 1009;
+const CLOSE_TOO_BIG = 1009;
+const CLOSE_BAD_FRAME = 4400;
+export const CLOSE_UNAUTHENTICATED = 4401;
 export const CLOSE_EXPIRED = 4402;
+const CLOSE_FORBIDDEN = 4403;
+export const CLOSE_AUTH_TIMEOUT = 4408;
 const CLOSE_EVICTED = 4413;
-const CLOSE_TOO_MANY_CONNECTIONS = 4429;
+const CLOSE_FLOOD = 4420;
 
-// After these 44xx codes a retry can succeed: the token is refreshed, the reader has caught up, or
-// the lease of a dead server's connection has run out.
-const RETRIED_CODES = new Set([CLOSE_EXPIRED, CLOSE_EVICTED, CLOSE_TOO_MANY_CONNECTIONS]);
+/** What `onDenied` of a topic calls the close codes after which there is no connection. */
+const DENIED_CODES = new Map([
+  [CLOSE_TOO_BIG, "too_big"],
+  [CLOSE_BAD_FRAME, "bad_frame"],
+  [CLOSE_UNAUTHENTICATED, "unauthenticated"],
+  [CLOSE_EXPIRED, "expired"],
+  [CLOSE_FORBIDDEN, "forbidden"],
+  [CLOSE_AUTH_TIMEOUT, "unauthenticated"],
+  [CLOSE_FLOOD, "too_many_frames"],
+]);
 
 /**
  * Return true if a retry after this close code would be refused again.
@@ -55,13 +88,36 @@ const RETRIED_CODES = new Set([CLOSE_EXPIRED, CLOSE_EVICTED, CLOSE_TOO_MANY_CONN
  * @param {number} code as the browser reports it; 1006 is a broken network
  */
 export function isFinalCloseCode(code) {
-  return code === CLOSE_TOO_BIG || (code >= 4400 && code <= 4499 && !RETRIED_CODES.has(code));
+  return code !== CLOSE_EXPIRED && DENIED_CODES.has(code);
+}
+
+/**
+ * Return true if a retry after this close code can succeed, but not soon: the server has no place
+ * for this client, or the code is of a newer protocol than this client knows.
+ *
+ * @param {number} code
+ */
+export function isSlowCloseCode(code) {
+  const isKnown = DENIED_CODES.has(code) || code === CLOSE_EVICTED;
+  return code >= 4400 && code <= 4499 && !isKnown;
+}
+
+/** @param {number | undefined} code of the close that ended the connection for good */
+export function deniedCode(code) {
+  return DENIED_CODES.get(code ?? 0) ?? "forbidden";
 }
 
 /** The status of a job whose attempt is over. */
 const END_STATUSES = new Set(["completed", "failed", "cancelled", "lost"]);
+/** The status of a job that goes on. */
+const OPEN_STATUSES = new Set(["queued", "running", "retrying"]);
 
 /** @param {import("./realtime.js").State} state */
 export function hasEnded({ status }) {
   return END_STATUSES.has(status ?? "");
+}
+
+/** @param {import("./realtime.js").State} state */
+export function isOpen(state) {
+  return OPEN_STATUSES.has(state?.status ?? "");
 }

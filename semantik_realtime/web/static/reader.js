@@ -59,6 +59,18 @@ export function shownStates({ states, overlay }) {
 }
 
 /**
+ * Return true if the server no longer knows the topic, or no longer its owner.
+ *
+ * @param {string} op of the frame
+ * @param {any} part
+ */
+export function isUnknown(op, part) {
+  if (op === "denied") return true;
+  const isSnapshot = op === "sync" && part.mode === "snapshot";
+  return isSnapshot && !part.cursor && Object.keys(part.states ?? {}).length === 0;
+}
+
+/**
  * Apply the part of a server frame that concerns one topic.
  *
  * @param {ReaderView} view

@@ -1,19 +1,27 @@
 /** Live job updates in the browser, over a WebSocket (docs/protocol.md, version 1). */
 
-/** Open a connection and keep it open until `close()`, or until the server refuses it for good. */
+/**
+ * Connect, and stay connected while something that is watched can change, until `close()`, or until
+ * the server refuses the connection for good. Some seconds after the end of every job that it
+ * watches, a client gives its connection back (`idle`). It reads again when the page is shown or
+ * focused, when `watch` is called, and while the page is visible after 1, 2, 4, 8 and then every 15
+ * minutes: so it shows a new attempt of a job too.
+ */
 export function connect(options?: ConnectOptions): Realtime;
 
 export interface ConnectOptions {
   /**
    * The server's WebSocket; absolute, or relative to the page. `http` is replaced by `ws`.
-   * Default: `/realtime/ws`.
+   * Default: `ws` beside the folder `static` from which the server has served this module, under
+   * any prefix: `/api/realtime/static/realtime.js` leads to `/api/realtime/ws`. For a copy that
+   * another server or a bundler serves: `/realtime/ws`.
    */
   url?: string;
   /**
    * Returns the credential, which is sent in the first frame and never in the URL. Called before
    * each connection; `expired` is true if the server closed the last one because its credential had
    * expired: return a new credential, not a cached one. Without a credential (nothing or an empty
-   * text) the server uses the cookie. If it throws, the client retries as after a broken network.
+   * text) the server uses the cookie, or refuses at once. If it throws, the client retries as after a broken network.
    */
   token?: (why: { expired: boolean }) => Token | Promise<Token>;
   /**
@@ -31,8 +39,9 @@ export type Token = string | null | undefined;
 export interface Realtime {
   /**
    * Follow a topic: its name, or its kind and a plain id, `job:import:42`. In `view.states` the key
-   * of a job is its plain id. All watchers of a topic share one subscription. A later watcher gets the current
-   * view in a microtask, and the events from then on.
+   * of a job is its plain id. All watchers of a topic share one subscription. A later watcher gets
+   * the current view in a microtask, and the events from then on. If the client is `idle` it
+   * connects: call it after the page has started a job that had ended once more.
    *
    * @throws TypeError if the name is not a topic name.
    * @throws RangeError if `history` is not an integer from 0 to 1000.
@@ -63,8 +72,8 @@ export interface WatchOptions {
    */
   onEvent?: (event: RealtimeEvent, how: { replayed: boolean }) => void;
   /**
-   * The topic is not yours, or does not exist: the subscription has ended. With the code
-   * `too_many_topics` it has not: the server allows no more topics, and the topics watched first are
+   * The topic is not yours, or does not exist: the subscription has ended. So it has if the server
+   * refuses the connection for good. With the code `too_many_topics` it has not: the server allows no more topics, and the topics watched first are
    * subscribed. This one is subscribed as soon as one of those is no longer watched.
    */
   onDenied?: (info: DeniedInfo) => void;
@@ -95,8 +104,9 @@ export interface View {
   /** Why the last snapshot was sent; null if there was none since the page was loaded. */
   readonly reason: SnapshotReason | null;
   /**
-   * True while the view may be behind the job: not connected, backend away, a gap not yet closed, or
-   * a state of at least one key from the host's record instead of the log.
+   * True while the view may be behind the job: not connected, backend away, a gap not yet closed,
+   * or a state of at least one key that is from the host's record or is no longer in the log. While
+   * the client is `idle` the end of a job is not provisional.
    */
   readonly provisional: boolean;
 }
@@ -160,6 +170,7 @@ export interface RealtimeEvent {
 
 /**
  * - `connecting`: the first connection is not open yet
+ * - `idle`: nothing that is watched can change: there is no connection, and none is needed
  * - `live`: connected, and the backend answers
  * - `degraded`: connected, but the backend is away since `info.since`; all views are provisional
  * - `reconnecting`: retries without end, and at once when the network or the page comes back
@@ -169,13 +180,17 @@ export interface RealtimeEvent {
 export type ConnectionState =
   | "connecting"
   | "live"
+  | "idle"
   | "reconnecting"
   | "degraded"
   | "denied"
   | "closed";
 
 export interface ConnectionInfo {
-  /** The close code that caused the state, if there was one; 1006 is a broken network. */
+  /**
+   * The close code that caused the state, if there was one; 1006 is a broken network. With 4429 the
+   * server has no place for the client, which then tries again after 15 to 30 s.
+   */
   code?: number;
   /** For logs. */
   reason?: string;
@@ -187,7 +202,10 @@ export type ConnectionListener = (state: ConnectionState, info: ConnectionInfo) 
 
 export interface DeniedInfo {
   topic: string;
-  /** `forbidden`, `too_many_topics`, or another code of the server. */
+  /**
+   * `forbidden`, `too_many_topics`, or another code of the server. If the connection is refused:
+   * `unauthenticated`, `expired`, `forbidden`, `too_many_frames`, `bad_frame` or `too_big`.
+   */
   code: string;
   /** For logs. */
   message: string;

@@ -1,7 +1,16 @@
+import { socketAddress } from "./address.js";
 import { Connection } from "./connection.js";
+import { Hints } from "./hints.js";
 import { nextFrame } from "./paint.js";
-import { MAX_HISTORY_EVENTS, MAX_TOPICS_PER_FRAME, topicName } from "./protocol.js";
-import { applyPart, EMPTY_VIEW, partsByTopic, shownStates } from "./reader.js";
+import {
+  deniedCode,
+  MAX_HISTORY_EVENTS,
+  MAX_TOPICS_PER_FRAME,
+  plainId,
+  topicName,
+} from "./protocol.js";
+import { applyPart, EMPTY_VIEW, isUnknown, partsByTopic, shownStates } from "./reader.js";
+import { isFinished, Rest } from "./rest.js";
 import { Store } from "./store.js";
 
 /**
@@ -12,10 +21,12 @@ import { Store } from "./store.js";
  *
  * @typedef {object} Topic one topic that the page watches
  * @property {string} name
+ * @property {string | null} job the plain id of the job; null: the topic is not of a job
  * @property {number} history the most events that one of its watchers asked for
  * @property {Set<WatchOptions>} watchers
  * @property {import("./reader.js").ReaderView} view
  * @property {boolean} isShown whether the server has sent something to show since it is watched
+ * @property {boolean} isFinished whether nothing more happens in it, as far as the client has read
  * @property {boolean} isOverLimit whether its watchers were called with `too_many_topics`, and it
  *   is subscribed only when another topic is no longer watched
  */
@@ -27,6 +38,8 @@ export function connect(options = {}) {
 
 class Realtime {
   #connection;
+  #hints;
+  #rest = new Rest();
   #store;
   /** @type {Map<string, Topic>} in the order of watching: the first ones are subscribed first */
   #topics = new Map();
@@ -38,27 +51,29 @@ class Realtime {
   /** @type {Set<Topic>} whose `onChange` is called with the next animation frame */
   #unpainted = new Set();
   #isPaintDue = false;
+  /** Whether there was a connection since the page was loaded. */
+  #wasOpen = false;
   /** @type {Set<ConnectionListener>} */
   #listeners = new Set();
   #stopListeningToPage;
 
   /** @param {ConnectOptions} options */
-  constructor({ url = "/realtime/ws", token, storage, WebSocket = globalThis.WebSocket }) {
-    const address = new URL(url, globalThis.location?.href);
-    address.protocol = address.protocol.replace(/^http/, "ws");
+  constructor({ url, token, storage, WebSocket = globalThis.WebSocket }) {
+    const address = socketAddress(url);
+    this.#hints = new Hints(address, token !== undefined);
     this.#store = new Store(
       storage === undefined ? ownStorage() : storage,
-      `semantik-realtime:${address.href}:`,
+      `semantik-realtime:${address}:`,
     );
     this.#connection = new Connection({
-      url: address.href,
+      url: address,
       token,
       WebSocket,
       onFrame: (frame) => this.#receive(frame),
       onState: () => this.#handleState(),
     });
     this.#stopListeningToPage = listenToPage({
-      onBack: () => this.#connection.wake(),
+      onBack: () => this.#readAgain(),
       onLeave: () => this.#store.flush(),
     });
     this.#connection.open();
@@ -100,11 +115,15 @@ class Realtime {
         if (topic.isOverLimit) call(watcher.onDenied, this.#tooManyTopics(topic));
       });
     }
+    if (this.connection === "denied") queueMicrotask(() => this.#denyAll([watcher], topic));
+    if (this.connection === "idle") this.#connection.wake();
+    this.#restIfFinished();
     return { topic: name, close: () => this.#removeWatcher(topic, watcher) };
   }
 
   close() {
     this.#stopListeningToPage();
+    this.#rest.stop();
     this.#store.flush();
     for (const topic of this.#topics.values()) topic.watchers.clear();
     this.#connection.close();
@@ -117,12 +136,14 @@ class Realtime {
   #addTopic(name) {
     const topic = {
       name,
+      job: name.startsWith("job:") ? plainId(name) : null,
       history: 0,
       watchers: new Set(),
       view: { ...EMPTY_VIEW, ...this.#store.load(name) },
       // The saved view is shown only after the server has allowed the topic again: another user
       // may have logged in since it was saved.
       isShown: false,
+      isFinished: false,
       isOverLimit: false,
     };
     this.#topics.set(name, topic);
@@ -149,7 +170,9 @@ class Realtime {
     this.#unpainted.delete(topic);
     // The server's limit may allow another topic now.
     if (this.#unsubscribed.size > 0) this.#subscribeSoon();
-    return this.#topics.get(topic.name) === topic && this.#topics.delete(topic.name);
+    const wasThere = this.#topics.get(topic.name) === topic && this.#topics.delete(topic.name);
+    this.#restIfFinished();
+    return wasThere;
   }
 
   /** @param {any} frame */
@@ -158,7 +181,8 @@ class Realtime {
       this.#maxTopics = frame.limits?.topics ?? Infinity;
       for (const topic of this.#topics.values()) this.#subscribeSoon(topic);
     }
-    if (frame.op === "error") console.warn(`realtime: ${frame.code}: ${frame.message}`);
+    if (frame.op === "events") this.#rest.delay();
+    if (frame.op === "error") this.#hints.mistaken(frame.code, frame.message);
     if (frame.op === "restored") {
       for (const topic of this.#topics.values()) this.#apply(topic, frame.op, frame);
     }
@@ -166,6 +190,7 @@ class Realtime {
       const topic = this.#topics.get(name);
       if (topic) this.#apply(topic, frame.op, part);
     }
+    this.#restIfFinished();
   }
 
   /**
@@ -175,12 +200,19 @@ class Realtime {
    */
   #apply(topic, op, part) {
     const before = topic.view;
+    if (topic.isFinished && isUnknown(op, part)) {
+      // The log of a job that has ended is not kept for ever. What is shown stays, as provisional.
+      topic.view = { ...before, offset: 0, cursor: null, synced: true };
+      this.#paintSoon(topic);
+      return;
+    }
     const { view, events, resubscribe } = applyPart(before, op, part);
     topic.view = view;
     if (op === "gone" || op === "denied") {
       this.#removeTopic(topic);
       this.#store.remove(topic.name);
       const { code, message } = part;
+      if (op === "denied") this.#hints.denied(topic.name);
       for (const watcher of topic.watchers) {
         if (op === "gone") call(watcher.onGone);
         else call(watcher.onDenied, { topic: topic.name, code, message });
@@ -189,6 +221,7 @@ class Realtime {
     }
     if (view !== before) {
       topic.isShown ||= view.synced || op === "provisional";
+      topic.isFinished = isFinished(topic.job, view);
       this.#store.save(topic.name, view);
       this.#paintSoon(topic);
     }
@@ -238,11 +271,51 @@ class Realtime {
   /** The connection's state has changed, and with it `provisional` of each view. */
   #handleState() {
     const { state, info } = this.#connection;
+    this.#rest.stop();
     for (const topic of this.#topics.values()) {
       if (state !== "live" && state !== "degraded") topic.view = { ...topic.view, synced: false };
       this.#paintSoon(topic);
     }
+    if (state === "live") this.#rest.begin();
+    if (state === "idle") this.#rest.readLater(() => this.#readAgain());
+    if (state === "denied") this.#hints.refused(info.code, info.reason);
+    if (state === "reconnecting") this.#hints.retrying(info.code, info.reason, this.#wasOpen);
+    this.#wasOpen ||= state === "live";
     for (const listener of [...this.#listeners]) call(listener, state, info);
+    if (state !== "denied") return;
+    for (const topic of this.#topics.values()) this.#denyAll([...topic.watchers], topic);
+  }
+
+  /**
+   * The server refuses the connection, and so every topic.
+   *
+   * @param {WatchOptions[]} watchers
+   * @param {Topic} topic
+   */
+  #denyAll(watchers, topic) {
+    const { code, reason } = this.#connection.info;
+    const message = reason || `the server refuses the connection (${code})`;
+    for (const watcher of watchers) {
+      if (!topic.watchers.has(watcher)) continue;
+      call(watcher.onDenied, { topic: topic.name, code: deniedCode(code), message });
+    }
+  }
+
+  /** Give the connection back soon, if nothing that is watched can still change. */
+  #restIfFinished() {
+    if (this.connection === "idle") return;
+    const topics = [...this.#topics.values()];
+    const isAllFinished = topics.every((topic) => topic.isFinished && topic.view.synced);
+    if (this.connection !== "live" || !isAllFinished) this.#rest.stop();
+    else this.#rest.restSoon(topics.length > 0, () => this.#connection.rest());
+  }
+
+  /** The page is shown, or the network is back, or the client has rested for long enough. */
+  #readAgain() {
+    const mayRest = this.connection === "idle";
+    // A hidden page reads when it is shown.
+    if (mayRest && (this.#topics.size === 0 || globalThis.document?.hidden)) return;
+    this.#connection.wake();
   }
 
   /** @param {Topic} topic */
@@ -269,10 +342,11 @@ class Realtime {
    * @param {Topic} topic
    * @returns {View}
    */
-  #view({ name, view }) {
+  #view({ name, view, isFinished }) {
     const { overlay, offset, cursor, reason, synced } = view;
-    const isFromLog = synced && cursor !== null && overlay.size === 0;
-    const provisional = this.connection !== "live" || !isFromLog;
+    const isFromLog = cursor !== null && overlay.size === 0;
+    const isConnected = this.connection === "live" || (isFinished && this.connection === "idle");
+    const provisional = !isFromLog || !isConnected || !(synced || isFinished);
     return { topic: name, states: shownStates(view), overlay, offset, cursor, reason, provisional };
   }
 }
@@ -310,10 +384,12 @@ function listenToPage({ onBack, onLeave }) {
   const page = globalThis.document;
   const onVisibility = () => (page.hidden ? onLeave() : onBack());
   globalThis.addEventListener?.("online", onBack);
+  globalThis.addEventListener?.("focus", onBack);
   globalThis.addEventListener?.("pagehide", onLeave);
   page?.addEventListener("visibilitychange", onVisibility);
   return () => {
     globalThis.removeEventListener?.("online", onBack);
+    globalThis.removeEventListener?.("focus", onBack);
     globalThis.removeEventListener?.("pagehide", onLeave);
     page?.removeEventListener("visibilitychange", onVisibility);
   };

@@ -1,95 +1,52 @@
 """The compatibility wire: one JSON message an event, for pages written for an older protocol.
 
-These clients apply every message, and reconnect only after a connection that
-ended without a close frame (docs/protocol.md). So history never contradicts the
-state that was sent first, and an end is sent once. Whatever a log holds, they
-get the parts that can be read: an exception here would close the connection of
+These clients apply every message in order, report each message with the status
+of a failure, and reconnect only after a connection that ended without a close
+frame (docs/protocol.md). So an end that was sent is neither sent again nor
+contradicted, by history or by a late message. Whatever a log holds, they get
+the parts that can be read: an exception here would close the connection of
 every watcher of the job, at each try.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import msgspec
 
 from semantik_realtime.core.event import Cursor, Event, Head, StateChange
 from semantik_realtime.core.fold import is_ahead
-from semantik_realtime.core.lifecycle import END_TYPES, STATUS_OF_TYPE, has_ended
-from semantik_realtime.core.limits import MAX_FRAME_BYTES
+from semantik_realtime.core.lifecycle import has_ended
+from semantik_realtime.core.limits import COMPAT_HISTORY, MAX_KEYS
 from semantik_realtime.core.topic import split_topic
+from semantik_realtime.core.words import DELETED, IMPLIED_STATUS, LIFE_TYPES, Words
 from semantik_realtime.hookspecs import Snapshot
+from semantik_realtime.web.wires.messages import encode_message, flatten, read_members
 from semantik_realtime.web.wires.wire import Outgoing, Sync, note_unreadable
 
-HISTORY = 100
-"""Events of history that a client gets after the state."""
 _SHOWN = ("status", "progress", "current", "total", "job_id")
 """The members of the state that messages of history repeat."""
 
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
-
-
-def read_members(part: str, encoded: bytes | msgspec.Raw, topic: str) -> dict[str, Any] | None:
-    """Return a state or the data of an event; None, and noted, if it is no JSON object.
-
-    ``null`` has no members.
-    """
-    try:
-        members = _decode(encoded)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        members = ()
-    if members is None or isinstance(members, dict):
-        return members or {}
-    note_unreadable(part, topic)
-    return None
-
-
-def flatten(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state as these clients expect it: one level, with a status.
-
-    >>> flatten({"status": "running", "progress": {"current": 1, "total": 4}, "fields": {"a": 0}})
-    {'a': 0, 'status': 'running', 'progress': 25.0, 'current': 1, 'total': 4}
-
-    An application may put anything into a state; members of another shape are
-    passed on unchanged.
-    """
-    fields, progress, error = (state.get(name) for name in ("fields", "progress", "error"))
-    flat: dict[str, Any] = dict(fields) if isinstance(fields, Mapping) else {}
-    flat["status"] = state.get("status") or "unknown"
-    if isinstance(progress, Mapping):
-        current, total = progress.get("current"), progress.get("total")
-        flat["progress"] = _percent(current, total)
-        flat["current"], flat["total"] = current, total
-    elif progress is not None:
-        flat["progress"] = progress
-    for name in ("message", "attempt", "name"):
-        if state.get(name) is not None:
-            flat[name] = state[name]
-    if isinstance(error, Mapping):
-        flat["error"] = error.get("message") or error.get("type")
-    elif error is not None:
-        flat["error"] = error
-    return flat
-
-
-def _percent(current: Any, total: Any) -> float | None:
-    if isinstance(current, int | float) and isinstance(total, int | float) and total > 0:
-        # JSON's integers have no bound, and those of a float have one.
-        with contextlib.suppress(OverflowError):
-            return round(100 * current / total, 1)
-    return None
-
 
 class _Shown(msgspec.Struct):
-    """The last state of a job that was sent to the client."""
+    """The last state of a job that the client knows."""
 
     state: dict[str, Any]
+    """With the protocol's status."""
     flat: dict[str, Any]
-    provisional: bool
+    """With the application's status."""
+    provisional: bool = False
     """Whether it does not come from the log."""
+
+    @property
+    def status(self) -> Any:
+        return self.state.get("status")
+
+    @property
+    def ended(self) -> bool:
+        return has_ended(self.state) or self.status == DELETED
 
 
 class CompatWire:
@@ -103,86 +60,130 @@ class CompatWire:
         topic: the topic.
         now: returns the time, as events have it.
         after: the last event that the client has seen; its history continues there.
+        words: the application's words, in which types and statuses are shown.
+        history: how many of the newest events a new page gets; 0: no page gets any.
     """
 
     name = "compat"
 
-    def __init__(self, topic: str, now: Callable[[], str], after: Cursor | None = None) -> None:
+    def __init__(
+        self,
+        topic: str,
+        now: Callable[[], str],
+        after: Cursor | None = None,
+        *,
+        words: Words | None = None,
+        history: int = COMPAT_HISTORY,
+    ) -> None:
         kind, ident = split_topic(topic)
         self._topic = topic
         self._job = ident if kind == "job" else None
         self._now = now
+        self._words = words or Words()
+        self._history = history
+        # The position up to which the client has seen the log; None: it is a new page.
         self._after = after
-        # The last state that was sent of each job.
+        # The jobs about which the client got `degraded`, until it gets `restored`.
+        self._degraded: set[str] = set()
+        # The id of the last message that has one.
+        self._last_id: str | None = None
+        # What the client knows of each job, the one that changed last at the end. At most
+        # `MAX_KEYS`, as a topic has.
         self._shown: dict[str, _Shown] = {}
 
     def sync(self, sync: Sync) -> list[str]:
-        snapshot, states = sync.snapshot, sync.states
+        snapshot = sync.snapshot
         if self._shown and snapshot.cursor is None and sync.recalled is None:
-            # The log has expired while a page shows it: the page keeps what it shows.
+            # The log has expired: the page keeps what it shows.
             return []
-        place = str(snapshot.cursor) if snapshot.cursor else None
-        self._shown.clear()
-        out = []
-        for job in states if self._job is None else (self._job,):
-            state = read_members("state", states[job], self._topic) if job in states else None
-            shown = self._show(job, state or {})
-            out.append(self._message("current_state", self._now(), shown.flat, place))
-        for event in self._unseen(snapshot):
-            out += self._replayed(event, _place(snapshot.cursor, event))
-        return out
+        seen = self._seen(snapshot)
+        place = self._resume_place(snapshot, seen)
+        chains = {event.offset: event.chain for event in snapshot.events}
+        out: list[str] = []
+        # Sent in the order of the log, so that each id is a position to resume from.
+        later: list[tuple[float, str]] = []
+        for job in sync.states if self._job is None else (self._job,):
+            state = self._read_state(sync.states[job]) if job in sync.states else None
+            was = self._shown.get(job)
+            if was is not None and (state is None or _is_known(was, state)):
+                continue
+            state = state or {}
+            offset = inf if sync.recalled is not None else _offset_of(snapshot, job)
+            shown = self._show(job, state)
+            if was is None and has_ended(state) and not self._is_new_end(offset, seen):
+                continue
+            if self._job is None and has_ended(state) and offset < inf:
+                at = _place(snapshot.cursor, int(offset), chains.get(int(offset), 0))
+                later.append((offset, self._state_message(shown, at)))
+            else:
+                out.append(self._state_message(shown, place))
+        for event in self._unseen(snapshot, seen):
+            head = event.head()
+            if not head.type:
+                note_unreadable("event", self._topic)
+                continue
+            at = _place(snapshot.cursor, event.offset, event.chain)
+            deleted = seen is not None and head.key not in sync.states
+            later += [(event.offset, text) for text in self._replayed(head, at, deleted)]
+        out += [text for _, text in sorted(later, key=lambda one: one[0])]
+        return out if snapshot.cursor is None else self._arrive(out, snapshot.cursor)
 
     def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
-        out = []
+        out: list[str] = []
         for _, outgoing in waiting:
             for event in outgoing.events:
                 head = event.head()
                 if not head.type:
                     note_unreadable("event", self._topic)
-                    continue
-                cursor = _place(outgoing.cursor, event)
-                job = self._job or head.key
-                if head.change is StateChange.DROP and self._job is None:
-                    out.append(self._deleted(job, head.time, cursor))
-                    continue
-                type = head.type
-                if isinstance(head.state, msgspec.Raw) and head.key == job:
-                    type = self._follow(job, head.type, self._state(job, head.type, head.state))
-                shown = self._shown.get(job)
-                # The state wins: a total must not jump to the one in an event's data.
-                data = self._data(head) | (shown.flat if shown else {})
-                out.append(self._message(type, head.time, data, cursor))
+                else:
+                    out += self._live(head, _place(outgoing.cursor, event.offset, event.chain))
+            self._arrive(out, outgoing.cursor)
         return out
 
     def denied(self, topic: str) -> list[str]:
         return []
 
     def gone(self, topic: str) -> list[str]:
-        jobs = list(self._shown) if self._job is None else [self._job]
-        return [self._deleted(job, self._now()) for job in jobs]
-
-    # Older pages ignore these two types.
+        out: list[str] = []
+        for job in list(self._shown) if self._job is None else [self._job]:
+            out += self._deleted(job, self._now())
+        return out
 
     def degraded(self, since: str) -> list[str]:
-        return self._about_backend("degraded", {"degraded_since": since})
+        # Nothing before the first status, for these clients read one from any message, and
+        # nothing that would report an end again.
+        known = {job: one.flat for job, one in self._shown.items() if not one.ended}
+        self._degraded = set(known)
+        data = [{**flat, "degraded_since": since} for flat in known.values()]
+        return [self._message("degraded", self._now(), one) for one in data]
 
     def restored(self) -> list[str]:
-        return self._about_backend("restored", {})
+        out = []
+        for job, shown in self._shown.items():
+            if not shown.ended or shown.provisional or job in self._degraded:
+                data = self._named(job, {}) if shown.ended else shown.flat
+                out.append(self._message("restored", self._now(), data))
+        self._degraded = set()
+        return out
 
     def provisional(
         self, topic: str, epoch: str, source: str, states: Mapping[str, bytes]
     ) -> list[str]:
         out = []
         for job in states if self._job is None else states.keys() & {self._job}:
-            state, shown = read_members("state", states[job], topic), self._shown.get(job)
+            state, shown = self._read_state(states[job]), self._shown.get(job)
             if state is None:
                 continue
-            if shown is not None and not is_ahead(state, shown.state):
-                # An end stays, and a state that is not new needs no message.
-                if has_ended(shown.flat) or state == shown.state or is_ahead(shown.state, state):
+            if shown is None:
+                # A feed does not begin with the ends of earlier jobs.
+                if self._job is None and has_ended(state):
                     continue
-            flat = self._show(job, state, provisional=True).flat
-            out.append(self._message("current_state", self._now(), flat, provisional=True))
+            elif not is_ahead(state, shown.state):
+                # An end stays, and a state that is not new needs no message.
+                if shown.ended or state == shown.state or is_ahead(shown.state, state):
+                    continue
+            shown = self._show(job, state, provisional=True)
+            out.append(self._state_message(shown, None, provisional=True))
         return out
 
     def heartbeat(self, places: Mapping[str, Cursor]) -> list[str]:
@@ -191,52 +192,123 @@ class CompatWire:
     def bye(self) -> list[str]:
         return []
 
-    def answer(self, text: str | bytes) -> list[str]:
-        """Answer a client's message."""
-        if len(text) > MAX_FRAME_BYTES:
-            return [self._error("too big")]
-        if text in ("ping", b"ping"):
-            return [self._pong()]
-        try:
-            message = _decode(text)
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
-            return [self._error("expected JSON")]
-        match message:
-            case {"type": "ping"}:
-                return [self._pong()]
-            case {"type": "pong"}:
-                return []
-        return [self._error("only ping is understood")]
+    def _arrive(self, out: list[str], cursor: Cursor) -> list[str]:
+        """Move to a position, and append it to ``out`` if the last message has an earlier one.
 
-    def _replayed(self, event: Event, cursor: str) -> list[str]:
-        head = event.head()
-        if not head.type:
-            note_unreadable("event", self._topic)
+        So a client that resumes does not get an end again that was left out as known.
+        """
+        self._after = cursor
+        if self._last_id != str(cursor):
+            out.append(self._message("position", self._now(), {}, str(cursor)))
+        return out
+
+    # A snapshot.
+
+    def _seen(self, snapshot: Snapshot) -> int | None:
+        """Return the offset up to which the client has seen this log; None: it is a new page."""
+        after, cursor = self._after, snapshot.cursor
+        if after is None or cursor is None:
+            return None
+        if after.epoch != cursor.epoch or after.offset > cursor.offset:
+            return 0
+        # The position of an event that was no longer kept has no chain.
+        if after.chain and any(
+            event.offset == after.offset and event.chain != after.chain for event in snapshot.events
+        ):
+            return 0
+        return after.offset
+
+    def _resume_place(self, snapshot: Snapshot, seen: int | None) -> str | None:
+        """Return the id of the states that come first."""
+        if snapshot.cursor is None:
+            return None
+        if self._job is not None or seen is None:
+            return str(snapshot.cursor)
+        # Ends follow on a feed, and a client that misses them must get them when it resumes.
+        chain = self._after.chain if seen and self._after else 0
+        return str(Cursor(snapshot.cursor.epoch, seen, chain))
+
+    def _is_new_end(self, offset: float, seen: int | None) -> bool:
+        """Return False for an end that the client knows, or that is older than a feed's page."""
+        if self._job is not None:
+            return seen is None or offset > seen
+        return seen is not None and seen < offset < inf
+
+    def _unseen(self, snapshot: Snapshot, seen: int | None) -> Sequence[Event]:
+        if not seen:
+            return snapshot.events[-self._history :] if self._history else ()
+        return [event for event in snapshot.events if event.offset > seen]
+
+    def _replayed(self, head: Head, cursor: str, may_be_deleted: bool) -> list[str]:
+        """Return the message of an event of history, if it has one.
+
+        An end and each change of the status are in the states that came before.
+        """
+        job = self._job or head.key
+        if self._job is None and head.change is StateChange.DROP:
+            return self._deleted(job, head.time, cursor, replayed=True) if may_be_deleted else []
+        shown, type = self._shown.get(job), self._words.type_of(head.type)
+        if not self._history or head.terminal or type in IMPLIED_STATUS:
             return []
-        shown = self._shown.get(self._job or head.key)
-        if shown is None and head.change is StateChange.DROP and self._after is not None:
-            # A client that was connected before may still show it.
-            return [self._deleted(head.key, head.time, cursor, replayed=True)]
-        # `current_state` has reported the end, or a newer attempt has begun since.
-        if head.terminal or (shown is None and head.change is not StateChange.KEEP):
+        if shown is None:
+            if head.change is not StateChange.KEEP:
+                return []
+        elif shown.ended or (type == "job_progress" and shown.status != "running"):
             return []
         data = self._data(head)
         if shown is not None:
             data |= {name: shown.flat[name] for name in _SHOWN if name in shown.flat}
-        return [self._message(head.type, head.time, data, cursor, replayed=True)]
+        return [self._message(type, head.time, data, cursor, replayed=True)]
 
-    def _state(self, job: str, type: str, encoded: msgspec.Raw) -> dict[str, Any]:
+    # Live events.
+
+    def _live(self, head: Head, cursor: str) -> list[str]:
+        job, type = self._job or head.key, self._words.type_of(head.type)
+        is_own = head.key == job
+        if head.change is StateChange.DROP and is_own:
+            return self._deleted(job, head.time, cursor)
+        was = self._shown.get(job)
+        is_news = False
+        if isinstance(head.state, msgspec.Raw) and is_own:
+            is_news = self._follow(job, was, self._state(was, type, head.state))
+        shown = self._shown.get(job)
+        data = self._data(head)
+        if shown is None:
+            return [self._message(type, head.time, data, cursor)]
+        if shown.ended and not is_news:
+            if type in LIFE_TYPES:
+                return []
+            # An event of the application, which must neither repeat the end nor contradict it.
+            data.pop("status", None)
+            return [self._message(type, head.time, self._named(job, data), cursor)]
+        if IMPLIED_STATUS.get(type, shown.status) != shown.status or (
+            type == "job_progress" and shown.ended
+        ):
+            # The type of a child, for example, which would pass for the job's own.
+            type = "current_state"
+        # The state wins: a total must not jump to the one in an event's data.
+        return [self._message(type, head.time, data | shown.flat, cursor)]
+
+    def _follow(self, job: str, was: _Shown | None, state: dict[str, Any]) -> bool:
+        """Show the state of a live event. Return False if it repeats an end, or is behind it."""
+        if was is not None and was.provisional and is_ahead(was.state, state):
+            return not was.ended
+        if was is not None and _is_same_end(was, state):
+            return False
+        self._show(job, state)
+        return True
+
+    def _state(self, was: _Shown | None, type: str, encoded: msgspec.Raw) -> dict[str, Any]:
         """Return the state of an event. If it cannot be read: the last one, and the type's status.
 
         So an end is an end whatever its state is.
         """
-        state = read_members("state", encoded, self._topic)
+        state = self._read_state(encoded)
         if state is not None:
             return state
-        shown = self._shown.get(job)
-        state = dict(shown.state) if shown else {}
-        if type in STATUS_OF_TYPE:
-            state["status"] = STATUS_OF_TYPE[type]
+        state = dict(was.state) if was else {}
+        if type in IMPLIED_STATUS:
+            state["status"] = IMPLIED_STATUS[type]
         return state
 
     def _data(self, head: Head) -> dict[str, Any]:
@@ -244,55 +316,42 @@ class CompatWire:
 
     def _deleted(
         self, job: str, time: str, cursor: str | None = None, *, replayed: bool = False
-    ) -> str:
-        shown = self._shown.pop(job, None) or _Shown({}, self._named(job, {}), False)
-        data = {**shown.flat, "status": "deleted"}
-        return self._message("job_deleted", time, data, cursor, replayed=replayed)
+    ) -> list[str]:
+        was = self._shown.pop(job, None)
+        if was is not None and was.status == DELETED:
+            self._shown[job] = was
+            return []
+        flat = {**(was.flat if was else self._named(job, {})), "status": self._words.shown(DELETED)}
+        if self._job is not None:
+            self._shown[job] = _Shown({"status": DELETED}, flat)
+        return [self._message("job_deleted", time, flat, cursor, replayed=replayed)]
 
-    def _follow(self, job: str, type: str, state: dict[str, Any]) -> str:
-        """Show the state of a live event; return the type to send it with."""
-        was = self._shown.get(job)
-        if was is None or not was.provisional:
-            self._show(job, state)
-        elif not is_ahead(was.state, state):
-            shown = self._show(job, state)
-            if type in END_TYPES and shown.flat["status"] == was.flat["status"]:
-                # The end was sent while it was provisional, and is sent once.
-                return "current_state"
-        return type
+    # What the client knows.
 
     def _show(self, job: str, state: dict[str, Any], *, provisional: bool = False) -> _Shown:
-        shown = _Shown(state, self._named(job, flatten(state)), provisional)
-        self._shown[job] = shown
+        flat = self._named(job, flatten(state))
+        flat["status"] = self._words.shown(flat["status"])
+        self._shown.pop(job, None)
+        shown = self._shown[job] = _Shown(state, flat, provisional)
+        if len(self._shown) > MAX_KEYS:
+            del self._shown[next(iter(self._shown))]
         return shown
 
     def _named(self, job: str, flat: dict[str, Any]) -> dict[str, Any]:
         return flat if self._job is not None else {**flat, "job_id": job}
 
-    def _about_backend(self, type: str, data: Mapping[str, Any]) -> list[str]:
-        # Nothing before the first status: these clients read one from any message.
-        return [
-            self._message(type, self._now(), {**shown.flat, **data})
-            for shown in self._shown.values()
-        ]
+    def _read_state(self, encoded: bytes | msgspec.Raw) -> dict[str, Any] | None:
+        state = read_members("state", encoded, self._topic)
+        return None if state is None else dict(self._words.translate(state))
 
-    def _unseen(self, snapshot: Snapshot) -> Sequence[Event]:
-        events, after = snapshot.events, self._after
-        if after is None or snapshot.cursor is None or after.epoch != snapshot.cursor.epoch:
-            return events[-HISTORY:]
-        if after.offset > snapshot.cursor.offset or any(
-            event.offset == after.offset and event.chain != after.chain for event in events
-        ):
-            # The history was rewritten.
-            return events[-HISTORY:]
-        return [event for event in events if event.offset > after.offset]
+    # Messages.
 
-    def _pong(self) -> str:
-        return _encode({"type": "pong", "timestamp": self._now()}).decode()
-
-    def _error(self, message: str) -> str:
-        error = {"type": "error", "timestamp": self._now(), "data": {"message": message}}
-        return _encode(error).decode()
+    def _state_message(
+        self, shown: _Shown, cursor: str | None, *, provisional: bool = False
+    ) -> str:
+        return self._message(
+            "current_state", self._now(), shown.flat, cursor, provisional=provisional
+        )
 
     def _message(
         self,
@@ -306,23 +365,36 @@ class CompatWire:
     ) -> str:
         message: dict[str, Any] = {
             "timestamp": time,
-            "type": type,
+            "type": self._words.shown(type),
             "data": data,
             "id": cursor,
             "topic": self._topic,
         }
+        self._last_id = cursor or self._last_id
         if replayed:
             message["replayed"] = True
         if provisional:
             message["provisional"] = True
-        try:
-            return _encode(message).decode()
-        except RecursionError:
-            # One level deeper here than in the event.
-            note_unreadable("data", self._topic)
-            message["data"] = {n: v for n, v in data.items() if not isinstance(v, dict | list)}
-            return _encode(message).decode()
+        return encode_message(message, self._topic)
 
 
-def _place(log: Cursor | None, event: Event) -> str:
-    return str(Cursor(log.epoch if log else "", event.offset, event.chain))
+def _place(log: Cursor | None, offset: int, chain: int) -> str:
+    return str(Cursor(log.epoch if log else "", offset, chain))
+
+
+def _is_known(was: _Shown, state: Mapping[str, Any]) -> bool:
+    """Return True if the client knows this end, or a provisional one that the log is behind."""
+    return _is_same_end(was, state) or (
+        was.ended and was.provisional and is_ahead(was.state, state)
+    )
+
+
+def _is_same_end(was: _Shown, state: Mapping[str, Any]) -> bool:
+    # Of two ends, the one of a later attempt is ahead.
+    return was.ended and was.status == state.get("status") and not is_ahead(state, was.state)
+
+
+def _offset_of(snapshot: Snapshot, job: str) -> float:
+    """Return where the state of a job is in the log; 0 if that is unknown."""
+    event = snapshot.states.get(job)
+    return 0 if event is None else Event(0, 0, event).head().offset

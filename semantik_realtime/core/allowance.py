@@ -1,0 +1,43 @@
+"""How much a client may send: a token bucket."""
+
+from __future__ import annotations
+
+
+class Allowance:
+    """Lets a client send ``burst`` units at once, and ``per_second`` units a second after that.
+
+    Nothing is refused. `spend` returns how long the caller waits before it reads
+    the client's next frame, so the network slows the client down. ``now`` is in
+    seconds, on any clock that does not go back.
+
+    >>> allowance = Allowance(burst=2, per_second=10, now=5.0)
+    >>> [allowance.spend(1, now=5.0) for _ in range(4)]
+    [0.0, 0.0, 0.1, 0.2]
+    >>> allowance.behind_seconds(now=6.5)
+    1.5
+    """
+
+    def __init__(self, burst: float, per_second: float, now: float) -> None:
+        self._burst = burst
+        self._per_second = per_second
+        # The units that are left; negative: the client has to wait for so many.
+        self._left = burst
+        self._counted_at = now
+        # Since when every `spend` has made the client wait; None: the last one did not.
+        self._behind_since: float | None = None
+
+    def spend(self, units: float, now: float) -> float:
+        """Take ``units`` for a frame; return the seconds to wait before the next one is read."""
+        passed = max(0.0, now - self._counted_at)
+        self._left = min(self._burst, self._left + passed * self._per_second) - units
+        self._counted_at = max(now, self._counted_at)
+        if self._left >= 0:
+            self._behind_since = None
+            return 0.0
+        if self._behind_since is None:
+            self._behind_since = now
+        return -self._left / self._per_second
+
+    def behind_seconds(self, now: float) -> float:
+        """Return how long the client has sent more than it may, without a pause; 0: it has not."""
+        return 0.0 if self._behind_since is None else now - self._behind_since

@@ -1,0 +1,65 @@
+"""The frames that wait for one connection, beside the events of its channels."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from semantik_realtime.core.limits import EVICT_ABOVE_BYTES, MAX_POSTED, MAX_POSTED_BYTES
+
+
+class Outbox:
+    """Frames that wait to be sent, and those that are being sent. For one loop."""
+
+    def __init__(self) -> None:
+        # Frames that wait, and how many bytes they have.
+        self._frames: deque[str] = deque()
+        self._waiting_bytes = 0
+        # The frames that are being sent; filled after `collect`, emptied by `sent`.
+        self._sending: deque[str] = deque()
+        # Cleared when more than EVICT_ABOVE_BYTES wait or are being sent, set when it is less.
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes wait or are being sent."""
+        return self._waiting_bytes + sum(map(len, self._sending))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no frame waits."""
+        return not self._frames
+
+    @property
+    def sending(self) -> deque[str]:
+        """The frames that are being sent, the present one first."""
+        return self._sending
+
+    def add(self, frames: Sequence[str]) -> bool:
+        """Add frames. Return False, and add none, if too many wait already."""
+        if len(self._frames) >= MAX_POSTED or self._waiting_bytes > MAX_POSTED_BYTES:
+            return False
+        self._frames.extend(frames)
+        self._waiting_bytes += sum(map(len, frames))
+        if self._waiting_bytes > EVICT_ABOVE_BYTES:
+            self._has_room.clear()
+        return True
+
+    def collect(self) -> deque[str]:
+        """Begin to send all frames that wait; the caller may append to them."""
+        self._sending = self._frames
+        self._frames = deque()
+        self._waiting_bytes = 0
+        return self._sending
+
+    def sent(self) -> None:
+        """The first of the frames that are being sent is sent."""
+        self._sending.popleft()
+        if self.bytes <= EVICT_ABOVE_BYTES:
+            self._has_room.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait while answers that a client does not read pile up."""
+        await self._has_room.wait()
