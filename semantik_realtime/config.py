@@ -23,6 +23,7 @@ from semantik_realtime.core.limits import (
     MAX_EVENT_BYTES,
     MAX_HISTORY,
     MAX_KEYS,
+    MAX_READ_BYTES,
     MAX_TOPICS,
     MAX_UNAUTHENTICATED,
     RETENTION_EVENTS,
@@ -142,6 +143,12 @@ class Settings(BaseSettings):
     )
     max_event_bytes: int = Field(
         MAX_EVENT_BYTES, ge=256, description="Largest encoded event, in bytes."
+    )
+    max_read_bytes: int = Field(
+        MAX_READ_BYTES,
+        ge=1024,
+        description="Most bytes of the events that one answer has: a replay, the history beside a "
+        "snapshot, or a page of the history.",
     )
     timeout_seconds: float = Field(
         5.0, gt=0, description="Deadline of one call to the backend, in seconds."

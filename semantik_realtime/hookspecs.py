@@ -30,6 +30,9 @@ encrypt, to audit or to compare two engines::
             reading = yield
             return self.audited(reading)  # a coroutine that awaits the reading
 
+Events are read by three hooks: `subscribe`, `snapshot` and `page`. A plugin that
+changes what is stored wraps all of them.
+
 Where a plugin takes part, the arguments may be changed in place, because they
 are made for this one call: ``drafts`` is a list whose items the plugin may
 replace, and the sink of `Backend.subscribe` is a `SinkProxy` whose ``target``
@@ -62,7 +65,11 @@ class Sink(Protocol):
         """Receive new events; the first one follows the offset ``prev``. Never empty."""
 
     def interrupted(self, topic: str) -> None:
-        """The subscription broke and works again: events in between may be missing."""
+        """The subscription broke and works again: events in between may be missing.
+
+        Called before any event that arrives after the break: such an event may
+        belong to a log that a failover has rewritten.
+        """
 
     def gone(self, topic: str) -> None:
         """The topic was deleted."""
@@ -96,8 +103,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     With ``reason`` None it is a replay: ``events`` are all events after the
     cursor of the call, and ``states`` is empty. With a reason, ``states`` maps
     each key to its last event with a state (JSON, offset included), and
-    ``events`` is the newest history, as much as the call asked for, oldest
-    first, up to ``cursor``.
+    ``events`` is the newest history, as much as the call asked for and the
+    setting ``max_read_bytes`` allows, oldest first, up to ``cursor``.
     """
 
     cursor: Cursor | None
@@ -106,6 +113,19 @@ class Snapshot(msgspec.Struct, frozen=True):
     states: dict[str, bytes] = {}
     events: Sequence[Event] = ()
     deleted: bool = False
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A part of a log, read forward from an offset.
+
+    ``cursor`` is the end of the log, or None when the backend does not know the
+    topic. ``events`` are the oldest ones after the offset, oldest first;
+    ``more`` is True if the log has further ones after them.
+    """
+
+    cursor: Cursor | None
+    events: Sequence[Event] = ()
+    more: bool = False
 
 
 class Top(msgspec.Struct, frozen=True):
@@ -200,8 +220,9 @@ class Backend(Protocol):
         """Deliver a topic's events to ``sink``.
 
         After it has returned, every later append reaches the sink, or the sink
-        is called with `Sink.interrupted`. A topic has one sink; a second call
-        replaces it.
+        is called with `Sink.interrupted`. After a break `Sink.interrupted` comes
+        before the first event of the new connection. A topic has one sink; a
+        second call replaces it.
         """
 
     @hookspec(firstresult=True)
@@ -212,7 +233,20 @@ class Backend(Protocol):
     def snapshot(self, topic: str, after: Cursor | None, history: int) -> Awaitable[Snapshot]:
         """Read a topic atomically: the events after a cursor, or the states with the reason.
 
-        ``history`` (0 to 1000) is how many of the newest events come with the states.
+        ``history`` (0 to 1000) is how many of the newest events come with the
+        states; of these only the newest that together have at most
+        ``max_read_bytes``, but always one. A replay that would have more bytes
+        becomes a snapshot (`Reason.TOO_FAR`), unless it is a single event.
+        Nothing that is not returned is read, as far as the engine allows.
+        """
+
+    @hookspec(firstresult=True)
+    def page(self, topic: str, after: int, limit: int) -> Awaitable[Page]:
+        """Read the oldest events of the log after the offset ``after``, atomically.
+
+        At most ``limit`` (1 to 1000) of them, and at most ``max_read_bytes``,
+        but always one. A reader that continues after the last offset of each
+        page reads the whole log without loss or repetition.
         """
 
     @hookspec(firstresult=True)

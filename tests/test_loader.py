@@ -264,7 +264,7 @@ STRANGER = '''
 from semantik_realtime.core.event import (
     Cursor, Event, Outcome, Receipt, StateChange, link, with_offset,
 )
-from semantik_realtime.hookspecs import Snapshot, Status, Top, hookimpl
+from semantik_realtime.hookspecs import Page, Snapshot, Status, Top, hookimpl
 
 
 class StrangersBackend:
@@ -295,6 +295,11 @@ class StrangersBackend:
         events = self.logs.get(topic, [])
         newest = events[len(events) - history:]
         return Snapshot(self.end(topic), states=self.states.get(topic, {}), events=newest)
+
+    @hookimpl
+    async def page(self, topic, after, limit):
+        events = [event for event in self.logs.get(topic, []) if event.offset > after]
+        return Page(self.end(topic), events[:limit], len(events) > limit)
 
     @hookimpl
     async def tops(self, topics):

@@ -1,9 +1,10 @@
 """The one object of a process that knows whether its backend answers.
 
-`GuardedBackend` wraps a backend. It gives `snapshot`, `tops` and `status` a
-deadline, and has a circuit breaker for reads and one for writes, because a
+`GuardedBackend` wraps a backend. It gives `snapshot`, `page`, `tops` and
+`status` a deadline, and has a circuit breaker for reads and one for writes, because a
 server whose memory is full, or a replica, answers reads and refuses writes. A
-failed call opens a breaker. While it is open, further calls fail
+failed call opens a breaker. (A `snapshot` or `page` may have failed because its
+answer is big: then a small read decides.) While it is open, further calls fail
 without reaching the server, except for a few that find out whether it is back:
 
 - In a web process that is `probe`, called by `semantik_realtime.web.outage`.
@@ -26,8 +27,8 @@ from typing import TypeVar
 
 from semantik_realtime.core.breaker import CircuitBreaker
 from semantik_realtime.core.event import Cursor, Draft, Event, Receipt
-from semantik_realtime.errors import BackendError, BackendUnavailable
-from semantik_realtime.hookspecs import Backend, Sink, Snapshot, Status, Top
+from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
+from semantik_realtime.hookspecs import Backend, Page, Sink, Snapshot, Status, Top
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ RETRY_SECONDS = 5.0
 
 HANG_SECONDS = 1.0
 """After so long without a reply a running `publish` or `claim` makes `fails_writes` true."""
+
+WARN_SECONDS = 60.0
+"""Between two log lines about reads that fail while the backend answers others."""
 
 PROBE_TOPIC = "probe:0"
 """The topic that a probe reads and subscribes. Nothing is ever appended to it."""
@@ -56,11 +60,13 @@ class GuardedBackend:
 
     Args:
         backend: the configured backend, or `bind_hooks` of it and its plugins.
-        timeout_seconds: deadline of `snapshot`, `tops` and `status`. A backend
+        timeout_seconds: deadline of `snapshot`, `page`, `tops` and `status`. A backend
             has deadlines of its own for the other calls (about 5 s).
     """
 
     def __init__(self, backend: Backend, timeout_seconds: float) -> None:
+        self.failed_reads = 0
+        """Reads that failed while the backend answered a smaller one."""
         self._backend = backend
         self._timeout_seconds = timeout_seconds
         # Holds this process's own probe lease. After a fork the child may share it: a lease that
@@ -69,6 +75,8 @@ class GuardedBackend:
         # Called with the error when a breaker opens. Added by `listen`, never removed: the one
         # listener lives as long as this object.
         self._listeners: list[Listener] = []
+        # When the next failed read may be logged, on the monotonic clock.
+        self._warn_at = 0.0
         # The loop on which `open` was awaited; None while closed.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reset()
@@ -184,7 +192,11 @@ class GuardedBackend:
 
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
         self._check_reading()
-        return await self._read(self._in_time(self._backend.snapshot(topic, after, history)))
+        return await self._read_much(topic, self._backend.snapshot(topic, after, history))
+
+    async def page(self, topic: str, after: int, limit: int) -> Page:
+        self._check_reading()
+        return await self._read_much(topic, self._backend.page(topic, after, limit))
 
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:
         self._check_reading()
@@ -239,6 +251,38 @@ class GuardedBackend:
             raise
         self._reads.succeeded()
         return result
+
+    async def _read_much(self, topic: str, call: Awaitable[Result]) -> Result:
+        """Await a read whose answer may be big; when it fails, a small read tells why."""
+        try:
+            result = await self._in_time(call)
+        except BackendError as error:
+            if isinstance(error, BackendRefused) or not await self._answers():
+                self._failed(self._reads, error)
+            else:
+                self._note_failed_read(topic, error)
+            raise
+        self._reads.succeeded()
+        return result
+
+    async def _answers(self) -> bool:
+        """Return True if no breaker of reads is open and a small read succeeds."""
+        if self._reads.is_open:
+            return False
+        try:
+            await self._in_time(self._backend.tops([PROBE_TOPIC]))
+        except BackendError:
+            return False
+        return True
+
+    def _note_failed_read(self, topic: str, error: BackendError) -> None:
+        self.failed_reads += 1
+        now = time.monotonic()
+        if now >= self._warn_at:
+            self._warn_at = now + WARN_SECONDS
+            logger.warning(
+                "guard: read failed, but the backend answers topic=%s error=%s", topic, error
+            )
 
     async def _in_time(self, call: Awaitable[Result]) -> Result:
         # A client library may retry for longer than its own deadline.

@@ -7,7 +7,8 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -24,8 +25,8 @@ from semantik_realtime.core.event import (
 )
 from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
 from semantik_realtime.core.limits import MAX_PRODUCERS
-from semantik_realtime.core.resume import LogInfo, plan_sync
-from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
+from semantik_realtime.core.resume import LogInfo, Reason, plan_sync, take_bytes
+from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 
 MAX_LOGS = 10_000
 """Topics that are kept, deleted ones too; the one that changed longest ago is dropped first."""
@@ -78,6 +79,14 @@ class _Log:
     def first(self) -> int:
         """The offset of the oldest event that is kept."""
         return self.entries[0][0].offset if self.entries else self.offset + 1
+
+    def after(self, offset: int) -> Iterator[Event]:
+        """Yield the kept events after ``offset``, oldest first."""
+        return (entry[0] for entry in islice(self.entries, max(0, offset + 1 - self.first), None))
+
+    def newest(self, count: int) -> Iterator[Event]:
+        """Yield the newest ``count`` of the kept events, newest first."""
+        return (entry[0] for entry in islice(reversed(self.entries), max(0, count)))
 
     def add(self, event: Event, producer: str, number: int) -> None:
         """Append an event; drop the oldest if there are too many."""
@@ -181,13 +190,25 @@ class MemoryBackend:
             if after is not None and log.first <= after.offset <= log.offset:
                 there = log.entries[after.offset - log.first][0].chain
             reason = plan_sync(after, info, there)
-            events = [entry[0] for entry in log.entries]
+            max_bytes = self._settings.max_read_bytes
             if reason is None:
                 assert after is not None
-                tail = events[max(0, after.offset + 1 - log.first) :]
-                return Snapshot(log.cursor, log.owner, None, {}, tail)
-            newest = events[max(0, len(events) - history) :]
+                replay = take_bytes(log.after(after.offset), max_bytes)
+                if not replay or replay[-1].offset == log.offset:
+                    return Snapshot(log.cursor, log.owner, None, {}, replay)
+                reason = Reason.TOO_FAR
+            newest = take_bytes(log.newest(history), max_bytes)[::-1]
             return Snapshot(log.cursor, log.owner, reason, dict(log.states), newest)
+
+    @hookimpl
+    async def page(self, topic: str, after: int, limit: int) -> Page:
+        with self._lock:
+            log = self._find_log(topic)
+            if log is None:
+                return Page(None)
+            events = take_bytes(islice(log.after(after), limit), self._settings.max_read_bytes)
+            more = bool(events) and events[-1].offset < log.offset
+            return Page(log.cursor, events, more)
 
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:

@@ -9,6 +9,8 @@ MAX_HISTORY = MAX_REPLAY
 COMPAT_HISTORY = 100
 """Events of history that a client of the compatibility wire gets after the states, unless the
 settings say otherwise."""
+MAX_READ_BYTES = 2**20
+"""Most bytes of the events in one answer, unless the settings say otherwise."""
 RETENTION_EVENTS = MAX_REPLAY
 """Events that a topic's log keeps, unless the settings say otherwise."""
 MAX_KEYS = 1000
@@ -29,7 +31,7 @@ AUTH_UNITS = 100
 """What a refresh of the credential costs: the host is asked, and every topic is checked again."""
 FLOOD_SECONDS = 10.0
 """How long a client may send more than its units before its connection is closed."""
-MAX_READING_JOINS = 10
+MAX_READING_JOINS = 4
 """Topics that a connection reads from the backend at once; further ones wait for their turn."""
 MAX_UNAUTHENTICATED = 200
 """WebSockets of a process that may wait for a credential, unless the settings say otherwise."""
@@ -58,3 +60,5 @@ MAX_POSTED = 1000
 """Frames that may wait for a connection beside events: answers, syncs, heartbeats."""
 MAX_POSTED_BYTES = 16 * 2**20
 """Bytes of those frames. The last one may exceed it, for a snapshot has no limit."""
+COLLECT_BYTES = EVICT_ABOVE_BYTES
+"""Above so many bytes a connection sends what it has collected before it collects more."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
 
-from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.limits import MAX_REPLAY
 
 
@@ -24,7 +25,7 @@ class Reason(StrEnum):
     AHEAD = "ahead"
     """The cursor is after the end of the log: a failover lost events."""
     TOO_FAR = "too_far"
-    """More than `MAX_REPLAY` events follow the cursor."""
+    """More than `MAX_REPLAY` events follow the cursor, or more bytes than one answer may have."""
     RECALLED = "recalled"
     """The backend does not know the topic, and the states are the host's record."""
 
@@ -82,3 +83,25 @@ def plan_sync(
     if chain_there != asked.chain:
         return Reason.DIVERGED
     return None
+
+
+def take_bytes(events: Iterable[Event], max_bytes: int) -> list[Event]:
+    """Return the first of ``events``, as many as together have at most ``max_bytes``.
+
+    The very first one is always among them, so that a reader who asks for the
+    rest gets on. Reads no more than one event too many.
+
+    >>> log = [Event(1, 0, b"x" * 60), Event(2, 0, b"x" * 60), Event(3, 0, b"x" * 60)]
+    >>> [event.offset for event in take_bytes(log, 120)]
+    [1, 2]
+    >>> [event.offset for event in take_bytes(log, 10)]
+    [1]
+    """
+    taken: list[Event] = []
+    size = 0
+    for event in events:
+        size += len(event.json)
+        if size > max_bytes and taken:
+            break
+        taken.append(event)
+    return taken

@@ -103,6 +103,25 @@ SERVING = (
     ),
     Measure(
         Gauge,
+        "reads_waiting",
+        "Reads of topics that wait for their turn.",
+        lambda served: served.hub.reads.waiting,
+    ),
+    Measure(
+        Counter,
+        "reads_failed",
+        "Reads of topics that failed while the backend answered a small one.",
+        lambda served: served.hub.failed_reads,
+    ),
+    Measure(
+        Counter,
+        "requests_busy",
+        "HTTP requests that were refused because there were too many, by whose they were.",
+        lambda served: served.hub.stats.busy,
+        label="by",
+    ),
+    Measure(
+        Gauge,
         "degraded",
         "1 while the backend is away.",
         lambda served: served.outage.since is not None,

@@ -7,10 +7,11 @@ import threading
 from typing import Any
 
 from semantik_realtime.errors import BackendError
-from semantik_realtime.hookspecs import Snapshot, Status
+from semantik_realtime.hookspecs import Page, Snapshot, Status
 
 REPLIES: dict[str, Any] = {
     "snapshot": Snapshot(None),
+    "page": Page(None),
     "tops": {},
     "publish": [],
     "claim": 1,
@@ -35,7 +36,8 @@ class FakeBackend:
         """Set by the test to let a hanging `publish` return."""
         for name in ("claim", "delete", "lease", "release", "close_writer"):
             setattr(self, name, lambda *_, name=name: self.answer(name))
-        for name in ("open", "close", "subscribe", "unsubscribe", "snapshot", "tops", "status"):
+        reads = ("open", "close", "subscribe", "unsubscribe", "snapshot", "page", "tops", "status")
+        for name in reads:
             setattr(self, name, lambda *_, name=name: self.read(name))
 
     def answer(self, name: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from semantik_realtime.backends.loader import load_backend
+from semantik_realtime.backends.redis.backend import RedisBackend
 from semantik_realtime.config import load_settings
 from semantik_realtime.testing.contract import BackendContract
 from semantik_realtime.testing.servers import ROWS
@@ -20,3 +21,10 @@ class TestContract(BackendContract):
         backend, url = ROWS[row].backend, server_url(row)
         self.shares_storage = ROWS[row].shares_storage
         return lambda **settings: load_backend(load_settings(backend=backend, url=url, **settings))
+
+    async def break_connection(self, backend: Any) -> None:
+        subscriber = getattr(backend, "_subscriber", None)
+        if isinstance(backend, RedisBackend):
+            subscriber._connection._writer.transport.abort()
+        elif subscriber is not None:
+            await subscriber.stream.connection.close()

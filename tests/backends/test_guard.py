@@ -29,6 +29,7 @@ from semantik_realtime.testing.contract import until
 TIMEOUT_SECONDS = 0.05
 READS: dict[str, Callable[[GuardedBackend], Any]] = {
     "snapshot": lambda backend: backend.snapshot("job:1", None, 0),
+    "page": lambda backend: backend.page("job:1", 0, 10),
     "tops": lambda backend: backend.tops(["job:1"]),
     "subscribe": lambda backend: backend.subscribe("job:1", guard._NullSink()),
 }
@@ -86,14 +87,52 @@ async def fails_probing(backend: GuardedBackend, *, thorough: bool) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", ["snapshot", "tops"])
+BIG_READS = ("snapshot", "page")
+
+
+def break_reads(fake: FakeBackend, name: str, error: BackendError) -> None:
+    """Make a read fail, and with a big one the small read that is tried after it."""
+    fake.errors[name] = fake.errors["tops" if name in BIG_READS else name] = error
+
+
+@pytest.mark.parametrize("name", ["snapshot", "page", "tops"])
 async def test_a_read_without_an_answer_ends_at_the_deadline_and_counts_as_failing(
     name: str, backend: GuardedBackend, fake: FakeBackend
 ) -> None:
-    fake.hanging.add(name)
+    fake.hanging |= {name, "tops"}
     async with asyncio.timeout(5):
         with pytest.raises(BackendUnavailable, match=r"no answer in 0\.05 s"):
             await READS[name](backend)
+    assert backend.is_away
+
+
+@pytest.mark.parametrize("name", BIG_READS)
+async def test_a_big_read_that_fails_while_the_backend_answers_is_no_outage(
+    name: str, backend: GuardedBackend, fake: FakeBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures: list[object] = []
+    backend.listen(failures.append)
+    fake.hanging.add(name)
+    async with asyncio.timeout(5):
+        assert await fails_reading(backend, name)
+    fake.hanging.clear()
+    fake.errors[name] = BackendUnavailable("connection lost")
+    assert await fails_reading(backend, name)
+    assert not backend.is_away
+    assert failures == []
+    assert backend.failed_reads == 2
+    # Logged once, for a crowd may read the same.
+    assert caplog.text.count("guard: read failed, but the backend answers topic=job:1") == 1
+    for read in READS:
+        assert await fails_reading(backend, read) is (read == name)
+
+
+@pytest.mark.parametrize("name", BIG_READS)
+async def test_a_big_read_that_the_server_refuses_counts_as_failing(
+    name: str, backend: GuardedBackend, fake: FakeBackend
+) -> None:
+    fake.errors[name] = BackendRefused("no right to EVALSHA")
+    assert await fails_reading(backend, name)
     assert backend.is_away
 
 
@@ -154,7 +193,7 @@ async def test_a_failing_write_stops_writes_and_no_reads(
 async def test_a_failing_read_stops_reads_and_no_writes(
     name: str, backend: GuardedBackend, fake: FakeBackend
 ) -> None:
-    fake.errors[name] = BackendUnavailable()
+    break_reads(fake, name, BackendUnavailable())
     assert await fails_reading(backend, name)
     assert backend.is_away
     assert not backend.fails_writes
@@ -171,7 +210,8 @@ async def test_a_failing_read_stops_reads_and_no_writes(
 async def test_without_a_prober_one_call_in_five_seconds_is_let_through(
     backend: GuardedBackend, fake: FakeBackend, clock: Clock
 ) -> None:
-    fake.errors["lease"] = fake.errors["snapshot"] = BackendUnavailable()
+    fake.errors["lease"] = BackendUnavailable()
+    break_reads(fake, "snapshot", BackendUnavailable())
     assert RETRY_SECONDS == 5
     for _ in range(3):
         for _ in range(10):
@@ -202,7 +242,7 @@ async def test_without_a_prober_the_calls_of_the_emitter_are_always_let_through(
 async def test_opening_is_let_through_and_closes_the_breaker_of_reads(
     backend: GuardedBackend, fake: FakeBackend
 ) -> None:
-    fake.errors["snapshot"] = BackendUnavailable()
+    break_reads(fake, "snapshot", BackendUnavailable())
     assert await fails_reading(backend, "snapshot")
     await backend.open()
     assert not backend.is_away
@@ -276,7 +316,8 @@ async def test_a_listener_is_called_once_an_opening_in_the_thread_of_the_failing
     assert here not in ids
     assert failures == [(error, ids[0]), (error, 0)]
 
-    lost = fake.errors["snapshot"] = BackendUnavailable("lost")
+    lost = BackendUnavailable("lost")
+    break_reads(fake, "snapshot", lost)
     for _ in range(3):
         assert await fails_reading(backend, "snapshot")
         clock.seconds += RETRY_SECONDS

@@ -160,7 +160,9 @@ class ScriptedIO:
     async def subscribe(self) -> None:
         await asyncio.sleep(0)
 
-    async def read(self, topic: str, asked: Cursor | None, history: int) -> Snapshot:
+    async def read(
+        self, topic: str, asked: Cursor | None, history: int, user: str | None
+    ) -> Snapshot:
         reading = Reading(self._log, asked)
         self.readings.append(reading)
         return await reading.answer
@@ -195,6 +197,7 @@ class Client:
         self.applied = 0
         """How many events came live or as a replay."""
         self.allowed: tuple[str, ...] = ()
+        self.user = "7"
         self.wire_name = "test"
         self.subscriptions = 1
         self.outbox_bytes = 0

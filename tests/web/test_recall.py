@@ -117,7 +117,7 @@ async def test_a_record_that_fails_is_read_again_and_never_shown_as_empty(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("semantik_realtime.web.hub.connection.RECALL_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr("semantik_realtime.web.hub.recalls.RECALL_RETRY_SECONDS", 0.2)
     plugin = record_plugin("sync", states)
     async with (
         serve_realtime(settings, plugins=[plugin, AllowAll()]) as web_server,

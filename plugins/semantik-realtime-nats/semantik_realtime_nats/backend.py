@@ -11,12 +11,12 @@ from typing import Any
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.errors import BackendUnavailable
-from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
+from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 from semantik_realtime.urls import mask_urls
 
 from semantik_realtime_nats.errors import explain
 from semantik_realtime_nats.settings import check_max_keys, load_nats_settings, plan_connect
-from semantik_realtime_nats.snapshot import read_snapshot, read_tops
+from semantik_realtime_nats.snapshot import read_page, read_snapshot, read_tops
 from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 from semantik_realtime_nats.subscriber import Subscriber
@@ -117,8 +117,13 @@ class NatsBackend:
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
         async with self._reading() as stream:
             return await read_snapshot(
-                stream, self._subjects, topic, after, history, self._settings.retention_events
+                stream, self._subjects, topic, after, history, self._settings
             )
+
+    @hookimpl
+    async def page(self, topic: str, after: int, limit: int) -> Page:
+        async with self._reading() as stream:
+            return await read_page(stream, self._subjects, topic, after, limit, self._settings)
 
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:

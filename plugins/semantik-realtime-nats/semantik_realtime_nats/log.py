@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import zlib
 
-from semantik_realtime_nats.ledger import Gap, Ledger
+from semantik_realtime_nats.ledger import PAGE_EVENTS, Gap, Ledger
 from semantik_realtime_nats.records import LogMessage
 from semantik_realtime_nats.stream import StoredMessage, Stream
 from semantik_realtime_nats.subjects import Subjects
+
+READ_BACK_FACTOR = 4
+"""How many times as many older events are read at once as newer ones are known: a log has no
+index by bytes, and the older events may be larger."""
 
 
 class TopicLog:
@@ -62,8 +66,11 @@ class TopicLog:
                 continue
             return cls(stream, subjects, topic, ledger, messages)
 
-    async def read_after(self, offset: int) -> list[LogMessage]:
-        """Return messages with all stored events after ``offset``, up to the ledger's end.
+    async def read_after(self, offset: int, limit: int, max_bytes: int) -> list[LogMessage]:
+        """Return messages with the oldest stored events after ``offset``.
+
+        They go on to the ledger's end, or until they have ``limit`` events after ``offset`` or
+        more than ``max_bytes`` bytes of them. The first one may begin before ``offset``.
 
         Raises:
             Gap: the log has been trimmed, or another epoch has begun.
@@ -71,12 +78,48 @@ class TopicLog:
         if self.messages and self.messages[0].header.offset <= offset:
             return self.messages
         end_seq = self.ledger.seq
-        messages = await read_messages(
-            self._stream, self._subjects, self._topic, self.ledger.find_seq(offset)
-        )
-        if not any(message.seq == end_seq for message in messages):
-            raise Gap("the end of the log is gone")
-        return [message for message in messages if message.seq <= end_seq]
+        subject = self._subjects.log(self._topic)
+        messages: list[LogMessage] = []
+        count = size = 0
+        async for part in self._stream.read_parts(subject, self.ledger.find_seq(offset)):
+            for message in map(decode_message, part):
+                if message.seq > end_seq:
+                    raise Gap("the end of the log is gone")
+                messages.append(message)
+                if message.seq == end_seq:
+                    return messages
+                count += max(0, min(len(message.bodies), message.cursor.offset - offset))
+                size += message.size if message.header.offset >= offset else 0
+                if count >= limit or size > max_bytes:
+                    return messages
+        raise Gap("the end of the log is gone")
+
+    async def read_newest(self, count: int, max_bytes: int) -> list[LogMessage]:
+        """Return messages with the newest ``count`` events up to the ledger's end, or fewer.
+
+        Fewer if they have more than ``max_bytes`` bytes, or if older ones are no longer stored.
+        """
+        subject = self._subjects.log(self._topic)
+        messages = self.messages
+        while True:
+            first = messages[0]
+            found = sum(len(message.bodies) for message in messages)
+            size = sum(message.size for message in messages)
+            older = [seq for _, seq in self.ledger.pages if seq < first.seq]
+            if found >= count or size > max_bytes or not older or not first.header.prev_seq:
+                return messages
+            # As many as fit if they are like those found so far, but not many more than those.
+            fitting = (max_bytes - size) * max(found, 1) // max(size, 1) + 1
+            missing = min(count - found, fitting, READ_BACK_FACTOR * max(found, PAGE_EVENTS))
+            seq = min(older[-1], self.ledger.find_seq(max(0, first.header.offset - missing)))
+            page: list[LogMessage] = []
+            async for part in self._stream.read_parts(subject, seq):
+                page += [decode_message(stored) for stored in part if stored.seq < first.seq]
+                if part and part[-1].seq >= first.header.prev_seq:
+                    break
+            if not page or page[-1].seq != first.header.prev_seq:
+                return messages
+            messages = page + messages
 
     async def read_states(self) -> dict[str, bytes]:
         """Return, for each key with a state, the event that has it.

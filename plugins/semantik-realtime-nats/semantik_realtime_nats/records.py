@@ -92,6 +92,11 @@ class LogMessage(msgspec.Struct, frozen=True):
         return Cursor(header.epoch, header.offset + len(self.bodies), header.last_chain)
 
     @property
+    def size(self) -> int:
+        """About how many bytes its events have, without their offsets."""
+        return sum(map(len, self.bodies))
+
+    @property
     def is_unknown(self) -> bool:
         """True if readers do not know the topic after it: it is deleted, or only claimed."""
         return self.header.deleted or self.cursor.offset == 0

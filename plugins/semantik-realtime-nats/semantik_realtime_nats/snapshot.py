@@ -1,13 +1,16 @@
-"""Snapshots and tops of topics."""
+"""Snapshots, pages and tops of topics."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
+from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Event
-from semantik_realtime.core.resume import LogInfo, plan_sync
-from semantik_realtime.hookspecs import Snapshot, Top
+from semantik_realtime.core.limits import MAX_REPLAY
+from semantik_realtime.core.resume import LogInfo, Reason, plan_sync, take_bytes
+from semantik_realtime.hookspecs import Page, Snapshot, Top
 
 from semantik_realtime_nats.ledger import Gap
 from semantik_realtime_nats.log import TopicLog, decode_message
@@ -25,7 +28,7 @@ async def read_snapshot(
     topic: str,
     after: Cursor | None,
     history: int,
-    retention_events: int,
+    settings: Settings,
 ) -> Snapshot:
     """See `semantik_realtime.hookspecs.BackendSpec.snapshot`."""
     while True:
@@ -36,7 +39,28 @@ async def read_snapshot(
             return Snapshot(None, deleted=log.ledger.deleted)
         # On a gap the log has changed too much since it was read: read it again.
         with contextlib.suppress(Gap):
-            return await _read_sync(log, after, history, retention_events)
+            return await _read_sync(log, after, history, settings)
+
+
+async def read_page(
+    stream: Stream, subjects: Subjects, topic: str, after: int, limit: int, settings: Settings
+) -> Page:
+    """See `semantik_realtime.hookspecs.BackendSpec.page`."""
+    while True:
+        log = await TopicLog.read(stream, subjects, topic)
+        if log is None or stream.now() >= log.ledger.alive_until:
+            return Page(None)
+        ledger = log.ledger
+        if ledger.deleted or ledger.offset == 0:
+            return Page(None)
+        start = max(after, ledger.first_offset(settings.retention_events) - 1)
+        if start >= ledger.offset:
+            return Page(ledger.cursor)
+        with contextlib.suppress(Gap):
+            messages = await log.read_after(start, limit, settings.max_read_bytes)
+            rest = islice(events_after(messages, start), limit)
+            events = take_bytes(rest, settings.max_read_bytes)
+            return Page(ledger.cursor, events, events[-1].offset < ledger.offset)
 
 
 async def read_tops(stream: Stream, subjects: Subjects, topics: Sequence[str]) -> dict[str, Top]:
@@ -53,36 +77,39 @@ async def read_tops(stream: Stream, subjects: Subjects, topics: Sequence[str]) -
 
 
 async def _read_sync(
-    log: TopicLog, after: Cursor | None, history: int, retention_events: int
+    log: TopicLog, after: Cursor | None, history: int, settings: Settings
 ) -> Snapshot:
     """Return the events after ``after``, or the states and the reason for them.
 
     Raises:
         Gap: the log is outdated.
     """
-    ledger = log.ledger
-    first = ledger.first_offset(retention_events)
+    ledger, max_bytes = log.ledger, settings.max_read_bytes
+    first = ledger.first_offset(settings.retention_events)
     info = LogInfo(ledger.epoch, ledger.offset, ledger.chain, first)
     # First with the chain that it claims: a cursor that fails even so needs no reading.
     reason = plan_sync(after, info, after.chain if after else None)
     if reason is None:
         assert after is not None
-        tail = await log.read_after(after.offset)
+        tail = await log.read_after(after.offset, MAX_REPLAY, max_bytes)
         reason = plan_sync(after, info, chain_at(tail, after.offset))
         if reason is None:
-            events = events_after(tail, after.offset)
-            return Snapshot(ledger.cursor, ledger.owner, None, {}, events)
+            replay = take_bytes(events_after(tail, after.offset), max_bytes)
+            if not replay or replay[-1].offset == ledger.offset:
+                return Snapshot(ledger.cursor, ledger.owner, None, {}, replay)
+            reason = Reason.TOO_FAR
     states = await log.read_states()
     newest: list[Event] = []
     if history:
         start = max(first, ledger.offset - history + 1) - 1
-        newest = events_after(await log.read_after(start), start)
+        messages = await log.read_newest(ledger.offset - start, max_bytes)
+        newest = take_bytes(reversed([*events_after(messages, start)]), max_bytes)[::-1]
     return Snapshot(ledger.cursor, ledger.owner, reason, states, newest)
 
 
-def events_after(messages: Iterable[LogMessage], offset: int) -> list[Event]:
-    """Return the events after an offset."""
-    return [event for message in messages for event in message.events() if event.offset > offset]
+def events_after(messages: Iterable[LogMessage], offset: int) -> Iterator[Event]:
+    """Yield the events after an offset."""
+    return (event for message in messages for event in message.events() if event.offset > offset)
 
 
 def chain_at(messages: Iterable[LogMessage], offset: int) -> int | None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
@@ -208,7 +208,10 @@ class Stream:
 
     async def read_from(self, subject: str, seq: int) -> list[StoredMessage]:
         """Return all messages of a subject with the sequence ``seq`` or a later one."""
-        found: list[StoredMessage] = []
+        return [message async for part in self.read_parts(subject, seq) for message in part]
+
+    async def read_parts(self, subject: str, seq: int) -> AsyncIterator[list[StoredMessage]]:
+        """Yield the same in parts of at most `BATCH_BYTES`; each is read when it is asked for."""
         while True:
             request = {
                 "next_by_subj": subject,
@@ -217,9 +220,9 @@ class Stream:
                 "max_bytes": BATCH_BYTES,
             }
             messages, end = await self._read(request)
-            found += messages
+            yield messages
             if not messages or end["Nats-Num-Pending"] == "0":
-                return found
+                return
             seq = messages[-1].seq + 1
 
     async def purge(self, subject: str, below_seq: int) -> None:

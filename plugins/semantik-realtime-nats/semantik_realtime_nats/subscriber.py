@@ -37,7 +37,8 @@ class Subscriber:
 
     Owns the connection for reading and the task that renews it. After a break it subscribes to
     every topic again, waits for the server's confirmation, and then calls `Sink.interrupted` of
-    every sink.
+    every sink; of a sink whose first event arrives earlier, before that event, which may belong
+    to a log that a failover has rewritten.
     """
 
     def __init__(
@@ -50,6 +51,9 @@ class Subscriber:
         """The sink of each watched topic."""
         self._unsubscribes: dict[str, Callable[[], Awaitable[None]]] = {}
         """For each topic that is subscribed on the current connection, what ends that."""
+        self._interrupted: set[str] = set()
+        """Topics whose sink was not called with `interrupted` since the last break. Set before
+        they are subscribed on a new connection."""
         self._stream: Stream | None = None
         """On the current connection; None from a break to the next connection."""
         self._attempt_ended = asyncio.Event()
@@ -145,8 +149,8 @@ class Subscriber:
                 stream = await self._reconnect()
                 self._use(stream)
                 logger.info("subscriber: resubscribed topics=%d", len(self._sinks))
-                for topic, sink in list(self._sinks.items()):
-                    sink.interrupted(topic)
+                for topic in list(self._interrupted):
+                    self._interrupt(topic)
         finally:
             self._stop_using()
             self._end_attempt()
@@ -179,6 +183,7 @@ class Subscriber:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 topics = list(self._sinks)
+                self._interrupted = set(topics)
                 for topic in topics:
                     await self._request(stream, topic)
                 await self._confirm(stream, topics)
@@ -207,8 +212,10 @@ class Subscriber:
             return
 
         def on_data(data: bytes) -> None:
+            self._interrupt(topic)
             sink = self._sinks.get(topic)
-            if sink is not None:
+            # nats-py may still deliver what it has received on a connection that is closed.
+            if sink is not None and not stream.connection.is_closed:
                 deliver(topic, sink, data)
 
         def on_dropped() -> None:
@@ -224,6 +231,14 @@ class Subscriber:
             await unsubscribe()
         else:
             self._unsubscribes[topic] = unsubscribe
+
+    def _interrupt(self, topic: str) -> None:
+        """Call the topic's sink with `interrupted`, unless that was done since the last break."""
+        if topic in self._interrupted:
+            self._interrupted.remove(topic)
+            sink = self._sinks.get(topic)
+            if sink is not None:
+                sink.interrupted(topic)
 
     async def _confirm(self, stream: Stream, topics: Sequence[str]) -> None:
         subjects = [self._subjects.live(topic) for topic in topics]

@@ -16,3 +16,8 @@ class TestNats(BackendContract):
     @pytest.fixture
     def make_backend(self, url: str) -> Callable[..., Any]:
         return lambda **settings: NatsBackend(load_settings(backend="nats", url=url, **settings))
+
+    async def break_connection(self, backend: NatsBackend) -> None:
+        assert backend._subscriber is not None
+        assert backend._subscriber.stream is not None
+        await backend._subscriber.stream.connection.close()

@@ -129,7 +129,8 @@ async def test_the_sweep_purges_the_expired_topics_and_no_others(
 async def test_a_snapshot_larger_than_one_reply_is_read_in_parts(
     url: str, make_backend: Make, topic: str
 ) -> None:
-    backend, author = make_backend(url, max_event_bytes=500_000), Author()
+    backend = make_backend(url, max_event_bytes=500_000, max_read_bytes=10**8)
+    author = Author()
     await backend.open()
     text = "x" * 200_000
     for n in range(150):
@@ -142,7 +143,7 @@ async def test_a_snapshot_larger_than_one_reply_is_read_in_parts(
 async def test_a_batch_larger_than_a_message_is_appended_completely(
     url: str, make_backend: Make, topic: str
 ) -> None:
-    backend, author = make_backend(url), Author()
+    backend, author = make_backend(url, max_read_bytes=10**8), Author()
     await backend.open()
     drafts = [author.draft(topic, data={"x": "y" * 50_000}) for _ in range(100)]
     receipts = backend.publish(drafts)

@@ -27,11 +27,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from semantik_realtime.backends.redis.replies import read_page, read_snapshot
 from semantik_realtime.backends.redis.script import (
     APPEND,
     CLAIM,
     DELETE,
     LEASE,
+    PAGE,
     READ,
     Script,
     Writer,
@@ -40,11 +42,10 @@ from semantik_realtime.backends.redis.script import (
 )
 from semantik_realtime.backends.redis.subscriber import Subscriber
 from semantik_realtime.config import Settings
-from semantik_realtime.core.event import Cursor, Draft, Event, Outcome, Receipt, link
+from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt, link
 from semantik_realtime.core.limits import MAX_PRODUCERS, MAX_REPLAY
-from semantik_realtime.core.resume import Reason
 from semantik_realtime.errors import BackendUnavailable
-from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
+from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 from semantik_realtime.urls import mask_text, mask_urls
 
 DEFAULT_URL = "redis://localhost:6379/0"
@@ -193,24 +194,14 @@ class RedisBackend:
     @hookimpl
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
         asked = ("-", 0, "") if after is None else (after.epoch, after.offset, f"{after.chain:08x}")
-        reply = await self._run(READ, self._keys(topic)[:3], *asked, history, MAX_REPLAY)
-        if len(reply) < 2:
-            return Snapshot(None, deleted=bool(reply))
-        epoch, offset, chain, owner, reason, flat_events, flat_states = reply
-        events = []
-        for body, mark in zip(flat_events[::2], flat_events[1::2], strict=True):
-            entry, _, entry_chain = mark.partition(b" ")
-            events.append(Event(int(entry.partition(b"-")[0]), int(entry_chain, 16), body))
-        return Snapshot(
-            Cursor(epoch.decode(), int(offset), int(chain, 16)),
-            owner.decode() or None,
-            Reason(reason.decode()) if reason else None,
-            {
-                key.decode(): event
-                for key, event in zip(flat_states[::2], flat_states[1::2], strict=True)
-            },
-            events,
-        )
+        most = self._settings.max_read_bytes
+        reply = await self._run(READ, self._keys(topic)[:3], *asked, history, MAX_REPLAY, most)
+        return read_snapshot(reply)
+
+    @hookimpl
+    async def page(self, topic: str, after: int, limit: int) -> Page:
+        most = self._settings.max_read_bytes
+        return read_page(await self._run(PAGE, self._keys(topic)[:2], after, limit, most))
 
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:

@@ -1,7 +1,9 @@
--- Read a topic atomically: the events after a cursor, or the states with the reason.
+-- Read a topic atomically: the events after a cursor, or the states with the reason. Begins with
+-- entries.lua.
 --
 -- KEYS  meta log state
--- ARGV  epoch offset chain of the cursor (epoch "-": none), history, limit of a replay
+-- ARGV  epoch offset chain of the cursor (epoch "-": none), history, limit of a replay, most bytes
+--       of the events
 -- Return {} for an unknown topic, {'deleted'} while a deleted one refuses late drafts, else
 --        {epoch, offset, chain, owner, reason ('': a replay), {event, "ID CHAIN", …},
 --        {key, event, …}}
@@ -42,23 +44,19 @@ else
   end
 end
 
+local most = tonumber(ARGV[6])
 local events, states = {}, {}
-if reason == '' then
-  if asked < offset then
-    for _, entry in ipairs(redis.call('XRANGE', log, string.format('%d-0', asked + 1), '+')) do
-      events[#events + 1] = entry[2][2]
-      events[#events + 1] = entry[1] .. ' ' .. string.sub(entry[2][4], 1, 8)
-    end
-  end
-else
+if reason == '' and asked < offset then
+  events = read_events('XRANGE', log, asked + 1, offset - asked, most)
+  if #events < 2 * (offset - asked) then reason = 'too_far' end
+end
+if reason ~= '' then
   states = redis.call('HGETALL', state)
-  local history = tonumber(ARGV[4])
-  if history > 0 then
-    local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', history)
-    for i = #newest, 1, -1 do
-      events[#events + 1] = newest[i][2][2]
-      events[#events + 1] = newest[i][1] .. ' ' .. string.sub(newest[i][2][4], 1, 8)
-    end
+  local newest = read_events('XREVRANGE', log, offset, tonumber(ARGV[4]), most)
+  events = {}
+  for i = #newest - 1, 1, -2 do
+    events[#events + 1] = newest[i]
+    events[#events + 1] = newest[i + 1]
   end
 end
 return {epoch, string.format('%d', offset), string.format('%08x', chain),

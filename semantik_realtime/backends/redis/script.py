@@ -55,7 +55,8 @@ class Script:
 
 
 APPEND = Script("fence", "append")
-READ = Script("read")
+READ = Script("entries", "read")
+PAGE = Script("entries", "page")
 CLAIM = Script("fence", "claim")
 DELETE = Script("delete")
 LEASE = Script("lease")

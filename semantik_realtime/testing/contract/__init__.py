@@ -29,7 +29,7 @@ pytest.register_assert_rewrite(
     *(
         f"{__name__}.{part}"
         for part in (
-            *("appending", "fence", "states", "resuming"),
+            *("appending", "fence", "states", "resuming", "reading"),
             *("lifetime", "live", "leases", "process"),
         )
     )

@@ -16,6 +16,8 @@ class Recorder:
     """A sink that records its calls."""
 
     def __init__(self) -> None:
+        self.calls: list[str | list[Event]] = []
+        """Every call in order: the events, or the name of the method."""
         self.batches: list[tuple[str, int, list[Event]]] = []
         """The epoch, the offset before the first event, and the events of each call."""
         self.interruptions = 0
@@ -25,12 +27,15 @@ class Recorder:
 
     def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
         self.batches.append((epoch, prev, list(events)))
+        self.calls.append(list(events))
 
     def interrupted(self, topic: str) -> None:
         self.interruptions += 1
+        self.calls.append("interrupted")
 
     def gone(self, topic: str) -> None:
         self.deletions += 1
+        self.calls.append("gone")
 
     async def wait_for_events(self, count: int) -> None:
         """Wait until ``count`` events were received; after 10 s the test fails."""

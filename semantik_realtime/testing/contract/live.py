@@ -136,3 +136,47 @@ class Live(Fixtures):
         await sink_one.wait_for_events(20)
         await sink_two.wait_for_events(20)
         assert sink_one.received == sink_two.received
+
+    async def test_after_a_break_each_sink_is_interrupted_before_it_receives_an_event(
+        self, open_backend: Callable[..., Any], topic: str
+    ) -> None:
+        if not self.shares_storage or type(self).break_connection is Fixtures.break_connection:
+            return
+        reader, writer = await open_backend(), await open_backend()
+        author = Author()
+        sinks = {f"{topic}-{number}": Recorder() for number in range(20)}
+        for name, sink in sinks.items():
+            await reader.subscribe(name, sink)
+        rounds = 0
+        stop = threading.Event()
+
+        def write() -> None:
+            nonlocal rounds
+            while not stop.is_set():
+                writer.publish([author.draft(name) for name in sinks])
+                rounds += 1
+
+        async def wait_for_rounds(count: int) -> None:
+            target = rounds + count
+            await until(lambda: rounds >= target, "the writer")
+
+        async with in_thread(write):
+            try:
+                for _ in range(5):
+                    await wait_for_rounds(1)
+                    for sink in sinks.values():
+                        sink.calls.clear()
+                    await self.break_connection(reader)
+                    # One round may have been under way during the break.
+                    last = rounds + 1
+                    await until(
+                        lambda: all("interrupted" in sink.calls for sink in sinks.values()),
+                        "the call of interrupted() on every sink",
+                    )
+                    for sink in sinks.values():
+                        early = sink.calls[: sink.calls.index("interrupted")]
+                        for call in early:
+                            assert isinstance(call, list)
+                            assert call[-1].offset <= last, "an event of the new connection"
+            finally:
+                stop.set()

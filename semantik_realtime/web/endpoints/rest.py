@@ -5,79 +5,62 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from semantik_realtime.core.event import Event
+from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.web.credentials import credentials_of
+from semantik_realtime.web.endpoints.answers import JsonAnswer, Refused, refuse_busy
+from semantik_realtime.web.reads import Busy
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.wire import states_of
 
 logger = logging.getLogger(__name__)
 
-_encode = msgspec.json.Encoder().encode
-
-
-class Refused(Exception):
-    """A request that is refused, with its response."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.response = JSONResponse({"code": code, "message": message}, status)
-        if status == 401:
-            self.response.headers["WWW-Authenticate"] = "Bearer"
-
 
 async def get_job(request: Request, web: WebState, job_id: str) -> Response:
     """Return the state of a job now; ETag is the cursor."""
-    topic = None
+    topic, user = None, ""
     try:
-        topic = await _authorized(request, web, job_id)
-        snapshot = await web.hub.read(topic, None, 0)
+        topic, user = await _authorized(request, web, job_id)
+        async with web.hub.reads.request_turn(user):
+            snapshot = await web.hub.read(topic)
         if snapshot.cursor is None:
             recalled = None if snapshot.deleted else await web.outage.recall(topic)
             if recalled is None:
                 raise Refused(404, "not_found", "no such job")
-            return _json({"topic": topic, "cursor": None, "offset": 0, "states": _raw(recalled)})
+            return JsonAnswer(_states(topic, None, recalled), user, web)
     except Refused as refused:
         return refused.response
+    except Busy as busy:
+        return refuse_busy(web, busy)
     except BackendError as error:
-        return await _provisional(web, topic, error)
+        return await _provisional(web, topic, user, error)
     etag = f'"{snapshot.cursor}"'
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers={"ETag": etag})
-    body = {
-        "topic": topic,
-        "cursor": str(snapshot.cursor),
-        "offset": snapshot.cursor.offset,
-        "states": _raw(states_of(topic, snapshot)),
-    }
-    return _json(body, ETag=etag)
+    states = _states(topic, snapshot.cursor, states_of(topic, snapshot))
+    return JsonAnswer(states, user, web, ETag=etag)
 
 
-async def _provisional(web: WebState, topic: str | None, error: BackendError) -> Response:
+async def _provisional(
+    web: WebState, topic: str | None, user: str, error: BackendError
+) -> Response:
     """Return what is known of a job without the backend, for a user who may watch it."""
     if topic is not None:
         with contextlib.suppress(BackendError):
             states = await web.outage.states(topic)
             if states is not None:
-                return _json(
-                    {
-                        "topic": topic,
-                        "cursor": None,
-                        "offset": 0,
-                        "states": _raw(states),
-                        "provisional": True,
-                    }
-                )
+                body = {**_states(topic, None, states), "provisional": True}
+                return JsonAnswer(body, user, web)
     return _unavailable(error)
 
 
@@ -88,26 +71,32 @@ def _unavailable(error: BackendError) -> Response:
 
 
 async def get_history(request: Request, web: WebState, job_id: str) -> Response:
-    """Return the retained events after ``after``, oldest first, at most ``limit``."""
+    """Return the retained events after ``after``, oldest first, at most ``limit``.
+
+    Fewer if they would have too many bytes; ``next`` continues after them.
+    """
     try:
         after = integer(request, "after", 0, 2**53)
         limit = integer(request, "limit", 100, MAX_HISTORY)
-        topic = await _authorized(request, web, job_id)
-        # A log keeps no more by default; of a longer one the newest are read.
-        snapshot = await web.hub.read(topic, None, MAX_HISTORY)
+        topic, user = await _authorized(request, web, job_id)
+        async with web.hub.reads.request_turn(user):
+            page = await web.hub.page(topic, after, max(1, limit))
     except Refused as refused:
         return refused.response
+    except Busy as busy:
+        return refuse_busy(web, busy)
     except BackendError as error:
         return _unavailable(error)
-    events: list[Event] = [event for event in snapshot.events if event.offset > after]
-    return _json(
-        {
-            "topic": topic,
-            "epoch": snapshot.cursor.epoch if snapshot.cursor else None,
-            "events": [msgspec.Raw(event.json) for event in events[:limit]],
-            "more": len(events) > limit,
-        }
-    )
+    # A page has one event at least, but the request may ask for none.
+    events = page.events[:limit]
+    body = {
+        "topic": topic,
+        "epoch": page.cursor.epoch if page.cursor else None,
+        "events": [msgspec.Raw(event.json) for event in events],
+        "more": page.more or len(events) < len(page.events),
+        "next": events[-1].offset if events else after,
+    }
+    return JsonAnswer(body, user, web)
 
 
 async def get_health(web: WebState) -> Response:
@@ -170,8 +159,8 @@ async def identify(request: Request, web: WebState) -> CheckedIdentity:
         raise Refused(403 if error.code == "forbidden" else 401, error.code, str(error)) from None
 
 
-async def _authorized(request: Request, web: WebState, job_id: str) -> str:
-    """Return the job's topic, if the user may watch it.
+async def _authorized(request: Request, web: WebState, job_id: str) -> tuple[str, str]:
+    """Return the job's topic and the user, if the user may watch it.
 
     Another user's job and a job that does not exist get the same answer.
     """
@@ -182,7 +171,7 @@ async def _authorized(request: Request, web: WebState, job_id: str) -> str:
         raise Refused(404, "not_found", "no such job") from None
     if not await web.may_watch(identity.user, topic):
         raise Refused(404, "not_found", "no such job")
-    return topic
+    return topic, identity.user
 
 
 def integer(request: Request, name: str, default: int, most: int) -> int:
@@ -205,13 +194,10 @@ def _matches(condition: str, etag: str) -> bool:
     return etag in tags or "*" in tags
 
 
-def _raw(states: Any) -> dict[str, msgspec.Raw]:
-    return {key: msgspec.Raw(state) for key, state in states.items()}
-
-
-def _json(body: Any, **headers: str) -> Response:
-    return Response(
-        _encode(body),
-        media_type="application/json",
-        headers={"Cache-Control": "no-store", **headers},
-    )
+def _states(topic: str, cursor: Cursor | None, states: Mapping[str, bytes]) -> dict[str, Any]:
+    return {
+        "topic": topic,
+        "cursor": str(cursor) if cursor else None,
+        "offset": cursor.offset if cursor else 0,
+        "states": {key: msgspec.Raw(state) for key, state in states.items()},
+    }

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -18,10 +18,12 @@ from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import BackendError, TopicError
+from semantik_realtime.web.endpoints.answers import PIECE_BYTES, Refused
 from semantik_realtime.web.endpoints.peer import Peer
-from semantik_realtime.web.endpoints.rest import Refused, identify, integer
+from semantik_realtime.web.endpoints.rest import identify, integer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
 from semantik_realtime.web.hub.connection import Connection, Ended
+from semantik_realtime.web.reads import Busy
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.ends import StreamEnds, may_finish
@@ -112,8 +114,13 @@ class SseWire(NativeWire):
             self.ends.follow(sync.topic, sync.snapshot.events)
         else:
             self.ends.reset(sync.topic, sync.states)
-        places = {sync.topic: sync.snapshot.cursor}
-        return [Placed(frame, places) for frame in super().sync(sync)]
+        # Encoded once for all streams, as the frame is: it may have a megabyte.
+        encoded = sync.encoded.get(self.name)
+        if encoded is None:
+            places = {sync.topic: sync.snapshot.cursor}
+            encoded = [Placed(frame, places) for frame in super().sync(sync)]
+            sync.encoded[self.name] = encoded
+        return encoded
 
     def events(self, waiting: list[tuple[str, Outgoing]]) -> list[str]:
         self.ends.has_news = True
@@ -183,18 +190,18 @@ class EventStream(Response):
 
         async def write(frame: str) -> None:
             nonlocal has_begun
-            # An application may have encoded JSON with line ends; there they are white space.
-            line = frame.replace("\n", " ").replace("\r", " ")
-            text = f"data: {line}\n\n" if line else ":\n\n"
+            head = "data: " if frame else ":"
             if isinstance(frame, Placed):
                 places.update(frame.places)
-                text = f"{_id(places)}\n{text}"
+                head = f"{_id(places)}\n{head}"
             if not has_begun:
                 has_begun = True
                 start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                 await send(start)
-                text = f"{_retry(reconnect_seconds())}\n{text}"
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+                head = f"{_retry(reconnect_seconds())}\n{head}"
+            for piece in _pieces(head, frame):
+                connection.note_progress()
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
             end_if_finished()
 
         async def read(_: Connection) -> None:
@@ -266,10 +273,11 @@ async def _has_seen_the_end(
         return False
     has_end = last.split(",")[len(asked) :] == [END]
     has_all = True
-    with contextlib.suppress(BackendError):
+    with contextlib.suppress(BackendError, Busy):
         for topic, place in asked.items():
             if await web.may_watch(user, topic):
-                snapshot = await web.hub.read(topic, None, 0)
+                async with web.hub.reads.request_turn(user):
+                    snapshot = await web.hub.read(topic)
                 is_finished = ends.seed(topic, states_of(topic, snapshot))
                 if snapshot.cursor is None:
                     # The end is in the host's record alone, which the client was sent.
@@ -303,6 +311,19 @@ def _last_id(request: Request) -> str:
 
 def _id(places: Mapping[str, Cursor | None]) -> str:
     return "id: " + ",".join("" if place is None else str(place) for place in places.values())
+
+
+def _pieces(head: str, frame: str) -> Iterator[bytes]:
+    """Yield an event of the stream, in pieces of at most `PIECE_BYTES` characters of its frame.
+
+    The server waits for the client between two pieces, so it never buffers more than a few.
+    """
+    for start in range(0, len(frame) or 1, PIECE_BYTES):
+        # An application may have encoded JSON with line ends; there they are white space.
+        part = frame[start : start + PIECE_BYTES].replace("\n", " ").replace("\r", " ")
+        end = "\n\n" if start + PIECE_BYTES >= len(frame) else ""
+        yield f"{head}{part}{end}".encode()
+        head = ""
 
 
 def _retry(seconds: float) -> str:

@@ -56,6 +56,7 @@ _CUT_OFF = (CloseCode.FLOOD, CloseCode.BAD_FRAME, CloseCode.TOO_BIG)
 
 async def serve_native(websocket: WebSocket, web: WebState) -> None:
     """Serve one connection of `semantik.realtime.v1`, from handshake to close."""
+    web.server_limits.check(websocket)
     if not web.access.allows_origin(websocket):
         await _refuse_page(websocket, web, CloseCode.FORBIDDEN)
         return
@@ -105,6 +106,7 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
 
     These clients reconnect only after an end without a close frame.
     """
+    web.server_limits.check(websocket)
     if not web.access.allows_origin(websocket):
         await _refuse_page(websocket, web, CloseCode.POLICY)
         return

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 1.0
+SYNC_SECONDS = 1.0
+"""How long an answer is kept for others that ask for the same."""
 
 
 class ChannelIO(NamedTuple):
@@ -32,8 +34,9 @@ class ChannelIO(NamedTuple):
 
     subscribe: Callable[[], Awaitable[None]]
     """Make the backend deliver the topic's events to `Channel.receive`."""
-    read: Callable[[str, Cursor | None, int], Coroutine[Any, Any, Snapshot]]
-    """`semantik_realtime.hookspecs.Backend.snapshot`."""
+    read: Callable[[str, Cursor | None, int, str | None], Coroutine[Any, Any, Snapshot]]
+    """`semantik_realtime.hookspecs.Backend.snapshot`, when it is the turn of the user who is the
+    last argument; None: of the process."""
     pause: Callable[[float], Awaitable[None]]
     """Wait for so many seconds, and while the backend is away until it is back."""
     spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]]
@@ -166,11 +169,8 @@ class Channel:
         buffer = self._splice.buffer
         while True:
             if self.phase is Phase.LIVE and buffer.epoch and asked and buffer.knows(asked):
-                events = buffer.since(asked.offset)
-                assert events is not None
-                snapshot = Snapshot(self.cursor, None, None, {}, events)
-                return self._add(watcher, self.cursor), snapshot
-            snapshot = await self._read(asked, history)
+                return self._add(watcher, self.cursor), self._replay(asked)
+            snapshot = await self._read(asked, history, watcher.user)
             place = snapshot.cursor or NOWHERE
             before = self.cursor
             replay = snapshot.events if snapshot.reason is None else None
@@ -221,7 +221,23 @@ class Channel:
         last = self._last_sync
         if last is None or not last.answers(asked, snapshot, recalled):
             last = self._last_sync = Sync(self.topic, asked, snapshot, recalled)
+            # It may be large, and the topic may be watched for hours without another event.
+            asyncio.get_running_loop().call_later(SYNC_SECONDS, self._forget_sync, last)
         return last
+
+    def _forget_sync(self, sync: Sync) -> None:
+        if self._last_sync is sync:
+            self._last_sync = None
+
+    def _replay(self, asked: Cursor) -> Snapshot:
+        """Return the kept events after ``asked``; the same object to a crowd that reconnects."""
+        last = self._last_sync
+        if last is not None and last.asked == asked and last.reason is None:
+            if last.snapshot.cursor == self.cursor:
+                return last.snapshot
+        events = self._splice.buffer.since(asked.offset)
+        assert events is not None
+        return Snapshot(self.cursor, None, None, {}, events)
 
     # Resync.
 
@@ -237,7 +253,7 @@ class Channel:
             while True:
                 asked = self._splice.asked
                 try:
-                    snapshot = await self._io.read(self.topic, asked, 0)
+                    snapshot = await self._io.read(self.topic, asked, 0, None)
                 except Exception as error:
                     # Whatever it was: a channel that held its events for ever would be worse.
                     if not isinstance(error, BackendError):
@@ -271,11 +287,11 @@ class Channel:
     async def _subscribe(self) -> None:
         await self._io.subscribe()
 
-    async def _read(self, asked: Cursor | None, history: int) -> Snapshot:
+    async def _read(self, asked: Cursor | None, history: int, user: str) -> Snapshot:
         key = (asked, history)
         reading = self._readings.get(key)
         if reading is None:
-            reading = self._io.spawn(self._io.read(self.topic, asked, history), "snapshot")
+            reading = self._io.spawn(self._io.read(self.topic, asked, history, user), "snapshot")
             self._readings[key] = reading
             reading.add_done_callback(lambda _: self._readings.pop(key, None))
         return await asyncio.shield(reading)

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.limits import MAX_READING_JOINS
+from semantik_realtime.core.limits import COLLECT_BYTES, MAX_READING_JOINS
 from semantik_realtime.core.session import CloseCode
-from semantik_realtime.errors import BackendError, BackendUnavailable
+from semantik_realtime.errors import BackendError
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.outbox import Outbox
+from semantik_realtime.web.hub.recalls import Recalls
 from semantik_realtime.web.hub.subscription import Subscription
 from semantik_realtime.web.outage import DegradedMode
 from semantik_realtime.web.tokens import CheckedIdentity
@@ -24,7 +25,6 @@ from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
 
 logger = logging.getLogger(__name__)
 
-RECALL_RETRY_SECONDS = 5.0
 DRAIN_WRITE_SECONDS = 1.0
 """How long a drained connection may send what waits for it: less than `Hub.drain` waits."""
 
@@ -97,7 +97,9 @@ class Connection:
         # Subscriptions with events or a snapshot to collect, in the order of their wake-ups.
         self._dirty: dict[Subscription, None] = {}
         # Asks the host for its record of topics that the backend does not know.
-        self._recalls: dict[Subscription, asyncio.Task[None]] = {}
+        self._recalls = Recalls(
+            outage.recall, hub.spawn, lambda sync: self.post(*self._answer(sync))
+        )
         # Set to make `write` collect and send.
         self._wake = asyncio.Event()
         # Why the server ends the connection; set once.
@@ -107,6 +109,11 @@ class Connection:
         self._next_heartbeat = time.monotonic() + heartbeat_seconds
         # The task that runs `write`.
         self._writer: asyncio.Task[Any] | None = None
+
+    @property
+    def user(self) -> str:
+        """Who is connected."""
+        return self.identity.user
 
     @property
     def topics(self) -> set[str]:
@@ -257,22 +264,33 @@ class Connection:
             await self._wake.wait()
             self._wake.clear()
             batches = self._collect()
-            for frame in self._outbox.sending:
-                self._sending_since = time.monotonic()
-                await self._send(frame)
+            while self._outbox.sending:
+                self.note_progress()
+                await self._send(self._outbox.sending[0])
+                self._outbox.sent()
             self._sending_since = None
-            self._outbox.sent()
             if batches:
                 self._hub.stats.count_written(batches, time.time())
             if self._ended is not None and self._outbox.is_empty:
                 raise self._ended
 
+    def note_progress(self) -> None:
+        """A frame, or a part of one, is about to be sent: the one before has left the process."""
+        self._sending_since = time.monotonic()
+
     def _collect(self) -> list[Outgoing]:
-        """Make `write` send all that waits; return the batches of events in it."""
+        """Make `write` send what waits; return the batches of events in it.
+
+        Subscriptions beyond `COLLECT_BYTES` wait for the next time.
+        """
         out = self._outbox.collect()
         dirty, self._dirty = self._dirty, {}
         waiting: list[tuple[str, Outgoing]] = []
+        collected = 0
         for subscription in dirty:
+            if collected > COLLECT_BYTES:
+                self.wake(subscription)
+                continue
             topic = subscription.channel.topic
             if self._subscriptions.get(topic) is not subscription:
                 continue
@@ -280,14 +298,17 @@ class Connection:
             if pending is not None:
                 before, snapshot = pending
                 if snapshot.cursor is None:
-                    self._start_recall(subscription, before)
+                    self._recalls.start(subscription, before)
                     continue
-                out += self._answer(subscription.channel.answer(before, snapshot))
+                frames = self._answer(subscription.channel.answer(before, snapshot))
+                collected += sum(map(len, frames))
+                out += frames
             outgoing = subscription.collect_events()
             if outgoing is None:
                 self.end(CloseCode.EVICTED, "too slow")
                 break
             if outgoing.events:
+                collected += len(outgoing.member)
                 waiting.append((topic, outgoing))
         if waiting:
             out += self._wire.events(waiting)
@@ -296,31 +317,6 @@ class Connection:
     def _answer(self, sync: Sync) -> list[str]:
         self._hub.stats.count_sync(sync.reason)
         return self._wire.sync(sync)
-
-    # Topics that the backend does not know.
-
-    def _start_recall(self, subscription: Subscription, before: Cursor | None) -> None:
-        running = self._recalls.get(subscription)
-        if running is None or running.done():
-            recall = self._recall(subscription, before)
-            self._recalls[subscription] = self._hub.spawn(recall, "answer")
-
-    async def _recall(self, subscription: Subscription, before: Cursor | None) -> None:
-        """Ask the host for its record, outside the writer, which must not wait for it.
-
-        Until the host has answered the client gets nothing of the topic, unless
-        the backend comes to know it and a snapshot replaces the pending one.
-        """
-        channel = subscription.channel
-        while (snapshot := subscription.pending) is not None and snapshot.cursor is None:
-            try:
-                recalled = await self._outage.recall(channel.topic)
-            except BackendUnavailable:
-                await asyncio.sleep(RECALL_RETRY_SECONDS)
-                continue
-            if subscription.settle(snapshot):
-                self.post(*self._answer(channel.answer(before, snapshot, recalled)))
-                self.wake(subscription)
 
     # Joining and leaving.
 
@@ -394,8 +390,6 @@ class Connection:
             self.end(CloseCode.POLICY, "not yours, or not there")
 
     def _leave(self, subscription: Subscription) -> None:
-        recall = self._recalls.pop(subscription, None)
-        if recall is not None:
-            recall.cancel()
+        self._recalls.cancel(subscription)
         self._dirty.pop(subscription, None)
         subscription.channel.leave(subscription)

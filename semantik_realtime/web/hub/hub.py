@@ -20,11 +20,12 @@ from semantik_realtime.core.backpressure import Limits
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.splice import NOWHERE, Phase, ResyncReason
 from semantik_realtime.errors import BackendError, BackendUnavailable
-from semantik_realtime.hookspecs import Snapshot, Status, Top
+from semantik_realtime.hookspecs import Page, Snapshot, Status, Top
 from semantik_realtime.web.hub.channel import Channel, ChannelIO, has_failed
 from semantik_realtime.web.hub.stats import HubStats
 from semantik_realtime.web.hub.subscription import Subscription, Watcher
 from semantik_realtime.web.outage import DegradedMode
+from semantik_realtime.web.reads import ReadQueue
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class Hub:
         self.draining = False
         """Whether `drain` has begun: a connection that registers now is closed at once."""
         self.stats = HubStats()
+        self.reads = ReadQueue()
+        """The reads of logs, in turn; a new loop begins another one."""
         self._backend = backend
         self._degraded_mode = degraded_mode
         # Added by `on_tick`, never removed; `_tick` calls them about once a second.
@@ -72,6 +75,11 @@ class Hub:
     def topics(self) -> int:
         """How many topics are watched, or about to be."""
         return len(self._channels)
+
+    @property
+    def failed_reads(self) -> int:
+        """Reads that failed while the backend answered a smaller one, since the process began."""
+        return self._backend.failed_reads
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -189,7 +197,7 @@ class Hub:
         if channel is None:
             io = ChannelIO(
                 subscribe=lambda: self._backend.subscribe(topic, self),
-                read=self._backend.snapshot,
+                read=self._read,
                 pause=self._degraded_mode.wait_for_backend,
                 spawn=self.spawn,
                 count_resync=self.stats.count_resync,
@@ -237,14 +245,23 @@ class Hub:
         await self.open()
         return (await self._backend.tops([topic])).get(topic)
 
-    async def read(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
-        """Read a topic once.
+    async def read(self, topic: str) -> Snapshot:
+        """Read a topic's states once. The caller has a turn of `reads`.
 
         Raises:
             BackendError: it cannot be read now.
         """
         await self.open()
-        return await self._backend.snapshot(topic, after, history)
+        return await self._backend.snapshot(topic, None, 0)
+
+    async def page(self, topic: str, after: int, limit: int) -> Page:
+        """Read a part of a topic's log once. The caller has a turn of `reads`.
+
+        Raises:
+            BackendError: it cannot be read now.
+        """
+        await self.open()
+        return await self._backend.page(topic, after, limit)
 
     async def status(self) -> Status:
         """Return the backend's status; during an outage without asking the server."""
@@ -277,12 +294,19 @@ class Hub:
         if channel is not None:
             channel.gone()
 
+    async def _read(
+        self, topic: str, asked: Cursor | None, history: int, user: str | None
+    ) -> Snapshot:
+        async with self.reads.turn(user):
+            return await self._backend.snapshot(topic, asked, history)
+
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
         # A new loop (a test client, a reload): all tasks and connections ended with the old one.
         self._loop, self._opening, self.draining = loop, None, False
+        self.reads = ReadQueue()
         self._channels.clear()
         self._tasks.clear()
         self.connections.clear()

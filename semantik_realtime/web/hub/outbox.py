@@ -16,9 +16,9 @@ class Outbox:
         # Frames that wait, and how many bytes they have.
         self._frames: deque[str] = deque()
         self._waiting_bytes = 0
-        # The frames that are being sent; replaced by `collect`, cleared by `sent`.
-        self._sending: list[str] = []
-        # Cleared by `add` when more than EVICT_ABOVE_BYTES wait, set when all is sent.
+        # The frames that are being sent; filled after `collect`, emptied by `sent`.
+        self._sending: deque[str] = deque()
+        # Cleared when more than EVICT_ABOVE_BYTES wait or are being sent, set when it is less.
         self._has_room = asyncio.Event()
         self._has_room.set()
 
@@ -33,8 +33,8 @@ class Outbox:
         return not self._frames
 
     @property
-    def sending(self) -> Sequence[str]:
-        """The frames that are being sent."""
+    def sending(self) -> deque[str]:
+        """The frames that are being sent, the present one first."""
         return self._sending
 
     def add(self, frames: Sequence[str]) -> bool:
@@ -47,17 +47,17 @@ class Outbox:
             self._has_room.clear()
         return True
 
-    def collect(self) -> list[str]:
-        """Begin to send all frames that wait; the caller may append to the list."""
-        self._sending = list(self._frames)
-        self._frames.clear()
+    def collect(self) -> deque[str]:
+        """Begin to send all frames that wait; the caller may append to them."""
+        self._sending = self._frames
+        self._frames = deque()
         self._waiting_bytes = 0
         return self._sending
 
     def sent(self) -> None:
-        """All that was collected is sent."""
-        self._sending = []
-        if not self._frames:
+        """The first of the frames that are being sent is sent."""
+        self._sending.popleft()
+        if self.bytes <= EVICT_ABOVE_BYTES:
             self._has_room.set()
 
     async def wait_for_room(self) -> None:

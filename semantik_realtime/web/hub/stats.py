@@ -64,9 +64,16 @@ class HubStats(msgspec.Struct):
     closed: dict[str, int] = _zeros("client", *CLOSE_REASONS)
     """Connections that have ended, by reason."""
 
+    busy: dict[str, int] = _zeros("user", "server")
+    """HTTP requests that were refused because there were too many, by whose they were."""
+
     def count_sync(self, reason: Reason | None) -> None:
         """Count an answer to a subscription; None: a replay."""
         self.syncs[reason or "replay"] += 1
+
+    def count_busy(self, by: str) -> None:
+        """Count an HTTP request that was refused because ``by`` had too many."""
+        self.busy[by] += 1
 
     def count_resync(self, reason: ResyncReason) -> None:
         """Count a topic that is read again."""

@@ -15,6 +15,10 @@ class Watcher(Protocol):
     """A connection, as the hub and its channels see it."""
 
     @property
+    def user(self) -> str:
+        """Who is connected."""
+
+    @property
     def allowed(self) -> Collection[str]:
         """The topics whose states it may get."""
 

@@ -63,6 +63,8 @@ class Sync:
         self.asked = asked
         self.snapshot = snapshot
         self.recalled = recalled
+        self.encoded: dict[str, list[str]] = {}
+        """Its frames on wires that have others than `frame`, by the name of the wire."""
 
     @cached_property
     def reason(self) -> Reason | None:

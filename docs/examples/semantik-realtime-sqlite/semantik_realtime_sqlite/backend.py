@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.errors import BackendError, BackendUnavailable
-from semantik_realtime.hookspecs import Sink, Snapshot, Status, Top, hookimpl
+from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 from semantik_realtime_sqlite.database import Database
 from semantik_realtime_sqlite.log import TopicLog, delete_rows
 from semantik_realtime_sqlite.settings import load_sqlite_settings, path_of
-from semantik_realtime_sqlite.snapshot import read_snapshot, read_tops
+from semantik_realtime_sqlite.snapshot import read_page, read_snapshot, read_tops
 from semantik_realtime_sqlite.subscriber import Subscriber
 
 SWEEP_SECONDS = 60.0
@@ -144,7 +144,13 @@ class SqliteBackend:
     @hookimpl
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
         return await self._opened().read(
-            lambda db: read_snapshot(db, topic, after, history, time.time())
+            lambda db: read_snapshot(db, topic, after, history, self._settings, time.time())
+        )
+
+    @hookimpl
+    async def page(self, topic: str, after: int, limit: int) -> Page:
+        return await self._opened().read(
+            lambda db: read_page(db, topic, after, limit, self._settings, time.time())
         )
 
     @hookimpl

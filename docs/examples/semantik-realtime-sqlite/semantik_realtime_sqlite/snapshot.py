@@ -1,17 +1,23 @@
-"""Snapshots and tops of topics, each read in one transaction."""
+"""Snapshots, pages and tops of topics, each read in one transaction."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Event
-from semantik_realtime.core.resume import LogInfo, plan_sync
-from semantik_realtime.hookspecs import Snapshot, Top
+from semantik_realtime.core.resume import LogInfo, Reason, plan_sync, take_bytes
+from semantik_realtime.hookspecs import Page, Snapshot, Top
 
 
 def read_snapshot(
-    db: sqlite3.Connection, topic: str, after: Cursor | None, history: int, now: float
+    db: sqlite3.Connection,
+    topic: str,
+    after: Cursor | None,
+    history: int,
+    settings: Settings,
+    now: float,
 ) -> Snapshot:
     """See `semantik_realtime.hookspecs.BackendSpec.snapshot`. ``now``: seconds since 1970."""
     top = _read_top(db, topic, now)
@@ -33,10 +39,24 @@ def read_snapshot(
     reason = plan_sync(after, info, stored[0] if stored else None)
     if reason is None:
         assert after is not None
-        return Snapshot(cursor, top.owner, None, {}, _read_events(db, topic, after.offset))
+        replay = take_bytes(_events_after(db, topic, after.offset), settings.max_read_bytes)
+        if not replay or replay[-1].offset == cursor.offset:
+            return Snapshot(cursor, top.owner, None, {}, replay)
+        reason = Reason.TOO_FAR
     states = dict(db.execute("SELECT key, json FROM states WHERE topic = ?", [topic]).fetchall())
-    newest = _read_events(db, topic, cursor.offset - history)
+    newest = take_bytes(_newest_events(db, topic, history), settings.max_read_bytes)[::-1]
     return Snapshot(cursor, top.owner, reason, states, newest)
+
+
+def read_page(
+    db: sqlite3.Connection, topic: str, after: int, limit: int, settings: Settings, now: float
+) -> Page:
+    """See `semantik_realtime.hookspecs.BackendSpec.page`. ``now``: seconds since 1970."""
+    top = _read_top(db, topic, now)
+    if top is None:
+        return Page(None)
+    events = take_bytes(_events_after(db, topic, after, limit), settings.max_read_bytes)
+    return Page(top.cursor, events, bool(events) and events[-1].offset < top.cursor.offset)
 
 
 def read_tops(db: sqlite3.Connection, topics: Sequence[str], now: float) -> dict[str, Top]:
@@ -54,9 +74,21 @@ def _read_top(db: sqlite3.Connection, topic: str, now: float) -> Top | None:
     return Top(Cursor(*row[:3]), row[3]) if row else None
 
 
-def _read_events(db: sqlite3.Connection, topic: str, after_offset: int) -> list[Event]:
+def _events_after(
+    db: sqlite3.Connection, topic: str, offset: int, limit: int = -1
+) -> Iterator[Event]:
+    """Yield the events after an offset, oldest first; a row is read when it is asked for."""
     rows = db.execute(
-        "SELECT offset, chain, json FROM events WHERE topic = ? AND offset > ? ORDER BY offset",
-        [topic, after_offset],
+        "SELECT offset, chain, json FROM events WHERE topic = ? AND offset > ? "
+        "ORDER BY offset LIMIT ?",
+        [topic, offset, limit],
     )
-    return [Event(*row) for row in rows]
+    return (Event(*row) for row in rows)
+
+
+def _newest_events(db: sqlite3.Connection, topic: str, count: int) -> Iterator[Event]:
+    rows = db.execute(
+        "SELECT offset, chain, json FROM events WHERE topic = ? ORDER BY offset DESC LIMIT ?",
+        [topic, count],
+    )
+    return (Event(*row) for row in rows)

@@ -18,3 +18,6 @@ class TestSqlite(BackendContract):
     def make_backend(self, tmp_path: Path) -> Callable[..., Any]:
         url = f"sqlite:///{tmp_path}/realtime.db"
         return lambda **settings: load_backend(load_settings(backend="sqlite", url=url, **settings))
+
+    async def break_connection(self, backend: Any) -> None:
+        backend._subscriber._database.close()

@@ -1,0 +1,49 @@
+"""What the scripts that read reply, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from semantik_realtime.core.event import Cursor, Event
+from semantik_realtime.core.resume import Reason
+from semantik_realtime.hookspecs import Page, Snapshot
+
+
+def read_snapshot(reply: Sequence[Any]) -> Snapshot:
+    """Return what read.lua replied."""
+    if len(reply) < 2:
+        return Snapshot(None, deleted=bool(reply))
+    epoch, offset, chain, owner, reason, flat_events, flat_states = reply
+    return Snapshot(
+        _cursor(epoch, offset, chain),
+        owner.decode() or None,
+        Reason(reason.decode()) if reason else None,
+        {
+            key.decode(): event
+            for key, event in zip(flat_states[::2], flat_states[1::2], strict=True)
+        },
+        _events(flat_events),
+    )
+
+
+def read_page(reply: Sequence[Any]) -> Page:
+    """Return what page.lua replied."""
+    if not reply:
+        return Page(None)
+    epoch, offset, chain, flat_events = reply
+    cursor, events = _cursor(epoch, offset, chain), _events(flat_events)
+    return Page(cursor, events, bool(events) and events[-1].offset < cursor.offset)
+
+
+def _cursor(epoch: bytes, offset: bytes, chain: bytes) -> Cursor:
+    return Cursor(epoch.decode(), int(offset), int(chain, 16))
+
+
+def _events(flat: Sequence[bytes]) -> list[Event]:
+    """Return the events of ``event, "ID CHAIN", …``."""
+    events = []
+    for body, mark in zip(flat[::2], flat[1::2], strict=True):
+        entry, _, chain = mark.partition(b" ")
+        events.append(Event(int(entry.partition(b"-")[0]), int(chain, 16), body))
+    return events
