@@ -52,6 +52,9 @@ CONFLATE_ABOVE_BYTES = 64 * 1024
 """Unsent bytes of a connection above which its events are conflated."""
 EVICT_ABOVE_BYTES = 2**20
 """Unsent bytes of a connection above which it is closed."""
+DRAIN_WRITE_SECONDS = 1.0
+"""How long a drained connection may send what waits for it. Later the web server would close the
+socket, with a code of its own after which pages of the compatibility wire never return."""
 STALL_SECONDS = 30.0
 """How long one write to a connection may take before the connection is closed."""
 MAX_HELD_BATCHES = 1000

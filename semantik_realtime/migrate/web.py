@@ -24,9 +24,22 @@ from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
 from semantik_realtime.web.endpoints.websocket import COMPAT_PING_SECONDS
 from semantik_realtime.web.hub.connection import Connection, Ended
+from semantik_realtime.web.hub.permission import Permissions
 from semantik_realtime.web.realtime import Realtime
 from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.compat import CompatWire
+
+
+class _AskedHost:
+    """The host has decided when it called `connect`, for as long as the job has the same owner."""
+
+    def __init__(self) -> None:
+        # The first owner that the backend knew.
+        self._owner: str | None = None
+
+    async def authorize(self, user: str, topic: str, owner: str | None) -> bool:
+        self._owner = self._owner or owner
+        return owner in (None, user, self._owner)
 
 
 class _HostAuthenticates:
@@ -100,14 +113,11 @@ class WebSocketManager:
                 raise WebSocketDisconnect
             await websocket.send({"type": "websocket.send", "text": frame})
 
-        async def may_watch(user: str, topic: str) -> bool:
-            return True
-
         connection = Connection(
             CompatWire(topic, now_text, after, words=words, history=history),
             web.hub,
             web.outage,
-            may_watch,
+            Permissions(_AskedHost(), web.hub.top, web.hub.stats),
             CheckedIdentity(user),
             send,
             heartbeat_seconds=COMPAT_PING_SECONDS,

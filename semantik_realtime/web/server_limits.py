@@ -59,7 +59,8 @@ def _fault(protocol: Any) -> str:
     if not isinstance(size, int):
         return ""
     if type(protocol).__module__.endswith(".wsproto_impl"):
-        if _uvicorn_version() < (0, 46):
+        # The object that counts the bytes of a message.
+        if not hasattr(protocol, "buffer"):
             return "before uvicorn 0.46 wsproto has no limit, so install websockets, and --ws auto"
         if config.ws_per_message_deflate:
             return (

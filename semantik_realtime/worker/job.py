@@ -79,7 +79,8 @@ class Job:
         # None: the attempt's number is final. It is settled by the emitter's thread.
         self._claim: Claim | None = None
         if is_new and attempt is not None:
-            self._claim = Claim(self.topic, self.id, secrets.token_hex(8), expected=attempt)
+            token = secrets.token_hex(8)
+            self._claim = Claim(self.topic, self.id, token, expected=attempt, owner=meta.owner)
         self.declared_end: tuple[str, dict[str, str] | None] | None = None
         """Type and error of the end that the task announced before it raised ``Ignore``.
         Set by `declare_end`."""

@@ -125,6 +125,25 @@ async def test_streams_that_nobody_reads_cost_little_memory(server: ServerProces
         link.close()
 
 
+async def test_sockets_that_nobody_reads_cost_little_memory(server: ServerProcess) -> None:
+    clients = []
+    async with no_outage(server):
+        for _ in range(8):
+            client = NativeClient(server, "job:big", history=1000, compression=None)
+            await client.open()
+            assert client.socket is not None
+            await client.wait_for("welcome")
+            client.socket.transport.pause_reading()
+            clients.append(client)
+        async with server.http_client("7") as http, asyncio.timeout(10):
+            # The small job's and the large one's: the clients have subscribed.
+            while (await http.get("/realtime/health")).json()["topics"] < 2:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(1)
+    for client in clients:
+        await client.abort()
+
+
 async def test_the_history_of_a_stream_is_the_newest_part_that_fits(
     server: ServerProcess,
 ) -> None:

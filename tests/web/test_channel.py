@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -328,6 +330,44 @@ async def test_equal_subscriptions_share_an_answer_and_different_replays_do_not(
         answer = channel.answer(asked, unknown, recalled)
         assert answer is channel.answer(asked, unknown, recalled)
         assert answer.reason == reason
+
+
+async def test_a_crowd_that_returns_to_one_position_gets_one_replay_encoded_once() -> None:
+    log = Log()
+    io = ScriptedIO(log)
+    log.append(3)
+    [first] = await joined(1, log, io)
+    channel = first.channel
+    for _ in range(3):
+        channel.receive(*log.append(2))
+    crowd = [Client(log, channel) for _ in range(3)]
+    for client in crowd:
+        client.view = log.view_at(5)
+        await client.join()
+    assert len({id(client.syncs[0]) for client in crowd}) == 1
+    channel.receive(*log.append(1))
+    late = Client(log, channel)
+    late.view = log.view_at(5)
+    await late.join()
+    assert late.syncs[0] is not crowd[0].syncs[0]
+    for client in [*crowd, late]:
+        client.collect()
+        assert client.view.folded == log.states()
+
+
+async def test_an_answer_is_not_kept_for_longer_than_a_crowd_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("semantik_realtime.web.hub.channel.SYNC_SECONDS", 0.01)
+    log = Log()
+    io = ScriptedIO(log)
+    log.append(3)
+    [client] = await joined(1, log, io)
+    answer = weakref.ref(client.syncs.pop())
+    async with asyncio.timeout(5):
+        while answer() is not None:
+            gc.collect()
+            await asyncio.sleep(0.01)
 
 
 async def test_a_channel_ends_after_its_last_watcher_and_cancels_its_resync() -> None:

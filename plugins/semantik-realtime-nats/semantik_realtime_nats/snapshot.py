@@ -18,9 +18,6 @@ from semantik_realtime_nats.records import LogMessage
 from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 
-TOPS_AT_ONCE = 100
-"""Logs of one read request: their last messages may be large, and only the headers are used."""
-
 
 async def read_snapshot(
     stream: Stream,
@@ -67,12 +64,12 @@ async def read_tops(stream: Stream, subjects: Subjects, topics: Sequence[str]) -
     """See `semantik_realtime.hookspecs.BackendSpec.tops`."""
     tops = {}
     by_log = {subjects.log(topic): topic for topic in topics}
-    logs = list(by_log)
-    for start in range(0, len(logs), TOPS_AT_ONCE):
-        for log, stored in (await stream.read_last(logs[start : start + TOPS_AT_ONCE])).items():
+    # In parts: the last messages may be large, and only their headers are kept.
+    async for part in stream.read_last_parts(list(by_log)):
+        for stored in part:
             last = decode_message(stored)
             if not last.is_unknown and not last.is_expired(stream.now()):
-                tops[by_log[log]] = Top(last.cursor, last.header.owner)
+                tops[by_log[stored.subject]] = Top(last.cursor, last.header.owner)
     return tops
 
 

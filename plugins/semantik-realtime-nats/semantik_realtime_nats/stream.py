@@ -191,7 +191,14 @@ class Stream:
 
         A message that is replaced during the call may be absent.
         """
-        found: dict[str, StoredMessage] = {}
+        return {
+            message.subject: message
+            async for part in self.read_last_parts(subjects)
+            for message in part
+        }
+
+    async def read_last_parts(self, subjects: list[str]) -> AsyncIterator[list[StoredMessage]]:
+        """Yield the same in parts of at most `BATCH_BYTES`; each is read when it is asked for."""
         for start in range(0, len(subjects), BATCH):
             request: dict[str, Any] = {
                 "multi_last": subjects[start : start + BATCH],
@@ -199,12 +206,11 @@ class Stream:
             }
             while True:
                 messages, end = await self._read(request)
-                found.update((message.subject, message) for message in messages)
+                yield messages
                 if not messages or end["Nats-Num-Pending"] == "0":
                     break
                 request["up_to_seq"] = int(end["Nats-UpTo-Sequence"])
                 request["seq"] = messages[-1].seq + 1
-        return found
 
     async def read_from(self, subject: str, seq: int) -> list[StoredMessage]:
         """Return all messages of a subject with the sequence ``seq`` or a later one."""
