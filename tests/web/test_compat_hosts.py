@@ -10,6 +10,7 @@ from web_servers import InProcessServer, serve_realtime, server_processes
 
 from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.core.event import Outcome
+from semantik_realtime.web.hub import permission
 
 WORDS = {
     "operation_started": "job_started",
@@ -47,6 +48,17 @@ async def test_a_page_over_the_connection_limit_gets_in_when_a_place_is_free(
         page = await open_page(web_server)
         await page.wait_for("current_state")
         await page.__aexit__()
+
+
+async def test_a_page_that_may_not_wait_for_its_job_retries(
+    web_server: InProcessServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(permission, "MAX_WAITING", 0)
+    async with CompatClient(web_server.compat_url("1")) as early:
+        assert await early.wait_closed() == 1006
+    await publisher.publish("job:1", 1)
+    async with CompatClient(web_server.compat_url("1")) as page:
+        await page.wait_for("current_state")
 
 
 async def test_the_wire_is_served_at_several_paths(

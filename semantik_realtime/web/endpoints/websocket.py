@@ -118,8 +118,10 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
             credentials = credentials_of(websocket, web.settings.token_cookie)
             identity = await web.access.authenticate(credentials)
             topic = user_topic(identity.user) if job_id is None else name_topic(f"job:{job_id}")
-            if not (await web.permissions.wait(identity.user, topic)).is_allowed:
-                raise Ended(CloseCode.POLICY, "not yours, or not there")
+            permission = await web.permissions.wait(identity.user, topic)
+            if not permission.is_allowed:
+                code = CloseCode.POLICY if permission.is_final else CloseCode.TOO_MANY_CONNECTIONS
+                raise Ended(code, "not yours, or not there")
         history = web.settings.compat_history
         words = Words(web.settings.host_words)
         wire = CompatWire(topic, now_text, after, words=words, history=history)

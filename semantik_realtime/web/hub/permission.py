@@ -47,6 +47,8 @@ class Permission(msgspec.Struct, frozen=True):
     """The epoch whose owner counted."""
     owner: str | None = None
     """That owner; None: there is none, or it is not known now."""
+    is_final: bool = True
+    """Whether asking again soon makes no difference."""
 
 
 class Authorizer(Protocol):
@@ -117,6 +119,7 @@ class Permissions:
                 permission = await self.ask(user, topic)
         if not permission.is_allowed:
             self._stats.count_denied("waited" if has_place else "crowded")
+            return msgspec.structs.replace(permission, is_final=has_place)
         return permission
 
     async def renew(
