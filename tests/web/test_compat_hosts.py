@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from clients import CompatClient
+from clients import CompatClient, NativeClient
 from publisher import Publisher
 from waiting import until
 from web_servers import InProcessServer, serve_realtime, server_processes
 
 from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.core.event import Outcome
+from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.web.hub import permission
 
 WORDS = {
@@ -101,6 +102,25 @@ async def test_messages_have_the_applications_words_for_its_own_and_the_mirrors_
             assert end["data"]["status"] == "success"
         late = await rt.publish("job:1", "operation_failed")
         assert late.outcome is Outcome.CLOSED
+
+
+async def test_the_record_of_the_host_may_have_its_words(settings: Settings) -> None:
+    class Record:
+        @hookimpl
+        def recall(self, topic: str) -> dict[str, dict[str, str]]:
+            return {"1": {"status": "success"}}
+
+        @hookimpl
+        def authorize(self) -> bool:
+            return True
+
+    worded = settings.model_copy(update={"host_words": WORDS})
+    async with serve_realtime(worded, plugins=[Record()]) as web_server:
+        async with CompatClient(web_server.compat_url("1")) as page:
+            assert (await page.wait_for("current_state"))["data"]["status"] == "success"
+        async with NativeClient(web_server, "job:1") as client:
+            await client.wait_synced()
+            assert client.views["job:1"].states["1"] == {"status": "completed"}
 
 
 @pytest.mark.every_backend
