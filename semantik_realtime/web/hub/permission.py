@@ -48,6 +48,8 @@ class Permission(msgspec.Struct, frozen=True):
     """The epoch whose owner counted."""
     owner: str | None = None
     """That owner; None: there is none, or it is not known now."""
+    is_final: bool = True
+    """Whether asking again soon makes no difference."""
 
 
 class Authorizer(Protocol):
@@ -125,6 +127,7 @@ class Permissions:
         if not permission.is_allowed:
             self._stats.count_denied("waited" if has_place else "crowded")
             self.note_denied(user, topic, permission)
+            return msgspec.structs.replace(permission, is_final=has_place)
         return permission
 
     def note_denied(self, user: str, topic: str, permission: Permission) -> None:
