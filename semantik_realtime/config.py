@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -328,25 +328,44 @@ def load_settings(**given: object) -> Settings:
         raise ConfigError(f"wrong settings: {faults}") from None
 
 
-def unknown_variables(names: Iterable[str], plugins: Iterable[str]) -> dict[str, str]:
+def unknown_variables(
+    names: Iterable[str], plugins: Mapping[str, Collection[str] | None]
+) -> dict[str, str]:
     """Return the names that begin like a setting's but are none, each with the nearest setting.
 
-    ``plugins`` are the names of backends and plugins, which have settings of
-    their own. Without any that resembles it the nearest one is empty.
+    ``plugins`` has the names of backends and plugins with the variables of
+    their settings, or None for one that does not name them: all that begin
+    with its name are allowed. If no setting resembles it the nearest one is empty.
 
-    >>> unknown_variables(["SEMANTIK_REALTIME_RETENSION_SECONDS", "REDIS_URL"], [])
+    >>> unknown_variables(["SEMANTIK_REALTIME_RETENSION_SECONDS", "REDIS_URL"], {})
     {'SEMANTIK_REALTIME_RETENSION_SECONDS': 'SEMANTIK_REALTIME_RETENTION_SECONDS'}
     """
     known = {name.upper() for name in Settings.model_fields} | CLIENT_VARIABLES
-    theirs = tuple(f"{plugin.upper().replace('-', '_')}_" for plugin in plugins)
+    allowed = []
+    for plugin, variables in plugins.items():
+        if variables is None:
+            allowed.append(f"{plugin.upper().replace('-', '_')}_")
+        else:
+            known |= {variable.upper().removeprefix(PREFIX) for variable in variables}
     unknown = {}
     for variable in sorted(names):
         # Not case-sensitive, as the settings are.
         name = variable.upper().removeprefix(PREFIX)
-        if variable.upper() != name and name not in known and not name.startswith(theirs):
-            near = difflib.get_close_matches(name, known, 1)
+        if variable.upper() != name and name not in known and not name.startswith(tuple(allowed)):
+            near = difflib.get_close_matches(name, sorted(known), 1)
             unknown[variable] = PREFIX + near[0] if near else ""
     return unknown
+
+
+def variables_of(settings: type[BaseSettings]) -> set[str]:
+    """Return the variables that a class of settings reads: those of its fields and aliases."""
+    prefix = settings.model_config.get("env_prefix", "")
+    variables = set()
+    for name, field in settings.model_fields.items():
+        alias = field.validation_alias
+        choices = alias.choices if isinstance(alias, AliasChoices) else [alias or prefix + name]
+        variables |= {choice for choice in choices if isinstance(choice, str)}
+    return variables
 
 
 def _variable(place: str) -> str:

@@ -198,7 +198,10 @@ class Backend(Protocol):
 
         A draft whose producer and number are known is answered with
         ``DUPLICATE`` and not appended; a draft of an outdated attempt is
-        refused (`semantik_realtime.core.fence`).
+        refused (`semantik_realtime.core.fence`), and so is one whose owner is
+        not the topic's (`semantik_realtime.core.ownership`). The first draft
+        with an owner gives a topic its owner; if the topic has events already,
+        a new epoch begins with that draft, without these events and states.
 
         Raises:
             BackendUnavailable: nothing was appended.
@@ -207,12 +210,14 @@ class Backend(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def claim(self, topic: str, job: str, token: str) -> int:
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         """Return the number of a new attempt of ``job``: one above the newest, atomically.
 
         The same ``token`` gets the same number, so a retry is safe. From then
         on drafts of older attempts are refused as stale. Return 0 if the topic
-        was deleted: all drafts of the attempt will be refused.
+        was deleted: all drafts of the attempt will be refused. Return -1 if the
+        topic belongs to another owner than ``owner``: nothing was claimed. A
+        topic without events and owner gets ``owner``, unless that is None.
         """
 
     @hookspec(firstresult=True)

@@ -202,6 +202,7 @@ def _outcomes(emitter: Emitter) -> dict[str, int]:
         "duplicate": stats.duplicate,
         "stale": stats.stale,
         "closed": stats.closed,
+        "foreign_owner": stats.foreign_owner,
         "rejected": stats.rejected,
         "dropped": stats.dropped,
     }

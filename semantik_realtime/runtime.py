@@ -19,7 +19,7 @@ from semantik_realtime.backends.loader import (
 )
 from semantik_realtime.clock import now_text
 from semantik_realtime.config import Settings, load_settings
-from semantik_realtime.core.drafts import make_drafts, owners_of
+from semantik_realtime.core.drafts import feed_owner, make_drafts, owners_of
 from semantik_realtime.core.event import Outcome, Receipt
 from semantik_realtime.core.lifecycle import END_TYPES
 from semantik_realtime.core.shape import (
@@ -39,7 +39,7 @@ from semantik_realtime.core.topic import (
 )
 from semantik_realtime.core.words import Words
 from semantik_realtime.emitter.emitter import Emitter
-from semantik_realtime.errors import EventError
+from semantik_realtime.errors import EventError, InvalidInput
 from semantik_realtime.hookspecs import Backend, Top
 
 logger = logging.getLogger(__name__)
@@ -126,14 +126,18 @@ class Runtime:
         it, unless ``key`` is another one, a child's. There the status of the
         state follows from a type of a job's life, ``job_failed`` for example;
         without ``state`` it is the whole state. Types and statuses may be the
-        application's own (the setting ``host_words``). ``also`` names further topics
-        for the same event; of these ``owner`` owns only their own feed. The
-        outcome is `Outcome.WAITING` while the backend is away, and when there
-        is no answer within ``timeout_seconds`` (default: the backend's
-        timeout): the event is appended later.
+        application's own (the setting ``host_words``). ``also`` names further
+        topics for the same event; these do not become the property of
+        ``owner``. With an ``owner`` who is not the topic's nothing is appended
+        to it (`Outcome.FOREIGN_OWNER`); a topic that has events and no owner
+        begins again with its first one, who must not see them. The outcome is
+        `Outcome.WAITING` while the backend is away, and when there is no answer
+        within ``timeout_seconds`` (default: the backend's timeout): the event
+        is appended later.
 
         Raises:
-            InvalidInput: a name is outside its grammar, or ``data`` or ``state`` has a
+            InvalidInput: a name is outside its grammar, the topic is a feed and ``owner``
+                another user, or ``data`` or ``state`` has a
                 shape that readers cannot read (`semantik_realtime.core.shape`); the message
                 names the member. Nothing was sent.
             BackendUnavailable: the event was dropped, because too many wait already.
@@ -141,6 +145,8 @@ class Runtime:
         topic = name_topic(topic)
         owner = None if owner is None else plain_id(owner)
         kind, ident = split_topic(topic)
+        if owner is not None and feed_owner(topic) not in (None, owner):
+            raise InvalidInput(f"{topic} is the feed of user {ident!r}, not of owner {owner!r}")
         is_jobs_own = kind == "job" and (key or ident) == ident
         if data is not None:
             check_mapping("data", data)
@@ -202,7 +208,7 @@ class Runtime:
         # A draft that waits here names no attempt, and would become the new one's.
         await asyncio.to_thread(self.emitter.flush, self.settings.flush_seconds)
         token = secrets.token_hex(6)
-        return await asyncio.to_thread(self.backend.claim, topic, job_id, token)
+        return await asyncio.to_thread(self.backend.claim, topic, job_id, token, None)
 
     async def delete(self, job_id: str, *, owner: str | None = None) -> bool:
         """Delete a job at once. Return True if the backend knew it.
@@ -227,7 +233,7 @@ class Runtime:
             # As an attempt of its own: a job that has ended accepts no other event, and later
             # events of a task that still runs become stale.
             attempt = await asyncio.to_thread(
-                self.backend.claim, feed, job_id, secrets.token_hex(6)
+                self.backend.claim, feed, job_id, secrets.token_hex(6), owner
             )
             for draft in make_drafts(
                 {feed: owner},

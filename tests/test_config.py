@@ -213,14 +213,14 @@ def test_every_variable_of_the_package_is_known(monkeypatch: pytest.MonkeyPatch)
     names = [PREFIX + name.upper() for name in FIELDS]
     names += [name.lower() for name in names] + list(ALIASES.values())
     names += [PREFIX + name for name in ("WS", "TOKEN", "NATS_REPLICAS", "MY_PLUGIN_X")]
-    assert unknown_variables(names, ["nats", "my-plugin"]) == {}
+    assert unknown_variables(names, {"nats": None, "my-plugin": None}) == {}
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_misspelt_variable_is_reported_with_the_nearest_name(name: str) -> None:
     right = PREFIX + name.upper()
     wrong = right[:-1] + "Q"
-    assert unknown_variables([wrong, "PATH"], []) == {wrong: right}
+    assert unknown_variables([wrong, "PATH"], {}) == {wrong: right}
 
 
 def test_a_misspelt_variable_is_logged_once_at_start(

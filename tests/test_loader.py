@@ -306,7 +306,7 @@ class StrangersBackend:
         return {topic: Top(self.end(topic)) for topic in topics if topic in self.logs}
 
     @hookimpl
-    def claim(self, topic, job, token):
+    def claim(self, topic, job, token, owner):
         return 1
 
     @hookimpl

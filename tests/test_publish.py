@@ -103,6 +103,40 @@ def test_on_other_topics_no_state_follows_from_a_type(runtime: Runtime) -> None:
     assert states(runtime, "collection:9") == {}
 
 
+# Whose a topic is.
+
+
+def test_a_foreign_owner_is_refused_and_logged_once_for_each_topic(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert publish(runtime, "job:1", "note", owner="alice") is Outcome.APPENDED
+    with caplog.at_level(logging.WARNING, "semantik_realtime"):
+        for _ in range(3):
+            assert publish(runtime, "job:1", "note", owner="bob") is Outcome.FOREIGN_OWNER
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("emitter: owner refused topic=job:1 type=note owner='bob'")
+    assert runtime.emitter.stats.foreign_owner == 3
+    assert publish(runtime, "job:1", "note") is Outcome.APPENDED
+    assert (read(runtime, "job:1").owner, len(read(runtime, "job:1").events)) == ("alice", 2)
+
+
+def test_the_first_owner_of_a_job_gets_none_of_the_events_before(runtime: Runtime) -> None:
+    publish(runtime, "job:1", "note", key="before", state={"secret": 1})
+    assert publish(runtime, "job:1", "note", owner="alice") is Outcome.APPENDED
+    assert (states(runtime, "job:1"), len(read(runtime, "job:1").events)) == ({}, 1)
+
+
+def test_a_feed_belongs_to_its_user_whoever_publishes(runtime: Runtime) -> None:
+    publish(runtime, "user:7", "note")
+    publish(runtime, "job:1", "job_started", owner="7", also=["user:7", "user:a/b", "shared:1"])
+    assert runtime.emitter.flush(5)
+    assert (read(runtime, "user:7").owner, len(read(runtime, "user:7").events)) == ("7", 2)
+    assert read(runtime, "user:a~2Fb").owner == "a/b"
+    assert read(runtime, "shared:1").owner is None
+    with pytest.raises(InvalidInput, match="feed of user '7', not of owner '8'"):
+        publish(runtime, "user:7", "note", owner="8")
+
+
 # Attempts.
 
 

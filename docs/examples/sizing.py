@@ -105,6 +105,7 @@ def web_server(url: str, *options: str) -> Iterator[tuple[int, int]]:
     }
     command = [sys.executable, "-m", "uvicorn", "sizing:make_app", "--factory"]
     command += ["--app-dir", str(Path(__file__).parent), "--port", str(port)]
+    command += ["--http", "h11", "--ws-max-size", "65536", "--ws-max-queue", "4"]
     process = subprocess.Popen(  # noqa: S603
         [*command, "--log-level", "warning", "--timeout-graceful-shutdown", "5", *options],
         env=environment,

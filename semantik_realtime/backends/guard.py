@@ -151,8 +151,8 @@ class GuardedBackend:
     def publish(self, drafts: Sequence[Draft]) -> Sequence[Receipt]:
         return self._emit(lambda: self._backend.publish(drafts))
 
-    def claim(self, topic: str, job: str, token: str) -> int:
-        return self._emit(lambda: self._backend.claim(topic, job, token))
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
+        return self._emit(lambda: self._backend.claim(topic, job, token, owner))
 
     def delete(self, topic: str) -> bool:
         self._check(self._writes)

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pluggy
 
-from semantik_realtime.config import Settings, unknown_variables
+from semantik_realtime.config import Settings, unknown_variables, variables_of
 from semantik_realtime.errors import ConfigError, RealtimeError
 from semantik_realtime.hookspecs import BACKEND_HOOKS, PROJECT, Backend, HostSpec, SinkProxy
 from semantik_realtime.urls import mask_text
@@ -24,6 +24,8 @@ BACKENDS = "semantik_realtime.backends"
 """Entry-point group of backends: a callable that takes `Settings` and returns the backend."""
 PLUGINS = "semantik_realtime.plugins"
 """Entry-point group of plugins: an object with hooks of `HostSpec`, or wrappers of `Backend`'s."""
+SETTINGS = "semantik_realtime.settings"
+"""Entry-point group of settings: a class of pydantic-settings, named like its backend or plugin."""
 
 
 def backend_names() -> list[str]:
@@ -33,8 +35,23 @@ def backend_names() -> list[str]:
 
 def unknown_settings() -> dict[str, str]:
     """Return the variables of the environment that are no settings (`unknown_variables`)."""
-    plugins = {*entry_points(group=BACKENDS).names, *entry_points(group=PLUGINS).names}
+    plugins: dict[str, set[str] | None] = {
+        entry.name: None for group in (BACKENDS, PLUGINS) for entry in entry_points(group=group)
+    }
+    # Nothing of a plugin is imported while there is nothing that it could explain.
+    if unknown_variables(os.environ, {}):
+        plugins |= {entry.name: _read_variables(entry) for entry in entry_points(group=SETTINGS)}
     return unknown_variables(os.environ, plugins)
+
+
+def _read_variables(entry: EntryPoint) -> set[str] | None:
+    try:
+        return variables_of(entry.load())
+    except Exception:
+        logger.exception(
+            "loader: settings not read name=%s from=%s", entry.name, _distribution(entry)
+        )
+        return None
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from semantik_realtime.core.event import (
 )
 from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
 from semantik_realtime.core.limits import MAX_PRODUCERS
+from semantik_realtime.core.ownership import OwnerChange, check_owner
 from semantik_realtime.core.resume import LogInfo, Reason, plan_sync, take_bytes
 from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 
@@ -54,7 +55,7 @@ class _Log:
         self.chain = 0
         """At ``offset``."""
         self.owner: str | None = None
-        """The owner of the first draft that had one."""
+        """See `semantik_realtime.core.ownership`."""
         self.retention_events = retention_events
         self.entries: deque[tuple[Event, str, int]] = deque()
         """The events that are kept, oldest first, each with its draft's producer and number."""
@@ -87,6 +88,13 @@ class _Log:
     def newest(self, count: int) -> Iterator[Event]:
         """Yield the newest ``count`` of the kept events, newest first."""
         return (entry[0] for entry in islice(reversed(self.entries), max(0, count)))
+
+    def begin_again(self) -> None:
+        """Begin a new epoch without events and states; the fence stays."""
+        self.epoch = secrets.token_hex(5)
+        self.offset = self.chain = self.bytes = 0
+        self.entries.clear()
+        self.states.clear()
 
     def add(self, event: Event, producer: str, number: int) -> None:
         """Append an event; drop the oldest if there are too many."""
@@ -140,27 +148,34 @@ class MemoryBackend:
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         receipts: list[Receipt] = []
         with self._lock:
-            batches: dict[str, Batch] = {}
+            # By topic and epoch.
+            batches: dict[tuple[str, str], Batch] = {}
             for draft in drafts:
                 log = self._open_log(draft.topic)
-                before, size = log.offset, log.bytes
+                size = log.bytes
                 receipt, event = self._append(log, draft)
                 self._bytes += log.bytes - size
                 receipts.append(receipt)
                 if event is not None:
-                    batches.setdefault(draft.topic, (log.epoch, before, []))[2].append(event)
-            for topic, batch in batches.items():
+                    new: Batch = (log.epoch, event.offset - 1, [])
+                    batches.setdefault((draft.topic, log.epoch), new)[2].append(event)
+            for (topic, _), batch in batches.items():
                 if (sink := self._sinks.get(topic)) is not None:
                     self._schedule(sink.events, topic, *batch)
             self._make_room()
         return receipts
 
     @hookimpl
-    def claim(self, topic: str, job: str, token: str) -> int:
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         with self._lock:
             log = self._open_log(topic)
             if log.deleted:
                 return 0
+            owner_change = check_owner(log.owner, log.offset, owner)
+            if owner_change is OwnerChange.FOREIGN:
+                return -1
+            if owner_change is OwnerChange.FIRST:
+                log.owner = owner
             known = log.jobs.get(job, _NEW_JOB)
             if known.token == token and known.state.attempt:
                 return known.state.attempt
@@ -279,6 +294,9 @@ class MemoryBackend:
             return Receipt(Outcome.CLOSED), None
         if draft.number <= log.numbers.get(draft.producer, 0):
             return Receipt(Outcome.DUPLICATE, self._position(log, draft)), None
+        owner_change = check_owner(log.owner, log.offset, draft.owner)
+        if owner_change is OwnerChange.FOREIGN:
+            return Receipt(Outcome.FOREIGN_OWNER), None
         if len(draft.body) > self._settings.max_event_bytes:
             return Receipt(Outcome.TOO_BIG), None
         job = _NEW_JOB
@@ -289,6 +307,8 @@ class MemoryBackend:
             if isinstance(verdict, Refusal):
                 return Receipt(Outcome(verdict.value)), None
             state = verdict
+        if owner_change is OwnerChange.BEGIN:
+            log.begin_again()
         if draft.change is StateChange.SET and draft.key not in log.states:
             if len(log.states) >= self._settings.max_keys and not self._drop_ended(log):
                 return Receipt(Outcome.TOO_MANY_KEYS), None
@@ -307,8 +327,7 @@ class MemoryBackend:
         log.numbers.move_to_end(draft.producer)
         if len(log.numbers) > MAX_PRODUCERS:
             log.numbers.popitem(last=False)
-        if draft.owner is not None:
-            log.owner = log.owner or draft.owner
+        log.owner = log.owner or draft.owner
         ended = draft.terminal and draft.topic == f"job:{draft.job}"
         log.expires_at = self._clock() + (
             self._settings.grace_seconds if ended else self._settings.retention_seconds

@@ -167,6 +167,7 @@ def installed(
             "web",
             *(*python, "uvicorn", "--factory", "semantik_realtime.demo.app:create_app"),
             *("--host", "127.0.0.1", "--port", str(web_port), "--log-config", str(LOG_CONFIG)),
+            *("--http", "h11", "--ws-max-size", "65536", "--ws-max-queue", "4"),
         )
         installation.wait_until(lambda: _is_healthy(installation.address))
         installation.wait_until(lambda: " ready." in worker.log_tail())

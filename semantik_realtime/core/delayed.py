@@ -9,6 +9,7 @@ import msgspec
 
 from semantik_realtime.core.event import Draft, Event, StateChange
 from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
+from semantik_realtime.core.ownership import OwnerChange, check_owner
 
 ENTRY_BYTES = 200
 """About how many bytes a topic, a key or a job takes beside its name and its state."""
@@ -18,7 +19,8 @@ class DelayedStates:
     """The last delayed state of each key of each topic, bounded in bytes.
 
     The fence orders the drafts of a job as a log does: a draft of an outdated
-    attempt does not replace the state of a newer one. Above the bound the
+    attempt does not replace the state of a newer one. A topic has one owner, as
+    in a log. Above the bound the
     topic that has been quiet for longest is forgotten; its watchers get its
     state when the backend is back.
 
@@ -57,6 +59,11 @@ class DelayedStates:
         known = self._topics.get(topic)
         return {} if known is None else dict(known.states)
 
+    def owner_of(self, topic: str) -> str | None:
+        """Return the owner of the delayed drafts of ``topic``; None: they have none."""
+        known = self._topics.get(topic)
+        return None if known is None else known.owner
+
     def clear(self) -> None:
         """Forget everything: the backend has acknowledged it."""
         self._topics.clear()
@@ -69,6 +76,8 @@ class _Topic:
     def __init__(self, name: str) -> None:
         self.states: dict[str, bytes] = {}
         """The last state of each key, as JSON."""
+        self.owner: str | None = None
+        """The owner of the first draft that had one."""
         self.bytes = len(name) + ENTRY_BYTES
         """About how much memory the topic takes."""
         # The newest attempt of each job.
@@ -76,6 +85,9 @@ class _Topic:
 
     def add(self, draft: Draft) -> bool:
         """Add a draft. Return True if a state changed."""
+        owner_change = check_owner(self.owner, len(self.states), draft.owner)
+        if owner_change is OwnerChange.FOREIGN:
+            return False
         if draft.job is not None:
             known = self._attempts.get(draft.job)
             verdict = check_fence(known or AttemptState(), draft.attempt, draft.terminal)
@@ -84,14 +96,21 @@ class _Topic:
             if known is None:
                 self.bytes += len(draft.job) + ENTRY_BYTES
             self._attempts[draft.job] = verdict
+        if owner_change is OwnerChange.BEGIN:
+            for key in list(self.states):
+                self._drop(key)
+        self.owner = self.owner or draft.owner
         if draft.change is StateChange.KEEP:
             return False
-        was = self.states.pop(draft.key, None)
-        if was is not None:
-            self.bytes -= len(draft.key) + len(was) + ENTRY_BYTES
+        self._drop(draft.key)
         if draft.change is StateChange.SET:
             state = Event(0, 0, draft.body).head().state
             assert isinstance(state, msgspec.Raw)
             self.states[draft.key] = bytes(state)
             self.bytes += len(draft.key) + len(state) + ENTRY_BYTES
         return True
+
+    def _drop(self, key: str) -> None:
+        was = self.states.pop(key, None)
+        if was is not None:
+            self.bytes -= len(key) + len(was) + ENTRY_BYTES

@@ -9,23 +9,34 @@ import msgspec
 
 from semantik_realtime.core.event import Claim, Draft, StateChange, encode_body
 from semantik_realtime.core.limits import MAX_EVENT_BYTES
-from semantik_realtime.core.topic import check_topic, user_topic
+from semantik_realtime.core.topic import check_topic, split_topic, user_topic
 
 
 def owners_of(topic: str, others: Sequence[str], owner: str | None) -> dict[str, str | None]:
     """Return the topics of an event, each with the owner that it gets.
 
-    The owner of an event owns its ``topic`` and their own feed. ``others`` may
-    be shared topics, which must not become the property of the first job that
-    writes to them.
+    The owner of an event owns its ``topic``. A feed belongs to the user in its
+    name, whoever writes to it. ``others`` may be shared topics, which must not
+    become the property of the first job that writes to them.
 
     >>> owners_of("job:1", ["user:7", "collection:9"], "7")
     {'job:1': '7', 'user:7': '7', 'collection:9': None}
     """
-    feed = None if owner is None else user_topic(owner)
-    return {topic: owner} | {
-        other: owner if other == feed else None for other in others if other != topic
+    if owner is not None:
+        user_topic(owner)
+    return {topic: feed_owner(topic) or owner} | {
+        other: feed_owner(other) for other in others if other != topic
     }
+
+
+def feed_owner(topic: str) -> str | None:
+    """Return the user whose feed ``topic`` is; None: it is no feed.
+
+    Raises:
+        TopicError: it is not a topic's name.
+    """
+    kind, ident = split_topic(topic)
+    return ident if kind == "user" else None
 
 
 def make_drafts(

@@ -131,6 +131,8 @@ class Claim(msgspec.Struct, eq=False):
     """Names the attempt: with the same token the backend returns the same number again."""
     expected: int
     """The number, if no attempt has begun that the task's message does not know of."""
+    owner: str | None = None
+    """The job's owner, if it is known."""
     number: int | None = None
     """The number, from 1, or 0: the job was deleted. None: the backend was not asked yet. Set
     once, by the emitter's thread."""
@@ -163,7 +165,8 @@ class Draft(msgspec.Struct, kw_only=True, eq=False, omit_defaults=True):
     claim: Claim | None = None
     """To be settled before the draft is sent (`number_draft`); None: ``attempt`` is final."""
     owner: str | None = None
-    """Becomes the topic's owner if the topic has none yet."""
+    """Becomes the topic's owner if the topic has none yet (`semantik_realtime.core.ownership`).
+    None: the topic's owner stays."""
 
     @property
     def digest(self) -> int:
@@ -181,6 +184,8 @@ class Outcome(StrEnum):
     """Refused: it belongs to an outdated attempt."""
     CLOSED = "closed"
     """Refused: its job has ended, or its topic was deleted."""
+    FOREIGN_OWNER = "foreign_owner"
+    """Refused: it has an owner, and its topic belongs to another one."""
     TOO_BIG = "too_big"
     """Refused: its body is over the setting ``max_event_bytes``."""
     TOO_MANY_KEYS = "too_many_keys"

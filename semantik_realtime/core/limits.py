@@ -6,11 +6,11 @@ MAX_REPLAY = 1000
 """Most events of a replay; beyond that a snapshot is cheaper for everyone."""
 MAX_HISTORY = MAX_REPLAY
 """Most events of history that a client may ask for beside a snapshot."""
-MAX_READ_BYTES = 2**20
-"""Most bytes of the events in one answer, unless the settings say otherwise."""
 COMPAT_HISTORY = 100
 """Events of history that a client of the compatibility wire gets after the states, unless the
 settings say otherwise."""
+MAX_READ_BYTES = 2**20
+"""Most bytes of the events in one answer, unless the settings say otherwise."""
 RETENTION_EVENTS = MAX_REPLAY
 """Events that a topic's log keeps, unless the settings say otherwise."""
 MAX_KEYS = 1000
@@ -52,6 +52,9 @@ CONFLATE_ABOVE_BYTES = 64 * 1024
 """Unsent bytes of a connection above which its events are conflated."""
 EVICT_ABOVE_BYTES = 2**20
 """Unsent bytes of a connection above which it is closed."""
+DRAIN_WRITE_SECONDS = 1.0
+"""How long a drained connection may send what waits for it. Later the web server would close the
+socket, with a code of its own after which pages of the compatibility wire never return."""
 STALL_SECONDS = 30.0
 """How long one write to a connection may take before the connection is closed."""
 MAX_HELD_BATCHES = 1000

@@ -53,9 +53,9 @@ class Words:
                 raise EventError(f"{theirs}={ours}: {ours!r} is none of {known}")
             self._shown.setdefault(ours, theirs)
 
-    def type_of(self, type: str) -> str:
-        """Return the protocol's type of an application's; any other type as it is."""
-        return self._types.get(type, type)
+    def type_of(self, type: Any) -> Any:
+        """Return the protocol's type of an application's; any other value as it is."""
+        return self._types.get(type, type) if isinstance(type, str) else type
 
     def status_of(self, status: Any) -> Any:
         """Return the protocol's status of an application's; any other value as it is."""

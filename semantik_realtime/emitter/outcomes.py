@@ -14,6 +14,10 @@ from semantik_realtime.errors import BackendUnavailable
 logger = logging.getLogger(__name__)
 
 
+MAX_FOREIGN_TOPICS = 1000
+"""Topics whose refusal of a foreign owner is remembered, so that it is logged once."""
+
+
 class EmitterStats(msgspec.Struct):
     """Counts since the process began."""
 
@@ -23,6 +27,8 @@ class EmitterStats(msgspec.Struct):
     """Refused: they belong to an outdated attempt."""
     closed: int = 0
     """Refused: their job has ended or was deleted."""
+    foreign_owner: int = 0
+    """Refused: their topic belongs to another owner."""
     rejected: int = 0
     """Too big, or too many keys."""
     dropped: int = 0
@@ -38,6 +44,8 @@ class Outcomes:
         self._stats = stats
         # Futures that wait, by the id of their draft; an entry leaves with its outcome.
         self._futures: dict[int, Future[Receipt]] = {}
+        # Topics that have refused a foreign owner, as logged. Cleared when they are too many.
+        self._foreign_topics: set[str] = set()
 
     def promise(self, draft: Draft) -> Future[Receipt]:
         """Return the future that gets the receipt of ``draft``."""
@@ -68,6 +76,9 @@ class Outcomes:
                 self._stats.stale += 1
             case Outcome.CLOSED:
                 self._stats.closed += 1
+            case Outcome.FOREIGN_OWNER:
+                self._stats.foreign_owner += 1
+                self._log_foreign_owner(draft)
             case _:
                 self._stats.rejected += 1
                 logger.warning(
@@ -76,6 +87,20 @@ class Outcomes:
                     draft.type,
                     receipt.outcome.value,
                 )
+
+    def _log_foreign_owner(self, draft: Draft) -> None:
+        if draft.topic in self._foreign_topics:
+            return
+        if len(self._foreign_topics) >= MAX_FOREIGN_TOPICS:
+            self._foreign_topics.clear()
+        self._foreign_topics.add(draft.topic)
+        logger.warning(
+            "emitter: owner refused topic=%s type=%s owner=%r: the topic belongs to another user "
+            "(header realtime_owner, or owner= of publish and submit; logged once for each topic)",
+            draft.topic,
+            draft.type,
+            draft.owner,
+        )
 
     def _resolve(self, draft: Draft, receipt: Receipt | None) -> None:
         if not self._futures:

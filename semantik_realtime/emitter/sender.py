@@ -39,8 +39,8 @@ class Writer(Protocol):
     def publish(self, drafts: Sequence[Draft]) -> Sequence[Receipt]:
         """Append ``drafts``."""
 
-    def claim(self, topic: str, job: str, token: str) -> int:
-        """Return the number of a new attempt, or 0 if the job was deleted."""
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
+        """Return the number of a new attempt; 0 if the job was deleted, -1 if it is foreign."""
 
     def close_writer(self) -> None:
         """Close the connections, after a fork too."""
@@ -133,8 +133,9 @@ class Sender:
 
     def _settle(self, claim: Claim) -> None:
         try:
-            number = self._writer.claim(claim.topic, claim.job, claim.token)
-            # The backend may not know of an attempt whose events were lost with its process.
+            number = self._writer.claim(claim.topic, claim.job, claim.token, claim.owner)
+            # The backend may not know of an attempt whose events were lost with its process. And
+            # of a job whose id another owner uses, only the feeds get the events.
             claim.number = max(number, claim.expected) if number else 0
         except (BackendUnavailable, AppendUncertain):
             raise

@@ -48,7 +48,12 @@ async def ask_host(plugins: pluggy.PluginManager, name: str, **arguments: Any) -
                     answer = None
                 elif result is not NO_OPINION:
                     return result
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+            raise
+        # A pool of connections that is being closed cancels the tasks that wait for one, though
+        # nobody has cancelled this task.
         refusal = refusal_of(error)
         if refusal is not None:
             raise refusal from error
@@ -57,7 +62,7 @@ async def ask_host(plugins: pluggy.PluginManager, name: str, **arguments: Any) -
     return answer
 
 
-def refusal_of(error: Exception) -> AccessError | None:
+def refusal_of(error: BaseException) -> AccessError | None:
     """Return the refusal that a host means by ``error``; None: it does not refuse, it fails.
 
     A login function that the host has already raises what its framework or

@@ -56,8 +56,8 @@ class Viewer(Protocol):
     """A connection, as the degraded mode sees it."""
 
     @property
-    def allowed(self) -> Collection[str]:
-        """The topics whose states it may get."""
+    def allowed(self) -> Mapping[str, str | None]:
+        """The topics whose states it may get, each with its owner; None: not known."""
 
     def degraded(self, since: str) -> None:
         """The backend is away since ``since``."""
@@ -108,13 +108,8 @@ class HostRecord:
             recalled = None
             if states is not None and states is not NO_OPINION:
                 recalled = {str(key): _encode(dict(state)) for key, state in states.items()}
-        except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                raise
-            # Whatever it raises, the watchers must not lose their connection. (A pool of
-            # connections that is being closed cancels the tasks that wait for one, though
-            # nobody has cancelled this task.)
+        except Exception as error:
+            # Whatever it raises or returns, the watchers must not lose their connection.
             if not self._fails:
                 logger.warning(
                     "outage: recall failed topic=%s error=%s", topic, mask_text(repr(error))
@@ -359,13 +354,22 @@ class DegradedMode:
         if recalled and epoch == self._epoch:
             self._send(topic, "recall", recalled, viewers)
         if self._epoch:
-            self._send(topic, "memory", self._delayed_of(topic), viewers)
+            self._send_delayed(topic, viewers)
 
     def _show_delayed(self, topics: Collection[str]) -> None:
         # The write that failed has begun the outage. Without one there is nothing to show.
         if self._epoch and self._hub is not None:
             for topic in topics:
-                self._send(topic, "memory", self._delayed_of(topic), self._hub.connections)
+                self._send_delayed(topic, self._hub.connections)
+
+    def _send_delayed(self, topic: str, viewers: Collection[Viewer]) -> None:
+        with self._lock:
+            states, owner = self._delayed.of(topic), self._delayed.owner_of(topic)
+        # A job's id may be used again by another owner. Where the watched topic's owner is not
+        # known, the host has allowed the user by its own record.
+        known = {None, owner}
+        same = [it for it in viewers if owner is None or it.allowed.get(topic) in known]
+        self._send(topic, "memory", states, same)
 
     def _send(self, topic: str, source: str, states: States, viewers: Collection[Viewer]) -> None:
         if not states:

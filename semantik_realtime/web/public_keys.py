@@ -59,8 +59,9 @@ class PublicKeys:
             key = self._keys.get(key_id) if isinstance(key_id, str) else None
             if key is not None and age < FRESH_SECONDS:
                 return key
-            if key is None and self._succeeded_at >= asked_at:
-                return None
+            if self._succeeded_at >= asked_at:
+                # As new as the question.
+                return key
             if key is not None and age < KEEP_SECONDS and self._fails:
                 # Nobody waits for a server that is away while the old keys will do.
                 self._start()

@@ -66,7 +66,8 @@ def find_hiding(
 def _path_of(route: BaseRoute, name: str, parameters: Mapping[str, str]) -> URLPath | None:
     try:
         return route.url_path_for(name, **parameters)
-    except NoMatchFound:
+    except (NoMatchFound, NotImplementedError):
+        # The second is what a route of the host's own class has by default.
         return None
 
 

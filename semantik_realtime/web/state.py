@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import HTTPConnection
 
-from semantik_realtime.errors import BackendError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_urls
 from semantik_realtime.web.access import Access
 from semantik_realtime.web.hub.hub import Hub
+from semantik_realtime.web.hub.permission import Permissions
 from semantik_realtime.web.limiter import ConnectionLimiter
 from semantik_realtime.web.outage import DegradedMode, HostRecord
 from semantik_realtime.web.reads import Answers
 from semantik_realtime.web.refusals import RefusalLog
+from semantik_realtime.web.server_limits import ServerLimits
 from semantik_realtime.web.unauthenticated import UnauthenticatedLimiter
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ class WebState:
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
         self.answers = Answers()
+        self.permissions = Permissions(self.access, self.hub.top)
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
+        self.server_limits = ServerLimits()
         self.unauthenticated = UnauthenticatedLimiter(runtime.settings.max_unauthenticated)
         self.hub.on_tick(self.unauthenticated.end_crowd)
         self.metrics: WebMetrics | None = None
@@ -77,23 +80,6 @@ class WebState:
             return "not for pages of this origin"
         origin = connection.headers.get("origin", "")
         return f"SEMANTIK_REALTIME_ALLOWED_ORIGINS does not have {origin}"
-
-    async def may_watch(self, user: str, topic: str) -> bool:
-        """Return True if ``user`` may watch ``topic``, by the owner that the backend knows.
-
-        While the backend is away the owner is unknown. Then a refusal proves
-        nothing, because it may come from the unknown owner.
-
-        Raises:
-            BackendError: the owner is needed, and the backend does not answer.
-        """
-        try:
-            top = await self.hub.top(topic)
-        except BackendError:
-            if await self.access.authorize(user, topic, None):
-                return True
-            raise
-        return await self.access.authorize(user, topic, top.owner if top else None)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:

@@ -79,7 +79,8 @@ class Job:
         # None: the attempt's number is final. It is settled by the emitter's thread.
         self._claim: Claim | None = None
         if is_new and attempt is not None:
-            self._claim = Claim(self.topic, self.id, secrets.token_hex(8), expected=attempt)
+            token = secrets.token_hex(8)
+            self._claim = Claim(self.topic, self.id, token, expected=attempt, owner=meta.owner)
         self.declared_end: tuple[str, dict[str, str] | None] | None = None
         """Type and error of the end that the task announced before it raised ``Ignore``.
         Set by `declare_end`."""
@@ -165,7 +166,7 @@ class Job:
 
         Types are lower-case words, ``file_completed``; those of a job's life are refused.
         Where events come faster than the backend takes them, a call waits, at most a
-        second (`Emitter.wait_for_room`); while the backend is away it does not.
+        second (``Emitter.wait_for_room``); while the backend is away it does not.
         """
         try:
             reserved = type in RESERVED_TYPES

@@ -35,7 +35,7 @@ READS: dict[str, Callable[[GuardedBackend], Any]] = {
 }
 WRITES: dict[str, Callable[[GuardedBackend], Any]] = {
     "publish": lambda backend: backend.publish([]),
-    "claim": lambda backend: backend.claim("job:1", "1", "token"),
+    "claim": lambda backend: backend.claim("job:1", "1", "token", None),
     "delete": lambda backend: backend.delete("job:1"),
     "lease": lambda backend: backend.lease("name", "holder", 1, 1.0),
     "release": lambda backend: backend.release("name", "holder"),

@@ -140,7 +140,8 @@ def test_the_page_allows_no_command_that_the_backend_does_not_use() -> None:
     assert allowed[WEB] == allowed[WORKER] | {"zrem"}
     in_reading = {"hmget", "hgetall", "xrange", "xrevrange"}
     assert in_reading == {
-        name.lower() for name in re.findall(r"redis\.call\('(\w+)'", script.READ.source.decode())
+        name.lower()
+        for name in re.findall(r"(?:redis\.call|read_events)\('(\w+)'", script.READ.source.decode())
     }
     # Publishing is in parentheses: on the channel of the canary only.
     assert allowed[READER] == in_reading | in_python | {"time"}
@@ -214,7 +215,7 @@ def test_a_reader_writes_nothing(url: str, topic: str) -> None:
     with closing_writer(RedisBackend(load_settings(url=url))) as backend:
         for write in (
             lambda: backend.publish([Author().draft(topic)]),
-            lambda: backend.claim(topic, "1", "token"),
+            lambda: backend.claim(topic, "1", "token", None),
             lambda: backend.delete(topic),
             lambda: backend.lease("name", "holder", 1, 60.0),
             lambda: backend.release("name", "holder"),

@@ -19,3 +19,27 @@ def test_the_client_connects_beside_the_folder_that_it_was_loaded_from(
     expect(page.locator("output")).to_have_text("job:1", timeout=20_000)
     assert sockets == [f"ws://127.0.0.1:{prefixes_port}{base}/realtime/ws"]
     page.close()
+
+
+def test_a_page_of_another_origin_learns_in_the_console_which_setting_decides(
+    prefixes_port: int, chromium: Browser
+) -> None:
+    page = chromium.new_page()
+    lines: list[str] = []
+    page.on("console", lambda message: lines.append(message.text))
+    # For a browser, localhost and 127.0.0.1 are two origins.
+    page.goto(f"http://localhost:{prefixes_port}/pages/index.html")
+    expect(page.locator("output")).to_have_text("job:1", timeout=20_000)
+    denied = page.evaluate(
+        """async (url) => {
+          const { connect } = await import("/realtime/static/realtime.js");
+          const live = connect({ url, storage: null });
+          return new Promise((onDenied) => live.watch("job:2", { onDenied }));
+        }""",
+        f"http://127.0.0.1:{prefixes_port}/realtime/ws",
+    )
+    assert denied["code"] == "forbidden"
+    [line] = [line for line in lines if line.startswith("realtime: ")]
+    for part in ("4403", "SEMANTIK_REALTIME_ALLOWED_ORIGINS", f"http://localhost:{prefixes_port}"):
+        assert part in line
+    page.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from programs import wait_for
 from walkthrough import QUICKSTART, walked
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
@@ -76,6 +78,8 @@ def test_twelve_windows_of_a_finished_job_all_show_it(address: str, chromium: Br
     for window in windows:
         expect_whole_job(window)
     assert not [line for line in lines if "4429" in line]
+    # Nobody keeps a connection for a job that has ended.
+    wait_for(lambda: httpx.get(f"{address}/realtime/health").json()["connections"] == 0)
     context.close()
 
 

@@ -46,6 +46,7 @@ class Webui:
             "web",
             *("uvicorn", "--factory", "semantik_realtime.demo.app:create_app"),
             *("--port", str(self.port), "--log-level", "warning"),
+            *("--http", "h11", "--ws-max-size", "65536", "--ws-max-queue", "4"),
         )
         return self.web
 

@@ -48,6 +48,22 @@ def test_a_late_draft_of_an_outdated_attempt_replaces_no_state():
     assert states_of(delayed, "job:1") == {"1": {"n": 2}}
 
 
+def owned(key, state, owner, *, topic="job:1"):
+    return msgspec.structs.replace(draft(key, state, topic=topic), owner=owner)
+
+
+def test_a_topic_shows_the_states_of_its_first_owner_and_none_from_before():
+    delayed = DelayedStates(10**6)
+    delayed.add([draft("old", {"n": 1})])
+    assert delayed.owner_of("job:1") is None
+    assert delayed.add([owned("a", {"n": 2}, "alice")]) == {"job:1"}
+    assert delayed.add([owned("a", {"n": 3}, "bob")]) == set()
+    assert delayed.add([draft("b", {"n": 4})]) == {"job:1"}
+    assert states_of(delayed, "job:1") == {"a": {"n": 2}, "b": {"n": 4}}
+    assert delayed.owner_of("job:1") == "alice"
+    assert delayed.owner_of("job:2") is None
+
+
 def test_a_deleted_key_is_no_longer_among_the_states():
     delayed = DelayedStates(10**6)
     delayed.add([draft("a", {"n": 1}), draft("b", {"n": 2})])

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the core, the settings and the back-off are true."""
+"""The examples in the docstrings of the core and of other pure modules are true."""
 
 import doctest
 import importlib
@@ -7,11 +7,13 @@ import pkgutil
 import pytest
 
 from semantik_realtime import backoff, config, core, urls
+from semantik_realtime.web.wires import ends
 
 MODULES = [info.name for info in pkgutil.iter_modules(core.__path__, core.__name__ + ".")]
+OTHERS = [module.__name__ for module in (config, backoff, urls, ends)]
 
 
-@pytest.mark.parametrize("name", [*MODULES, config.__name__, backoff.__name__, urls.__name__])
+@pytest.mark.parametrize("name", [*MODULES, *OTHERS])
 def test_the_examples_of_a_module_are_true(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 

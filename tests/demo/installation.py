@@ -55,6 +55,7 @@ def running(folder: Path, redis_url: str, workers: int = 1, **environment: str) 
     port = free_port()
     worker = "celery", "-A", "semantik_realtime.demo.tasks", "worker", "-c", str(workers)
     web = "uvicorn", "--factory", "semantik_realtime.demo.app:create_app", "--port", str(port)
+    web += "--http", "h11", "--ws-max-size", "65536", "--ws-max-queue", "4"
     with (
         process(folder / "worker.log", env, *worker, "-l", "INFO"),
         process(folder / "web.log", env, *web),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import re
 import runpy
@@ -16,7 +17,9 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from programs import wait_until_healthy
+from packaging.version import Version
+from programs import wait_for, wait_until_healthy
+from strangers import MESSAGES, sending
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -94,6 +97,51 @@ async def test_the_nginx_configuration_passes_both_wires_and_the_origin(proxy: s
     async with httpx.AsyncClient() as client:
         answer = await client.get(f"http://{proxy}/realtime/static/realtime.js")
     assert "export function connect" in answer.text
+
+
+def every_command() -> list[list[str]]:
+    """The options of each uvicorn command of the page, its Kubernetes part included."""
+    lines = [line.split()[2:] for line in re.findall(r"^uvicorn .*$", PAGE, re.MULTILINE)]
+    [pod] = re.findall(r"command: \[uvicorn, (.*?)\]", PAGE, re.DOTALL)
+    return [*lines, [part.strip(' \n"') for part in pod.split(",")][1:]]
+
+
+def test_every_command_has_the_options_that_limit_strangers() -> None:
+    [options] = re.findall(r"^(--http .*)$", PAGE, re.MULTILINE)
+    assert len(every_command()) == 4
+    for command in every_command():
+        assert options in " ".join(command)
+    given = dict(re.findall(r'"(\w+)": ([^,]+),', block("python")))
+    names = re.findall(r"--([\w-]+) (\S+)", options)
+    assert {name.replace("-", "_"): value for name, value in names} == {
+        name: value.strip('"').lower() for name, value in given.items()
+    }
+    assert given.keys() <= set(inspect.signature(uvicorn.Config).parameters)
+    for page in ("README.md", "docs/quickstart.md"):
+        [command] = re.findall(r"^uvicorn .*$", (ROOT / page).read_text(), re.MULTILINE)
+        for option in ("--http h11", "--ws-max-size 65536"):
+            assert option in command
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process in /proc")
+@pytest.mark.parametrize("kind", list(MESSAGES))
+@pytest.mark.parametrize("library", ["websockets", "websockets-sansio", "wsproto"])
+async def test_with_these_options_strangers_fill_no_memory(library: str, kind: str) -> None:
+    if library == "wsproto":
+        if Version(uvicorn.__version__) < Version("0.46"):
+            pytest.skip("wsproto has no limit before uvicorn 0.46, as the page says")
+    elif library not in uvicorn.config.WS_PROTOCOLS:
+        pytest.skip("this uvicorn has no websockets-sansio")
+    example = runpy.run_path(str(SIZING))
+    options = every_command()[0]
+    # No client authenticates, so the server needs no backend.
+    with example["web_server"]("redis://127.0.0.1:1/0", *options, "--ws", library) as (port, pid):
+        wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/realtime/static/realtime.js"))
+        before = example["resident_bytes"](pid)
+        async with sending(port, kind, connections=15):
+            grown = example["resident_bytes"](pid) - before
+    # 15 messages of 15 MB.
+    assert grown < 60_000_000
 
 
 def test_the_commands_repeat_the_ping_defaults_of_uvicorn() -> None:

@@ -48,7 +48,10 @@ def webui(tmp_path: Path, valkey: RedisServer) -> Iterator[str]:
     }
     commands = (
         ["celery", "-A", "webui:queue", "worker", "--pool", "solo"],
-        ["uvicorn", "webui:app", "--port", str(port), "--timeout-graceful-shutdown", "5"],
+        [
+            *("uvicorn", "webui:app", "--port", str(port), "--timeout-graceful-shutdown", "5"),
+            *("--http", "h11", "--ws-max-size", "65536"),
+        ],
     )
     with running_programs(tmp_path, *((environment, command) for command in commands)):
         wait_until_healthy(f"127.0.0.1:{port}")

@@ -47,7 +47,8 @@ class Worker:
         attempt = self.attempts[id]
         if not self.runtime.backend.fails_writes:
             with contextlib.suppress(BackendError):
-                attempt = self.runtime.backend.claim(job_topic(id), id, secrets.token_hex(8))
+                token = secrets.token_hex(8)
+                attempt = self.runtime.backend.claim(job_topic(id), id, token, OWNER)
         job = Job(self.runtime, JobMeta(id, owner=OWNER), attempt)
         self.record.write(id, {"status": "running", "attempt": attempt})
         job.begin()
@@ -114,7 +115,7 @@ def main(folder: str, seed: str) -> None:
         "steps": {job_topic(id): list(runs.values()) for id, runs in worker.steps.items()},
         "appended": stats.appended,
         "dropped": stats.dropped,
-        "refused": stats.stale + stats.closed + stats.rejected,
+        "refused": stats.stale + stats.closed + stats.foreign_owner + stats.rejected,
         "failures": stats.failures,
     }
     print(json.dumps(report), flush=True)

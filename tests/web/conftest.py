@@ -17,6 +17,12 @@ from semantik_realtime.testing.servers import ROWS
 collect_ignore = [] if "OLD_WEBSOCKETS" in os.environ else ["test_old_host.py"]
 
 
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse a subscription soon; servers in processes of their own wait as long as always."""
+    monkeypatch.setattr("semantik_realtime.web.hub.permission.WAIT_SECONDS", 0.3)
+
+
 @pytest.fixture
 def settings(
     request: pytest.FixtureRequest, row: str, server_url: Callable[[str], str]

@@ -15,7 +15,7 @@ class RecordingViewer:
     """A connection that keeps every notice, with the thread that sent it."""
 
     def __init__(self, *allowed: str) -> None:
-        self.allowed = allowed
+        self.allowed: dict[str, str | None] = dict.fromkeys(allowed)
         self.notices: list[tuple[Any, ...]] = []
         """The op and the arguments of each notice, in order."""
         self.threads: set[int] = set()

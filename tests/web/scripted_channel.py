@@ -196,7 +196,7 @@ class Client:
         self.syncs: list[Sync] = []
         self.applied = 0
         """How many events came live or as a replay."""
-        self.allowed: tuple[str, ...] = ()
+        self.allowed: dict[str, str | None] = {}
         self.user = "7"
         self.wire_name = "test"
         self.subscriptions = 1

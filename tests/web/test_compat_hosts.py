@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from clients import CompatClient
 from publisher import Publisher
 from waiting import until
-from web_servers import InProcessServer, serve_realtime
+from web_servers import InProcessServer, serve_realtime, server_processes
 
 from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.core.event import Outcome
@@ -141,3 +143,19 @@ async def test_the_history_of_the_wire_can_be_switched_off(
             await page.wait_for("step")
             kinds = [(m["type"], m["data"]["current"]) for m in page.messages]
     assert kinds == [("current_state", 43), ("step", 44)]
+
+
+async def test_a_server_that_stops_drops_every_page(
+    settings: Settings, publisher: Publisher
+) -> None:
+    # Uvicorn before 0.29 begins to close the sockets while they are drained: some get 1012.
+    await publisher.publish("job:1", 1)
+    many = settings.model_copy(update={"max_connections": 100})
+    async with server_processes(1, many) as [server], contextlib.AsyncExitStack() as stack:
+        pages = [CompatClient(server.compat_url("1")) for _ in range(60)]
+        for page in pages:
+            await stack.enter_async_context(page)
+        for page in pages:
+            await page.wait_for("current_state")
+        server.stop()
+        assert {await page.wait_closed() for page in pages} == {1006}

@@ -152,6 +152,17 @@ async def test_delayed_drafts_are_shown_to_connections_that_may_see_the_topic_an
     assert len({notice[2] for v in (owner, late) for notice in v.notices if len(notice) > 2}) == 1
 
 
+async def test_delayed_drafts_are_not_shown_to_watchers_of_another_owners_job(setup: Setup) -> None:
+    alice, unknown = setup.hub.add("job:1"), setup.hub.add("job:1")
+    alice.allowed["job:1"] = "alice"
+    await setup.begin()
+    draft = one("job:1", n=1)
+    draft.owner = "bob"
+    await asyncio.to_thread(setup.outage.add_delayed, [draft])
+    await until(lambda: unknown.shown("memory"))
+    assert alice.ops() == ["degraded"]
+
+
 async def test_the_hosts_record_is_shown_to_connections_that_may_see_the_topic(
     setup: Setup,
 ) -> None:

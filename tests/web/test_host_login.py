@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable
@@ -29,7 +30,7 @@ def login(answer: Any, *, is_async: bool = False) -> object:
     """Return a plugin whose ``authenticate`` returns ``answer``, or raises it."""
 
     def found() -> Any:
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer() if callable(answer) else answer
 
@@ -271,11 +272,12 @@ async def test_an_expiry_that_is_no_time_refuses(
         (jwt.PyJWKClientConnectionError("away"), 1011, 503),
         (RuntimeError("the database is away"), 1011, 503),
         (PermissionError("a file"), 1011, 503),
+        (asyncio.CancelledError("a pool is being closed"), 1011, 503),
     ],
     ids=repr,
 )
 async def test_a_login_function_refuses_as_it_does_in_the_hosts_own_routes(
-    settings: Settings, error: Exception, code: int, status: int
+    settings: Settings, error: BaseException, code: int, status: int
 ) -> None:
     async with (
         serve_realtime(settings, plugins=[login(error, is_async=True)]) as web_server,

@@ -19,7 +19,7 @@ GIVEN: dict[str, Any] = {"backend": "memory", "jwt_secret": "a secret of at leas
 class FakeConnection:
     """A connection that may see one topic."""
 
-    allowed = ("job:1",)
+    allowed = {"job:1": None}
 
     def degraded(self, since: str) -> None:
         pass

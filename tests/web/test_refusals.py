@@ -260,10 +260,12 @@ async def test_a_frame_of_two_megabytes_is_refused(
         await until(lambda: client.closed)
         assert client.closed == 1009
     async with CompatClient(web_server.compat_url("1")) as compat:
-        await compat.send("x" * 2_000_000)
+        await compat.send("x" * 60_000)
         assert "status" not in (await compat.wait_for("error"))["data"]
         await compat.send("ping")
         await compat.wait_for("pong")
+        await compat.send("x" * 2_000_000)
+        assert await compat.wait_closed() == 1009
 
 
 async def test_an_event_of_a_megabyte_is_refused_before_sending(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -24,7 +24,7 @@ Recall = Callable[[str], Awaitable[dict[str, bytes] | None]]
 class NullWatcher:
     """A connection that ignores every notice."""
 
-    allowed: tuple[str, ...] = ()
+    allowed: Mapping[str, str | None] = {}
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
@@ -111,7 +111,7 @@ async def test_a_hub_that_was_closed_during_an_outage_shows_nothing_of_it_when_o
     backend.recover()
     shown: list[object] = []
     watcher = NullWatcher()
-    watcher.allowed = ("job:a",)
+    watcher.allowed = {"job:a": None}
     watcher.provisional = lambda *notice: shown.append(notice)  # type: ignore[attr-defined]
     record.recall = running
     await hub.open()

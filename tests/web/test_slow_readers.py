@@ -148,6 +148,35 @@ async def test_a_slow_compat_browser_is_dropped_without_a_close_frame(
         assert await browser.wait_closed() == 1006
 
 
+@pytest.mark.parametrize("wire", ["native", "compat"])
+async def test_a_client_that_reads_nothing_does_not_outlast_a_drain(
+    settings: Settings, publisher: Publisher, wire: str
+) -> None:
+    await publisher.publish("job:1", 1)
+    async with serve_realtime(settings) as web_server:
+        hub = web_server.rt.web.hub
+        client: NativeClient | CompatClient
+        if wire == "native":
+            client = NativeClient(web_server, "job:1", compression=None)
+        else:
+            client = CompatClient(web_server.compat_url("1"), compression=None)
+        await client.__aenter__()
+        await until(lambda: hub.connections)
+        [connection] = hub.connections
+        await until(lambda: connection._subscriptions)
+        pause(client)
+        while connection._sending_since is None:
+            await fill(publisher, "job:1", 5)
+        await hub.drain(20)
+        assert not hub.connections
+        assert connection.ended is not None
+        assert connection.ended.code == 1012
+        resume(client)
+        await until(lambda: client.closed)
+        assert client.closed in ((1006,) if wire == "compat" else (1006, 1012))
+        await client.__aexit__()
+
+
 async def test_the_buffer_stays_small_when_no_client_needs_it(
     web_server: InProcessServer, publisher: Publisher
 ) -> None:

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from clients import NativeClient
 from configuration import make_settings
 from fastapi import FastAPI
+from publisher import Publisher
 from starlette.testclient import TestClient
+from web_servers import serve_realtime
 
 from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
@@ -59,3 +62,29 @@ def test_the_log_names_the_masked_url_and_the_setting_once(
     assert secret.rpartition("@")[2].removeprefix("nats://") in lines[0]
     assert "SEMANTIK_REALTIME_URL" in lines[0]
     assert "secret" not in caplog.text
+
+
+@pytest.mark.every_backend
+async def test_after_a_start_beside_a_hanging_backend_watchers_are_served_once_it_answers(
+    row: str, server: Server
+) -> None:
+    settings = make_settings(server.url, backend=ROWS[row].backend)
+    publisher = Publisher(settings)
+    server.pause()
+    try:
+        async with (
+            serve_realtime(settings) as web_server,
+            NativeClient(web_server, "user:7") as client,
+        ):
+            await client.wait_for("degraded")
+            assert not client.syncs
+            server.resume()
+            await client.wait_for("restored", seconds=20)
+            await client.wait_synced()
+            await publisher.publish("user:7", 3)
+            await client.wait_for_offset("user:7", 3)
+            assert client.numbers("user:7") == [0, 1, 2]
+            assert client.connections == 1
+    finally:
+        server.resume()
+        publisher.close()

@@ -24,6 +24,8 @@ from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
 
 FOLDER = Path(__file__).parent
+LIMITS = ("--http", "h11", "--ws-max-size", "65536", "--ws-max-queue", "4")
+"""As docs/deployment.md has them."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -82,6 +84,7 @@ class InProcessServer(WebServer):
 async def serve(app: FastAPI, **options: Any) -> AsyncIterator[InProcessServer]:
     """Serve ``app`` on a free port, on the running loop."""
     listener = socket.create_server(("127.0.0.1", 0))
+    options = {"http": "h11", "ws_max_size": 65536, "ws_max_queue": 4, **options}
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, **options)
     server = _Uvicorn(config)
     running = asyncio.create_task(server.serve(sockets=[listener]))
@@ -110,7 +113,7 @@ class ServerProcess(WebServer):
     def __init__(self, settings: Settings, *, app: str = "webhost:app", **variables: str) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         super().__init__(self._listener.getsockname()[1])
-        command = [sys.executable, "-m", "uvicorn", app, "--log-level", "warning"]
+        command = [sys.executable, "-m", "uvicorn", app, "--log-level", "warning", *LIMITS]
         # Without a timeout uvicorn waits for ever for a client that reads nothing.
         command += ["--timeout-graceful-shutdown", "3"]
         self.process = subprocess.Popen(

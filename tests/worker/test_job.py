@@ -343,7 +343,7 @@ def test_statuses_never_go_back_even_with_an_outdated_attempt_in_other_threads(
         thread.start()
     wait_until(lambda: runtime.emitter.stats.appended > 20)
     first.end("job_retrying")
-    second = Job(runtime, JobMeta("1", None, "7"), backend.claim("job:1", "1", "t"))
+    second = Job(runtime, JobMeta("1", None, "7"), backend.claim("job:1", "1", "t", None))
     second.begin()
     first.has_ended = False  # as in a process that does not know of the newer attempt
     stale_before = runtime.emitter.stats.stale

@@ -29,6 +29,7 @@ from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import tracker as tracker_module
 from semantik_realtime.worker.current import current_job
 from semantik_realtime.worker.headers import read_job_meta
+from semantik_realtime.worker.job import Job, JobMeta
 from semantik_realtime.worker.submit import submit
 from semantik_realtime.worker.tracker import TaskTracker, install
 from semantik_realtime.worker.values import misuse
@@ -407,7 +408,7 @@ class Claimless(MemoryBackend):
     """Appends, but refuses each claim."""
 
     @hookimpl
-    def claim(self, topic: str, job: str, token: str) -> int:
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         raise BackendRefused("no rights")
 
 
@@ -437,6 +438,20 @@ def test_if_claims_are_refused_attempts_are_counted_by_the_message(
     assert len([r for r in caplog.records if "not claimed" in r.message]) == 1
 
 
+def test_a_job_with_the_id_of_another_users_job_disturbs_it_not_and_is_in_its_own_feed(
+    runtime: Runtime, tracker: TaskTracker, reader: Reader, job_id: str
+) -> None:
+    others = Job(runtime, JobMeta(job_id, owner="8"), 1, is_new=True)
+    others.begin()
+    add.apply((1, 2), task_id=job_id, headers={"realtime_owner": "7"})
+    others.end("job_completed")
+    assert runtime.emitter.flush(5)
+    job, feed = Log(reader, f"job:{job_id}"), Log(reader, "user:7")
+    assert (job.owner, job.statuses) == ("8", [(1, "running"), (1, "completed")])
+    assert feed.types == ["job_started", "job_completed"]
+    assert runtime.emitter.stats.foreign_owner == 2
+
+
 class Hanging(MemoryBackend):
     """Answers no write until `released` is set."""
 
@@ -445,9 +460,9 @@ class Hanging(MemoryBackend):
         self.released = threading.Event()
 
     @hookimpl
-    def claim(self, topic: str, job: str, token: str) -> int:
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         self.released.wait(60)
-        return super().claim(topic, job, token)
+        return super().claim(topic, job, token, owner)
 
     @hookimpl
     def publish(self, drafts: Any) -> Any:
@@ -511,8 +526,8 @@ def test_a_claim_whose_reply_is_lost_begins_one_attempt(
         replies = 0
 
         @hookimpl
-        def claim(self, topic: str, job: str, token: str) -> int:
-            attempt = super().claim(topic, job, token)
+        def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
+            attempt = super().claim(topic, job, token, owner)
             self.replies += 1
             if self.replies < 3:
                 raise BackendUnavailable("the reply is lost")
@@ -553,7 +568,7 @@ def test_a_job_whose_claim_returns_zero_sends_nothing(
 ) -> None:
     class Deleted(MemoryBackend):
         @hookimpl
-        def claim(self, topic: str, job: str, token: str) -> int:
+        def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
             return 0
 
     backend = Deleted(settings)

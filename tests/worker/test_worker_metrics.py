@@ -32,7 +32,14 @@ from semantik_realtime.testing.servers import free_port
 Numbers = dict[tuple[str, ...], float]
 
 
-def draft(number: int, *, key: str = "1", terminal: bool = False, attempt: int = 1) -> Draft:
+def draft(
+    number: int,
+    *,
+    key: str = "1",
+    terminal: bool = False,
+    attempt: int = 1,
+    owner: str | None = "7",
+) -> Draft:
     return Draft(
         topic="job:1",
         # Of which no report says how many were dropped.
@@ -43,6 +50,7 @@ def draft(number: int, *, key: str = "1", terminal: bool = False, attempt: int =
         terminal=terminal,
         job="1",
         attempt=attempt,
+        owner=owner,
     )
 
 
@@ -122,9 +130,11 @@ def test_each_draft_is_counted_once_by_its_outcome(emitter: Emitter, line: Line)
         ("emitter_failures_total",): 1,
     }
 
-    # A third key is too many; drafts after the end and of an outdated attempt are refused.
+    # A third key is too many; a foreign owner's drafts, those after the end and those of an
+    # outdated attempt are refused.
     emitter.emit(draft(4, key="2"))
     emitter.emit(draft(5, key="3"))
+    emitter.emit(draft(6, owner="8"))
     emitter.emit(draft(6, attempt=2, terminal=True))
     emitter.emit(draft(7, attempt=2))
     emitter.emit(draft(8, attempt=1))
@@ -132,6 +142,7 @@ def test_each_draft_is_counted_once_by_its_outcome(emitter: Emitter, line: Line)
     assert changes(before, "drafts_total") == {
         ("drafts_total", "appended"): 5,
         ("drafts_total", "duplicate"): 1,
+        ("drafts_total", "foreign_owner"): 1,
         ("drafts_total", "rejected"): 1,
         ("drafts_total", "closed"): 1,
         ("drafts_total", "stale"): 1,

@@ -58,8 +58,8 @@ class NatsBackend:
         return self._writer.run(lambda writer: writer.publish(drafts))
 
     @hookimpl
-    def claim(self, topic: str, job: str, token: str) -> int:
-        return self._writer.run(lambda writer: writer.claim(topic, job, token))
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
+        return self._writer.run(lambda writer: writer.claim(topic, job, token, owner))
 
     @hookimpl
     def delete(self, topic: str) -> bool:

@@ -17,7 +17,9 @@ from semantik_realtime.core.event import (
     link,
     with_offset,
 )
+from semantik_realtime.core.ownership import OwnerChange, check_owner
 
+from semantik_realtime_nats.plan import Limits, Plan
 from semantik_realtime_nats.records import (
     AttemptClaimed,
     EventRun,
@@ -50,26 +52,6 @@ class JobAttempt(msgspec.Struct, array_like=True, frozen=True):
     """The offset of the attempt's terminal event; 0 while it runs."""
     token: str = ""
     """Of the claim that gave the attempt its number; empty without a claim."""
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What an append may not exceed, and how long a topic lives after it."""
-
-    retention_events: int
-    retention_seconds: float
-    grace_seconds: float
-    max_keys: int
-    max_event_bytes: int
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """A message to append, and the receipts that are due when it is stored."""
-
-    header: LogHeader
-    payload: bytes | None
-    """The encoded message; None: there is nothing to append."""
-    receipts: list[Receipt]
-    """Of the first drafts. The others did not fit; append them with the next message."""
 
 
 class Ledger(msgspec.Struct):
@@ -204,6 +186,12 @@ class Ledger(msgspec.Struct):
         for draft in drafts:
             job = _NEW_JOB if draft.job is None else self.jobs.get(draft.job, _NEW_JOB)
             refusal = self._check(draft, job, limits)
+            owner_change = check_owner(self.owner, self.offset, draft.owner)
+            if refusal is None and owner_change is OwnerChange.BEGIN:
+                if header.facts:
+                    # A message belongs to one epoch.
+                    break
+                header = self._begin_again(draft.job, job, limits)
             is_new = draft.change is StateChange.SET and draft.key not in self.keys
             if refusal is None and is_new and len(self.keys) >= limits.max_keys:
                 if made_room:
@@ -240,20 +228,26 @@ class Ledger(msgspec.Struct):
                 run, made_room = None, True
             bodies.append(draft.body)
             receipts.append(Receipt(Outcome.APPENDED, self.cursor))
-            if draft.owner is not None:
-                self.owner = self.owner or draft.owner
+            self.owner = self.owner or draft.owner
             ended = draft.terminal and draft.topic == f"job:{draft.job}"
             header.keep_seconds = limits.grace_seconds if ended else limits.retention_seconds
         return self._plan(header, bodies, receipts)
 
-    def plan_claim(self, job: str, token: str, limits: Limits) -> tuple[int, Plan | None]:
+    def plan_claim(
+        self, job: str, token: str, owner: str | None, limits: Limits
+    ) -> tuple[int, Plan | None]:
         """Return the number of the job's next attempt, and the message that claims it.
 
-        The message is None if ``token`` has claimed the newest attempt already, or if the topic
-        is deleted; then the number is 0.
+        The message is None if ``token`` has claimed the newest attempt already; if the topic is
+        deleted, then the number is 0; or if it belongs to another owner, then it is -1.
         """
         if self.deleted:
             return 0, None
+        owner_change = check_owner(self.owner, self.offset, owner)
+        if owner_change is OwnerChange.FOREIGN:
+            return -1, None
+        if owner_change is OwnerChange.FIRST:
+            self.owner = owner
         known = self.jobs.get(job, _NEW_JOB)
         if known.token == token and known.attempt:
             return known.attempt, None
@@ -268,6 +262,20 @@ class Ledger(msgspec.Struct):
         """Return the message that deletes the topic. The ledger is unchanged."""
         header = LogHeader(self.epoch, 0, 0, 0, 0, limits.grace_seconds, deleted=True)
         return Plan(header, header.encode(()), [])
+
+    def _begin_again(self, name: str | None, job: JobAttempt, limits: Limits) -> LogHeader:
+        """Begin a new epoch, in which only the attempt of the job ``name`` is known.
+
+        Return the header of its first message.
+        """
+        begun = Ledger.begin(self.expected_seq)
+        for field in begun.__struct_fields__:
+            setattr(self, field, getattr(begun, field))
+        header = self._header(limits.retention_seconds)
+        if name is not None and job.attempt:
+            header.facts.append(AttemptClaimed(name, job.attempt, job.token))
+            self._set_attempt(name, JobAttempt(job.attempt, 0, job.token))
+        return header
 
     def _header(self, keep_seconds: float) -> LogHeader:
         return LogHeader(
@@ -286,6 +294,8 @@ class Ledger(msgspec.Struct):
             return Outcome.CLOSED
         if draft.number <= self.numbers.get(draft.producer, 0):
             return Outcome.DUPLICATE
+        if check_owner(self.owner, self.offset, draft.owner) is OwnerChange.FOREIGN:
+            return Outcome.FOREIGN_OWNER
         if len(draft.body) > limits.max_event_bytes:
             return Outcome.TOO_BIG
         if draft.job is not None:

@@ -12,8 +12,9 @@ from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt
 from semantik_realtime.errors import AppendUncertain, BackendError
 
 from semantik_realtime_nats.errors import NoReply, SequenceConflict, explain
-from semantik_realtime_nats.ledger import Gap, Ledger, Limits, Plan
+from semantik_realtime_nats.ledger import Gap, Ledger
 from semantik_realtime_nats.log import TopicLog, catch_up, encode_checkpoint, read_messages
+from semantik_realtime_nats.plan import Limits, Plan
 from semantik_realtime_nats.stream import Stream, retry_conflicts
 from semantik_realtime_nats.subjects import Subjects
 
@@ -82,13 +83,13 @@ class TopicWriter:
                     await self._write_checkpoint(stream)
         return receipts
 
-    async def claim(self, stream: Stream, job: str, token: str) -> int:
+    async def claim(self, stream: Stream, job: str, token: str, owner: str | None) -> int:
         """See `semantik_realtime.hookspecs.BackendSpec.claim`."""
         attempt = 0
 
         def plan(ledger: Ledger) -> Plan | None:
             nonlocal attempt
-            attempt, planned = ledger.plan_claim(job, token, self._limits(stream))
+            attempt, planned = ledger.plan_claim(job, token, owner, self._limits(stream))
             return planned
 
         async with self._lock:

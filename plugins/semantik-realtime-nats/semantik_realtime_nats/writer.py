@@ -82,10 +82,10 @@ class Writer:
             raise reason
         return [receipts[place] for place in range(len(drafts))]
 
-    async def claim(self, topic: str, job: str, token: str) -> int:
+    async def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         """See `semantik_realtime.hookspecs.BackendSpec.claim`."""
         async with self._connected() as stream:
-            return await self._topic(topic).claim(stream, job, token)
+            return await self._topic(topic).claim(stream, job, token, owner)
 
     async def delete(self, topic: str) -> bool:
         """See `semantik_realtime.hookspecs.BackendSpec.delete`."""

@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from semantik_realtime.backends.loader import load_backend
+from semantik_realtime.backends.loader import load_backend, unknown_settings
 from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
 
@@ -95,3 +95,14 @@ def test_the_readme_names_every_setting() -> None:
 def test_a_list_of_urls_may_have_spaces() -> None:
     options = plan_connect("nats://a:1, tls://b:2", NatsSettings())
     assert options.urls == ["nats://a:1", "tls://b:2"]
+
+
+def test_a_misspelt_variable_is_reported_with_the_nearest_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in NatsSettings.model_fields:
+        monkeypatch.setenv(f"SEMANTIK_REALTIME_NATS_{name.upper()}", "1")
+    monkeypatch.setenv("SEMANTIK_REALTIME_NATS_REPLICA", "3")
+    assert unknown_settings() == {
+        "SEMANTIK_REALTIME_NATS_REPLICA": "SEMANTIK_REALTIME_NATS_REPLICAS"
+    }

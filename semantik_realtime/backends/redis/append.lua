@@ -5,18 +5,20 @@
 --       2..: the bodies of the drafts, each without its first character, "{"; to cut it off here
 --       would copy each body
 -- header: epoch, of a new log
---         owner, of the topic if it has none
 --         events, keys, producers, bytes: the limits of the log, of :state, of :seen, and of a body
 --         ttl_ms, grace_ms: how long to keep the topic; grace_ms after the end of its own job
 --         channel, where the events are published
---         runs: [producer, change, key, job, attempt, terminal, own, number, digests], the drafts
---               in order; those of a run differ in the digest, and in the number, which grows by 1
+--         runs: [producer, change, key, job, attempt, terminal, own, number, digests, owner], the
+--               drafts in order; those of a run differ in the digest, and in the number, which
+--               grows by 1
 --               change "" | "set" | "drop"; attempt -1: the newest; own: 1 if the topic is the
---               job's own; number: of the first draft
+--               job's own; number: of the first draft; owner "": none
 -- Return "EPOCH OFFSET CHAIN,receipt,receipt …": the end of the log before, and for each draft
---         "a" | "d OFFSET CHAIN" | "d" | "stale" | "closed" | "too_big" | "too_many_keys"
---         appended, duplicate with or without the position of its event, or refused. The caller
---         counts the positions of appended events on. Receipts that are all "a" are left out.
+--         "a" | "a EPOCH OFFSET CHAIN" | "d OFFSET CHAIN" | "d" | "stale" | "closed" |
+--         "foreign_owner" | "too_big" | "too_many_keys"
+--         appended, the same to the epoch that ended in this batch, duplicate with or without the
+--         position of its event, or refused. The caller counts the positions of appended events
+--         on. Receipts that are all "a" are left out.
 local meta, log, state, fence, seen = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local head = cjson.decode(ARGV[1])
 local position = redis.call('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted')
@@ -38,8 +40,9 @@ end
 local offset = tonumber(position[2] or '0')
 local chain = tonumber(position[3] or '0')
 local owner = position[4]
-local prev = string.format('%d', offset)
-local reply = epoch .. ' ' .. prev .. ' ' .. string.format('%d', chain)
+local sets_owner = false
+-- The end of the log before, as text.
+local prev, prev_chain = string.format('%d', offset), string.format('%d', chain)
 
 -- What the batch changes, written to the keys at the end: the last number of each producer, the
 -- attempt state of each job, and the last event of each key (false: the key is deleted).
@@ -95,10 +98,29 @@ local function drop_ended()
 end
 
 local events, chains = {}, {}
+
+-- Begin a new epoch without events and states; the fence stays.
+local function begin_again()
+  local first, appended = offset - #events, 0
+  for place, receipt in ipairs(receipts) do
+    if receipt == 'a' then
+      appended = appended + 1
+      receipts[place] =
+        string.format('a %s %d %s', epoch, first + appended, chains[appended])
+    elseif string.sub(receipt, 1, 2) == 'd ' then
+      receipts[place] = 'd'
+    end
+  end
+  redis.call('DEL', log, state)
+  epoch, offset, chain, prev, prev_chain, is_new = head.epoch, 0, 0, '0', '0', true
+  events, chains, states, key_count = {}, {}, {}, nil
+end
+
 -- Whether the last event ended the topic's own job.
 local own_end = false
 local function append(run, number, digest)
   local producer, change, key, job, attempt = run[1], run[2], run[3], run[4], run[5]
+  local draft_owner = run[10]
   local body = ARGV[#receipts + 2]
   local last_number = numbers[producer]
   if not last_number then
@@ -108,6 +130,8 @@ local function append(run, number, digest)
   local current = nil
   if number <= last_number then
     refusal = 'd' .. position_of(producer, string.format('%d', number))
+  elseif draft_owner ~= '' and owner and owner ~= draft_owner then
+    refusal = 'foreign_owner'
   elseif #body >= head.bytes then
     refusal = 'too_big'
   elseif job ~= '' then
@@ -119,6 +143,11 @@ local function append(run, number, digest)
     elseif attempt == current[1] and current[2] > 0 then
       refusal = 'closed'
     end
+  end
+  if not refusal and draft_owner ~= '' and not owner then
+    -- The rule of check_owner() in core/ownership.py; the contract suite tests both.
+    if offset > 0 then begin_again() end
+    owner, sets_owner = draft_owner, true
   end
   if not refusal and change == 'set' and not is_known_key(key) then
     key_count = key_count or redis.call('HLEN', state)
@@ -166,7 +195,7 @@ if #events > 0 then
   redis.call('HSET', meta, 'offset', string.format('%d', offset),
     'chain', string.format('%d', chain))
   if is_new then redis.call('HSET', meta, 'epoch', epoch) end
-  if not owner and head.owner ~= '' then redis.call('HSET', meta, 'owner', head.owner) end
+  if sets_owner then redis.call('HSET', meta, 'owner', owner) end
   redis.call('XTRIM', log, 'MAXLEN', '=', head.events)
   for key, event in pairs(states) do
     if event then
@@ -202,5 +231,6 @@ if #events > 0 then
     epoch .. ' ' .. prev .. ' ' .. table.concat(chains, ' ') .. '\n'
       .. table.concat(events, '\n'))
 end
+local reply = epoch .. ' ' .. prev .. ' ' .. prev_chain
 if #events == #receipts then return reply end
 return reply .. ',' .. table.concat(receipts, ',')

@@ -57,13 +57,7 @@ SAFE_EVICTION = "noeviction"
 _encode = msgspec.json.Encoder().encode
 _DUPLICATE = Receipt(Outcome.DUPLICATE)
 # What append.lua replies for a draft that it does not append.
-_REFUSALS = {
-    "d": _DUPLICATE,
-    **{
-        outcome.value: Receipt(outcome)
-        for outcome in (Outcome.STALE, Outcome.CLOSED, Outcome.TOO_BIG, Outcome.TOO_MANY_KEYS)
-    },
-}
+_REFUSALS = {"d": _DUPLICATE} | {outcome.value: Receipt(outcome) for outcome in Outcome}
 
 
 class RedisBackend:
@@ -105,7 +99,7 @@ class RedisBackend:
         return receipts
 
     @hookimpl
-    def claim(self, topic: str, job: str, token: str) -> int:
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         attempt: int = self._writer.run(
             CLAIM,
             self._keys(topic),
@@ -114,6 +108,7 @@ class RedisBackend:
             token,
             _milliseconds(self._settings.retention_seconds),
             self._settings.max_keys,
+            owner or "",
         )
         return attempt
 
@@ -256,7 +251,6 @@ class RedisBackend:
         settings = self._settings
         header = {
             "epoch": secrets.token_hex(5),
-            "owner": next((draft.owner for draft, _ in drafts if draft.owner), ""),
             "events": settings.retention_events,
             "ttl_ms": _milliseconds(settings.retention_seconds),
             "grace_ms": _milliseconds(settings.grace_seconds),
@@ -302,7 +296,8 @@ class RedisBackend:
 def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
     """Return the drafts without their bodies, as append.lua expects them, in runs."""
     runs: list[Any] = []
-    shared, next_number = None, 0
+    shared: tuple[Any, ...] | None = None
+    next_number = 0
     for draft, digest in drafts:
         previous = shared
         shared = (
@@ -313,11 +308,12 @@ def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
             -1 if draft.attempt is None else draft.attempt,
             int(draft.terminal),
             int(topic == f"job:{draft.job}"),
+            draft.owner or "",
         )
         if shared == previous and draft.number == next_number:
-            runs[-1][-1].append(digest)
+            runs[-1][8].append(digest)
         else:
-            runs.append((*shared, draft.number, [digest]))
+            runs.append((*shared[:7], draft.number, [digest], shared[7]))
         next_number = draft.number + 1
     return runs
 
@@ -334,6 +330,10 @@ def _receipts(reply: str, digests: Sequence[int]) -> Iterator[Receipt]:
         elif text.startswith("d "):
             _, first, first_chain = text.split(" ")
             yield Receipt(Outcome.DUPLICATE, Cursor(epoch, int(first), int(first_chain, 16)))
+        elif text.startswith("a "):
+            _, before_epoch, own_offset, own_chain = text.split(" ")
+            place = Cursor(before_epoch, int(own_offset), int(own_chain, 16))
+            yield Receipt(Outcome.APPENDED, place)
         else:
             yield _REFUSALS[text]
 

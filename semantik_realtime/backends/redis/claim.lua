@@ -1,13 +1,18 @@
 -- Count a job's next attempt. The same token gets the same number again.
 --
--- KEYS  meta log state fence seen    ARGV  epoch (of a new log), job, token, ttl_ms, keys
--- Return the attempt; 0 if the topic was deleted.
-local meta, fence = KEYS[1], KEYS[4]
-local position = redis.call('HMGET', meta, 'epoch', 'deleted', 'offset')
+-- KEYS  meta log state fence seen
+-- ARGV  epoch (of a new log), job, token, ttl_ms, keys, owner ('': none)
+-- Return the attempt; 0 if the topic was deleted, -1 if it belongs to another owner.
+local meta, fence, owner = KEYS[1], KEYS[4], ARGV[6]
+local position = redis.call('HMGET', meta, 'epoch', 'deleted', 'offset', 'owner')
 if position[2] then return 0 end
+if owner ~= '' and position[4] and position[4] ~= owner then return -1 end
 if not position[1] then
   redis.call('DEL', KEYS[2], KEYS[3], fence, KEYS[5])
   redis.call('HSET', meta, 'epoch', ARGV[1], 'offset', '0', 'chain', '0')
+end
+if owner ~= '' and not position[4] and (position[3] or '0') == '0' then
+  redis.call('HSET', meta, 'owner', owner)
 end
 local newest = read_attempt(fence, ARGV[2])
 if newest[3] == ARGV[3] then return newest[1] end

@@ -29,7 +29,7 @@ pytest.register_assert_rewrite(
     *(
         f"{__name__}.{part}"
         for part in (
-            *("appending", "fence", "states", "resuming", "reading"),
+            *("appending", "fence", "ownership", "states", "resuming", "reading"),
             *("lifetime", "live", "leases", "process"),
         )
     )

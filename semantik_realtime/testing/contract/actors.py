@@ -105,7 +105,7 @@ def delete_job(backend: Any, author: Author, topic: str, job: str) -> Draft:
         author.draft(topic, key=job, job=job, attempt=1, state={"job": job}) for _ in range(2)
     )
     backend.publish([running])
-    attempt = backend.claim(topic, job, "deletion")
+    attempt = backend.claim(topic, job, "deletion", None)
     deletion = Author().draft(topic, key=job, job=job, attempt=attempt, state=None, terminal=True)
     backend.publish([deletion])
     return late

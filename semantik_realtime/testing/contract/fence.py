@@ -98,14 +98,14 @@ class Fence(Fixtures):
 
     async def test_attempts_are_claimed_one_after_the_other(self, backend: Any, topic: str) -> None:
         author = Author()
-        assert backend.claim(topic, "j", "first") == 1
-        assert backend.claim(topic, "j", "first") == 1
-        assert backend.claim(topic, "j", "second") == 2
+        assert backend.claim(topic, "j", "first", None) == 1
+        assert backend.claim(topic, "j", "first", None) == 1
+        assert backend.claim(topic, "j", "second", None) == 2
         [late] = backend.publish([author.draft(topic, job="j", attempt=1)])
         assert late.outcome is Outcome.STALE
         [end] = backend.publish([author.draft(topic, job="j", attempt=2, terminal=True)])
         assert end.outcome is Outcome.APPENDED
-        assert backend.claim(topic, "j", "third") == 3
+        assert backend.claim(topic, "j", "third", None) == 3
         [more] = backend.publish([author.draft(topic, job="j", attempt=3)])
         assert more.outcome is Outcome.APPENDED
 
@@ -125,19 +125,19 @@ class Fence(Fixtures):
         backend = await open_backend(max_keys=8)
         author = Author()
         for n in range(40):
-            assert backend.claim(topic, f"j{n}", "first") == 1
+            assert backend.claim(topic, f"j{n}", "first", None) == 1
             backend.publish([author.draft(topic)])
-        assert [backend.claim(topic, f"j{n}", "second") for n in (39, 38, 37, 36)] == [2] * 4
-        assert backend.claim(topic, "j0", "second") == 1
+        assert [backend.claim(topic, f"j{n}", "second", None) for n in (39, 38, 37, 36)] == [2] * 4
+        assert backend.claim(topic, "j0", "second", None) == 1
 
     async def test_a_claim_in_a_deleted_topic_returns_0(self, backend: Any, topic: str) -> None:
         backend.publish([Author().draft(topic)])
         backend.delete(topic)
-        assert backend.claim(topic, "j", "first") == 0
+        assert backend.claim(topic, "j", "first", None) == 0
 
     async def test_a_claim_alone_does_not_make_a_topic_known(
         self, backend: Any, topic: str
     ) -> None:
-        backend.claim(topic, "j", "first")
+        backend.claim(topic, "j", "first", None)
         assert (await backend.snapshot(topic, None, 10)).cursor is None
         assert await backend.tops([topic]) == {}

@@ -82,7 +82,7 @@ class Lifetime(Fixtures):
     ) -> None:
         author = Author()
         assert not (await backend.snapshot(topic, None, 10)).deleted
-        backend.claim(topic, "j", "first")
+        backend.claim(topic, "j", "first", None)
         assert not (await backend.snapshot(topic, None, 10)).deleted
         [receipt] = backend.publish([author.draft(topic, state={"n": 1})])
         assert not (await backend.snapshot(topic, None, 10)).deleted

@@ -1,8 +1,8 @@
 """The socket behind a connection, as far as the web server shows it.
 
 ASGI has no access to it. uvicorn passes a method of its protocol as ``receive``,
-and the protocol has the transport. With another server, or a middleware that
-replaces ``receive``, nothing here has an effect.
+and the protocol has the transport. Where it cannot be found, as with another
+server, nothing here has an effect.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ READ_BYTES = 16 * 1024
 hundred times as many bytes after decompression, all of which the web server parses in one go."""
 USER_TIMEOUT_SECONDS = 30.0
 """How long sent bytes may stay unacknowledged before the kernel ends the connection (RFC 5482)."""
+MAX_WRAPPERS = 10
+"""How many middlewares may have replaced ``receive``."""
 
 
 class Peer:
     """The transport of one connection, if it can be reached."""
 
     def __init__(self, receive: Receive) -> None:
-        self._transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
+        self._transport = _find_transport(receive)
 
     def limit_reads(self) -> None:
         """Read little at once, so that one client's frames do not occupy the loop."""
@@ -56,3 +58,26 @@ class Peer:
         """End the connection at once, and drop what is not sent yet."""
         if self._transport is not None:
             self._transport.abort()
+
+
+def _find_transport(receive: Any) -> Any:
+    """Return the transport behind ``receive``, also through middlewares that wrap it, or None."""
+    for _ in range(MAX_WRAPPERS):
+        owner = getattr(receive, "__self__", None)
+        transport = getattr(owner, "transport", None)
+        if transport is not None:
+            return transport
+        # Starlette's requests keep the one that they were made with, as `BaseHTTPMiddleware` does;
+        # other middlewares wrap it in a function.
+        receive = getattr(owner, "_receive", None) or _wrapped_receive(receive)
+    return None
+
+
+def _wrapped_receive(function: Any) -> Any:
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=False):
+        # A cell is empty until its variable has a value.
+        with contextlib.suppress(ValueError):
+            if "receive" in name and callable(cell.cell_contents):
+                return cell.cell_contents
+    return None

@@ -169,7 +169,7 @@ async def _authorized(request: Request, web: WebState, job_id: str) -> tuple[str
         topic = name_topic(f"job:{job_id}")
     except TopicError:
         raise Refused(404, "not_found", "no such job") from None
-    if not await web.may_watch(identity.user, topic):
+    if not (await web.permissions.ask(identity.user, topic)).is_allowed:
         raise Refused(404, "not_found", "no such job")
     return topic, identity.user
 

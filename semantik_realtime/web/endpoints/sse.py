@@ -23,9 +23,10 @@ from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.endpoints.rest import identify, integer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
 from semantik_realtime.web.hub.connection import Connection, Ended
+from semantik_realtime.web.reads import Busy
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.tokens import CheckedIdentity
-from semantik_realtime.web.wires.ends import StreamEnds, may_finish
+from semantik_realtime.web.wires.ends import StreamEnds, may_finish, statuses_of
 from semantik_realtime.web.wires.native import NativeWire, reconnect_seconds
 from semantik_realtime.web.wires.wire import Outgoing, Sync, states_of
 
@@ -112,7 +113,7 @@ class SseWire(NativeWire):
         if sync.reason is None:
             self.ends.follow(sync.topic, sync.snapshot.events)
         else:
-            self.ends.reset(sync.topic, sync.states)
+            self.ends.reset(sync.topic, sync.statuses)
         # Encoded once for all streams, as the frame is: it may have a megabyte.
         encoded = sync.encoded.get(self.name)
         if encoded is None:
@@ -212,7 +213,7 @@ class EventStream(Response):
             wire,
             web.hub,
             web.outage,
-            web.may_watch,
+            web.permissions,
             self._identity,
             write,
             heartbeat_seconds=min(HEARTBEAT_SECONDS, web.settings.heartbeat_seconds),
@@ -246,13 +247,18 @@ class EventStream(Response):
 
 
 async def _may_begin(web: WebState, user: str, topics: Iterable[str]) -> bool:
-    """Return True if the user may watch one of ``topics``, or if nobody can tell now."""
+    """Return True once the user may watch one of ``topics``, or if nobody can tell now."""
+    waits = [asyncio.ensure_future(web.permissions.wait(user, topic)) for topic in topics]
     try:
-        for topic in topics:
-            if await web.may_watch(user, topic):
+        for permission in asyncio.as_completed(waits):
+            if (await permission).is_allowed:
                 return True
     except BackendError:
         return True
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
     return False
 
 
@@ -272,12 +278,12 @@ async def _has_seen_the_end(
         return False
     has_end = last.split(",")[len(asked) :] == [END]
     has_all = True
-    with contextlib.suppress(BackendError):
+    with contextlib.suppress(BackendError, Busy):
         for topic, place in asked.items():
-            if await web.may_watch(user, topic):
-                async with web.hub.reads.turn(user):
+            if (await web.permissions.ask(user, topic)).is_allowed:
+                async with web.hub.reads.request_turn(user):
                     snapshot = await web.hub.read(topic)
-                is_finished = ends.seed(topic, states_of(topic, snapshot))
+                is_finished = ends.seed(topic, statuses_of(states_of(topic, snapshot)))
                 if snapshot.cursor is None:
                     # The end is in the host's record alone, which the client was sent.
                     is_finished = has_end and not snapshot.deleted
@@ -303,6 +309,15 @@ def _asked(request: Request, web: WebState, job_id: str | None) -> dict[str, Cur
     return dict(zip(topics, cursors + [None] * len(topics), strict=False))
 
 
+def _last_id(request: Request) -> str:
+    # A browser reconnects to the same URL, so its Last-Event-ID is newer than the query.
+    return request.headers.get("last-event-id") or request.query_params.get("cursor", "")
+
+
+def _id(places: Mapping[str, Cursor | None]) -> str:
+    return "id: " + ",".join("" if place is None else str(place) for place in places.values())
+
+
 def _pieces(head: str, frame: str) -> Iterator[bytes]:
     """Yield an event of the stream, in pieces of at most `PIECE_BYTES` characters of its frame.
 
@@ -314,15 +329,6 @@ def _pieces(head: str, frame: str) -> Iterator[bytes]:
         end = "\n\n" if start + PIECE_BYTES >= len(frame) else ""
         yield f"{head}{part}{end}".encode()
         head = ""
-
-
-def _last_id(request: Request) -> str:
-    # A browser reconnects to the same URL, so its Last-Event-ID is newer than the query.
-    return request.headers.get("last-event-id") or request.query_params.get("cursor", "")
-
-
-def _id(places: Mapping[str, Cursor | None]) -> str:
-    return "id: " + ",".join("" if place is None else str(place) for place in places.values())
 
 
 def _retry(seconds: float) -> str:

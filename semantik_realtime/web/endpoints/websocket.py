@@ -56,6 +56,7 @@ _CUT_OFF = (CloseCode.FLOOD, CloseCode.BAD_FRAME, CloseCode.TOO_BIG)
 
 async def serve_native(websocket: WebSocket, web: WebState) -> None:
     """Serve one connection of `semantik.realtime.v1`, from handshake to close."""
+    web.server_limits.check(websocket)
     if not web.access.allows_origin(websocket):
         await _refuse_page(websocket, web, CloseCode.FORBIDDEN)
         return
@@ -105,6 +106,7 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
 
     These clients reconnect only after an end without a close frame.
     """
+    web.server_limits.check(websocket)
     if not web.access.allows_origin(websocket):
         await _refuse_page(websocket, web, CloseCode.POLICY)
         return
@@ -116,7 +118,7 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
             credentials = credentials_of(websocket, web.settings.token_cookie)
             identity = await web.access.authenticate(credentials)
             topic = user_topic(identity.user) if job_id is None else name_topic(f"job:{job_id}")
-            if not await web.may_watch(identity.user, topic):
+            if not (await web.permissions.wait(identity.user, topic)).is_allowed:
                 raise Ended(CloseCode.POLICY, "not yours, or not there")
         history = web.settings.compat_history
         words = Words(web.settings.host_words)
@@ -314,7 +316,7 @@ def _connect(
         wire,
         web.hub,
         web.outage,
-        web.may_watch,
+        web.permissions,
         identity,
         send,
         heartbeat_seconds=heartbeat_seconds or web.settings.heartbeat_seconds,

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.limits import COLLECT_BYTES, MAX_READING_JOINS
+from semantik_realtime.core.limits import COLLECT_BYTES, DRAIN_WRITE_SECONDS, MAX_READING_JOINS
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.outbox import Outbox
+from semantik_realtime.web.hub.permission import Permissions
 from semantik_realtime.web.hub.recalls import Recalls
+from semantik_realtime.web.hub.rechecks import Rechecks
 from semantik_realtime.web.hub.subscription import Subscription
 from semantik_realtime.web.outage import DegradedMode
 from semantik_realtime.web.tokens import CheckedIdentity
@@ -52,8 +53,7 @@ class Connection:
         wire: how frames are encoded.
         hub: the process's hub.
         outage: the process's degraded mode.
-        may_watch: whether a user may watch a topic; raises BackendError if
-            nobody can tell now.
+        permissions: whether a user may watch a topic.
         identity: who is connected, and until when.
         send: sends one frame to the client.
         heartbeat_seconds: between two heartbeats.
@@ -64,7 +64,7 @@ class Connection:
         wire: Wire,
         hub: Hub,
         outage: DegradedMode,
-        may_watch: Callable[[str, str], Awaitable[bool]],
+        permissions: Permissions,
         identity: CheckedIdentity,
         send: Callable[[str], Awaitable[None]],
         *,
@@ -75,7 +75,7 @@ class Connection:
         self._wire = wire
         self._hub = hub
         self._outage = outage
-        self._may_watch = may_watch
+        self._permissions = permissions
         self._send = send
         self._heartbeat_seconds = heartbeat_seconds
         # Topics that are followed, and those whose subscription is under way.
@@ -85,18 +85,13 @@ class Connection:
         self._asked: dict[str, _Asked] = {}
         # Held while a topic is read, so that many topics at once leave the backend to others too.
         self._reading = asyncio.Semaphore(MAX_READING_JOINS)
-        # Authorizes the open topics again, and whether it has to begin anew when it is done.
-        self._rechecking: asyncio.Task[None] | None = None
-        self._recheck_again = False
-        # Topics that `may_watch` has allowed; provisional states are sent for these only.
-        self._allowed: set[str] = set()
+        self._rechecks = Rechecks(self, permissions, hub.spawn, outage.wait_for_backend)
+        # Topics that are allowed, by which owner; provisional states are sent for these only.
+        self._allowed: dict[str, str | None] = {}
         self._outbox = Outbox()
         # Subscriptions with events or a snapshot to collect, in the order of their wake-ups.
         self._dirty: dict[Subscription, None] = {}
-        # Asks the host for its record of topics that the backend does not know.
-        self._recalls = Recalls(
-            outage.recall, hub.spawn, lambda sync: self.post(*self._answer(sync))
-        )
+        self._recalls = Recalls(outage.recall, hub.spawn, self._send_answer)
         # Set to make `write` collect and send.
         self._wake = asyncio.Event()
         # Why the server ends the connection; set once.
@@ -118,8 +113,8 @@ class Connection:
         return self._subscriptions.keys() | self._joining.keys()
 
     @property
-    def allowed(self) -> Collection[str]:
-        """The topics whose states it may get."""
+    def allowed(self) -> Mapping[str, str | None]:
+        """The topics whose states it may get, each with its owner; None: not known."""
         return self._allowed
 
     @property
@@ -163,7 +158,7 @@ class Connection:
 
     def unsubscribe(self, topic: str) -> None:
         """Stop following."""
-        self._allowed.discard(topic)
+        self._allowed.pop(topic, None)
         self._asked.pop(topic, None)
         joining = self._joining.pop(topic, None)
         if joining is not None:
@@ -175,9 +170,7 @@ class Connection:
     def reauthorize(self, identity: CheckedIdentity) -> None:
         """Replace the credential, and authorize every open topic again, in one task."""
         self.identity = identity
-        self._recheck_again = True
-        if self._rechecking is None or self._rechecking.done():
-            self._rechecking = self._hub.spawn(self._recheck_all(), "recheck")
+        self._rechecks.start()
 
     def post(self, *frames: str) -> None:
         """Send ``frames`` soon, in order, before events that come later."""
@@ -196,8 +189,7 @@ class Connection:
         """Leave every topic: the connection has ended."""
         for topic in [*self._joining, *self._subscriptions]:
             self.unsubscribe(topic)
-        if self._rechecking is not None:
-            self._rechecking.cancel()
+        self._rechecks.close()
 
     # Watcher: called by the hub and by channels.
 
@@ -243,6 +235,29 @@ class Connection:
     def drain(self) -> None:
         self.post(*self._wire.bye())
         self.end(CloseCode.DRAIN, "the server stops")
+        if self._writer is not None:
+            # It may wait for a socket that accepts nothing.
+            asyncio.get_running_loop().call_later(DRAIN_WRITE_SECONDS, self._writer.cancel)
+
+    # Rechecked: called by its rechecks.
+
+    @property
+    def followed(self) -> Mapping[str, Subscription]:
+        return self._subscriptions
+
+    def allow(self, subscription: Subscription, owner: str | None) -> None:
+        self._allowed[subscription.channel.topic] = owner
+        self.wake(subscription)
+
+    def hold(self, subscription: Subscription) -> None:
+        self._allowed.pop(subscription.channel.topic, None)
+
+    def refuse(self, topic: str) -> None:
+        self.unsubscribe(topic)
+        self._deny(topic)
+
+    def fail(self) -> None:
+        self.end(CloseCode.SERVER_ERROR, "server error")
 
     # Writing.
 
@@ -287,6 +302,9 @@ class Connection:
             topic = subscription.channel.topic
             if self._subscriptions.get(topic) is not subscription:
                 continue
+            if not subscription.is_permitted:
+                self._rechecks.renew(subscription)
+                continue
             pending = subscription.collect_pending()
             if pending is not None:
                 before, snapshot = pending
@@ -311,6 +329,10 @@ class Connection:
         self._hub.stats.count_sync(sync.reason)
         return self._wire.sync(sync)
 
+    def _send_answer(self, subscription: Subscription, sync: Sync) -> None:
+        self.post(*self._answer(sync))
+        self.wake(subscription)
+
     # Joining and leaving.
 
     async def _join(self, topic: str) -> None:
@@ -324,7 +346,7 @@ class Connection:
                 logger.debug("connection: join waits topic=%s error=%s", topic, error)
                 await self._outage.wait_for_backend(backoff.next_seconds())
             except Exception:
-                self.end(CloseCode.SERVER_ERROR, "server error")
+                self.fail()
                 raise
             else:
                 break
@@ -336,11 +358,12 @@ class Connection:
 
     async def _try_join(self, topic: str, wanted: _Asked) -> bool:
         """Join once. Return False if the client has asked for something else in the meantime."""
-        if not await self._may_watch(self.identity.user, topic):
+        permission = await self._permissions.wait(self.identity.user, topic)
+        if not permission.is_allowed:
             self._deny(topic)
             return True
         if self._is_joining(topic):
-            self._allowed.add(topic)
+            self._allowed[topic] = permission.owner
             self._outage.show(topic, self)
         asked, history = wanted
         async with self._reading:
@@ -352,29 +375,16 @@ class Connection:
             return False
         # No await from here to the post: no event may be sent before the sync.
         self._subscriptions[topic] = subscription
+        subscription.permit(permission.epoch)
         if snapshot.deleted:
             # `gone` must not cancel this very task.
             del self._joining[topic], self._asked[topic]
             self.gone(subscription)
-        elif snapshot.cursor is None:
+        elif snapshot.cursor is None or snapshot.cursor.epoch != permission.epoch:
             subscription.restart(snapshot, asked)
         else:
-            self.post(*self._answer(subscription.channel.answer(asked, snapshot)))
-            self.wake(subscription)
+            self._send_answer(subscription, subscription.channel.answer(asked, snapshot))
         return True
-
-    async def _recheck_all(self) -> None:
-        while self._recheck_again:
-            self._recheck_again = False
-            await asyncio.gather(*map(self._recheck, list(self._subscriptions)))
-
-    async def _recheck(self, topic: str) -> None:
-        # While nobody can tell, the earlier answer stands; the token itself is valid.
-        with contextlib.suppress(BackendError):
-            allowed = await self._may_watch(self.identity.user, topic)
-            if not allowed and topic in self._subscriptions:
-                self.unsubscribe(topic)
-                self._deny(topic)
 
     def _deny(self, topic: str) -> None:
         frames = self._wire.denied(topic)
@@ -383,6 +393,7 @@ class Connection:
             self.end(CloseCode.POLICY, "not yours, or not there")
 
     def _leave(self, subscription: Subscription) -> None:
-        self._recalls.cancel(subscription)
+        self._recalls.forget(subscription)
+        self._rechecks.forget(subscription)
         self._dirty.pop(subscription, None)
         subscription.channel.leave(subscription)

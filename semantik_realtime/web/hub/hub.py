@@ -24,6 +24,7 @@ from semantik_realtime.hookspecs import Page, Snapshot, Status, Top
 from semantik_realtime.web.hub.channel import Channel, ChannelIO, has_failed
 from semantik_realtime.web.hub.stats import HubStats
 from semantik_realtime.web.hub.subscription import Subscription, Watcher
+from semantik_realtime.web.hub.top_reader import TopReader
 from semantik_realtime.web.outage import DegradedMode
 from semantik_realtime.web.reads import ReadQueue
 
@@ -62,6 +63,8 @@ class Hub:
         """The reads of logs, in turn; a new loop begins another one."""
         self._backend = backend
         self._degraded_mode = degraded_mode
+        # What `top` asks, in batches: many connections ask at once when a server restarts.
+        self._top_reader = TopReader(self._read_tops, self.spawn)
         # Added by `on_tick`, never removed; `_tick` calls them about once a second.
         self._on_tick: list[Callable[[], object]] = []
         # By topic. `follow` makes a channel; it is removed after its last watcher.
@@ -248,8 +251,7 @@ class Hub:
         Raises:
             BackendError: it cannot be asked now.
         """
-        await self.open()
-        return (await self._backend.tops([topic])).get(topic)
+        return await self._top_reader.read(topic)
 
     async def read(self, topic: str) -> Snapshot:
         """Read a topic's states once. The caller has a turn of `reads`.
@@ -305,6 +307,10 @@ class Hub:
     ) -> Snapshot:
         async with self.reads.turn(user):
             return await self._backend.snapshot(topic, asked, history)
+
+    async def _read_tops(self, topics: Sequence[str]) -> dict[str, Top]:
+        await self.open()
+        return await self._backend.tops(topics)
 
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()

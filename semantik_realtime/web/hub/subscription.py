@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from semantik_realtime.core.event import Cursor
@@ -19,8 +19,8 @@ class Watcher(Protocol):
         """Who is connected."""
 
     @property
-    def allowed(self) -> Collection[str]:
-        """The topics whose states it may get."""
+    def allowed(self) -> Mapping[str, str | None]:
+        """The topics whose states it may get, each with its owner; None: not known."""
 
     @property
     def wire_name(self) -> str:
@@ -63,6 +63,10 @@ class Source(Protocol):
     def topic(self) -> str:
         """The topic."""
 
+    @property
+    def cursor(self) -> Cursor:
+        """The newest position."""
+
     def bytes_since(self, cursor: Cursor) -> int:
         """Return about how many bytes of events follow ``cursor``."""
 
@@ -84,7 +88,7 @@ class Source(Protocol):
 class Subscription:
     """The place of one connection in one channel."""
 
-    __slots__ = ("_cursor", "_pending", "channel", "watcher")
+    __slots__ = ("_cursor", "_pending", "_permitted", "channel", "watcher")
 
     def __init__(self, watcher: Watcher, channel: Source, cursor: Cursor) -> None:
         self.watcher = watcher
@@ -93,6 +97,8 @@ class Subscription:
         self._cursor = cursor
         # A snapshot that the connection must get before any event.
         self._pending: Snapshot | None = None
+        # The epoch that the connection may get; None: it must be authorized first.
+        self._permitted: str | None = None
 
     @property
     def cursor(self) -> Cursor:
@@ -104,8 +110,32 @@ class Subscription:
         """The snapshot that the connection must get before any event."""
         return self._pending
 
+    @property
+    def epoch(self) -> str:
+        """The epoch of what the connection gets next; empty: the topic is unknown."""
+        cursor = self.channel.cursor if self._pending is None else self._pending.cursor
+        return "" if cursor is None else cursor.epoch
+
+    @property
+    def is_permitted(self) -> bool:
+        """Whether the connection may get what it gets next.
+
+        Where the topic has become unknown, the last permission stands.
+        """
+        return self._permitted is not None and self.epoch in ("", self._permitted)
+
+    def permit(self, epoch: str) -> None:
+        """Note that the connection may watch the topic in ``epoch``."""
+        self._permitted = epoch
+
     def restart(self, snapshot: Snapshot, cursor: Cursor | None = None) -> None:
-        """Give the connection ``snapshot`` before any event; ``cursor`` replaces the client's."""
+        """Give the connection ``snapshot`` before any event; ``cursor`` replaces the client's.
+
+        The connection must be authorized again first: the history is another
+        one, and so may be the owner.
+        """
+        if snapshot.cursor is not None:
+            self._permitted = None
         self._pending = snapshot
         self._cursor = cursor or self._cursor
         self.watcher.wake(self)

@@ -4,8 +4,8 @@
  * Connect, and stay connected while something that is watched can change, until `close()`, or until
  * the server refuses the connection for good. Some seconds after the end of every job that it
  * watches, a client gives its connection back (`idle`). It reads again when the page is shown or
- * focused, when `watch` is called, and each minute while the page is visible: so it shows a new
- * attempt of a job too.
+ * focused, when `watch` is called, and while the page is visible after 1, 2, 4, 8 and then every 15
+ * minutes: so it shows a new attempt of a job too.
  */
 export function connect(options?: ConnectOptions): Realtime;
 
@@ -204,7 +204,7 @@ export interface DeniedInfo {
   topic: string;
   /**
    * `forbidden`, `too_many_topics`, or another code of the server. If the connection is refused:
-   * `unauthenticated`, `expired`, `forbidden`, `bad_frame` or `too_big`.
+   * `unauthenticated`, `expired`, `forbidden`, `too_many_frames`, `bad_frame` or `too_big`.
    */
   code: string;
   /** For logs. */

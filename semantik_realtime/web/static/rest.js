@@ -4,8 +4,9 @@ import { hasEnded, isOpen } from "./protocol.js";
 const LINGER_SECONDS = 5;
 /** The same, if everything had ended already when it was read. */
 const GLANCE_SECONDS = 1;
-/** Between two readings by a visible page, and up to a quarter more, so that pages spread out. */
-const READ_AGAIN_SECONDS = 60;
+/** Until a visible page reads again; twice as long each time that there was nothing new. */
+const FIRST_PAUSE_SECONDS = 60;
+const LONGEST_PAUSE_SECONDS = 900;
 
 /**
  * Return true if nothing more happens in a job's topic, unless a new attempt of the job begins: the
@@ -23,6 +24,7 @@ export function isFinished(job, { states, overlay }) {
 export class Rest {
   /** Whether events have arrived on this connection. */
   #hasNews = false;
+  #pauseSeconds = FIRST_PAUSE_SECONDS;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
 
@@ -34,6 +36,7 @@ export class Rest {
   /** Events have arrived. */
   delay() {
     this.#hasNews = true;
+    this.#pauseSeconds = FIRST_PAUSE_SECONDS;
   }
 
   /**
@@ -48,7 +51,9 @@ export class Rest {
 
   /** @param {() => void} read */
   readLater(read) {
-    this.#after(READ_AGAIN_SECONDS * (1 + Math.random() / 4), read);
+    // Up to a quarter more, so that pages spread out.
+    this.#after(this.#pauseSeconds * (1 + Math.random() / 4), read);
+    this.#pauseSeconds = Math.min(2 * this.#pauseSeconds, LONGEST_PAUSE_SECONDS);
   }
 
   stop() {

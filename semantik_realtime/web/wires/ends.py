@@ -32,6 +32,11 @@ def status_of(state: bytes | msgspec.Raw) -> dict[str, object]:
         return {}
 
 
+def statuses_of(states: Mapping[str, bytes]) -> dict[str, dict[str, object]]:
+    """Return each of ``states`` (JSON) as `status_of` does."""
+    return {key: status_of(state) for key, state in states.items()}
+
+
 def may_finish(topics: Iterable[str]) -> bool:
     """Return True if each topic is a job's: others are never finished.
 
@@ -45,7 +50,7 @@ class StreamEnds:
     """The statuses in the topics of one stream, folded as its client folds the states.
 
     >>> ends = StreamEnds()
-    >>> ends.reset("job:1", {"1": b'{"status":"running"}'})
+    >>> ends.reset("job:1", {"1": {"status": "running"}})
     >>> ends.is_finished({"job:1"})
     False
     >>> body = b'{"offset":2,"key":"1","state":{"status":"completed"}}'
@@ -62,19 +67,18 @@ class StreamEnds:
         # The topics of which something was sent on this stream.
         self._sent: set[str] = set()
 
-    def seed(self, topic: str, states: Mapping[str, bytes]) -> bool:
-        """Learn the present states (JSON) of a job's topic, because a replay does not have them.
+    def seed(self, topic: str, statuses: Mapping[str, dict[str, object]]) -> bool:
+        """Learn the present statuses in a job's topic, because a replay does not have them.
 
         Return True if it is finished.
         """
-        statuses = {key: status_of(state) for key, state in states.items()}
-        self._statuses[topic] = statuses
+        self._statuses[topic] = dict(statuses)
         return is_finished(topic, statuses)
 
-    def reset(self, topic: str, states: Mapping[str, bytes]) -> None:
-        """The client gets these states (JSON) of ``topic``, and has no others."""
+    def reset(self, topic: str, statuses: Mapping[str, dict[str, object]]) -> None:
+        """The client gets states with these statuses of ``topic``, and has no others."""
         if may_finish([topic]):
-            self.seed(topic, states)
+            self.seed(topic, statuses)
             self._sent.add(topic)
 
     def follow(self, topic: str, events: Iterable[Event]) -> None:

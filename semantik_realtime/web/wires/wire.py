@@ -14,6 +14,7 @@ from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.resume import Reason
 from semantik_realtime.hookspecs import Snapshot
+from semantik_realtime.web.wires.ends import statuses_of
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,11 @@ class Sync:
         if self.recalled is not None:
             return self.recalled
         return states_of(self.topic, self.snapshot)
+
+    @cached_property
+    def statuses(self) -> Mapping[str, dict[str, object]]:
+        """The states without their other members, decoded once for a crowd of streams."""
+        return statuses_of(self.states)
 
     @cached_property
     def frame(self) -> str:

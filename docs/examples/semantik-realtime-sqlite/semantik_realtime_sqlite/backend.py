@@ -67,10 +67,10 @@ class SqliteBackend:
         return receipts
 
     @hookimpl
-    def claim(self, topic: str, job: str, token: str) -> int:
+    def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         with self._writer.write() as db:
             log = TopicLog(db, topic, self._settings, time.time())
-            attempt = log.claim(job, token)
+            attempt = log.claim(job, token, owner)
             log.save()
         return attempt
 

@@ -16,6 +16,7 @@ from semantik_realtime.core.event import (
     link,
     with_offset,
 )
+from semantik_realtime.core.ownership import OwnerChange, check_owner
 
 MAX_PRODUCERS = 256
 """Most producers of a topic whose numbers are kept; those that wrote longest ago are removed."""
@@ -64,6 +65,9 @@ class TopicLog:
             return Receipt(Outcome.CLOSED)
         if draft.number <= self._last_number(draft.producer):
             return Receipt(Outcome.DUPLICATE, self._first_position(draft))
+        owner_change = check_owner(self.owner, self.offset, draft.owner)
+        if owner_change is OwnerChange.FOREIGN:
+            return Receipt(Outcome.FOREIGN_OWNER)
         if len(draft.body) > self._settings.max_event_bytes:
             return Receipt(Outcome.TOO_BIG)
         changed: fence.AttemptState | None = None
@@ -75,6 +79,8 @@ class TopicLog:
             if isinstance(verdict, fence.Refusal):
                 return Receipt(Outcome(verdict.value))
             changed = verdict if verdict != known else None
+        if owner_change is OwnerChange.BEGIN:
+            self._begin_again()
         if draft.change is StateChange.SET and not self._has_room_for(draft.key):
             return Receipt(Outcome.TOO_MANY_KEYS)
         self.offset += 1
@@ -106,10 +112,15 @@ class TopicLog:
             self._expires_at = self._now + self._settings.retention_seconds
         return Receipt(Outcome.APPENDED, self.cursor)
 
-    def claim(self, job: str, token: str) -> int:
+    def claim(self, job: str, token: str, owner: str | None) -> int:
         """See `semantik_realtime.hookspecs.BackendSpec.claim`."""
         if self.is_deleted:
             return 0
+        owner_change = check_owner(self.owner, self.offset, owner)
+        if owner_change is OwnerChange.FOREIGN:
+            return -1
+        if owner_change is OwnerChange.FIRST:
+            self.owner = owner
         row = self._db.execute(
             "SELECT attempt, token FROM attempts WHERE topic = ? AND job = ?", [self._topic, job]
         ).fetchone()
@@ -165,6 +176,12 @@ class TopicLog:
                 "ORDER BY job = ?2 DESC, abs(ended_at) DESC LIMIT -1 OFFSET ?3)",
                 [self._topic, self._changed_job, self._settings.max_keys],
             )
+
+    def _begin_again(self) -> None:
+        """Begin a new epoch without events and states; the fence stays."""
+        for table in ("events", "states"):
+            self._db.execute(f"DELETE FROM {table} WHERE topic = ?", [self._topic])  # noqa: S608
+        self.epoch, self.offset, self.chain = secrets.token_hex(5), 0, 0
 
     def _last_number(self, producer: str) -> int:
         row = self._db.execute(

@@ -1,0 +1,28 @@
+"""What a writer plans to append, and within which limits. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+from semantik_realtime.core.event import Receipt
+
+from semantik_realtime_nats.records import LogHeader
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What an append may not exceed, and how long a topic lives after it."""
+
+    retention_events: int
+    retention_seconds: float
+    grace_seconds: float
+    max_keys: int
+    max_event_bytes: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A message to append, and the receipts that are due when it is stored."""
+
+    header: LogHeader
+    payload: bytes | None
+    """The encoded message; None: there is nothing to append."""
+    receipts: list[Receipt]
+    """Of the first drafts. The others did not fit; append them with the next message."""

@@ -1,0 +1,1 @@
+"""Replacements for what applications wrote themselves, with the same calls (docs/migrate.md)."""
