@@ -237,6 +237,23 @@ async def test_a_read_that_takes_too_long_is_no_outage_and_a_subscription_waits_
         assert waiting.ops("degraded") == []
 
 
+async def test_a_page_that_has_the_present_state_is_told_so_without_reading_it() -> None:
+    settings = make_settings("memory://", backend="memory")
+    backend, author = SlowBackend(settings), Author()
+    backend.gate.set()
+    async with serve_realtime(settings, backend=backend) as web_server:
+        backend.publish([author.draft("job:slow", state={"status": "x"}, owner="7")])
+        async with web_server.http_client("7") as http:
+            etag = (await http.get("/realtime/jobs/slow")).headers["etag"]
+            for _ in range(3):
+                again = await http.get("/realtime/jobs/slow", headers={"If-None-Match": etag})
+                assert (again.status_code, again.headers["etag"]) == (304, etag)
+            assert backend.reads == 1
+            backend.publish([author.draft("job:slow", state={"status": "y"})])
+            changed = await http.get("/realtime/jobs/slow", headers={"If-None-Match": etag})
+        assert changed.json()["offset"] == 2
+
+
 async def test_the_ends_of_many_topics_are_asked_for_in_parts(
     web_server: InProcessServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
