@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from itertools import islice
 
-import msgspec
-
+from semantik_realtime.backends.memory_log import NEW_JOB, Job, Log
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import (
     Cursor,
@@ -36,85 +34,6 @@ MAX_LOG_BYTES = 256 * 2**20
 settings bound its size."""
 
 
-class _Job(msgspec.Struct, frozen=True):
-    """What the fence of a topic knows of one job."""
-
-    state: AttemptState = AttemptState()
-    ended_at: int = 0
-    """The offset of its end; 0 while it has not ended."""
-    token: str = ""
-    """The token of its newest claim."""
-
-
-class _Log:
-    """One topic. All under the backend's lock."""
-
-    def __init__(self, retention_events: int) -> None:
-        self.epoch = secrets.token_hex(5)
-        self.offset = 0
-        self.chain = 0
-        """At ``offset``."""
-        self.owner: str | None = None
-        """See `semantik_realtime.core.ownership`."""
-        self.retention_events = retention_events
-        self.entries: deque[tuple[Event, str, int]] = deque()
-        """The events that are kept, oldest first, each with its draft's producer and number."""
-        self.states: dict[str, bytes] = {}
-        """The last event with a state of each key."""
-        self.bytes = 0
-        """Of the events in ``entries`` and ``states``."""
-        self.jobs: dict[str, _Job] = {}
-        """The one that changed longest ago comes first."""
-        self.numbers: OrderedDict[str, int] = OrderedDict()
-        """The last number of each producer; the one that appended longest ago comes first."""
-        self.expires_at = 0.0
-        """When the topic is forgotten, on the backend's clock."""
-        self.deleted = False
-        """Whether the topic was deleted and refuses drafts until it expires."""
-
-    @property
-    def cursor(self) -> Cursor:
-        return Cursor(self.epoch, self.offset, self.chain)
-
-    @property
-    def first(self) -> int:
-        """The offset of the oldest event that is kept."""
-        return self.entries[0][0].offset if self.entries else self.offset + 1
-
-    def after(self, offset: int) -> Iterator[Event]:
-        """Yield the kept events after ``offset``, oldest first."""
-        return (entry[0] for entry in islice(self.entries, max(0, offset + 1 - self.first), None))
-
-    def newest(self, count: int) -> Iterator[Event]:
-        """Yield the newest ``count`` of the kept events, newest first."""
-        return (entry[0] for entry in islice(reversed(self.entries), max(0, count)))
-
-    def begin_again(self) -> None:
-        """Begin a new epoch without events and states; the fence stays."""
-        self.epoch = secrets.token_hex(5)
-        self.offset = self.chain = self.bytes = 0
-        self.entries.clear()
-        self.states.clear()
-
-    def add(self, event: Event, producer: str, number: int) -> None:
-        """Append an event; drop the oldest if there are too many."""
-        self.entries.append((event, producer, number))
-        self.bytes += len(event.json)
-        if len(self.entries) > self.retention_events:
-            self.bytes -= len(self.entries.popleft()[0].json)
-
-    def set_state(self, key: str, json: bytes) -> None:
-        """Set the last event with a state of a key."""
-        self.drop_state(key)
-        self.states[key] = json
-        self.bytes += len(json)
-
-    def drop_state(self, key: str) -> None:
-        """Delete a key."""
-        self.bytes -= len(self.states.pop(key, b""))
-
-
-_NEW_JOB = _Job()
 Batch = tuple[str, int, list[Event]]
 """The epoch, the offset before the first event, and the events."""
 
@@ -134,7 +53,7 @@ class MemoryBackend:
         # that it receives the events of a topic in the order of the log.
         self._lock = threading.Lock()
         # The topic that changed longest ago comes first.
-        self._logs: OrderedDict[str, _Log] = OrderedDict()
+        self._logs: OrderedDict[str, Log] = OrderedDict()
         # The sum of the logs' bytes.
         self._bytes = 0
         # The sink of each subscribed topic; cleared by `close`.
@@ -176,11 +95,11 @@ class MemoryBackend:
                 return -1
             if owner_change is OwnerChange.FIRST:
                 log.owner = owner
-            known = log.jobs.get(job, _NEW_JOB)
+            known = log.jobs.get(job, NEW_JOB)
             if known.token == token and known.state.attempt:
                 return known.state.attempt
             attempt = known.state.attempt + 1
-            self._set_job(log, job, _Job(AttemptState(attempt), 0, token))
+            self._set_job(log, job, Job(AttemptState(attempt), 0, token))
             log.expires_at = self._clock() + self._settings.retention_seconds
             self._logs.move_to_end(topic)
             self._make_room()
@@ -236,7 +155,7 @@ class MemoryBackend:
         with self._lock:
             was_known = self._find_log(topic) is not None
             self._remove(topic)
-            log = self._logs[topic] = _Log(self._settings.retention_events)
+            log = self._logs[topic] = Log(self._settings.retention_events)
             log.deleted = True
             log.expires_at = self._clock() + self._settings.grace_seconds
             self._make_room()
@@ -289,7 +208,7 @@ class MemoryBackend:
             ["only this process sees these events, and they are lost when it ends"],
         )
 
-    def _append(self, log: _Log, draft: Draft) -> tuple[Receipt, Event | None]:
+    def _append(self, log: Log, draft: Draft) -> tuple[Receipt, Event | None]:
         if log.deleted:
             return Receipt(Outcome.CLOSED), None
         if draft.number <= log.numbers.get(draft.producer, 0):
@@ -299,10 +218,10 @@ class MemoryBackend:
             return Receipt(Outcome.FOREIGN_OWNER), None
         if len(draft.body) > self._settings.max_event_bytes:
             return Receipt(Outcome.TOO_BIG), None
-        job = _NEW_JOB
+        job = NEW_JOB
         state = job.state
         if draft.job is not None:
-            job = log.jobs.get(draft.job, _NEW_JOB)
+            job = log.jobs.get(draft.job, NEW_JOB)
             verdict = check_fence(job.state, draft.attempt, draft.terminal)
             if isinstance(verdict, Refusal):
                 return Receipt(Outcome(verdict.value)), None
@@ -322,7 +241,7 @@ class MemoryBackend:
             log.drop_state(draft.key)
         if draft.job is not None and (state != job.state or draft.job not in log.jobs):
             ended_at = log.offset if draft.terminal else 0
-            self._set_job(log, draft.job, _Job(state, ended_at, job.token))
+            self._set_job(log, draft.job, Job(state, ended_at, job.token))
         log.numbers[draft.producer] = draft.number
         log.numbers.move_to_end(draft.producer)
         if len(log.numbers) > MAX_PRODUCERS:
@@ -336,14 +255,14 @@ class MemoryBackend:
         return Receipt(Outcome.APPENDED, log.cursor), event
 
     @staticmethod
-    def _position(log: _Log, draft: Draft) -> Cursor | None:
+    def _position(log: Log, draft: Draft) -> Cursor | None:
         """Return the position of the event that was appended for ``draft``, if it is kept."""
         for event, producer, number in reversed(log.entries):
             if producer == draft.producer and number == draft.number:
                 return Cursor(log.epoch, event.offset, event.chain)
         return None
 
-    def _drop_ended(self, log: _Log) -> bool:
+    def _drop_ended(self, log: Log) -> bool:
         """Drop the states of the jobs that ended longest ago. Return True if a key has room."""
         # A quarter of the limit at once, because it takes a walk over all jobs.
         ended = sorted(
@@ -356,7 +275,7 @@ class MemoryBackend:
             log.drop_state(name)
         return len(log.states) < self._settings.max_keys
 
-    def _set_job(self, log: _Log, name: str, job: _Job) -> None:
+    def _set_job(self, log: Log, name: str, job: Job) -> None:
         log.jobs.pop(name, None)
         log.jobs[name] = job
         limit = self._settings.max_keys
@@ -368,7 +287,7 @@ class MemoryBackend:
             for old in stateless[: excess + limit // 4]:
                 del log.jobs[old]
 
-    def _find_log(self, topic: str) -> _Log | None:
+    def _find_log(self, topic: str) -> Log | None:
         """Return the log of a topic that has events."""
         log = self._logs.get(topic)
         if log is not None and log.expires_at <= self._clock():
@@ -376,12 +295,12 @@ class MemoryBackend:
             return None
         return None if log is None or log.deleted or log.offset == 0 else log
 
-    def _open_log(self, topic: str) -> _Log:
+    def _open_log(self, topic: str) -> Log:
         """Return the log of a topic, a new one if it is unknown or has expired."""
         log = self._logs.get(topic)
         if log is None or log.expires_at <= self._clock():
             self._remove(topic)
-            log = self._logs[topic] = _Log(self._settings.retention_events)
+            log = self._logs[topic] = Log(self._settings.retention_events)
             log.expires_at = self._clock() + self._settings.retention_seconds
         return log
 

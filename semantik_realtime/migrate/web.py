@@ -117,7 +117,7 @@ class WebSocketManager:
             CompatWire(topic, now_text, after, words=words, history=history),
             web.hub,
             web.outage,
-            Permissions(_AskedHost(), web.hub.top),
+            Permissions(_AskedHost(), web.hub.top, web.hub.stats),
             CheckedIdentity(user),
             send,
             heartbeat_seconds=COMPAT_PING_SECONDS,

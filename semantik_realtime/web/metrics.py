@@ -61,6 +61,19 @@ SERVING = (
         "Topics that connections follow, counted for each connection.",
         lambda served: sum(watcher.subscriptions for watcher in list(served.hub.connections)),
     ),
+    Measure(
+        Gauge,
+        "subscriptions_waiting",
+        "Subscriptions that wait for an owner who may watch.",
+        lambda served: served.hub.stats.waiting,
+    ),
+    Measure(
+        Counter,
+        "subscriptions_denied",
+        "Refused subscriptions, by reason.",
+        lambda served: served.hub.stats.denied,
+        label="reason",
+    ),
     Measure(Gauge, "topics", "Topics that are watched.", lambda served: served.hub.topics),
     Measure(
         Counter,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,12 +16,14 @@ from waiting import until
 from web_servers import InProcessServer, serve_realtime
 
 from semantik_realtime import Realtime
+from semantik_realtime.client import watch
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Top, hookimpl
 from semantik_realtime.web.hub import permission
 from semantik_realtime.web.hub.permission import Permissions
+from semantik_realtime.web.hub.stats import HubStats
 from semantik_realtime.web.hub.top_reader import TopReader
 
 
@@ -30,7 +33,20 @@ def long_wait(short_waits: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def waiting(web_server: InProcessServer) -> int:
-    return web_server.rt.web.permissions.waiting
+    return web_server.rt.web.hub.stats.waiting
+
+
+def denied(web_server: InProcessServer) -> dict[str, int]:
+    return web_server.rt.web.hub.stats.denied
+
+
+async def first_offset(web_server: InProcessServer, topic: str) -> int:
+    """Return the offset that the Python client shows first, as the command ``watch`` does."""
+    async with contextlib.aclosing(watch(web_server.native_url, topic, token=token())) as updates:
+        async for update in updates:
+            if update.view.synced:
+                return update.view.offset
+    return 0
 
 
 @pytest.mark.usefixtures("long_wait")
@@ -44,12 +60,14 @@ async def test_a_subscription_before_the_jobs_first_event_is_answered_when_that_
     ):
         stream = SseClient(web_server, "job:1")
         opening = asyncio.create_task(stream.open())
-        await until(lambda: waiting(web_server) == 3, 10, lambda: waiting(web_server))
+        following = asyncio.create_task(first_offset(web_server, "job:1"))
+        await until(lambda: waiting(web_server) == 4, 10, lambda: waiting(web_server))
         # A claim and an event without an owner do not answer it.
         await asyncio.to_thread(publisher.rt.backend.claim, "job:1", "1", "token", "7")
         await publisher.publish("job:1", 1)
         await native.wait_synced()
         await compat.wait_for("current_state")
+        assert await following == 1
         await opening
         assert stream.status == 200
         await stream.wait_synced()
@@ -70,9 +88,9 @@ async def test_a_foreign_job_and_an_absent_one_get_the_same_answer_after_the_sam
     for job in ("foreign", "absent"):
         began = time.monotonic()
         async with NativeClient(web_server, f"job:{job}") as client:
-            denied = await client.wait_for("denied")
-            assert denied.pop("topic") == f"job:{job}"
-            assert set(denied) == {"op", "code", "message"}
+            frame = await client.wait_for("denied")
+            assert frame.pop("topic") == f"job:{job}"
+            assert set(frame) == {"op", "code", "message"}
         assert time.monotonic() - began >= 0.8
         began = time.monotonic()
         stream = SseClient(web_server, path=f"/realtime/jobs/{job}/events")
@@ -81,9 +99,11 @@ async def test_a_foreign_job_and_an_absent_one_get_the_same_answer_after_the_sam
         await stream.close()
         assert time.monotonic() - began >= 0.8
         began = time.monotonic()
+        counted = denied(web_server)["waited"]
         closed = await refusal(web_server.compat_url(job) + query)
         assert closed == (1008, "not yours, or not there")
         assert time.monotonic() - began >= 0.8
+        assert denied(web_server)["waited"] == counted + 1
 
 
 async def test_an_answer_over_http_does_not_wait(
@@ -143,6 +163,7 @@ async def test_when_too_many_wait_a_further_subscription_is_refused_at_once_and_
     ):
         await until(lambda: len(client.ops("denied") + other.ops("denied")) == 5, 10)
         assert waiting(web_server) == 5
+    assert denied(web_server) == {"waited": 0, "crowded": 5, "rechecked": 0}
     lines = [line for line in caplog.messages if line.startswith("permission: refused without")]
     assert len(lines) == 1
     await until(lambda: waiting(web_server) == 0, 10)
@@ -165,7 +186,8 @@ class Scripted:
         monkeypatch.setattr(permission, "WAIT_SECONDS", 5.0)
         access = Realtime(make_settings("redis://127.0.0.1:1/0")).web.access
         self.authorize_by_rule = access.authorize
-        self.permissions = Permissions(self, self.top)  # type: ignore[arg-type]
+        self.stats = HubStats()
+        self.permissions = Permissions(self, self.top, self.stats)  # type: ignore[arg-type]
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -200,7 +222,7 @@ async def test_the_owner_is_found_at_the_next_look(monkeypatch: pytest.MonkeyPat
     found = await script.permissions.wait("7", "job:1")
     assert (found.is_allowed, found.epoch, found.owner) == (True, "e", "7")
     assert script.now == pytest.approx(1.5)
-    assert script.permissions.waiting == 0
+    assert script.stats.waiting == 0
 
 
 async def test_a_backend_that_is_away_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +231,7 @@ async def test_a_backend_that_is_away_is_no_refusal(monkeypatch: pytest.MonkeyPa
     with pytest.raises(BackendUnavailable):
         await script.permissions.wait("7", "job:1")
     assert (await script.permissions.ask("7", "user:7")).is_allowed
-    assert script.permissions.waiting == 0
+    assert script.stats.waiting == 0
 
 
 # What asks at the same time shares a reading.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 from clients import CompatClient, NativeClient, SseClient
@@ -82,6 +84,30 @@ async def test_a_job_id_that_is_used_again_by_its_owner_goes_on(
         await until(lambda: client.syncs[-1].get("reason") == "epoch", 10, lambda: client)
         await client.wait_for_offset("job:1", 3)
         assert not client.ops("denied")
+
+
+async def test_a_log_that_begins_again_between_permission_and_reading_is_not_read_over_http(
+    web_server: InProcessServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = web_server.rt.web.hub
+    turn = hub.reads.request_turn
+
+    @contextlib.asynccontextmanager
+    async def begin_again_first(user: str) -> AsyncIterator[None]:
+        await expire(web_server, publisher, "job:1")
+        await publish_secret(publisher, "job:1", "8")
+        async with turn(user):
+            yield
+
+    async with web_server.http_client() as http:
+        for path in ("/realtime/jobs/1", "/realtime/jobs/1/history"):
+            await publisher.publish("job:1", 1)
+            assert (await http.get(path)).status_code == 200
+            with monkeypatch.context() as patched:
+                patched.setattr(hub.reads, "request_turn", begin_again_first)
+                assert (await http.get(path)).status_code == 404
+            await publisher.end("job:1", owner="8")
+            await until_unknown(web_server.rt.backend, "job:1")
 
 
 class ByRecord:

@@ -30,13 +30,15 @@ async def get_job(request: Request, web: WebState, job_id: str) -> Response:
     """Return the state of a job now; ETag is the cursor."""
     topic, user = None, ""
     try:
-        topic, user = await _authorized(request, web, job_id)
+        topic, user, epoch = await _authorized(request, web, job_id)
         known = request.headers.get("if-none-match", "")
-        if known and (top := await web.hub.top(topic)) and _matches(known, _etag(top.cursor)):
-            # Without the states, for a page that asks again and again.
-            return Response(status_code=304, headers={"ETag": _etag(top.cursor)})
+        if known and (top := await web.hub.top(topic)) and top.cursor.epoch == epoch:
+            if _matches(known, _etag(top.cursor)):
+                # Without the states, for a page that asks again and again.
+                return Response(status_code=304, headers={"ETag": _etag(top.cursor)})
         async with web.hub.reads.request_turn(user):
             snapshot = await web.hub.read(topic)
+        await _check_epoch(web, user, topic, epoch, snapshot.cursor)
         if snapshot.cursor is None:
             recalled = None if snapshot.deleted else await web.outage.recall(topic)
             if recalled is None:
@@ -85,9 +87,10 @@ async def get_history(request: Request, web: WebState, job_id: str) -> Response:
     try:
         after = integer(request, "after", 0, 2**53)
         limit = integer(request, "limit", 100, MAX_HISTORY)
-        topic, user = await _authorized(request, web, job_id)
+        topic, user, epoch = await _authorized(request, web, job_id)
         async with web.hub.reads.request_turn(user):
             page = await web.hub.page(topic, after, max(1, limit))
+        await _check_epoch(web, user, topic, epoch, page.cursor)
     except Refused as refused:
         return refused.response
     except Busy as busy:
@@ -166,8 +169,8 @@ async def identify(request: Request, web: WebState) -> CheckedIdentity:
         raise Refused(403 if error.code == "forbidden" else 401, error.code, str(error)) from None
 
 
-async def _authorized(request: Request, web: WebState, job_id: str) -> tuple[str, str]:
-    """Return the job's topic and the user, if the user may watch it.
+async def _authorized(request: Request, web: WebState, job_id: str) -> tuple[str, str, str]:
+    """Return the job's topic and the user, if the user may watch it, and in which epoch.
 
     Another user's job and a job that does not exist get the same answer.
     """
@@ -176,9 +179,25 @@ async def _authorized(request: Request, web: WebState, job_id: str) -> tuple[str
         topic = name_topic(f"job:{job_id}")
     except TopicError:
         raise Refused(404, "not_found", "no such job") from None
-    if not (await web.permissions.ask(identity.user, topic)).is_allowed:
+    permission = await web.permissions.ask(identity.user, topic)
+    if not permission.is_allowed:
         raise Refused(404, "not_found", "no such job")
-    return topic, identity.user
+    return topic, identity.user, permission.epoch
+
+
+async def _check_epoch(
+    web: WebState, user: str, topic: str, epoch: str, cursor: Cursor | None
+) -> None:
+    """Authorize again if the log has begun again before it was read: its owner may be another.
+
+    Raises:
+        Refused: the user may not watch what was read.
+    """
+    if cursor is None or cursor.epoch == epoch:
+        return
+    permission = await web.permissions.ask(user, topic)
+    if not permission.is_allowed or permission.epoch != cursor.epoch:
+        raise Refused(404, "not_found", "no such job")
 
 
 def integer(request: Request, name: str, default: int, most: int) -> int:

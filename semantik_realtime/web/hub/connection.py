@@ -253,6 +253,7 @@ class Connection:
         self._allowed.pop(subscription.channel.topic, None)
 
     def refuse(self, topic: str) -> None:
+        self._hub.stats.count_denied("rechecked")
         self.unsubscribe(topic)
         self._deny(topic)
 

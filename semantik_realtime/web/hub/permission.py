@@ -22,6 +22,7 @@ from semantik_realtime.backoff import Backoff
 from semantik_realtime.errors import BackendError
 from semantik_realtime.hookspecs import Snapshot, Top
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
+from semantik_realtime.web.hub.stats import HubStats
 from semantik_realtime.web.hub.subscription import Subscription
 
 logger = logging.getLogger(__name__)
@@ -61,21 +62,20 @@ class Permissions:
     Args:
         access: the application's rules.
         top: where a topic ends, and whose it is (`semantik_realtime.web.hub.hub.Hub.top`).
+        stats: counts what waits and what is refused.
     """
 
-    def __init__(self, access: Authorizer, top: Callable[[str], Awaitable[Top | None]]) -> None:
+    def __init__(
+        self, access: Authorizer, top: Callable[[str], Awaitable[Top | None]], stats: HubStats
+    ) -> None:
         self._access = access
         self._top = top
+        self._stats = stats
         # How many subscriptions of each user wait.
         self._waiting: Counter[str] = Counter()
         # Whether a subscription was refused for lack of room, which is logged once until there
         # is room for half of them again.
         self._is_full = False
-
-    @property
-    def waiting(self) -> int:
-        """How many subscriptions wait for an owner who may watch."""
-        return self._waiting.total()
 
     async def ask(self, user: str, topic: str) -> Permission:
         """Return whether ``user`` may watch ``topic``, by the owner that the backend has now.
@@ -115,6 +115,8 @@ class Permissions:
                 await asyncio.sleep(min(pause, left))
                 pause *= 2
                 permission = await self.ask(user, topic)
+        if not permission.is_allowed:
+            self._stats.count_denied("waited" if has_place else "crowded")
         return permission
 
     async def renew(
@@ -154,7 +156,7 @@ class Permissions:
     @contextlib.contextmanager
     def _place(self, user: str) -> Iterator[bool]:
         """Count a subscription that waits. Yields False if there are too many."""
-        waiting = self.waiting
+        waiting = self._stats.waiting
         if waiting >= MAX_WAITING or self._waiting[user] >= MAX_WAITING_OF_USER:
             if not self._is_full:
                 self._is_full = True
@@ -164,11 +166,13 @@ class Permissions:
             yield False
             return
         self._waiting[user] += 1
+        self._stats.waiting += 1
         try:
             yield True
         finally:
             self._waiting[user] -= 1
+            self._stats.waiting -= 1
             if not self._waiting[user]:
                 del self._waiting[user]
-            if self.waiting < MAX_WAITING_OF_USER // 2:
+            if self._stats.waiting < MAX_WAITING_OF_USER // 2:
                 self._is_full = False

@@ -55,6 +55,11 @@ class HubStats(msgspec.Struct):
     """Events written to connections, counted for each connection; those in syncs excluded."""
     lag: Lag = msgspec.field(default_factory=Lag)
     """From the time of the oldest event of a written batch to the end of the write."""
+    waiting: int = 0
+    """Subscriptions that wait for an owner who may watch, now."""
+    denied: dict[str, int] = _zeros("waited", "crowded", "rechecked")
+    """Refused subscriptions: after the wait, at once because too many waited, or later, by a new
+    credential or a new owner."""
     syncs: dict[str, int] = _zeros("replay", *Reason)
     """Answers to subscriptions: replays, and snapshots by reason."""
     resyncs: dict[str, int] = _zeros(*ResyncReason)
@@ -70,6 +75,10 @@ class HubStats(msgspec.Struct):
     def count_sync(self, reason: Reason | None) -> None:
         """Count an answer to a subscription; None: a replay."""
         self.syncs[reason or "replay"] += 1
+
+    def count_denied(self, reason: str) -> None:
+        """Count a subscription that was refused."""
+        self.denied[reason] += 1
 
     def count_busy(self, by: str) -> None:
         """Count an HTTP request that was refused because ``by`` had too many."""
