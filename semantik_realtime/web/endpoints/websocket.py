@@ -31,7 +31,6 @@ from semantik_realtime.core.session import (
     units_of,
 )
 from semantik_realtime.core.topic import name_topic, user_topic
-from semantik_realtime.core.words import Words
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.hookspecs import Credentials
 from semantik_realtime.web.credentials import accepted_subprotocol, credentials_of, with_token
@@ -123,11 +122,12 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
             with web.unauthenticated.checking():
                 identity = await web.access.authenticate(credentials)
             topic = user_topic(identity.user) if job_id is None else name_topic(f"job:{job_id}")
-            if not (await web.permissions.wait(identity.user, topic)).is_allowed:
-                raise Ended(CloseCode.POLICY, "not yours, or not there")
+            permission = await web.permissions.wait(identity.user, topic)
+            if not permission.is_allowed:
+                code = CloseCode.POLICY if permission.is_final else CloseCode.TOO_MANY_CONNECTIONS
+                raise Ended(code, "not yours, or not there")
         history = web.settings.compat_history
-        words = Words(web.settings.host_words)
-        wire = CompatWire(topic, now_text, after, words=words, history=history)
+        wire = CompatWire(topic, now_text, after, words=web.words, history=history)
         inbox = Inbox(websocket, SessionLimits())
 
         async def read(connection: Connection) -> None:
