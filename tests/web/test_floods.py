@@ -202,9 +202,11 @@ async def test_a_topic_that_is_being_joined_gets_no_second_task() -> None:
         await client.wait_for("welcome")
         for history in range(40):
             await client.send({"op": "subscribe", "topics": {"job:1": None}, "history": history})
+            await asyncio.sleep(0.005)
         await client.send({"op": "ping"})
         await client.wait_for("pong")
         assert tasks_of("join") == 1
+        assert tasks_of("snapshot") == 1
         backend.gate.set()
         await client.wait_for("sync")
         # The answer is the one to the last question.
@@ -296,11 +298,14 @@ async def test_topics_that_are_left_while_they_are_joined_are_no_outage(
     await publisher.publish("job:last", 1)
     async with NativeClient(web_server) as client:
         await client.wait_for("welcome")
-        for number in range(20):
-            topics = [f"job:{number}-{index}" for index in range(5)]
-            await publisher_knows(publisher, topics)
-            await client.send({"op": "subscribe", "topics": dict.fromkeys(topics)})
-            await client.send({"op": "unsubscribe", "topics": topics})
+        topics = [f"job:{number}" for number in range(40)]
+        await publisher_knows(publisher, topics)
+        for number, topic in enumerate(topics):
+            await client.send({"op": "subscribe", "topics": {topic: None}})
+            # The unsubscription arrives at each step of the join.
+            for _ in range(number // 2 % 10):
+                await client.send({"op": "ping"})
+            await client.send({"op": "unsubscribe", "topics": [topic]})
         await client.subscribe("job:last")
         await client.wait_synced("job:last")
         assert not client.ops("degraded")
