@@ -8,7 +8,6 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -72,9 +71,8 @@ def run_demo(options: Options) -> int:
                 return asyncio.run(index_once(console, error_console, installation, options.folder))
             _print_address(console, installation)
             while True:
-                for sentence in installation.restart_ended():
+                for sentence in installation.watch(CHECK_SECONDS):
                     console.print(plain(sentence))
-                time.sleep(CHECK_SECONDS)
     except KeyboardInterrupt:
         return 130 if options.once else 0
     except DemoFailed as failure:
@@ -105,7 +103,10 @@ def _print_address(console: Console, installation: Installation) -> None:
     )
     processes = "   ".join(f"{name} {pid}" for name, pid in installation.process_ids.items())
     console.print(plain(f"  processes: {processes}"))
-    console.print("  Kill any of them: it is started again.  Ctrl-C stops all.", style="dim")
+    console.print(
+        "  Kill any of them, here or on the page: it is started again.  Ctrl-C stops all.",
+        style="dim",
+    )
     console.print()
 
 

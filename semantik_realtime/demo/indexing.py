@@ -4,7 +4,7 @@ import time
 
 from sqlalchemy import select
 
-from semantik_realtime import job, track
+from semantik_realtime import job
 from semantik_realtime.clock import now_text
 from semantik_realtime.demo.library import NotInFolder, locate
 from semantik_realtime.demo.records import MAX_FAILURES, Document, Job, Sessions
@@ -32,8 +32,12 @@ class Counts:
         self.failures: list[dict[str, str]] = []
         """The first MAX_FAILURES failed files: ``{"file", "reason"}``."""
 
-    def begin(self, total_files: int) -> None:
+    def begin(self, total_files: int, row: Job) -> int:
+        """Continue from the counts of an earlier attempt; return how many files it has read."""
         self.total_files = total_files
+        self.processed_files, self.failed_files = row.processed_files, row.failed_files
+        self.chunks, self.failures = row.chunks, list(row.failures)
+        return min(total_files, self.processed_files + self.failed_files)
 
     def begin_file(self, name: str) -> None:
         self.current_file = name
@@ -103,20 +107,23 @@ class _Run:
             owned = select(Document).where(Document.user_id == row.user_id)
             by_id = {document.id: document for document in session.scalars(owned)}
         documents = [by_id[number] for number in row.document_ids if number in by_id]
-        self._counts.begin(total_files=len(documents))
+        total = len(documents)
+        done = self._counts.begin(total, row)
         attempt, now = row.attempt + 1, now_text()
         self._save(status="running", attempt=attempt, started_at=now, ended_at=None, error=None)
         job.set(**self._counts.fields())
         with SearchIndex(self._settings.search_index(row.user_id)) as index:
-            for number, document in enumerate(track(documents, "Indexing", unit="files")):
-                # The pause is here because `track` counts a file when the next one is requested.
-                if number:
+            # Not `track`: it begins at 0, and a second attempt does not.
+            job.progress(done, total, "Indexing", "files")
+            for number, document in enumerate(documents[done:], done + 1):
+                if number > done + 1:
                     self._pause(row.pause_seconds)
                 self._counts.begin_file(document.name)
                 self._save()
                 job.set(current_file=document.name)
                 job.emit("file_processing", file=document.name)
                 self._index(document, index)
+                job.progress(number, total, None, "files")
         job.set(current_file=None)
 
     def _index(self, document: Document, index: SearchIndex) -> None:
@@ -138,11 +145,17 @@ class _Run:
             job.emit("file_completed", file=document.name, chunks=chunks)
 
     def _update(self, document: Document, **columns: object) -> None:
-        """Write the row of a document; does nothing if it was deleted."""
+        """Write the rows of a document and of the job; nothing of one that was deleted.
+
+        In one transaction: a later attempt begins with the document after this one.
+        """
         with self._sessions.begin() as session:
             row = session.get(Document, document.id)
             if row is not None:
                 row.update(**columns)
+            job_row = session.get(Job, self._job_id)
+            if job_row is not None:
+                job_row.update(**self._counts.columns())
 
     def _pause(self, seconds: float) -> None:
         """Wait; raise Cancelled within SAVE_SECONDS of a cancellation."""

@@ -14,7 +14,7 @@ from semantik_realtime.demo.private import create_private_file
 
 Sessions = sessionmaker[Session]
 
-LOST_AFTER_SECONDS = 60.0
+LOST_AFTER_SECONDS = 15.0
 """A running job updates its row about every 0.5 s; without an update for this long it is lost."""
 
 MAX_ID = 2**63 - 1

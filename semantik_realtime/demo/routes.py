@@ -296,6 +296,28 @@ def _cancel_job(host: Host, job_id: str, user: User) -> tuple[Job, bool]:
     return job, has_ended_now
 
 
+@router.post("/jobs/{job_id}/rest")
+def index_rest(job_id: str, user: UserOf, host: HostOf) -> dict[str, Any]:
+    """Continue a job that failed, as a new attempt, with the documents that it did not read."""
+    with host.sessions.begin() as session:
+        job = _own_job(session, job_id, user)
+        before = job.state()
+        if before["status"] not in {"failed", "lost"}:
+            raise HTTPException(409, "only a job that failed has a rest")
+        if job.processed_files + job.failed_files >= len(job.document_ids):
+            raise HTTPException(409, "the job has read every document")
+        end = {"status": before["status"], "error": job.error, "ended_at": job.ended_at}
+        job.update(status="queued", error=None, ended_at=None, updated_at=now_text())
+    try:
+        start_index(job.id, owner=str(user.id), redis_url=host.settings.redis_url)
+    except OperationalError as error:
+        logger.warning("demo: job not queued job=%s error=%s", job.id, type(error).__name__)
+        with host.sessions.begin() as session:
+            _own_job(session, job_id, user).update(**end)
+        raise HTTPException(503, "the job queue does not answer; try again later") from error
+    return job.view()
+
+
 @router.delete("/jobs/{job_id}", status_code=204)
 async def delete_job(job_id: str, request: Request, user: UserOf, host: HostOf) -> None:
     """Delete a job; a running one stops. The documents that it indexed stay indexed."""

@@ -2,13 +2,16 @@
 
 import logging
 from functools import cache
+from threading import Thread
 from typing import Any
 
-from celery import Celery, Task
+from billiard.exceptions import WorkerLostError
+from celery import Celery, Task, signals
 from celery.exceptions import Ignore
 from kombu.exceptions import OperationalError
 
 from semantik_realtime import install
+from semantik_realtime.demo.abandoned import end_abandoned_jobs, end_killed_job
 from semantik_realtime.demo.indexing import Cancelled, run_job
 from semantik_realtime.demo.records import Sessions, open_records
 from semantik_realtime.demo.settings import DemoSettings
@@ -37,7 +40,7 @@ def configuration() -> dict[str, Any]:
 
 celery_app = Celery("semantik_realtime.demo")
 celery_app.add_defaults(configuration)
-install(celery_app)
+tracker = install(celery_app)
 
 
 @cache
@@ -56,6 +59,21 @@ def index_documents(self: Task, job_id: str) -> dict[str, int]:
         # Ignore keeps Celery from overwriting the state with SUCCESS or FAILURE.
         self.update_state(state="REVOKED")
         raise Ignore from None
+
+
+@signals.task_failure.connect  # type: ignore[untyped-decorator]
+def record_killed_job(task_id: str, exception: BaseException, **_: Any) -> None:
+    """In the worker's main process: the process of a task was killed and cannot record its end."""
+    if isinstance(exception, WorkerLostError):
+        end_killed_job(task_id, exception, DemoSettings())
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def look_for_abandoned_jobs(**_: Any) -> None:
+    """End the jobs of a worker that was killed before this one started."""
+    runtime = tracker.runtime()
+    if runtime is not None:
+        Thread(target=end_abandoned_jobs, args=(DemoSettings(), runtime), daemon=True).start()
 
 
 def start_index(job_id: str, owner: str, redis_url: str) -> None:

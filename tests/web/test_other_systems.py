@@ -32,8 +32,9 @@ STEPS = 20
 @pytest.fixture
 def environment(server_url: Callable[[str], str], tmp_path: Path) -> dict[str, str]:
     prefix = f"t{secrets.token_hex(5)}"
+    outer = {name: text for name, text in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
     return {
-        **os.environ,
+        **outer,
         "PYTHONPATH": str(HERE),
         "REDIS_URL": server_url("valkey"),
         "TEST_QUEUE": prefix,
@@ -41,7 +42,6 @@ def environment(server_url: Callable[[str], str], tmp_path: Path) -> dict[str, s
         "SEMANTIK_REALTIME_SPOOL_DIRECTORY": str(tmp_path / "spool"),
         "SEMANTIK_REALTIME_DISABLE_AUTH": "true",
         "SEMANTIK_REALTIME_ENVIRONMENT": "test",
-        "PROMETHEUS_MULTIPROC_DIR": "",
     }
 
 

@@ -42,6 +42,8 @@ export class JobCard {
   #pace = new Pace();
   /** What `paint` painted last, as a key to skip equal work; empty: paint everything. */
   #painted = "";
+  /** The attempt after which the rest was requested, until the request fails. @type {unknown} */
+  #resumedAttempt = null;
   /** @type {Map<string, string>} reason by file */
   #failedFiles = new Map();
 
@@ -49,7 +51,7 @@ export class JobCard {
    * @param {HostJob} job
    * @param {number} now the server's time, in seconds
    * @param {{ toggle: (card: JobCard) => void, cancel: (card: JobCard) => void,
-   *   remove: (card: JobCard) => void }} actions of the buttons
+   *   resume: (card: JobCard) => void, remove: (card: JobCard) => void }} actions of the buttons
    */
   constructor(job, now, actions) {
     this.#job = job;
@@ -90,6 +92,12 @@ export class JobCard {
       { class: "secondary", "data-testid": "cancel", onclick: () => actions.cancel(this) },
       "Cancel",
     );
+    this.restButton = h(
+      "button",
+      { class: "secondary", "data-testid": "rest", hidden: true,
+        onclick: () => this.#resume(actions.resume) },
+      "Index the rest",
+    );
     this.removeButton = h(
       "button", { class: "quiet", "data-testid": "delete",
         onclick: askFirst("Really delete this job?", () => actions.remove(this)) },
@@ -98,7 +106,7 @@ export class JobCard {
     this.detail = h(
       "div", { class: "job-detail", id: detailId, hidden: true },
       this.current, this.error, this.counts, this.failureBox, this.log.element,
-      h("div", { class: "job-actions" }, this.cancelButton, this.removeButton),
+      h("div", { class: "job-actions" }, this.cancelButton, this.restButton, this.removeButton),
     );
     this.element = h(
       "article",
@@ -154,9 +162,18 @@ export class JobCard {
     this.#states.topic = NO_STATE;
   }
 
+  /** @param {(card: JobCard) => void} resume */
+  #resume(resume) {
+    this.#resumedAttempt = this.state.attempt;
+    this.restButton.toggleAttribute("disabled", true);
+    resume(this);
+  }
+
   /** @param {string} text */
   showError(text) {
     setText(this.error, text);
+    this.#resumedAttempt = null;
+    this.restButton.toggleAttribute("disabled", false);
   }
 
   /** @param {boolean} isOpen whether to show the details */
@@ -239,6 +256,9 @@ export class JobCard {
 
     this.cancelButton.hidden = hasEnded(state);
     this.removeButton.hidden = !hasEnded(state);
+    const hasRest = state.status === "failed" || state.status === "lost";
+    this.restButton.hidden = !hasRest || (all !== null && done(state) >= all);
+    this.restButton.toggleAttribute("disabled", this.#resumedAttempt === state.attempt);
     this.cancelButton.toggleAttribute("disabled", isStopping);
     this.#paintCounts([
       ["Indexed", fields.processed_files],

@@ -101,6 +101,7 @@ export class JobList {
     card = new JobCard(job, this.now, {
       toggle: (card) => this.#setOpen(card, !card.isOpen),
       cancel: (card) => this.#request(card, "POST", "/cancel"),
+      resume: (card) => this.#request(card, "POST", "/rest"),
       remove: (card) => this.#request(card, "DELETE", ""),
     });
     if (isNew || this.#isLoaded) card.element.classList.add("arriving");

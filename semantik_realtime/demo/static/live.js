@@ -1,3 +1,5 @@
+import { countingSocket } from "./delivery-count.js";
+
 /** @typedef {import("./job-card.js").JobCard} JobCard */
 
 // Served by the realtime plugin. The page works without it, and then polls.
@@ -16,13 +18,16 @@ export class LiveUpdates {
   #status;
   #jobs;
   #library;
+  #count;
 
   /**
    * @param {import("./connection-status.js").ConnectionStatus} status
    * @param {import("./job-list.js").JobList} jobs
    * @param {import("./library.js").Library} library
+   * @param {import("./delivery-count.js").DeliveryCount} count gets every frame
    */
-  constructor(status, jobs, library) {
+  constructor(status, jobs, library, count) {
+    this.#count = count;
     this.#status = status;
     this.#jobs = jobs;
     this.#library = library;
@@ -43,7 +48,12 @@ export class LiveUpdates {
   connect(feed, { token, onState }) {
     if (this.#isClosed) return;
     if (this.#module) {
-      this.#client = this.#module.connect({ url: "/realtime/ws", storage: sessionStorage, token });
+      this.#client = this.#module.connect({
+        url: "/realtime/ws",
+        storage: sessionStorage,
+        token,
+        WebSocket: countingSocket(this.#count),
+      });
       this.#client.onConnection((/** @type {string} */ state, /** @type {any} */ info) =>
         onState(state, info.since));
       this.#client.watch(feed, {

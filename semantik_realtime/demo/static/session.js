@@ -1,6 +1,7 @@
 import { call } from "./api.js";
 import { ConnectionStatus } from "./connection-status.js";
 import { byId, setText } from "./dom.js";
+import { Faults } from "./faults.js";
 import { JobList } from "./job-list.js";
 import { LiveUpdates } from "./live.js";
 
@@ -13,6 +14,7 @@ export class Session {
   #status = new ConnectionStatus();
   #jobs;
   #live;
+  #faults;
   #library;
   /** @type {ReturnType<typeof setInterval>[]} cleared by `end` */
   #timers;
@@ -32,14 +34,17 @@ export class Session {
         search.refresh();
       },
     });
-    this.#live = new LiveUpdates(this.#status, this.#jobs, library);
+    this.#faults = new Faults(() => this.#jobs.openCards.map((card) => card.job.topic));
+    this.#live = new LiveUpdates(this.#status, this.#jobs, library, this.#faults.count);
     this.#timers = [
       setInterval(() => this.#poll(), POLL_MILLISECONDS),
       setInterval(() => this.#jobs.paint(), PAINT_MILLISECONDS),
+      setInterval(() => this.#faults.paint(), PAINT_MILLISECONDS),
       setInterval(() => this.#status.showUnsent(), UNSENT_MILLISECONDS),
     ];
     setText(byId("who"), user.name);
     library.refresh().catch(console.warn);
+    this.#faults.load();
     this.#connect(user.feed);
   }
 
@@ -51,6 +56,7 @@ export class Session {
   end() {
     for (const timer of this.#timers) clearInterval(timer);
     this.#live.close();
+    this.#faults.close();
     this.#jobs.close();
     // The next user of this tab must not find the states of this one.
     sessionStorage.clear();

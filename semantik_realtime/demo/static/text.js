@@ -56,7 +56,7 @@ export function errorText(error) {
   return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
-const KEPT = "What it had indexed is kept; index the documents again for the rest.";
+const KEPT = "What it had indexed is kept; “Index the rest” goes on from there.";
 
 /**
  * Return why a job failed, as a text for people; empty if it did not fail.

@@ -181,6 +181,7 @@ async def _authorized(request: Request, web: WebState, job_id: str) -> tuple[str
         raise Refused(404, "not_found", "no such job") from None
     permission = await web.permissions.ask(identity.user, topic)
     if not permission.is_allowed:
+        web.permissions.note_denied(identity.user, topic, permission)
         raise Refused(404, "not_found", "no such job")
     return topic, identity.user, permission.epoch
 
