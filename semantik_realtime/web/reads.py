@@ -24,10 +24,10 @@ REQUESTS_OF_USER = 16
 """HTTP requests of one user that may wait for their turn to read."""
 REQUEST_SECONDS = 2.0
 """How long an HTTP request waits for its turn."""
-ANSWERS_AT_ONCE = 128
-"""Big answers to HTTP requests that are being sent at the same time in a process."""
-ANSWERS_OF_USER = 8
-"""Big answers that are being sent to one user at the same time."""
+ANSWER_BYTES = 128 * 2**20
+"""Bytes of the big answers to HTTP requests that are being sent at the same time in a process."""
+ANSWER_BYTES_OF_USER = 8 * 2**20
+"""The same of one user. A single answer may be larger."""
 
 
 class Busy(RealtimeError):
@@ -137,16 +137,32 @@ class Answers:
     """The places of big answers to HTTP requests, from the first byte to the last."""
 
     def __init__(self) -> None:
-        # How many are being sent, by user.
+        # How many bytes are being sent, by user.
         self._sending: Counter[str] = Counter()
 
-    def place(self, user: str) -> contextlib.AbstractContextManager[None]:
-        """Have a place during the block.
+    @property
+    def bytes(self) -> int:
+        """How many bytes are being sent."""
+        return self._sending.total()
+
+    @contextlib.contextmanager
+    def place(self, user: str, size: int) -> Iterator[None]:
+        """Have a place for ``size`` bytes during the block.
 
         Raises:
-            Busy: there is none.
+            Busy: there is none. (The only answer has one, whatever its size.)
         """
-        return _place(self._sending, user, ANSWERS_OF_USER, ANSWERS_AT_ONCE)
+        if self._sending[user] and self._sending[user] + size > ANSWER_BYTES_OF_USER:
+            raise Busy(is_user=True)
+        if self.bytes and self.bytes + size > ANSWER_BYTES:
+            raise Busy(is_user=False)
+        self._sending[user] += size
+        try:
+            yield
+        finally:
+            self._sending[user] -= size
+            if not self._sending[user]:
+                del self._sending[user]
 
 
 @contextlib.contextmanager

@@ -319,5 +319,5 @@ async def test_an_answer_that_nobody_reads_is_dropped_after_a_while(
     head = f"GET /realtime/jobs/1?token={token('7')} HTTP/1.1\r\nHost: test\r\n"
     await asyncio.get_running_loop().sock_sendall(link, f"{head}\r\n".encode())
     await until(lambda: "rest: answer not read" in caplog.text, 20)
-    assert web_server.rt.web.answers._sending.total() == 0
+    assert web_server.rt.web.answers.bytes == 0
     link.close()

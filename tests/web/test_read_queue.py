@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 
 import pytest
@@ -10,8 +11,8 @@ from waiting import until
 
 from semantik_realtime.web import reads
 from semantik_realtime.web.reads import (
-    ANSWERS_AT_ONCE,
-    ANSWERS_OF_USER,
+    ANSWER_BYTES,
+    ANSWER_BYTES_OF_USER,
     REQUESTS_OF_USER,
     REQUESTS_WAITING,
     Answers,
@@ -162,20 +163,19 @@ async def test_too_many_requests_that_wait_are_refused_at_once() -> None:
     await request("another")
 
 
-def test_big_answers_have_places_of_a_user_and_of_the_process() -> None:
+def test_big_answers_have_room_of_a_user_and_of_the_process_and_one_always_has() -> None:
     answers = Answers()
-    held = [answers.place("7") for _ in range(ANSWERS_OF_USER)]
-    for place in held:
-        place.__enter__()
-    with pytest.raises(Busy), answers.place("7"):
-        pass
-    more = [answers.place(str(n)) for n in range(100, 100 + ANSWERS_AT_ONCE - ANSWERS_OF_USER)]
-    for place in more:
-        place.__enter__()
-    with pytest.raises(Busy) as refusal, answers.place("8"):
-        pass
-    assert refusal.value.by == "server"
-    for place in [*held, *more]:
-        place.__exit__(None, None, None)
-    with answers.place("7"):
+    half = ANSWER_BYTES_OF_USER // 2
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(answers.place("7", half))
+        stack.enter_context(answers.place("7", half))
+        with pytest.raises(Busy) as refusal, answers.place("7", 1):
+            pass
+        assert refusal.value.by == "user"
+        stack.enter_context(answers.place("8", ANSWER_BYTES - 2 * half))
+        with pytest.raises(Busy) as refusal, answers.place("9", 1):
+            pass
+        assert refusal.value.by == "server"
+    assert answers.bytes == 0
+    with answers.place("7", 2 * ANSWER_BYTES):
         pass

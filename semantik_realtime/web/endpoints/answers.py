@@ -83,7 +83,7 @@ class JsonAnswer(Response):
         peer = Peer(receive)
         peer.end_if_vanished()
         try:
-            with self._web.answers.place(self._user):
+            with self._web.answers.place(self._user, len(self.body)):
                 await self._send(send)
         except Busy as busy:
             await refuse_busy(self._web, busy)(scope, receive, send)
