@@ -200,8 +200,8 @@ class Settings(BaseSettings):
     host_words: Pairs = Field(
         {},
         description="Your own names of a job's types and statuses, for example "
-        "`operation_completed=job_completed,processing=running`: accepted by `publish`, and shown "
-        "by the compatibility wire.",
+        "`operation_completed=job_completed,processing=running`: accepted from `publish` and "
+        "`recall`, and shown by the compatibility wire.",
     )
     jwt_secret: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
         None,

@@ -254,3 +254,11 @@ def test_no_env_file_is_read_and_the_example_says_so(
     assert load_settings().prefix == FIELDS["prefix"].default
     first = (Path(__file__).parents[1] / ".env.example").read_text().splitlines()[0]
     assert re.match("# No file is read. Load it yourself", first)
+
+
+def test_an_empty_variable_hides_the_further_one_that_a_setting_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("JWT_SECRET_KEY", "the host's own")
+    monkeypatch.setenv(PREFIX + "JWT_SECRET", "")
+    assert load_settings().jwt_secret is None

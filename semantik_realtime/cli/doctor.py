@@ -35,6 +35,12 @@ PACKAGES = (
     "pluggy",
     "PyJWT",
 )
+LOWEST_UVICORN = (0, 30)
+"""As the extra ``uvicorn`` of the package has it."""
+UPDATE_UVICORN = (
+    "Install uvicorn 0.30 or newer: before 0.29 it closes connections while they are drained, and "
+    "pages of the compatibility wire do not return."
+)
 CORRECT_SETTING = "Correct the environment variable, and start the processes again."
 CORRECT_BACKEND = (
     "Correct SEMANTIK_REALTIME_BACKEND or SEMANTIK_REALTIME_URL (without it REDIS_URL is read), "
@@ -110,7 +116,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("python", platform.python_version())
     for package in PACKAGES:
         try:
-            yield Finding(package, version(package))
+            yield _examine_package(package, version(package))
         except PackageNotFoundError:
             yield Finding(package, "not installed")
     for group in GROUPS:
@@ -140,6 +146,12 @@ def examine() -> Iterator[Finding]:
         yield Finding("server", failure, "fail", ALLOW_ACCESS)
     elif status.reachable:
         yield Finding("server", "a read, a write and a subscription succeeded", "ok")
+
+
+def _examine_package(package: str, installed: str) -> Finding:
+    if package == "uvicorn" and tuple(map(int, installed.split(".")[:2])) < LOWEST_UVICORN:
+        return Finding(package, f"{installed} cannot drain", "warn", UPDATE_UVICORN)
+    return Finding(package, installed)
 
 
 async def _try_backend(runtime: Runtime) -> tuple[Status, str | None]:

@@ -122,13 +122,13 @@ class Close(msgspec.Struct, frozen=True):
 Action = Send | Authenticate | Subscribe | Unsubscribe | Close
 
 
-def units_of(actions: Sequence[Action]) -> int:
-    """Return what a frame with these actions costs: 1, and what the server does because of it.
+def units_of(frame: str | bytes, actions: Sequence[Action] = ()) -> int:
+    """Return what a frame costs: 1, its KiB, and what the server does because of it.
 
-    >>> units_of([Subscribe({"job:1": None, "job:2": None}, history=0)])
+    >>> units_of("x" * 30, [Subscribe({"job:1": None, "job:2": None}, history=0)])
     3
     """
-    units = 1
+    units = 1 + min(len(frame), MAX_FRAME_BYTES) // 1024
     for action in actions:
         if isinstance(action, Subscribe):
             units += len(action.topics)
@@ -286,6 +286,9 @@ class Session:
             return [self.error("bad_frame", "subscribe needs topics: an object, not empty")]
         if type(history) is not int or not 0 <= history <= MAX_HISTORY:
             return [self.error("bad_frame", f"history is an integer from 0 to {MAX_HISTORY}")]
+        if len(asked) > self._limits.topics:
+            # Before the names are checked, which takes longer.
+            return [self._too_many_topics()]
         plan: dict[str, Cursor | None] = {}
         try:
             for topic, cursor in asked.items():
@@ -295,9 +298,12 @@ class Session:
         except InvalidInput as error:
             return [self.error(error.code, str(error))]
         if len(self.topics | plan.keys()) > self._limits.topics:
-            return [self.error("too_many_topics", f"at most {self._limits.topics} topics")]
+            return [self._too_many_topics()]
         self.topics |= plan.keys()
         return [Subscribe(plan, history)]
+
+    def _too_many_topics(self) -> Send:
+        return self.error("too_many_topics", f"at most {self._limits.topics} topics")
 
     def _unsubscribe(self, frame: dict[str, Any]) -> list[Action]:
         asked = frame.get("topics")

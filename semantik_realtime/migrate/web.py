@@ -16,7 +16,6 @@ from semantik_realtime.core.event import Cursor, Receipt
 from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.session import TRANSIENT_CODES, CloseCode, close_reason
 from semantik_realtime.core.topic import job_topic, plain_id, user_topic
-from semantik_realtime.core.words import Words
 from semantik_realtime.errors import BackendError
 from semantik_realtime.hookspecs import Credentials, hookimpl
 from semantik_realtime.migrate.updates import JobUpdates
@@ -106,7 +105,6 @@ class WebSocketManager:
         last_id = websocket.query_params.get("last_id")
         after = Cursor.parse(last_id) if last_id else None
         history = web.settings.compat_history
-        words = Words(web.settings.host_words)
 
         async def send(frame: str) -> None:
             if WebSocketState.DISCONNECTED in (websocket.client_state, websocket.application_state):
@@ -114,7 +112,7 @@ class WebSocketManager:
             await websocket.send({"type": "websocket.send", "text": frame})
 
         connection = Connection(
-            CompatWire(topic, now_text, after, words=words, history=history),
+            CompatWire(topic, now_text, after, words=web.words, history=history),
             web.hub,
             web.outage,
             Permissions(_AskedHost(), web.hub.top, web.hub.stats),

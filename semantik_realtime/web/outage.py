@@ -28,6 +28,7 @@ from semantik_realtime.clock import now_text
 from semantik_realtime.core.delayed import DelayedStates
 from semantik_realtime.core.event import Draft
 from semantik_realtime.core.fold import is_ahead
+from semantik_realtime.core.words import Words
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import NO_OPINION
 from semantik_realtime.urls import mask_text
@@ -90,10 +91,11 @@ class Fanout(Protocol):
 
 
 class HostRecord:
-    """The host's own record of its jobs, through the ``recall`` hook."""
+    """The host's own record of its jobs, through the ``recall`` hook; ``words`` are the host's."""
 
-    def __init__(self, plugins: pluggy.PluginManager) -> None:
+    def __init__(self, plugins: pluggy.PluginManager, words: Words) -> None:
         self._plugins = plugins
+        self._words = words
         # Whether the last call failed: each failure is logged once.
         self._fails = False
 
@@ -107,7 +109,10 @@ class HostRecord:
             states = await ask_host(self._plugins, "recall", topic=topic)
             recalled = None
             if states is not None and states is not NO_OPINION:
-                recalled = {str(key): _encode(dict(state)) for key, state in states.items()}
+                recalled = {
+                    str(key): _encode(self._words.translate(dict(state)))
+                    for key, state in states.items()
+                }
         except Exception as error:
             # Whatever it raises or returns, the watchers must not lose their connection.
             if not self._fails:

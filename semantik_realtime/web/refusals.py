@@ -39,6 +39,15 @@ class RefusalLog:
                 self._cookie,
             )
 
+    def note_denied(self, topic: str, reason: str) -> None:
+        """Log that a user may not watch a topic."""
+        if self._is_new(reason, topic):
+            logger.warning(
+                "access: topic denied topic=%s reason=%s (authorize can allow it; logged once)",
+                topic,
+                reason,
+            )
+
     def _is_new(self, kind: str, cause: str) -> bool:
         causes = self._causes[kind]
         if cause in causes or len(causes) >= MAX_CAUSES:

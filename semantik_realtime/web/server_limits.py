@@ -1,14 +1,17 @@
-"""Notice a web server that keeps more of a stranger's message than it should."""
+"""Notice a web server that keeps too much of a stranger's message, or stops too early."""
 
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
 from typing import Any
 
 from starlette.websockets import WebSocket
 
 logger = logging.getLogger(__name__)
 
+FIRST_UVICORN_THAT_DRAINS = (0, 29)
+"""Older ones handle signals in the event loop, so that nothing comes before their own stop."""
 MAX_MESSAGE_BYTES = 2**20
 """With a higher limit of the server, its log has a warning."""
 
@@ -26,17 +29,28 @@ class ServerLimits:
         self._is_checked = False
 
     def check(self, websocket: WebSocket) -> None:
-        """Log a warning if the server's limits let a stranger fill the memory."""
+        """Log a warning of each fault of the server."""
         if self._is_checked:
             return
         self._is_checked = True
         # Starlette has no public name for it.
-        fault = _fault(getattr(websocket._receive, "__self__", None))
+        protocol = getattr(websocket._receive, "__self__", None)
+        if type(protocol).__module__.startswith("uvicorn."):
+            if _uvicorn_version() < FIRST_UVICORN_THAT_DRAINS:
+                logger.warning(
+                    "websocket: uvicorn before 0.29 closes connections while they are drained, so "
+                    "install uvicorn 0.30; see the page Deployment"
+                )
+        fault = _fault(protocol)
         if fault:
             logger.warning(
                 "websocket: the server keeps too much of a message: %s; see the page Deployment",
                 fault,
             )
+
+
+def _uvicorn_version() -> tuple[int, ...]:
+    return tuple(map(int, version("uvicorn").split(".")[:2]))
 
 
 def _fault(protocol: Any) -> str:

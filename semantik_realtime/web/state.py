@@ -42,12 +42,13 @@ class WebState:
 
     def __init__(self, runtime: Runtime, registry: Any = None) -> None:
         self.settings = runtime.settings
+        self.words = runtime.words
         self._runtime = runtime
         self.access = Access(runtime.settings, runtime.plugins)
         self.refusals = RefusalLog(runtime.settings.token_cookie)
         self.outage = DegradedMode(
             runtime.backend,
-            recall=HostRecord(runtime.plugins),
+            recall=HostRecord(runtime.plugins, runtime.words),
             flush=self._flush,
             recall_seconds=runtime.settings.recall_seconds,
             tops_seconds=runtime.settings.tops_seconds,
@@ -56,7 +57,7 @@ class WebState:
         )
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
-        self.permissions = Permissions(self.access, self.hub.top, self.hub.stats)
+        self.permissions = Permissions(self.access, self.hub.top, self.hub.stats, self.refusals)
         self.answers = Answers()
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
         self.server_limits = ServerLimits()

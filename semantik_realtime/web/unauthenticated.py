@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 1.0
 """A socket that waits for less is not ended: a client sends ``auth`` at once."""
 BURST = 10
-"""How many times the limit may wait at once; further handshakes are refused."""
+"""How many times the limit may be without an accepted credential; further handshakes are
+refused."""
 
 
 class Waiting:
@@ -47,13 +48,15 @@ class UnauthenticatedLimiter:
         self._limit = limit
         # In the order in which they began to wait.
         self._waiting: dict[Waiting, None] = {}
+        # How many have a credential that is being checked, which has a deadline of its own.
+        self._checking = 0
         # Whether the log has the present crowd.
         self._is_logged = False
 
     @property
     def count(self) -> int:
-        """How many wait."""
-        return len(self._waiting)
+        """How many wait for their credential, or for the answer whether it is accepted."""
+        return len(self._waiting) + self._checking
 
     @property
     def is_full(self) -> bool:
@@ -71,16 +74,25 @@ class UnauthenticatedLimiter:
         finally:
             self._waiting.pop(waiting, None)
 
+    @contextlib.contextmanager
+    def checking(self) -> Iterator[None]:
+        """Count a socket whose credential is checked inside the block."""
+        self._checking += 1
+        try:
+            yield
+        finally:
+            self._checking -= 1
+
     def end_crowd(self) -> None:
         """End sockets until no more than the limit wait, except those that have just come."""
-        if self.count <= self._limit:
+        if len(self._waiting) <= self._limit:
             self._is_logged = False
             return
         by_address: dict[str, list[Waiting]] = defaultdict(list)
         for waiting in self._waiting:
             by_address[waiting.address].append(waiting)
         before = time.monotonic() - GRACE_SECONDS
-        while self.count > self._limit:
+        while len(self._waiting) > self._limit:
             crowd = max(by_address.values(), key=len)
             if not crowd or crowd[0].since > before:
                 break

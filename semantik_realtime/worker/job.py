@@ -93,7 +93,7 @@ class Job:
         self._topics = {self.topic: meta.owner}
         self._feeds = owners_of(self.topic, [*feeds, *meta.topics], meta.owner)
         del self._feeds[self.topic]
-        self._state = JobState(attempt or 0, meta.name, meta.queued_at, known)
+        self._state = JobState(attempt, meta.name, meta.queued_at, known)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
         self._lock = threading.RLock()

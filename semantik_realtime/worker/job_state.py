@@ -20,7 +20,7 @@ class JobState:
     Not thread-safe: `semantik_realtime.worker.job.Job` holds its lock around each call.
 
     Args:
-        attempt: the attempt's number; 0 while the job is queued.
+        attempt: the attempt's number; 0 while the job is queued, None if it is not known.
         name: the task's name.
         queued_at: when the task was published.
         known: members that another process has sent already; they replace the others.
@@ -28,13 +28,15 @@ class JobState:
 
     def __init__(
         self,
-        attempt: int,
+        attempt: int | None,
         name: str | None = None,
         queued_at: str | None = None,
         known: Mapping[str, Any] | None = None,
     ) -> None:
-        self.members: dict[str, Any] = {"status": "queued", "attempt": attempt}
+        self.members: dict[str, Any] = {"status": "queued"}
         """The whole state, as events have it. Only this object's methods change it."""
+        if attempt is not None:
+            self.members["attempt"] = attempt
         if name is not None:
             self.members["name"] = clean_text(name)
         if queued_at is not None:

@@ -31,7 +31,8 @@ def submit(
 ) -> Submitted:
     """Send a Celery task with ``args`` and ``kwargs``, and make ``owner`` its owner.
 
-    When it returns, the owner may watch the job; if the backend does not
+    If another user's job has the id, the task runs, and its events are in the
+    owner's feed only. When it returns, the owner may watch the job; if the backend does not
     answer within ``flush_seconds``, as soon as it does. Waits for broker and
     backend: call it from a thread, not from a coroutine.
 

@@ -27,6 +27,8 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # For a page of another origin than the server's, which is not of this machine by its name.
+    "--host-resolver-rules=MAP elsewhere.example 127.0.0.1",
 ]
 WORDS = [
     "retrieval",

@@ -10,6 +10,7 @@ import pytest
 import redis
 from commandline import run
 
+from semantik_realtime.cli import doctor
 from semantik_realtime.testing.servers import (
     NatsServer,
     RedisServer,
@@ -156,3 +157,13 @@ def test_doctor_reports_a_misspelt_setting() -> None:
     )
     assert re.search(r"warn +settings +SEMANTIK_REALTIME_RETENSION_SECONDS is no", done.stdout)
     assert "SEMANTIK_REALTIME_RETENTION_SECONDS meant" in done.stdout
+
+
+def test_doctor_warns_of_a_uvicorn_that_does_not_wait_for_the_drain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for installed, grade in (("0.28.1", "warn"), ("0.30.0", ""), ("0.54.0", "")):
+        monkeypatch.setattr(doctor, "version", lambda _, installed=installed: installed)
+        [finding] = [one for one in doctor.examine() if one.subject == "uvicorn"]
+        assert finding.grade == grade
+        assert bool(finding.advice) == (grade == "warn")

@@ -94,9 +94,11 @@ def test_a_client_is_behind_from_its_first_wait_until_a_frame_that_costs_none():
 
 def test_what_a_frame_costs_is_what_the_server_does_for_it():
     topics = dict.fromkeys((f"job:{number}" for number in range(100)), None)
-    assert units_of([]) == units_of([Send("x")]) == units_of([Unsubscribe(["job:1"])]) == 1
-    assert units_of([Subscribe(topics, 0)]) == 101
-    assert units_of([Authenticate("t")]) == 1 + AUTH_UNITS
+    assert units_of("x") == units_of("x", [Send("x")]) == units_of("x", [Unsubscribe(["a:1"])]) == 1
+    assert units_of("x", [Subscribe(topics, 0)]) == 101
+    assert units_of("x", [Authenticate("t")]) == 1 + AUTH_UNITS
+    # To read a big frame takes longer, also if nothing follows from it.
+    assert units_of(b"x" * 65536) == 65
 
 
 @pytest.mark.parametrize("topics", [1, MAX_TOPICS, 10 * MAX_TOPICS])

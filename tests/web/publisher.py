@@ -37,7 +37,7 @@ class Publisher:
                 self.emit(topic, owner=owner)
             await self.flush()
 
-    def emit(self, topic: str, *, owner: str = "7", **more: Any) -> None:
+    def emit(self, topic: str, *, owner: str | None = "7", **more: Any) -> None:
         """Emit one event, from any thread."""
         i = self.count[topic]
         self.count[topic] += 1

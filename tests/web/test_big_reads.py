@@ -22,6 +22,7 @@ from semantik_realtime.core.event import Cursor
 from semantik_realtime.hookspecs import Page, Snapshot, hookimpl
 from semantik_realtime.testing.contract import Author
 from semantik_realtime.web.endpoints import answers
+from semantik_realtime.web.hub import hub
 from semantik_realtime.web.reads import READS_AT_ONCE
 
 EVENT_BYTES = 60_000
@@ -234,6 +235,40 @@ async def test_a_read_that_takes_too_long_is_no_outage_and_a_subscription_waits_
             backend.gate.set()
             await waiting.wait_synced()
         assert waiting.ops("degraded") == []
+
+
+async def test_a_page_that_has_the_present_state_is_told_so_without_reading_it() -> None:
+    settings = make_settings("memory://", backend="memory")
+    backend, author = SlowBackend(settings), Author()
+    backend.gate.set()
+    async with serve_realtime(settings, backend=backend) as web_server:
+        backend.publish([author.draft("job:slow", state={"status": "x"}, owner="7")])
+        async with web_server.http_client("7") as http:
+            etag = (await http.get("/realtime/jobs/slow")).headers["etag"]
+            for _ in range(3):
+                again = await http.get("/realtime/jobs/slow", headers={"If-None-Match": etag})
+                assert (again.status_code, again.headers["etag"]) == (304, etag)
+            assert backend.reads == 1
+            backend.publish([author.draft("job:slow", state={"status": "y"})])
+            changed = await http.get("/realtime/jobs/slow", headers={"If-None-Match": etag})
+        assert changed.json()["offset"] == 2
+
+
+async def test_the_ends_of_many_topics_are_asked_for_in_parts(
+    web_server: InProcessServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "TOPS_AT_ONCE", 3)
+    topics = [f"job:{number}" for number in range(7)]
+    for topic in topics:
+        await publisher.publish(topic, 1)
+    async with NativeClient(web_server, *topics) as client:
+        await client.wait_synced()
+        for topic in topics:
+            await web_server.rt.backend.unsubscribe(topic)
+            await publisher.publish(topic, 1)
+        await web_server.rt.web.hub.check_tops()
+        for topic in topics:
+            await client.wait_for_offset(topic, 2)
 
 
 async def test_slow_reads_of_one_user_delay_no_other_user() -> None:

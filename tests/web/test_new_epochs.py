@@ -143,6 +143,24 @@ async def test_a_topic_that_begins_is_authorized_by_its_owner_before_its_first_e
             assert SECRET not in json.dumps(client.frames)
 
 
+@pytest.mark.every_backend
+async def test_who_watched_a_log_without_an_owner_gets_a_snapshot_when_it_gets_one(
+    settings: Settings,
+) -> None:
+    async with serve_realtime(settings, plugins=[ByRecord()]) as web_server:
+        publisher = Publisher(settings, web_server.rt)
+        publisher.emit("job:1", owner=None, key="before")
+        await publisher.flush()
+        async with NativeClient(web_server, "job:1") as client:
+            await client.wait_synced()
+            assert set(client.syncs[-1]["states"]) == {"before"}
+            await publisher.publish("job:1", 2, owner="7")
+            await until(lambda: client.syncs[-1].get("reason") == "epoch", 10, lambda: client)
+            await client.wait_for_offset("job:1", 2)
+            assert set(client.views["job:1"].states) == {"1"}
+            assert not client.ops("denied")
+
+
 @pytest.mark.parametrize("owner", ["7", "8"])
 async def test_while_nobody_can_tell_whose_the_new_log_is_its_events_are_held(
     settings: Settings, owner: str

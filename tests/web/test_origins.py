@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from clients import refusal
 from configuration import make_settings, token
+from fastapi import FastAPI
 from starlette.requests import HTTPConnection
-from web_servers import serve_realtime
+from web_servers import serve, serve_realtime
 
 from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import ConfigError
+from semantik_realtime.testing.certificate import write_certificate
 from semantik_realtime.web.access import Access
 
 
@@ -121,6 +125,20 @@ def test_a_refused_origin_is_logged_once_with_the_setting(caplog: pytest.LogCapt
     for number in range(1000):
         rules.allows_origin(request(f"http://evil{number}.example"))
     assert len(caplog.records) == 100
+
+
+async def test_a_server_with_tls_of_its_own_refuses_an_http_page(
+    settings: Settings, tmp_path: Path
+) -> None:
+    app = FastAPI()
+    Realtime(settings).install(app)
+    certificate, key = write_certificate(tmp_path)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    async with serve(app, ssl_certfile=certificate, ssl_keyfile=key) as web_server:
+        own = f"127.0.0.1:{web_server.port}"
+        url = f"wss://{own}/realtime/ws?token=x"
+        assert await refusal(url, origin=f"http://{own}", ssl=trusting) == (403, "handshake")
+        assert (await refusal(url, origin=f"https://{own}", ssl=trusting))[0] == 4401
 
 
 async def test_a_real_server_refuses_an_http_page_behind_a_proxy_that_ends_tls(

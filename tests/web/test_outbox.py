@@ -13,7 +13,7 @@ from web_servers import InProcessServer
 from semantik_realtime.core.limits import EVICT_ABOVE_BYTES, MAX_POSTED, MAX_POSTED_BYTES
 from semantik_realtime.web.endpoints.sse import PIECE_BYTES, _pieces
 from semantik_realtime.web.hub import connection
-from semantik_realtime.web.hub.outbox import Outbox
+from semantik_realtime.web.hub.outbox import YIELD_FRAMES, Outbox
 
 
 async def has_room(outbox: Outbox) -> bool:
@@ -34,11 +34,29 @@ async def test_a_frame_is_forgotten_when_it_is_sent_and_not_with_the_last_one() 
     assert outbox.is_empty
     assert outbox.bytes == EVICT_ABOVE_BYTES + 10
     assert not await has_room(outbox)
-    outbox.sent()
+    await outbox.sent()
     assert outbox.bytes == 10
     assert await has_room(outbox)
-    outbox.sent()
+    await outbox.sent()
     assert outbox.bytes == 0
+
+
+async def test_others_get_a_turn_while_many_frames_are_sent() -> None:
+    outbox, turns = Outbox(), 0
+
+    async def other() -> None:
+        nonlocal turns
+        while outbox.sending:
+            turns += 1
+            await asyncio.sleep(0)
+
+    outbox.add(["x"] * MAX_POSTED)
+    outbox.collect()
+    task = asyncio.create_task(other())
+    while outbox.sending:
+        await outbox.sent()
+    assert turns >= MAX_POSTED // YIELD_FRAMES - 1
+    await task
 
 
 def test_too_many_frames_or_bytes_are_refused() -> None:

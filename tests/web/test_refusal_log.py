@@ -75,3 +75,34 @@ def test_a_stranger_can_fill_neither_the_log_nor_the_memory(
     assert len(caplog.messages) == MAX_CAUSES
     assert max(map(len, caplog.messages)) < 1000
     assert sum(map(len, log._causes["credential"])) < 1000 * MAX_CAUSES
+
+
+async def test_the_reason_why_a_topic_is_denied_is_logged_once_for_each(
+    web_server: InProcessServer,
+    publisher: Publisher,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("semantik_realtime.web.hub.permission.WAIT_SECONDS", 0.2)
+    await publisher.publish("job:foreign", 1, owner="8")
+    await web_server.rt.publish("job:ownerless", "note", state={"status": "running"})
+    reasons = {
+        "job:foreign": "it has another owner",
+        "job:ownerless": "it has no owner: send the task with the header realtime_owner",
+        "job:none": "the backend does not know it",
+        "user:8": "it is the feed of another user",
+    }
+    for _ in range(2):
+        async with NativeClient(web_server, *reasons) as client:
+            await client.wait_for("denied", len(reasons))
+        async with web_server.http_client() as http:
+            for topic in reasons:
+                path = f"/realtime/jobs/{topic.partition(':')[2]}"
+                assert (await http.get(path)).status_code == 404
+            stream = await http.get("/realtime/events", params={"topic": list(reasons)})
+            assert stream.status_code == 404
+        assert (await refusal(f"{web_server.compat_url('foreign')}?token={token()}"))[0] == 1008
+    found = lines(caplog, "access: topic denied")
+    for topic, reason in reasons.items():
+        [line] = [line for line in found if f"topic={topic} " in line]
+        assert reason in line

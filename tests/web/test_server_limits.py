@@ -15,6 +15,7 @@ from web_servers import serve
 
 from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
+from semantik_realtime.web import server_limits
 
 LINE = "websocket: the server keeps too much of a message"
 
@@ -90,3 +91,15 @@ async def test_a_frame_above_the_servers_limit_gets_the_same_code_as_one_above_o
             await client.send("x" * (2**16 + 1))
             await until(lambda client=client: client.closed)
             assert client.closed == 1009
+
+
+async def test_a_uvicorn_that_does_not_wait_for_the_drain_is_one_warning(
+    app: FastAPI, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version, warnings in (((0, 28), 1), ((0, 29), 0)):
+        caplog.clear()
+        monkeypatch.setattr(server_limits, "_uvicorn_version", lambda version=version: version)
+        app.state.realtime.web.server_limits = server_limits.ServerLimits()
+        await lines(app, caplog)
+        found = [record.getMessage() for record in caplog.records]
+        assert sum("uvicorn before 0.29" in line for line in found) == warnings

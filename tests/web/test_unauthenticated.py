@@ -143,3 +143,27 @@ async def test_a_refused_client_that_ignores_the_close_frame_loses_its_socket(
                 while await reader.read(1024):
                     pass
         writer.close()
+
+
+async def test_sockets_whose_credential_is_being_checked_count_too() -> None:
+    gate = asyncio.Event()
+
+    class SlowHost:
+        @hookimpl
+        async def authenticate(self, credentials: Credentials) -> str:
+            await gate.wait()
+            return "7"
+
+    settings = make_settings("", backend="memory", max_unauthenticated=1, max_connections=50)
+    async with (
+        serve_realtime(settings, plugins=[SlowHost()]) as server,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(unauthenticated.BURST):
+            await stack.enter_async_context(NativeClient(server))
+        await until(lambda: server.rt.web.unauthenticated.count == unauthenticated.BURST)
+        assert (await refusal(server.native_url))[0] == 503
+        assert (await refusal(server.compat_url("1")))[0] == 503
+        gate.set()
+        await until(lambda: len(server.rt.web.hub.connections) == unauthenticated.BURST)
+        assert server.rt.web.unauthenticated.count == 0

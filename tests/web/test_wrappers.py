@@ -12,7 +12,7 @@ from web_servers import InProcessServer, serve_realtime
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Event
-from semantik_realtime.hookspecs import Sink, SinkProxy, Snapshot, hookimpl
+from semantik_realtime.hookspecs import Page, Sink, SinkProxy, Snapshot, hookimpl
 
 PLAIN, SECRET = b"the plan", b"XXXXXXXX"
 
@@ -60,6 +60,18 @@ class Encrypting:
     ) -> Generator[None, Awaitable[Snapshot], Awaitable[Snapshot]]:
         reading = yield
         return self._decrypt(reading)
+
+    @hookimpl(wrapper=True)
+    def page(
+        self, topic: str, after: int, limit: int
+    ) -> Generator[None, Awaitable[Page], Awaitable[Page]]:
+        reading = yield
+        return self._decrypt_page(reading)
+
+    async def _decrypt_page(self, reading: Awaitable[Page]) -> Page:
+        page = await reading
+        events = [replaced(event, SECRET, PLAIN) for event in page.events]
+        return msgspec.structs.replace(page, events=events)
 
     async def _decrypt(self, reading: Awaitable[Snapshot]) -> Snapshot:
         snapshot = await reading

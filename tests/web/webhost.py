@@ -1,5 +1,6 @@
 """The application of the web server processes."""
 
+import asyncio
 import os
 from importlib.metadata import version
 
@@ -19,6 +20,14 @@ if stall := os.environ.get("TEST_STALL_SECONDS"):
     rt.web.hub.limits = Limits(stall_seconds=float(stall))
 if pings := os.environ.get("TEST_COMPAT_PING_SECONDS"):
     websocket.COMPAT_PING_SECONDS = float(pings)
+if seconds := os.environ.get("TEST_DRAIN_SECONDS"):
+    drain = rt.web.hub.drain
+
+    async def drain_later(timeout_seconds: float) -> None:
+        await asyncio.sleep(float(seconds))
+        await drain(timeout_seconds)
+
+    rt.web.hub.drain = drain_later
 
 
 @app.get("/alive")

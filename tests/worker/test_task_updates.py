@@ -34,6 +34,7 @@ def test_updates_of_a_task_become_events_and_the_whole_state(runtime: Runtime, l
     assert types(log("job:op-1")) == ["job_started", "file_completed", "job_completed"]
     state = log("job:op-1").last["state"]
     assert state["status"] == "completed"
+    assert "attempt" not in state, "an event without a number belongs to the newest attempt"
     assert state["progress"] == {"current": 100, "total": 100, "unit": "%"}
     assert (state["message"], state["fields"]) == ("done", {"total_files": 2, "file": "a.pdf"})
     assert log("job:op-1").snapshot().owner == "7"

@@ -31,6 +31,11 @@ async def get_job(request: Request, web: WebState, job_id: str) -> Response:
     topic, user = None, ""
     try:
         topic, user, epoch = await _authorized(request, web, job_id)
+        known = request.headers.get("if-none-match", "")
+        if known and (top := await web.hub.top(topic)) and top.cursor.epoch == epoch:
+            if _matches(known, _etag(top.cursor)):
+                # Without the states, for a page that asks again and again.
+                return Response(status_code=304, headers={"ETag": _etag(top.cursor)})
         async with web.hub.reads.request_turn(user):
             snapshot = await web.hub.read(topic)
         await _check_epoch(web, user, topic, epoch, snapshot.cursor)
@@ -45,11 +50,14 @@ async def get_job(request: Request, web: WebState, job_id: str) -> Response:
         return refuse_busy(web, busy)
     except BackendError as error:
         return await _provisional(web, topic, user, error)
-    etag = f'"{snapshot.cursor}"'
-    if _matches(request.headers.get("if-none-match", ""), etag):
-        return Response(status_code=304, headers={"ETag": etag})
-    states = _states(topic, snapshot.cursor, states_of(topic, snapshot))
-    return JsonAnswer(states, user, web, ETag=etag)
+    if _matches(known, _etag(snapshot.cursor)):
+        return Response(status_code=304, headers={"ETag": _etag(snapshot.cursor)})
+    return JsonAnswer(
+        _states(topic, snapshot.cursor, states_of(topic, snapshot)),
+        user,
+        web,
+        ETag=_etag(snapshot.cursor),
+    )
 
 
 async def _provisional(
@@ -173,6 +181,7 @@ async def _authorized(request: Request, web: WebState, job_id: str) -> tuple[str
         raise Refused(404, "not_found", "no such job") from None
     permission = await web.permissions.ask(identity.user, topic)
     if not permission.is_allowed:
+        web.permissions.note_denied(identity.user, topic, permission)
         raise Refused(404, "not_found", "no such job")
     return topic, identity.user, permission.epoch
 
@@ -204,6 +213,10 @@ def integer(request: Request, name: str, default: int, most: int) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 16 or int(text) > most:
         raise Refused(422, "bad_input", f"{name} is an integer from 0 to {most}")
     return int(text)
+
+
+def _etag(cursor: Cursor) -> str:
+    return f'"{cursor}"'
 
 
 def _matches(condition: str, etag: str) -> bool:

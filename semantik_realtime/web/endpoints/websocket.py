@@ -31,7 +31,6 @@ from semantik_realtime.core.session import (
     units_of,
 )
 from semantik_realtime.core.topic import name_topic, user_topic
-from semantik_realtime.core.words import Words
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.hookspecs import Credentials
 from semantik_realtime.web.credentials import accepted_subprotocol, credentials_of, with_token
@@ -82,7 +81,7 @@ async def serve_native(websocket: WebSocket, web: WebState) -> None:
             # Topics that were denied or deleted no longer count.
             session.retain(connection.topics)
             actions = session.receive(text)
-            inbox.charge(units_of(actions))
+            inbox.charge(units_of(text, actions))
             for action in actions:
                 await _carry_out(action, session, connection, web, credentials)
 
@@ -110,25 +109,31 @@ async def serve_compat(websocket: WebSocket, web: WebState, job_id: str | None =
     if not web.access.allows_origin(websocket):
         await _refuse_page(websocket, web, CloseCode.POLICY)
         return
+    if web.unauthenticated.is_full:
+        web.hub.stats.count_refused("too_many_connections")
+        await _refuse(websocket, 503)
+        return
     await _accept(websocket)
     last_id = websocket.query_params.get("last_id")
     after = Cursor.parse(last_id) if last_id else None
     try:
         with counting_refusals(web):
             credentials = credentials_of(websocket, web.settings.token_cookie)
-            identity = await web.access.authenticate(credentials)
+            with web.unauthenticated.checking():
+                identity = await web.access.authenticate(credentials)
             topic = user_topic(identity.user) if job_id is None else name_topic(f"job:{job_id}")
-            if not (await web.permissions.wait(identity.user, topic)).is_allowed:
-                raise Ended(CloseCode.POLICY, "not yours, or not there")
+            permission = await web.permissions.wait(identity.user, topic)
+            if not permission.is_allowed:
+                code = CloseCode.POLICY if permission.is_final else CloseCode.TOO_MANY_CONNECTIONS
+                raise Ended(code, "not yours, or not there")
         history = web.settings.compat_history
-        words = Words(web.settings.host_words)
-        wire = CompatWire(topic, now_text, after, words=words, history=history)
+        wire = CompatWire(topic, now_text, after, words=web.words, history=history)
         inbox = Inbox(websocket, SessionLimits())
 
         async def read(connection: Connection) -> None:
             while connection.ended is None:
                 text = await inbox.next_frame()
-                inbox.charge(1)
+                inbox.charge(units_of(text))
                 connection.post(*answer(text, now_text()))
 
         connection = _connect(websocket, web, wire, identity, COMPAT_PING_SECONDS)
@@ -169,7 +174,8 @@ async def _is_anonymous(credentials: Credentials, web: WebState) -> bool:
     if credentials.token is not None:
         return False
     try:
-        await web.access.authenticate(credentials)
+        with web.unauthenticated.checking():
+            await web.access.authenticate(credentials)
     except AccessError:
         return True
     except BackendError:
@@ -222,12 +228,13 @@ async def _open_session(
     """
     if credentials.token is None:
         # The host may know the user by other means, and with authentication off everybody passes.
-        with contextlib.suppress(AccessError):
+        with contextlib.suppress(AccessError), web.unauthenticated.checking():
             return await web.access.authenticate(credentials)
         token = await _wait_for_token(websocket, web, session, inbox)
         credentials = with_token(credentials, token)
     try:
-        return await web.access.authenticate(credentials)
+        with web.unauthenticated.checking():
+            return await web.access.authenticate(credentials)
     except AccessError as error:
         raise _refusal(session, error) from error
 
@@ -254,9 +261,10 @@ async def _wait_for_token(
 
 async def _first_token(websocket: WebSocket, session: Session, inbox: Inbox) -> str:
     while True:
-        actions = session.receive(await inbox.next_frame())
-        # Without what the server does for it: the first credential costs one unit.
-        inbox.charge(1)
+        text = await inbox.next_frame()
+        actions = session.receive(text)
+        # Without what the server does for it: that of the first credential is free.
+        inbox.charge(units_of(text))
         for action in actions:
             match action:
                 case Authenticate(token):

@@ -276,7 +276,7 @@ class Connection:
             while self._outbox.sending:
                 self.note_progress()
                 await self._send(self._outbox.sending[0])
-                self._outbox.sent()
+                await self._outbox.sent()
             self._sending_since = None
             if batches:
                 self._hub.stats.count_written(batches, time.time())

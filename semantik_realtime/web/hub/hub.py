@@ -31,6 +31,8 @@ from semantik_realtime.web.reads import ReadQueue
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
+TOPS_AT_ONCE = 1000
+"""Topics whose ends are asked for in one call."""
 START_SECONDS = 1.0
 """How long the start of a web server waits for a backend that does not answer."""
 
@@ -222,7 +224,11 @@ class Hub:
             BackendError: it cannot be asked now.
         """
         known = {topic: channel.cursor for topic, channel in self._channels.items()}
-        tops = await self._backend.tops(list(known)) if known else {}
+        tops: dict[str, Top] = {}
+        topics = list(known)
+        for start in range(0, len(topics), TOPS_AT_ONCE):
+            # Each part has a deadline of its own: however many topics are watched, it is no outage.
+            tops |= await self._backend.tops(topics[start : start + TOPS_AT_ONCE])
         for topic, before in known.items():
             channel, top = self._channels.get(topic), tops.get(topic)
             if channel is None or channel.phase is not Phase.LIVE or channel.cursor != before:

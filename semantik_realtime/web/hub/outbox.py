@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 from semantik_realtime.core.limits import EVICT_ABOVE_BYTES, MAX_POSTED, MAX_POSTED_BYTES
 
+YIELD_FRAMES = 16
+"""Frames that are sent before other tasks get a turn."""
+
 
 class Outbox:
     """Frames that wait to be sent, and those that are being sent. For one loop."""
@@ -54,11 +57,14 @@ class Outbox:
         self._waiting_bytes = 0
         return self._sending
 
-    def sent(self) -> None:
+    async def sent(self) -> None:
         """The first of the frames that are being sent is sent."""
         self._sending.popleft()
-        if self.bytes <= EVICT_ABOVE_BYTES:
+        if not self._has_room.is_set() and self.bytes <= EVICT_ABOVE_BYTES:
             self._has_room.set()
+        if len(self._sending) % YIELD_FRAMES == YIELD_FRAMES - 1:
+            # To send does not yield while the socket's buffer has room.
+            await asyncio.sleep(0)
 
     async def wait_for_room(self) -> None:
         """Wait while answers that a client does not read pile up."""

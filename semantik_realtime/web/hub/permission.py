@@ -24,6 +24,7 @@ from semantik_realtime.hookspecs import Snapshot, Top
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
 from semantik_realtime.web.hub.stats import HubStats
 from semantik_realtime.web.hub.subscription import Subscription
+from semantik_realtime.web.refusals import RefusalLog
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Permission(msgspec.Struct, frozen=True):
     """The epoch whose owner counted."""
     owner: str | None = None
     """That owner; None: there is none, or it is not known now."""
+    is_final: bool = True
+    """Whether asking again soon makes no difference."""
 
 
 class Authorizer(Protocol):
@@ -63,14 +66,20 @@ class Permissions:
         access: the application's rules.
         top: where a topic ends, and whose it is (`semantik_realtime.web.hub.hub.Hub.top`).
         stats: counts what waits and what is refused.
+        refusals: logs what is refused.
     """
 
     def __init__(
-        self, access: Authorizer, top: Callable[[str], Awaitable[Top | None]], stats: HubStats
+        self,
+        access: Authorizer,
+        top: Callable[[str], Awaitable[Top | None]],
+        stats: HubStats,
+        refusals: RefusalLog | None = None,
     ) -> None:
         self._access = access
         self._top = top
         self._stats = stats
+        self._refusals = refusals
         # How many subscriptions of each user wait.
         self._waiting: Counter[str] = Counter()
         # Whether a subscription was refused for lack of room, which is logged once until there
@@ -117,7 +126,24 @@ class Permissions:
                 permission = await self.ask(user, topic)
         if not permission.is_allowed:
             self._stats.count_denied("waited" if has_place else "crowded")
+            self.note_denied(user, topic, permission)
+            return msgspec.structs.replace(permission, is_final=has_place)
         return permission
+
+    def note_denied(self, user: str, topic: str, permission: Permission) -> None:
+        """Log once that ``user`` may not watch ``topic``, and why, which no client learns."""
+        if topic.startswith("user:"):
+            reason = "it is the feed of another user"
+        elif permission.epoch == UNKNOWN:
+            reason = "the backend does not know it: the id is wrong, or the job has expired"
+        elif permission.owner is None:
+            reason = "it has no owner: send the task with the header realtime_owner"
+        elif permission.owner != user:
+            reason = "it has another owner"
+        else:
+            reason = "the host's authorize refuses it"
+        if self._refusals is not None:
+            self._refusals.note_denied(topic, reason)
 
     async def renew(
         self,

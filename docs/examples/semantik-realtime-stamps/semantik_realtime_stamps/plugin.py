@@ -1,4 +1,4 @@
-"""The plugin: three wrappers, and what they measure."""
+"""The plugin: its wrappers, and what they measure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Cursor, Draft, Event, Receipt
-from semantik_realtime.hookspecs import Sink, SinkProxy, Snapshot, hookimpl
+from semantik_realtime.hookspecs import Page, Sink, SinkProxy, Snapshot, hookimpl
 
 Result = TypeVar("Result")
 
@@ -44,7 +44,7 @@ class Timing(msgspec.Struct):
 
 
 class Stamps:
-    """Wraps `publish`, `subscribe` and `snapshot`. For any thread.
+    """Wraps `publish`, `subscribe`, `snapshot` and `page`. For any thread.
 
     Args:
         max_bytes: an event that would be bigger with its stamp gets none;
@@ -86,6 +86,13 @@ class Stamps:
     ) -> Generator[None, Awaitable[Snapshot], Awaitable[Snapshot]]:
         reading = yield
         return self._measured("snapshot", reading)
+
+    @hookimpl(wrapper=True)
+    def page(
+        self, topic: str, after: int, limit: int
+    ) -> Generator[None, Awaitable[Page], Awaitable[Page]]:
+        reading = yield
+        return self._measured("page", reading)
 
     def add(self, name: str, seconds: float) -> None:
         """Count one call, or one event under way."""
