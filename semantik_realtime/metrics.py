@@ -11,12 +11,14 @@ import functools
 import logging
 import os
 import re
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import msgspec
 from prometheus_client import (
@@ -25,8 +27,9 @@ from prometheus_client import (
     Gauge,
     Histogram,
     Metric,
-    start_http_server,
+    make_wsgi_app,
 )
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from semantik_realtime.emitter.emitter import Emitter
@@ -312,6 +315,11 @@ class MetricsFlusher:
         self._metrics.flush_quietly()
 
 
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Log nothing: a scrape is no event."""
+
+
 def serve(address: str, registry: CollectorRegistry) -> None:
     """Serve ``registry`` at ``address`` (host:port), from a thread, without authentication.
 
@@ -319,6 +327,11 @@ def serve(address: str, registry: CollectorRegistry) -> None:
         OSError: the address is not available.
     """
     host, _, port = address.rpartition(":")
-    server, _ = start_http_server(int(port), host.strip("[]"), registry)
+    # Not its `start_http_server`, which returned nothing before 0.20.
+    host = host.strip("[]")
+    family = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][0]
+    kind: type[WSGIServer] = type("Server", (ThreadingWSGIServer,), {"address_family": family})
+    server = make_server(host, int(port), make_wsgi_app(registry), kind, _QuietHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     # A child that kept the socket open would block the port for the worker's successor.
     on_fork(after_in_child=server.socket.close)

@@ -113,10 +113,11 @@ class Faults:
 
     def _stop_engine(self) -> str:
         engine = self._programs(self._engine)
+        name = {"nats": "NATS"}.get(engine.name, engine.name.capitalize())
         if not engine.is_running:
-            return f"{engine.name.capitalize()} is away already."
+            return f"{name} is away already."
         engine.interrupt(AWAY_SECONDS)
-        return f"{engine.name.capitalize()} was stopped. It is back in {AWAY_SECONDS:.0f} s."
+        return f"{name} was stopped. It is back in {AWAY_SECONDS:.0f} s."
 
 
 def children_of(pid: int) -> list[int]:

@@ -17,9 +17,18 @@ def add_to_imports(conf: Any) -> None:
     Raises:
         ImproperlyConfigured: Celery cannot read its settings.
     """
-    conf.imports = _names(conf.imports, INSTALLING_MODULE)
+    _set(conf, "imports", _names(conf.imports, INSTALLING_MODULE))
     # One name alone is allowed, but Celery itself later takes it apart into letters.
-    conf.include = _names(conf.include)
+    _set(conf, "include", _names(conf.include))
+
+
+def _set(conf: Any, name: str, value: Collection[str]) -> None:
+    setattr(conf, name, value)
+    if getattr(conf, name) != value:
+        # Celery 5.3 looks for the name with the application's namespace first.
+        prefix: str = getattr(conf, "data", conf).prefix
+        name = prefix + name
+        conf[name.upper() if prefix.isupper() else name.lower()] = value
 
 
 def _names(value: Any, *more: str) -> Collection[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import types
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -131,7 +132,9 @@ async def test_where_the_server_has_no_place_the_client_tries_again_slowly(
 
     async with serve(refuse, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        monkeypatch.setattr(client.asyncio, "sleep", pause)
+        # Of the client alone: websockets sleeps too.
+        patched = types.SimpleNamespace(**{**vars(asyncio), "sleep": pause})
+        monkeypatch.setattr(client, "asyncio", patched)
         with pytest.raises(EOFError):
             await all_updates(f"ws://127.0.0.1:{port}/")
     assert all(15 <= seconds <= 30 for seconds in pauses)
