@@ -128,7 +128,7 @@ def test_nothing_is_connected_when_the_mirror_is_off(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tracker_module, "_tracker", None)
     before = len(signals.task_prerun.receivers)
     install(runtime=Runtime(Settings(backend="memory", mirror=False)))
-    assert len(signals.task_prerun.receivers) == before
+    assert len(signals.task_prerun.receivers) <= before
 
 
 @pytest.mark.usefixtures("tracker")
