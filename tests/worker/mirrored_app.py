@@ -89,8 +89,8 @@ def use_job() -> None:
 
 
 @app.task
-def ignore() -> None:
-    raise Ignore
+def ignore(text: str = "") -> None:
+    raise Ignore(text)
 
 
 @app.task(bind=True)
