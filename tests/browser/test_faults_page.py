@@ -101,6 +101,10 @@ def test_a_job_whose_process_is_killed_says_so_and_goes_on_with_the_rest(
     job = start_job(page)
     wait_for_bar(page, 20)
     press(page, fault, answer)
+    if fault == "kill-worker":
+        expect(job.get_by_test_id("left")).to_contain_text("no news for")
+        if shots:
+            page.screenshot(path=shots / "no-news.png")
     expect(job.get_by_test_id("job-error")).to_contain_text(sentence, timeout=JOB_MS)
     if shots:
         page.screenshot(path=shots / f"{fault}.png")
