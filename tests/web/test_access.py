@@ -183,6 +183,11 @@ async def test_a_setting_names_the_claim_with_the_user() -> None:
     assert await user_of(make_access(jwt_user_claim="uid"), token("x", uid=12)) == "12"
 
 
+async def test_claims_that_the_server_does_not_use_may_have_any_type() -> None:
+    unused = {"iat": "yesterday", "jti": 12, "aud": ["theirs"]}
+    assert await user_of(make_access(), token(7, **unused)) == "7"
+
+
 async def test_an_unsigned_token_is_refused() -> None:
     unsigned = jwt.encode({"sub": "7", "exp": time.time() + 60}, None, "none")
     assert await refusal_reason(make_access(), unsigned) == "unauthenticated"
