@@ -264,6 +264,17 @@ async def test_the_auth_frame_and_the_query_may_have_the_word_bearer_too(
         assert client.closed is None
 
 
+async def test_blanks_for_a_token_occupy_the_server_no_longer_than_any_other_text(
+    web_server: InProcessServer,
+) -> None:
+    began_at = time.process_time()
+    async with NativeClient(web_server, query="") as client:
+        await client.send({"op": "auth", "token": " " * 60_000})
+        await until(lambda: client.closed is not None, 60)
+    assert client.closed == 4401
+    assert time.process_time() - began_at < 3
+
+
 # On an open connection.
 
 
