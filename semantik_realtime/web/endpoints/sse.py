@@ -297,7 +297,8 @@ def _asked(request: Request, web: WebState, job_id: str | None) -> dict[str, Cur
     """Return the topics of the request, in their order, with their cursors."""
     names = request.query_params.getlist("topic") if job_id is None else [f"job:{job_id}"]
     try:
-        topics = [name_topic(name) for name in dict.fromkeys(names)]
+        # A topic has several names: one of a plain id, and its own.
+        topics = list(dict.fromkeys(map(name_topic, names)))
     except TopicError as error:
         if job_id is None:
             raise Refused(422, error.code, str(error)) from None
