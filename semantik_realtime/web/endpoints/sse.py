@@ -169,6 +169,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         peer = Peer(receive)
         peer.end_if_vanished()
+        peer.send_at_once()
         web, wire, places = self._web, SseWire(self._asked, self._ends), dict(self._asked)
         has_begun = False
         # Ends the stream after `LINGER_SECONDS`; None while a job in it goes on.
