@@ -1,7 +1,8 @@
 import { socketAddress } from "./address.js";
 import { Connection } from "./connection.js";
 import { Hints } from "./hints.js";
-import { nextFrame } from "./paint.js";
+import { call, listenToPage, ownStorage } from "./page.js";
+import { Painter } from "./paint.js";
 import {
   deniedCode,
   MAX_HISTORY_EVENTS,
@@ -48,9 +49,7 @@ class Realtime {
   /** @type {Set<Topic>} to subscribe in a microtask, or when the server's limit allows more */
   #unsubscribed = new Set();
   #isSubscribeDue = false;
-  /** @type {Set<Topic>} whose `onChange` is called with the next animation frame */
-  #unpainted = new Set();
-  #isPaintDue = false;
+  #painter = new Painter((/** @type {Topic} */ topic) => this.#paint(topic));
   /** Whether there was a connection since the page was loaded. */
   #wasOpen = false;
   /** @type {Set<ConnectionListener>} */
@@ -167,7 +166,7 @@ class Realtime {
    */
   #removeTopic(topic) {
     this.#unsubscribed.delete(topic);
-    this.#unpainted.delete(topic);
+    this.#painter.drop(topic);
     // The server's limit may allow another topic now.
     if (this.#unsubscribed.size > 0) this.#subscribeSoon();
     const wasThere = this.#topics.get(topic.name) === topic && this.#topics.delete(topic.name);
@@ -320,21 +319,14 @@ class Realtime {
 
   /** @param {Topic} topic */
   #paintSoon(topic) {
-    if (!topic.isShown) return;
-    this.#unpainted.add(topic);
-    if (!this.#isPaintDue) nextFrame(() => this.#paint());
-    this.#isPaintDue = true;
+    if (topic.isShown) this.#painter.paintSoon(topic);
   }
 
-  #paint() {
-    this.#isPaintDue = false;
-    const topics = [...this.#unpainted];
-    this.#unpainted.clear();
-    for (const topic of topics) {
-      const view = this.#view(topic);
-      for (const watcher of [...topic.watchers]) {
-        if (topic.watchers.has(watcher)) call(watcher.onChange, view);
-      }
+  /** @param {Topic} topic */
+  #paint(topic) {
+    const view = this.#view(topic);
+    for (const watcher of [...topic.watchers]) {
+      if (topic.watchers.has(watcher)) call(watcher.onChange, view);
     }
   }
 
@@ -349,48 +341,4 @@ class Realtime {
     const provisional = !isFromLog || !isConnected || !(synced || isFinished);
     return { topic: name, states: shownStates(view), overlay, offset, cursor, reason, provisional };
   }
-}
-
-/**
- * Call a callback of the page. An error in it is logged and does not end the stream.
- *
- * @template {unknown[]} A
- * @param {((...args: A) => unknown) | undefined} callback
- * @param {A} args
- */
-function call(callback, ...args) {
-  try {
-    callback?.(...args);
-  } catch (error) {
-    console.error(error);
-  }
-}
-
-/** Return the storage of this tab, or null if there is none or the browser forbids it. */
-function ownStorage() {
-  try {
-    return globalThis.sessionStorage ?? null;
-  } catch {
-    return null;
-  }
-}
-
-/**
- * @param {{ onBack: () => void, onLeave: () => void }} callbacks `onBack`: the network is back, or
- *   the page is visible again; `onLeave`: the page is hidden or unloaded
- * @returns {() => void} stops listening
- */
-function listenToPage({ onBack, onLeave }) {
-  const page = globalThis.document;
-  const onVisibility = () => (page.hidden ? onLeave() : onBack());
-  globalThis.addEventListener?.("online", onBack);
-  globalThis.addEventListener?.("focus", onBack);
-  globalThis.addEventListener?.("pagehide", onLeave);
-  page?.addEventListener("visibilitychange", onVisibility);
-  return () => {
-    globalThis.removeEventListener?.("online", onBack);
-    globalThis.removeEventListener?.("focus", onBack);
-    globalThis.removeEventListener?.("pagehide", onLeave);
-    page?.removeEventListener("visibilitychange", onVisibility);
-  };
 }
