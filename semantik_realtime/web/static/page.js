@@ -3,9 +3,8 @@
 /**
  * Call a callback of the page. An error in it is logged and does not end the stream.
  *
- * @template {unknown[]} A
- * @param {((...args: A) => unknown) | undefined} callback
- * @param {A} args
+ * @param {((...args: any[]) => unknown) | undefined} callback
+ * @param {unknown[]} args
  */
 export function call(callback, ...args) {
   try {

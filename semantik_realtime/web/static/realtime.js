@@ -3,33 +3,16 @@ import { Connection } from "./connection.js";
 import { Hints } from "./hints.js";
 import { call, listenToPage, ownStorage } from "./page.js";
 import { Painter } from "./paint.js";
-import {
-  deniedCode,
-  MAX_HISTORY_EVENTS,
-  MAX_TOPICS_PER_FRAME,
-  plainId,
-  topicName,
-} from "./protocol.js";
-import { applyPart, EMPTY_VIEW, isUnknown, partsByTopic, shownStates } from "./reader.js";
-import { isFinished, Rest } from "./rest.js";
+import { deniedCode, MAX_HISTORY_EVENTS, MAX_TOPICS_PER_FRAME, topicName } from "./protocol.js";
+import { partsByTopic } from "./reader.js";
+import { Rest } from "./rest.js";
 import { Store } from "./store.js";
+import { Topic } from "./topic.js";
 
 /**
  * @typedef {import("./realtime.js").ConnectOptions} ConnectOptions
  * @typedef {import("./realtime.js").WatchOptions} WatchOptions
  * @typedef {import("./realtime.js").ConnectionListener} ConnectionListener
- * @typedef {import("./realtime.js").View} View
- *
- * @typedef {object} Topic one topic that the page watches
- * @property {string} name
- * @property {string | null} job the plain id of the job; null: the topic is not of a job
- * @property {number} history the most events that one of its watchers asked for
- * @property {Set<WatchOptions>} watchers
- * @property {import("./reader.js").ReaderView} view
- * @property {boolean} isShown whether the server has sent something to show since it is watched
- * @property {boolean} isFinished whether nothing more happens in it, as far as the client has read
- * @property {boolean} isOverLimit whether its watchers were called with `too_many_topics`, and it
- *   is subscribed only when another topic is no longer watched
  */
 
 /** @type {typeof import("./realtime.js").connect} */
@@ -103,18 +86,17 @@ class Realtime {
     if (this.connection === "closed") throw new Error(`watch ${name}: closed`);
 
     const topic = this.#topics.get(name) ?? this.#addTopic(name);
-    const watcher = { ...options };
-    topic.watchers.add(watcher);
-    topic.history = Math.max(topic.history, history);
+    const watcher = topic.addWatcher(options);
     if (topic.isShown || topic.isOverLimit) {
       // Not before `watch` returns: a callback may want to close the subscription.
       queueMicrotask(() => {
-        if (!topic.watchers.has(watcher)) return;
-        if (topic.isShown) call(watcher.onChange, this.#view(topic));
-        if (topic.isOverLimit) call(watcher.onDenied, this.#tooManyTopics(topic));
+        if (topic.isShown) topic.notifyOne(watcher, "onChange", topic.shown(this.connection));
+        if (topic.isOverLimit) topic.notifyOne(watcher, "onDenied", this.#tooManyTopics(topic));
       });
     }
-    if (this.connection === "denied") queueMicrotask(() => this.#denyAll([watcher], topic));
+    if (this.connection === "denied") {
+      queueMicrotask(() => topic.notifyOne(watcher, "onDenied", this.#refusal(topic)));
+    }
     if (this.connection === "idle") this.#connection.wake();
     this.#restIfFinished();
     return { topic: name, close: () => this.#removeWatcher(topic, watcher) };
@@ -124,27 +106,13 @@ class Realtime {
     this.#stopListeningToPage();
     this.#rest.stop();
     this.#store.flush();
-    for (const topic of this.#topics.values()) topic.watchers.clear();
+    for (const topic of this.#topics.values()) topic.removeWatchers();
     this.#connection.close();
   }
 
-  /**
-   * @param {string} name
-   * @returns {Topic}
-   */
+  /** @param {string} name */
   #addTopic(name) {
-    const topic = {
-      name,
-      job: name.startsWith("job:") ? plainId(name) : null,
-      history: 0,
-      watchers: new Set(),
-      view: { ...EMPTY_VIEW, ...this.#store.load(name) },
-      // The saved view is shown only after the server has allowed the topic again: another user
-      // may have logged in since it was saved.
-      isShown: false,
-      isFinished: false,
-      isOverLimit: false,
-    };
+    const topic = new Topic(name, this.#store.load(name));
     this.#topics.set(name, topic);
     this.#subscribeSoon(topic);
     return topic;
@@ -155,8 +123,8 @@ class Realtime {
    * @param {WatchOptions} watcher
    */
   #removeWatcher(topic, watcher) {
-    topic.watchers.delete(watcher);
-    if (topic.watchers.size > 0 || !this.#removeTopic(topic) || topic.isOverLimit) return;
+    topic.removeWatcher(watcher);
+    if (topic.isWatched || !this.#removeTopic(topic) || topic.isOverLimit) return;
     this.#connection.send({ op: "unsubscribe", topics: [topic.name] });
   }
 
@@ -199,36 +167,32 @@ class Realtime {
    */
   #apply(topic, op, part) {
     const before = topic.view;
-    if (topic.isFinished && isUnknown(op, part)) {
-      // The log of a job that has ended is not kept for ever. What is shown stays, as provisional.
-      topic.view = { ...before, offset: 0, cursor: null, synced: true };
-      this.#paintSoon(topic);
+    const { events, resubscribe, isOver } = topic.apply(op, part);
+    if (isOver) {
+      this.#end(topic, op, part);
       return;
     }
-    const { view, events, resubscribe } = applyPart(before, op, part);
-    topic.view = view;
-    if (op === "gone" || op === "denied") {
-      this.#removeTopic(topic);
-      this.#store.remove(topic.name);
-      const { code, message } = part;
-      if (op === "denied") this.#hints.denied(topic.name);
-      for (const watcher of topic.watchers) {
-        if (op === "gone") call(watcher.onGone);
-        else call(watcher.onDenied, { topic: topic.name, code, message });
-      }
-      return;
-    }
-    if (view !== before) {
-      topic.isShown ||= view.synced || op === "provisional";
-      topic.isFinished = isFinished(topic.job, view);
-      this.#store.save(topic.name, view);
+    if (topic.view !== before) {
+      this.#store.save(topic.name, topic.view);
       this.#paintSoon(topic);
     }
     if (resubscribe) this.#subscribeSoon(topic);
-    for (const { event, replayed } of events) {
-      for (const watcher of [...topic.watchers]) {
-        if (topic.watchers.has(watcher)) call(watcher.onEvent, event, { replayed });
-      }
+    for (const { event, replayed } of events) topic.notify("onEvent", event, { replayed });
+  }
+
+  /**
+   * @param {Topic} topic
+   * @param {string} op `gone` or `denied`
+   * @param {any} part
+   */
+  #end(topic, op, { code, message }) {
+    this.#removeTopic(topic);
+    this.#store.remove(topic.name);
+    if (op === "gone") {
+      topic.notify("onGone");
+    } else {
+      this.#hints.denied(topic.name);
+      topic.notify("onDenied", { topic: topic.name, code, message });
     }
   }
 
@@ -255,9 +219,7 @@ class Realtime {
     }
     for (const topic of [...this.#unsubscribed].filter(({ isOverLimit }) => !isOverLimit)) {
       topic.isOverLimit = true;
-      for (const watcher of [...topic.watchers]) {
-        if (topic.watchers.has(watcher)) call(watcher.onDenied, this.#tooManyTopics(topic));
-      }
+      topic.notify("onDenied", this.#tooManyTopics(topic));
     }
   }
 
@@ -272,7 +234,7 @@ class Realtime {
     const { state, info } = this.#connection;
     this.#rest.stop();
     for (const topic of this.#topics.values()) {
-      if (state !== "live" && state !== "degraded") topic.view = { ...topic.view, synced: false };
+      if (state !== "live" && state !== "degraded") topic.disconnect();
       this.#paintSoon(topic);
     }
     if (state === "live") this.#rest.begin();
@@ -282,29 +244,25 @@ class Realtime {
     this.#wasOpen ||= state === "live";
     for (const listener of [...this.#listeners]) call(listener, state, info);
     if (state !== "denied") return;
-    for (const topic of this.#topics.values()) this.#denyAll([...topic.watchers], topic);
+    for (const topic of this.#topics.values()) topic.notify("onDenied", this.#refusal(topic));
   }
 
   /**
    * The server refuses the connection, and so every topic.
    *
-   * @param {WatchOptions[]} watchers
    * @param {Topic} topic
    */
-  #denyAll(watchers, topic) {
+  #refusal({ name }) {
     const { code, reason } = this.#connection.info;
     const message = reason || `the server refuses the connection (${code})`;
-    for (const watcher of watchers) {
-      if (!topic.watchers.has(watcher)) continue;
-      call(watcher.onDenied, { topic: topic.name, code: deniedCode(code), message });
-    }
+    return { topic: name, code: deniedCode(code), message };
   }
 
   /** Give the connection back soon, if nothing that is watched can still change. */
   #restIfFinished() {
     if (this.connection === "idle") return;
     const topics = [...this.#topics.values()];
-    const isAllFinished = topics.every((topic) => topic.isFinished && topic.view.synced);
+    const isAllFinished = topics.every((topic) => topic.isSettled);
     if (this.connection !== "live" || !isAllFinished) this.#rest.stop();
     else this.#rest.restSoon(topics.length > 0, () => this.#connection.rest());
   }
@@ -324,21 +282,6 @@ class Realtime {
 
   /** @param {Topic} topic */
   #paint(topic) {
-    const view = this.#view(topic);
-    for (const watcher of [...topic.watchers]) {
-      if (topic.watchers.has(watcher)) call(watcher.onChange, view);
-    }
-  }
-
-  /**
-   * @param {Topic} topic
-   * @returns {View}
-   */
-  #view({ name, view, isFinished }) {
-    const { overlay, offset, cursor, reason, synced } = view;
-    const isFromLog = cursor !== null && overlay.size === 0;
-    const isConnected = this.connection === "live" || (isFinished && this.connection === "idle");
-    const provisional = !isFromLog || !isConnected || !(synced || isFinished);
-    return { topic: name, states: shownStates(view), overlay, offset, cursor, reason, provisional };
+    topic.notify("onChange", topic.shown(this.connection));
   }
 }
