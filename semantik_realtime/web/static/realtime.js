@@ -3,10 +3,11 @@ import { Connection } from "./connection.js";
 import { Hints } from "./hints.js";
 import { call, listenToPage, ownStorage } from "./page.js";
 import { Painter } from "./paint.js";
-import { deniedCode, MAX_HISTORY_EVENTS, MAX_TOPICS_PER_FRAME, topicName } from "./protocol.js";
+import { deniedCode, MAX_HISTORY_EVENTS, topicName } from "./protocol.js";
 import { partsByTopic } from "./reader.js";
 import { Rest } from "./rest.js";
 import { Store } from "./store.js";
+import { Subscriptions } from "./subscriptions.js";
 import { Topic } from "./topic.js";
 
 /**
@@ -25,13 +26,7 @@ class Realtime {
   #hints;
   #rest = new Rest();
   #store;
-  /** @type {Map<string, Topic>} in the order of watching: the first ones are subscribed first */
-  #topics = new Map();
-  /** The most topics of a connection, from the server's `welcome`. */
-  #maxTopics = Infinity;
-  /** @type {Set<Topic>} to subscribe in a microtask, or when the server's limit allows more */
-  #unsubscribed = new Set();
-  #isSubscribeDue = false;
+  #subscriptions = new Subscriptions((frame) => this.#connection.send(frame));
   #painter = new Painter((/** @type {Topic} */ topic) => this.#paint(topic));
   /** Whether there was a connection since the page was loaded. */
   #wasOpen = false;
@@ -85,13 +80,14 @@ class Realtime {
     }
     if (this.connection === "closed") throw new Error(`watch ${name}: closed`);
 
-    const topic = this.#topics.get(name) ?? this.#addTopic(name);
+    const topic = this.#subscriptions.get(name) ?? this.#addTopic(name);
     const watcher = topic.addWatcher(options);
     if (topic.isShown || topic.isOverLimit) {
       // Not before `watch` returns: a callback may want to close the subscription.
       queueMicrotask(() => {
-        if (topic.isShown) topic.notifyOne(watcher, "onChange", topic.shown(this.connection));
-        if (topic.isOverLimit) topic.notifyOne(watcher, "onDenied", this.#tooManyTopics(topic));
+        const { isShown, isOverLimit } = topic;
+        if (isShown) topic.notifyOne(watcher, "onChange", topic.shown(this.connection));
+        if (isOverLimit) topic.notifyOne(watcher, "onDenied", this.#subscriptions.tooMany(topic));
       });
     }
     if (this.connection === "denied") {
@@ -106,15 +102,14 @@ class Realtime {
     this.#stopListeningToPage();
     this.#rest.stop();
     this.#store.flush();
-    for (const topic of this.#topics.values()) topic.removeWatchers();
+    for (const topic of this.#subscriptions) topic.removeWatchers();
     this.#connection.close();
   }
 
   /** @param {string} name */
   #addTopic(name) {
     const topic = new Topic(name, this.#store.load(name));
-    this.#topics.set(name, topic);
-    this.#subscribeSoon(topic);
+    this.#subscriptions.add(topic);
     return topic;
   }
 
@@ -124,37 +119,23 @@ class Realtime {
    */
   #removeWatcher(topic, watcher) {
     topic.removeWatcher(watcher);
-    if (topic.isWatched || !this.#removeTopic(topic) || topic.isOverLimit) return;
-    this.#connection.send({ op: "unsubscribe", topics: [topic.name] });
-  }
-
-  /**
-   * @param {Topic} topic
-   * @returns {boolean} whether the topic was still there
-   */
-  #removeTopic(topic) {
-    this.#unsubscribed.delete(topic);
-    this.#painter.drop(topic);
-    // The server's limit may allow another topic now.
-    if (this.#unsubscribed.size > 0) this.#subscribeSoon();
-    const wasThere = this.#topics.get(topic.name) === topic && this.#topics.delete(topic.name);
+    if (topic.isWatched) return;
+    this.#subscriptions.unsubscribe(topic);
     this.#restIfFinished();
-    return wasThere;
   }
 
   /** @param {any} frame */
   #receive(frame) {
     if (frame.op === "welcome") {
-      this.#maxTopics = frame.limits?.topics ?? Infinity;
-      for (const topic of this.#topics.values()) this.#subscribeSoon(topic);
+      this.#subscriptions.subscribeAll(frame.limits?.topics ?? Infinity);
     }
     if (frame.op === "events") this.#rest.delay();
     if (frame.op === "error") this.#hints.mistaken(frame.code, frame.message);
     if (frame.op === "restored") {
-      for (const topic of this.#topics.values()) this.#apply(topic, frame.op, frame);
+      for (const topic of this.#subscriptions) this.#apply(topic, frame.op, frame);
     }
     for (const [name, part] of partsByTopic(frame)) {
-      const topic = this.#topics.get(name);
+      const topic = this.#subscriptions.get(name);
       if (topic) this.#apply(topic, frame.op, part);
     }
     this.#restIfFinished();
@@ -176,7 +157,7 @@ class Realtime {
       this.#store.save(topic.name, topic.view);
       this.#paintSoon(topic);
     }
-    if (resubscribe) this.#subscribeSoon(topic);
+    if (resubscribe) this.#subscriptions.subscribeSoon(topic);
     for (const { event, replayed } of events) topic.notify("onEvent", event, { replayed });
   }
 
@@ -186,7 +167,8 @@ class Realtime {
    * @param {any} part
    */
   #end(topic, op, { code, message }) {
-    this.#removeTopic(topic);
+    this.#subscriptions.remove(topic);
+    this.#painter.drop(topic);
     this.#store.remove(topic.name);
     if (op === "gone") {
       topic.notify("onGone");
@@ -196,44 +178,11 @@ class Realtime {
     }
   }
 
-  /** @param {Topic} [topic] */
-  #subscribeSoon(topic) {
-    if (topic) this.#unsubscribed.add(topic);
-    if (!this.#isSubscribeDue) queueMicrotask(() => this.#subscribe());
-    this.#isSubscribeDue = true;
-  }
-
-  #subscribe() {
-    this.#isSubscribeDue = false;
-    const allowed = [...this.#topics.values()].slice(0, this.#maxTopics);
-    const topics = allowed.filter((topic) => this.#unsubscribed.delete(topic));
-    for (const topic of topics) topic.isOverLimit = false;
-    for (const history of new Set(topics.map((topic) => topic.history))) {
-      const alike = topics.filter((topic) => topic.history === history);
-      for (let start = 0; start < alike.length; start += MAX_TOPICS_PER_FRAME) {
-        const cursors = alike
-          .slice(start, start + MAX_TOPICS_PER_FRAME)
-          .map(({ name, view }) => [name, view.cursor]);
-        this.#connection.send({ op: "subscribe", topics: Object.fromEntries(cursors), history });
-      }
-    }
-    for (const topic of [...this.#unsubscribed].filter(({ isOverLimit }) => !isOverLimit)) {
-      topic.isOverLimit = true;
-      topic.notify("onDenied", this.#tooManyTopics(topic));
-    }
-  }
-
-  /** @param {Topic} topic */
-  #tooManyTopics({ name }) {
-    const message = `at most ${this.#maxTopics} topics`;
-    return { topic: name, code: "too_many_topics", message };
-  }
-
   /** The connection's state has changed, and with it `provisional` of each view. */
   #handleState() {
     const { state, info } = this.#connection;
     this.#rest.stop();
-    for (const topic of this.#topics.values()) {
+    for (const topic of this.#subscriptions) {
       if (state !== "live" && state !== "degraded") topic.disconnect();
       this.#paintSoon(topic);
     }
@@ -244,7 +193,7 @@ class Realtime {
     this.#wasOpen ||= state === "live";
     for (const listener of [...this.#listeners]) call(listener, state, info);
     if (state !== "denied") return;
-    for (const topic of this.#topics.values()) topic.notify("onDenied", this.#refusal(topic));
+    for (const topic of this.#subscriptions) topic.notify("onDenied", this.#refusal(topic));
   }
 
   /**
@@ -261,7 +210,7 @@ class Realtime {
   /** Give the connection back soon, if nothing that is watched can still change. */
   #restIfFinished() {
     if (this.connection === "idle") return;
-    const topics = [...this.#topics.values()];
+    const topics = [...this.#subscriptions];
     const isAllFinished = topics.every((topic) => topic.isSettled);
     if (this.connection !== "live" || !isAllFinished) this.#rest.stop();
     else this.#rest.restSoon(topics.length > 0, () => this.#connection.rest());
@@ -271,7 +220,7 @@ class Realtime {
   #readAgain() {
     const mayRest = this.connection === "idle";
     // A hidden page reads when it is shown.
-    if (mayRest && (this.#topics.size === 0 || globalThis.document?.hidden)) return;
+    if (mayRest && (this.#subscriptions.size === 0 || globalThis.document?.hidden)) return;
     this.#connection.wake();
   }
 

@@ -6,6 +6,7 @@ import { isFinished } from "./rest.js";
 /**
  * @typedef {import("./realtime.js").WatchOptions} WatchOptions
  * @typedef {import("./reader.js").ReaderView} ReaderView
+ * @typedef {import("./reader.js").Step} Step
  * @typedef {Exclude<keyof WatchOptions, "history">} Callback
  */
 
@@ -109,8 +110,7 @@ export class Topic {
    *
    * @param {string} op
    * @param {any} part
-   * @returns {Omit<import("./reader.js").Step, "view"> & { isOver: boolean }} `isOver`: the topic is
-   *   gone or denied
+   * @returns {Omit<Step, "view"> & { isOver: boolean }} `isOver`: the topic is gone or denied
    */
   apply(op, part) {
     if (this.#isFinished && isUnknown(op, part)) {
