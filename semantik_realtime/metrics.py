@@ -32,8 +32,7 @@ from prometheus_client import (
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from semantik_realtime.emitter.emitter import Emitter
-from semantik_realtime.emitter.registry import emitters
+from semantik_realtime.emitter.registry import Registered, emitters
 from semantik_realtime.forks import on_fork
 
 logger = logging.getLogger(__name__)
@@ -198,7 +197,7 @@ def _count(counter: Any, measure: Measure, source: Any, known: dict[Any, Any]) -
             known[measure.name, label] = value
 
 
-def _outcomes(emitter: Emitter) -> dict[str, int]:
+def _outcomes(emitter: Registered) -> dict[str, int]:
     stats = emitter.stats
     return {
         "appended": stats.appended,

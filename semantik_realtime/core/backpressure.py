@@ -33,15 +33,18 @@ class Write(StrEnum):
     """None: close the connection."""
 
 
-def plan_write(unsent_bytes: int, limits: Limits) -> Write:
+def plan_write(unsent_bytes: int, limits: Limits, *, is_slow: bool) -> Write:
     """Return how to write events of ``unsent_bytes`` bytes; a limit itself is still allowed.
 
-    >>> plan_write(70_000, Limits())
-    <Write.CONFLATED: 'conflated'>
+    Only a slow connection gets fewer events: what a backend delivers at once
+    after an outage is no sign of a client that reads slowly.
+
+    >>> plan_write(70_000, Limits(), is_slow=True), plan_write(70_000, Limits(), is_slow=False)
+    (<Write.CONFLATED: 'conflated'>, <Write.WHOLE: 'whole'>)
     """
     if unsent_bytes > limits.evict_above_bytes:
         return Write.EVICT
-    if unsent_bytes > limits.conflate_above_bytes:
+    if is_slow and unsent_bytes > limits.conflate_above_bytes:
         return Write.CONFLATED
     return Write.WHOLE
 

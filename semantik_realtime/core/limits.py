@@ -48,8 +48,10 @@ SPOOL_BYTES = 16 * 2**20
 
 KEEP_EVENTS = 100
 """Recent events that a channel keeps even when every watcher has them."""
+SLOW_WRITE_SECONDS = 0.25
+"""A connection whose last write took longer is slow."""
 CONFLATE_ABOVE_BYTES = 64 * 1024
-"""Unsent bytes of a connection above which its events are conflated."""
+"""Unsent bytes of a slow connection above which its events are conflated."""
 EVICT_ABOVE_BYTES = 2**20
 """Unsent bytes of a connection above which it is closed."""
 DRAIN_WRITE_SECONDS = 1.0

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from billiard.process import current_process
+from celery import Task
 
 from semantik_realtime.worker.values import describe_error, make_error
 
@@ -36,8 +37,8 @@ def ending_of(
     if state == "IGNORED":
         if declared is not None:
             return Ending(*declared)
-        if str(result).startswith("Replaced by"):
-            # `self.replace`: the job goes on in another task with its id.
+        if _comes_from_replace(result):
+            # The job goes on in another task with its id.
             return None
         return Ending("job_completed", data={"ignored": True})
     if state == "REJECTED":
@@ -47,6 +48,17 @@ def ending_of(
     if state is None and (isinstance(raised, Exception) or not _is_process_ending(raised)):
         return Ending("job_failed", describe_error(raised))
     return None
+
+
+def _comes_from_replace(ignored: object) -> bool:
+    """Return True if Celery's own `Task.replace` raised this ``Ignore``.
+
+    Not by its text, which a task may give to an ``Ignore`` of its own.
+    """
+    traceback = getattr(ignored, "__traceback__", None)
+    while traceback is not None and traceback.tb_frame.f_code is not Task.replace.__code__:
+        traceback = traceback.tb_next
+    return traceback is not None
 
 
 def _is_process_ending(raised: BaseException | None) -> bool:

@@ -48,7 +48,7 @@ from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.updates import mirror_updates
-from semantik_realtime.worker.values import describe_error
+from semantik_realtime.worker.values import describe_error, make_error
 
 logger = logging.getLogger(__name__)
 
@@ -249,6 +249,12 @@ class TaskTracker:
         self._end(task_id, "job_failed", sender.request, sender.name, describe_error(exception))
 
     def _retry(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
+        if reason is None and not getattr(sender, "acks_late", False):
+            # A cold stop of the worker. Celery calls it a retry, but the message is acknowledged,
+            # so no worker gets it again.
+            error = make_error("WorkerStopped", "the worker was stopped before the task ended")
+            self._end(request.id, "job_failed", request, sender.name, error)
+            return
         cause = getattr(reason, "exc", None)
         when = getattr(reason, "when", None)
         self._end(

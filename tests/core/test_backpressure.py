@@ -65,7 +65,7 @@ def test_the_deletion_of_a_key_is_kept():
 
 def test_a_limit_itself_is_still_allowed():
     limits = Limits(conflate_above_bytes=100, evict_above_bytes=200)
-    assert [plan_write(size, limits) for size in (0, 100, 101, 200, 201)] == [
+    assert [plan_write(size, limits, is_slow=True) for size in (0, 100, 101, 200, 201)] == [
         Write.WHOLE,
         Write.WHOLE,
         Write.CONFLATED,
@@ -74,12 +74,20 @@ def test_a_limit_itself_is_still_allowed():
     ]
 
 
+def test_what_arrives_at_once_is_whole_for_a_connection_that_is_not_slow():
+    limits = Limits(conflate_above_bytes=100, evict_above_bytes=200)
+    assert plan_write(200, limits, is_slow=False) is Write.WHOLE
+    assert plan_write(201, limits, is_slow=False) is Write.EVICT
+
+
 def test_the_default_limits_are_those_of_the_protocol():
     assert Limits() == Limits(64 * 1024, 1024 * 1024, 30.0)
 
 
-@given(st.integers(0, 10**7), st.integers(0, 10**7))
-def test_more_unsent_bytes_never_lead_to_a_more_generous_plan(one, other):
+@given(st.integers(0, 10**7), st.integers(0, 10**7), st.booleans())
+def test_more_unsent_bytes_never_lead_to_a_more_generous_plan(one, other, slow):
     order = [Write.WHOLE, Write.CONFLATED, Write.EVICT]
     less, more = sorted((one, other))
-    assert order.index(plan_write(less, Limits())) <= order.index(plan_write(more, Limits()))
+    assert order.index(plan_write(less, Limits(), is_slow=slow)) <= order.index(
+        plan_write(more, Limits(), is_slow=slow)
+    )

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from installation import DEADLINE_SECONDS, Demo, running, wait_for
@@ -178,7 +179,14 @@ async def test_without_a_server_from_the_start_every_event_arrives_when_it_start
 def check_log(demo: Demo, job: str) -> None:
     """Check that the log has one start, each file once and in order, and one end."""
     path = f"/realtime/jobs/{job}/history"
-    log = demo.client.get(path, params={"limit": 1000}).json()["events"]
+    log: list[dict[str, Any]] = []
+
+    def has_ended() -> bool:
+        log[:] = demo.client.get(path, params={"limit": 1000}).json()["events"]
+        return bool(log) and bool(log[-1].get("terminal"))
+
+    # A watcher may know the end by the host's record, before the worker has sent its events.
+    wait_for("the end in the log", has_ended)
     files = [event["data"]["file"] for event in log if event["type"] == "file_completed"]
     assert files == NAMES
     types = [event["type"] for event in log]

@@ -16,6 +16,7 @@ from waiting import until
 from semantik_realtime.backends.redis.backend import RedisBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft
+from semantik_realtime.core.lifecycle import EVENTS_DROPPED
 from semantik_realtime.testing.servers import Server
 
 TOPICS = tuple(f"job:{number}" for number in range(5))
@@ -123,15 +124,22 @@ async def test_a_spool_that_overflows_keeps_every_end_and_each_keys_newest_state
                 publisher.emit(f"job:ended{turn}", terminal=True, job=f"ended{turn}")
         server.start()
         assert await flush(publisher)
+        # Then it reports what it has dropped.
+        await until(lambda: not publisher.rt.emitter._dropped)
+        assert await flush(publisher)
         assert publisher.rt.emitter.stats.dropped > 300
+        reported = 0
         for topic in TOPICS:
-            log = await read_log(settings, topic)
+            whole = await read_log(settings, topic)
+            log = [event for event in whole if event["type"] != EVENTS_DROPPED]
+            reported += sum(event["data"]["count"] for event in whole if event not in log)
             assert log[-1]["state"]["progress"]["current"] == publisher.count[topic]
             offsets = [event["data"]["i"] for event in log]
             assert offsets == sorted(set(offsets))
         for turn in range(40):
             [end] = await read_log(settings, f"job:ended{turn}")
             assert end["terminal"]
+        assert reported == publisher.rt.emitter.stats.dropped
         assert publisher.rt.emitter.stats.duplicate == 0
     finally:
         publisher.close()

@@ -240,7 +240,7 @@ class Client:
                 # The host has no record either.
                 assert self.subscription.settle(snapshot)
             self._receive_sync(self.channel.answer(before, snapshot))
-        outgoing = self.subscription.collect_events()
+        outgoing = self.subscription.collect_events(is_slow=False)
         assert outgoing is not None, "evicted"
         if outgoing.events:
             [batch] = json.loads(outgoing.frame)["topics"].values()

@@ -12,9 +12,9 @@ from waiting import until
 from web_servers import InProcessServer
 from websockets.asyncio.client import connect
 
+from semantik_realtime.core import limits
 from semantik_realtime.core.limits import EVICT_ABOVE_BYTES, MAX_POSTED, MAX_POSTED_BYTES
 from semantik_realtime.web.endpoints.sse import PIECE_BYTES, _pieces
-from semantik_realtime.web.hub import connection
 from semantik_realtime.web.hub.outbox import YIELD_FRAMES, Outbox
 
 
@@ -98,7 +98,7 @@ def test_the_pieces_of_a_frame_are_small_and_together_are_the_event(length: int)
 async def test_many_topics_are_collected_in_parts_and_each_event_arrives(
     web_server: InProcessServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "COLLECT_BYTES", 1000)
+    monkeypatch.setattr(limits, "COLLECT_BYTES", 1000)
     topics = [f"job:{number}" for number in range(20)]
     for topic in topics:
         await publisher.publish(topic, 1)

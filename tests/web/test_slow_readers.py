@@ -12,6 +12,7 @@ from web_servers import InProcessServer, serve_realtime
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.backpressure import Limits
+from semantik_realtime.core.limits import SLOW_WRITE_SECONDS
 from semantik_realtime.web.hub.channel import Channel
 
 FILLING = "x" * 50_000
@@ -91,6 +92,7 @@ async def test_a_slow_client_gets_a_conflated_batch_and_the_right_state(
         )
     await publisher.end("job:1")
     await until(lambda: channel_of(web_server, "job:1").cursor.offset >= before + 301)
+    await asyncio.sleep(2 * SLOW_WRITE_SECONDS)
     resume(slow)
     await slow.wait_for_offset("job:1", before + 301)
     assert slow.closed is None
@@ -102,6 +104,21 @@ async def test_a_slow_client_gets_a_conflated_batch_and_the_right_state(
     assert slow.views["job:1"].cursor == fresh.views["job:1"].cursor
     assert slow.resubscribed == 0
     await slow.close()
+
+
+async def test_a_client_that_reads_gets_each_of_many_events_that_arrive_at_once(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
+    await publisher.publish("job:1", 1)
+    async with NativeClient(web_server, "job:1") as client:
+        await client.wait_synced()
+        # As after an outage: some hundred kilobytes in one batch.
+        for number in range(400):
+            publisher.emit("job:1", state={"status": "running", "n": number, "x": "y" * 400})
+        await publisher.end("job:1")
+        await client.wait_for_offset("job:1", 402)
+        assert client.conflated == 0
+        assert [event["offset"] for event in client.applied["job:1"]] == list(range(2, 403))
 
 
 @pytest.mark.parametrize("wire", ["native", "compat"])

@@ -89,8 +89,8 @@ def use_job() -> None:
 
 
 @app.task
-def ignore() -> None:
-    raise Ignore
+def ignore(text: str = "") -> None:
+    raise Ignore(text)
 
 
 @app.task(bind=True)
@@ -273,3 +273,8 @@ def describe_failure(task_id: str) -> str:
 @app.task(bind=True)
 def replace_by_group(self: Task) -> None:
     raise self.replace(group(add.s(1, n) for n in range(3)))
+
+
+@app.task(acks_late=True)
+def sleep_late(seconds: float) -> None:
+    sleep(seconds)

@@ -122,8 +122,9 @@ def test_no_event_is_lost_doubled_or_out_of_order(worker: Worker) -> None:
         assert [e["offset"] for e in log.events] == list(range(1, len(log.events) + 1))
 
 
-def test_an_ignored_task_completes_as_ignored(worker: Worker) -> None:
-    log = worker.wait_for(worker.send("ignore"), "completed")
+@pytest.mark.parametrize("text", ["", "Replaced by a newer import"])
+def test_an_ignored_task_completes_as_ignored(worker: Worker, text: str) -> None:
+    log = worker.wait_for(worker.send("ignore", text), "completed")
     assert log.last["data"] == {"ignored": True}
 
 

@@ -70,7 +70,7 @@ class Channel:
         # Readings under way, by cursor and history: equal requests share one.
         self._readings: dict[tuple[Cursor | None, int], asyncio.Task[Snapshot]] = {}
         # Encoded events by the offset they follow; cleared when new events arrive.
-        self._outgoing: dict[int, Outgoing | None] = {}
+        self._outgoing: dict[tuple[int, bool], Outgoing | None] = {}
         # The last answer to a subscription: a crowd that joins gets the same one.
         self._last_sync: Sync | None = None
 
@@ -190,15 +190,17 @@ class Channel:
         self._watchers.discard(subscription)
         self.release()
 
-    def outgoing(self, cursor: Cursor) -> Outgoing | None:
+    def outgoing(self, cursor: Cursor, *, is_slow: bool) -> Outgoing | None:
         """Return the events that follow ``cursor``; None: too many, the connection must end."""
-        if cursor.offset in self._outgoing:
-            return self._outgoing[cursor.offset]
+        key = cursor.offset, is_slow
+        if key in self._outgoing:
+            return self._outgoing[key]
         buffer = self._splice.buffer
         events = buffer.since(cursor.offset)
         outgoing = None
         if events is not None:
-            plan = plan_write(sum(len(event.json) for event in events), self._limits)
+            size = sum(len(event.json) for event in events)
+            plan = plan_write(size, self._limits, is_slow=is_slow)
             if plan is not Write.EVICT:
                 kept = conflate(events) if plan is Write.CONFLATED else events
                 member = frames.topic_events(
@@ -208,7 +210,7 @@ class Channel:
                 outgoing = Outgoing(
                     buffer.cursor, kept, member, frames.events_frame([member]), since
                 )
-        self._outgoing[cursor.offset] = outgoing
+        self._outgoing[key] = outgoing
         return outgoing
 
     def answer(

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from semantik_realtime.backoff import Backoff
+from semantik_realtime.core import limits
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.limits import COLLECT_BYTES, DRAIN_WRITE_SECONDS, MAX_READING_JOINS
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
@@ -84,7 +84,7 @@ class Connection:
         # What the client asked for last, of each topic whose subscription is under way.
         self._asked: dict[str, _Asked] = {}
         # Held while a topic is read, so that many topics at once leave the backend to others too.
-        self._reading = asyncio.Semaphore(MAX_READING_JOINS)
+        self._reading = asyncio.Semaphore(limits.MAX_READING_JOINS)
         self._rechecks = Rechecks(self, permissions, hub.spawn, outage.wait_for_backend)
         # Topics that are allowed, by which owner; provisional states are sent for these only.
         self._allowed: dict[str, str | None] = {}
@@ -237,7 +237,7 @@ class Connection:
         self.end(CloseCode.DRAIN, "the server stops")
         if self._writer is not None:
             # It may wait for a socket that accepts nothing.
-            asyncio.get_running_loop().call_later(DRAIN_WRITE_SECONDS, self._writer.cancel)
+            asyncio.get_running_loop().call_later(limits.DRAIN_WRITE_SECONDS, self._writer.cancel)
 
     # Rechecked: called by its rechecks.
 
@@ -268,16 +268,18 @@ class Connection:
         Raises:
             Ended: the server ends it.
         """
-        self._writer = asyncio.current_task()
+        self._writer, is_slow = asyncio.current_task(), False
         while True:
             await self._wake.wait()
             self._wake.clear()
-            batches = self._collect()
+            batches = self._collect(is_slow)
+            begun = time.monotonic()
             while self._outbox.sending:
                 self.note_progress()
                 await self._send(self._outbox.sending[0])
                 await self._outbox.sent()
             self._sending_since = None
+            is_slow = time.monotonic() - begun > limits.SLOW_WRITE_SECONDS
             if batches:
                 self._hub.stats.count_written(batches, time.time())
             if self._ended is not None and self._outbox.is_empty:
@@ -287,17 +289,14 @@ class Connection:
         """A frame, or a part of one, is about to be sent: the one before has left the process."""
         self._sending_since = time.monotonic()
 
-    def _collect(self) -> list[Outgoing]:
-        """Make `write` send what waits; return the batches of events in it.
-
-        Subscriptions beyond `COLLECT_BYTES` wait for the next time.
-        """
+    def _collect(self, is_slow: bool) -> list[Outgoing]:
+        """Make `write` send what waits, about `COLLECT_BYTES`; return the batches of events."""
         out = self._outbox.collect()
         dirty, self._dirty = self._dirty, {}
         waiting: list[tuple[str, Outgoing]] = []
         collected = 0
         for subscription in dirty:
-            if collected > COLLECT_BYTES:
+            if collected > limits.COLLECT_BYTES:
                 self.wake(subscription)
                 continue
             topic = subscription.channel.topic
@@ -315,7 +314,7 @@ class Connection:
                 frames = self._answer(subscription.channel.answer(before, snapshot))
                 collected += sum(map(len, frames))
                 out += frames
-            outgoing = subscription.collect_events()
+            outgoing = subscription.collect_events(is_slow=is_slow)
             if outgoing is None:
                 self.end(CloseCode.EVICTED, "too slow")
                 break

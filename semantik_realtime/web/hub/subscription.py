@@ -70,7 +70,7 @@ class Source(Protocol):
     def bytes_since(self, cursor: Cursor) -> int:
         """Return about how many bytes of events follow ``cursor``."""
 
-    def outgoing(self, cursor: Cursor) -> Outgoing | None:
+    def outgoing(self, cursor: Cursor, *, is_slow: bool) -> Outgoing | None:
         """Return the events that follow ``cursor``; None: too many, the connection must end."""
 
     def answer(
@@ -162,9 +162,9 @@ class Subscription:
         self._pending = None
         return True
 
-    def collect_events(self) -> Outgoing | None:
+    def collect_events(self, *, is_slow: bool) -> Outgoing | None:
         """Move past the events that wait; None: there are so many that the connection must end."""
-        outgoing = self.channel.outgoing(self._cursor)
+        outgoing = self.channel.outgoing(self._cursor, is_slow=is_slow)
         if outgoing is not None and outgoing.events:
             self._cursor = outgoing.cursor
         return outgoing

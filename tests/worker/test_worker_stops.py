@@ -1,0 +1,49 @@
+"""A worker that is stopped before its tasks have ended."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from celery_workers import Place, Worker, running
+
+
+@pytest.fixture(scope="module")
+def default_row() -> str:
+    return "valkey"
+
+
+def quit_at_once(worker: Worker) -> None:
+    worker.process.send_signal(signal.SIGQUIT)
+
+
+def interrupt_twice(worker: Worker) -> None:
+    worker.process.send_signal(signal.SIGINT)
+    while "Warm shutdown" not in worker.output:
+        time.sleep(0.01)
+    worker.process.send_signal(signal.SIGINT)
+
+
+def terminate(worker: Worker) -> None:
+    worker.process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop", [quit_at_once, interrupt_twice, terminate])
+def test_a_cold_stop_fails_the_jobs_whose_messages_nobody_gets_again(
+    broker: str, place: Place, tmp_path: Path, stop: Callable[[Worker], None]
+) -> None:
+    environment = {"REMAP_SIGTERM": "SIGQUIT"} if stop is terminate else {}
+    with running(broker, place, "prefork", tmp_path, **environment) as worker:
+        early, late = worker.send("sleep", 60), worker.send("sleep_late", 60)
+        for job_id in (early, late):
+            worker.wait_for(job_id, "running")
+        stop(worker)
+        worker.process.wait(30)
+        log = worker.wait_for(early, "failed")
+        assert log.types[-2:] == ["job_started", "job_failed"]
+        assert log.state["error"]["type"] == "WorkerStopped"
+        # The broker delivers its message to another worker.
+        assert worker.log(f"job:{late}").types[-1] == "job_started"
