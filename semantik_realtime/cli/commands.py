@@ -112,9 +112,10 @@ def main() -> None:
         # Its text may be a server's.
         sys.exit(f"semantik-realtime: {visible(error, keep=chr(10))}")
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("semantik_realtime"):
+        package = (error.name or "").partition(".")[0]
+        if package.startswith("semantik_realtime"):
             raise
+        extra = "demo" if sys.argv[1:2] == ["demo"] else "cli"
         sys.exit(
-            f"semantik-realtime: {error.name} is missing: "
-            "pip install 'semantik-realtime[demo]' installs the dependencies of all commands"
+            f"semantik-realtime: {package} is missing: pip install 'semantik-realtime[{extra}]'"
         )

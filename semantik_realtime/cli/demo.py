@@ -18,7 +18,7 @@ from rich.text import Text
 
 from semantik_realtime.cli.index_once import index_once
 from semantik_realtime.cli.installation import USER, Installation, installed
-from semantik_realtime.cli.program import DemoFailed
+from semantik_realtime.cli.program import STOP_SECONDS, DemoFailed
 from semantik_realtime.cli.terminal import make_console, plain
 
 CHECK_SECONDS = 0.5
@@ -60,7 +60,13 @@ def run_demo(options: Options) -> int:
                         backend=options.backend,
                     )
                 )
-            stack.callback(console.print, "stopping", style="dim")
+            stack.callback(
+                console.print,
+                "stopping: waiting for the web server to close and for the worker to end its "
+                f"tasks, at most {STOP_SECONDS:.0f} s each",
+                style="dim",
+                highlight=False,
+            )
             if options.backend == "nats":
                 console.print(
                     "live updates go through NATS; Celery's broker is Valkey",

@@ -115,9 +115,9 @@ class Faults:
         engine = self._programs(self._engine)
         name = {"nats": "NATS"}.get(engine.name, engine.name.capitalize())
         if not engine.is_running:
-            return f"{name} is away already."
+            return f"The broker ({name}) is away already."
         engine.interrupt(AWAY_SECONDS)
-        return f"{name} was stopped. It is back in {AWAY_SECONDS:.0f} s."
+        return f"The broker ({name}) was stopped. It is back in {AWAY_SECONDS:.0f} s."
 
 
 def children_of(pid: int) -> list[int]:

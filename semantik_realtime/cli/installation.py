@@ -165,6 +165,8 @@ def _run(
             "SEMANTIK_REALTIME_BACKEND": "nats" if nats_server else "redis",
             "SEMANTIK_REALTIME_URL": nats_url if nats_server else redis_url,
             "SEMANTIK_REALTIME_JWT_SECRET": secrets.token_urlsafe(32),
+            # Often enough to see the bar move while the page has stopped the broker.
+            "SEMANTIK_REALTIME_RECALL_SECONDS": "3",
             "SEMANTIK_REALTIME_SPOOL_DIRECTORY": str(directory / "spool"),
             "DEMO_DATA_DIR": str(directory),
             "DEMO_DOCUMENTS_DIR": str(folder.absolute()),

@@ -39,14 +39,16 @@ def resolve_document(settings: DemoSettings, relative: str) -> Path:
 
     Raises:
         NotInFolder: The path leads out of the folder, or to a file that
-            `list_folder` would not list: hidden, of no known text type, or
-            one of the demo's own data.
+            `list_folder` would not list: hidden, of no known text type, of an
+            installed package, or one of the demo's own data.
     """
     root = settings.folder.resolve()
     # Of the real path, because a link may be named like a document.
     path = resolve_inside(root, relative)
     parts = path.relative_to(root).parts
     if any(_is_hidden(part) for part in parts) or not is_text_name(path.name):
+        raise NotInFolder(relative)
+    if any(_is_installed(root.joinpath(*parts[:depth])) for depth in range(1, len(parts))):
         raise NotInFolder(relative)
     if settings.is_own_data(path):
         raise NotInFolder(relative)
@@ -74,7 +76,8 @@ def list_folder(settings: DemoSettings) -> tuple[list[FolderFile], bool]:
     """Return the documents of the folder by name, and whether there are more than are listed.
 
     A document is a file of a known text type. Not listed are hidden files and
-    folders, symbolic links, and the demo's own data.
+    folders, virtual environments, ``node_modules``, symbolic links, and the
+    demo's own data.
     """
     root = settings.folder.resolve()
     visible = (path for path in _walk(root, MAX_FOLDER_DEPTH) if not settings.is_own_data(path))
@@ -96,7 +99,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         if _is_hidden(entry.name) or encodable(entry.name) != entry.name:
             continue
         if entry.is_dir(follow_symlinks=False):
-            if depth:
+            if depth and not _is_installed(Path(entry.path)):
                 yield from _walk(Path(entry.path), depth - 1)
         elif entry.is_file(follow_symlinks=False):
             if is_text_name(entry.name):
@@ -105,6 +108,11 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".")
+
+
+def _is_installed(folder: Path) -> bool:
+    """Return True for a folder of packages of others: a virtual environment or node_modules."""
+    return folder.name == "node_modules" or (folder / "pyvenv.cfg").is_file()
 
 
 def locate(document: Document, settings: DemoSettings) -> Path:

@@ -200,7 +200,7 @@ def create_job(body: NewJob, user: UserOf, host: HostOf) -> dict[str, Any]:
         job = Job(
             id=str(uuid4()),
             user_id=user.id,
-            label=documents[0].name if len(documents) == 1 else f"{len(documents)} documents",
+            label=documents[0].name if len(documents) == 1 else f"{len(documents):,} documents",
             document_ids=[document.id for document in documents],
             total_files=len(documents),
             pause_seconds=host.settings.pause_of(len(documents))

@@ -15,7 +15,7 @@ from semantik_realtime.cli.installation import Installation, installed
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-COUNTS = ("sent", "received", "lost", "doubled")
+COUNTS = ("sent", "received", "merged", "missing", "doubled")
 
 
 @pytest.fixture
@@ -68,9 +68,10 @@ def expect_each_event_once(page: Page, job: Locator) -> None:
     )
     # Time for the page to ask once more how long the log is.
     page.wait_for_timeout(2500)
+    expect(page.get_by_test_id("merged")).to_be_hidden()
     found = counts(page)
     assert found["sent"] == found["received"]
-    assert found["lost"] == found["doubled"] == 0
+    assert found["merged"] == found["missing"] == found["doubled"] == 0
 
 
 def press(page: Page, fault: str, answer: str) -> None:
@@ -82,6 +83,7 @@ def test_a_job_goes_on_while_the_web_server_restarts(page: Page) -> None:
     job = start_job(page)
     wait_for_bar(page, 20)
     press(page, "restart-web", "The web server restarts.")
+    expect(page.get_by_test_id("fault-answer")).to_have_text("The web server is back.")
     expect_connection(page, "live")
     expect_each_event_once(page, job)
 
@@ -99,6 +101,10 @@ def test_a_job_whose_process_is_killed_says_so_and_goes_on_with_the_rest(
     job = start_job(page)
     wait_for_bar(page, 20)
     press(page, fault, answer)
+    if fault == "kill-worker":
+        expect(job.get_by_test_id("left")).to_contain_text("no news for")
+        if shots:
+            page.screenshot(path=shots / "no-news.png")
     expect(job.get_by_test_id("job-error")).to_contain_text(sentence, timeout=JOB_MS)
     if shots:
         page.screenshot(path=shots / f"{fault}.png")
@@ -112,14 +118,18 @@ def test_a_job_whose_process_is_killed_says_so_and_goes_on_with_the_rest(
 def test_a_job_goes_on_while_the_broker_is_away(page: Page, shots: Path | None) -> None:
     job = start_job(page)
     wait_for_bar(page, 20)
-    press(page, "stop-engine", "Valkey was stopped. It is back in 20 s.")
+    press(page, "stop-engine", "The broker (Valkey) was stopped. It is back in 20 s.")
     expect_connection(page, "degraded")
-    press(page, "stop-engine", "Valkey is away already.")
+    press(page, "stop-engine", "The broker (Valkey) is away already.")
+    # The host's record moves it.
+    wait_for_bar(page, int(job.get_by_test_id("bar").get_attribute("aria-valuenow") or 0) + 1)
+    expect_connection(page, "degraded")
     if shots:
         page.screenshot(path=shots / "stop-engine.png")
     expect(page.get_by_test_id("connection")).to_have_attribute(
         "data-state", "live", timeout=JOB_MS
     )
+    expect(page.get_by_test_id("fault-answer")).to_have_text("The broker is back.")
     expect_each_event_once(page, job)
 
 

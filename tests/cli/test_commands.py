@@ -200,6 +200,7 @@ def test_demo_prints_its_address_and_stops_all_its_processes_on_ctrl_c(
         assert len(started) >= (5 if backend == "nats" else 4)
         demo.send_signal(signal.SIGINT)
         assert demo.wait(30) == 0
+        assert "for the worker to end its tasks" in " ".join(demo.stdout.read().split())
     finally:
         demo.kill()
         demo.wait()

@@ -128,10 +128,10 @@ def test_a_stopped_engine_is_back_after_its_time_only(
     _, cause = faults
     monkeypatch.setattr(faults_module, "AWAY_SECONDS", 3600.0)
     engine = programs["valkey"]
-    assert cause("stop-engine") == "Valkey was stopped. It is back in 3600 s."
+    assert cause("stop-engine") == "The broker (Valkey) was stopped. It is back in 3600 s."
     assert not engine.is_running
     assert engine.restart_if_ended() is None
-    assert cause("stop-engine") == "Valkey is away already."
+    assert cause("stop-engine") == "The broker (Valkey) is away already."
     engine._away_until = time.monotonic()
     assert "started again" in str(engine.restart_if_ended())
 

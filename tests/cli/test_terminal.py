@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socketserver
+import subprocess
+import sys
 import threading
 import unicodedata
 from collections.abc import Iterator
@@ -184,6 +186,21 @@ def test_a_proxy_that_needs_a_missing_package_is_explained() -> None:
     done = run("watch", "1", "--url", "ws://host.invalid/realtime/ws", socks_proxy="socks5://x:1")
     assert done.returncode == 1
     assert "python-socks" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"), [(["watch", "1"], "cli"), (["doctor"], "cli"), (["demo"], "demo")]
+)
+def test_a_missing_package_is_named_with_the_extra_of_the_command(
+    arguments: list[str], extra: str
+) -> None:
+    program = "import sys; sys.modules['rich'] = None; import semantik_realtime.cli as c; c.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert f"rich is missing: pip install 'semantik-realtime[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -3,7 +3,7 @@ import test from "node:test";
 
 import { furthest, percent } from "../../semantik_realtime/demo/static/job-state.js";
 import { Pace } from "../../semantik_realtime/demo/static/pace.js";
-import { failureText, leftText, rateText } from "../../semantik_realtime/demo/static/text.js";
+import { failureText, leftText, rateText, silenceText } from "../../semantik_realtime/demo/static/text.js";
 
 const running = (current, attempt = 1) => ({
   status: "running",
@@ -32,6 +32,26 @@ test("the rate falls while nothing arrives", () => {
   pace.start(0);
   for (let second = 1; second <= 5; second++) pace.add(second, second);
   assert.ok(pace.rate(60) < 0.1);
+});
+
+test("after some seconds without progress the silence is told", () => {
+  const pace = new Pace();
+  assert.equal(pace.silence(0), null);
+  pace.start(0);
+  for (let second = 1; second <= 5; second++) pace.add(second, second);
+  pace.add(7, 5);
+  assert.equal(pace.silence(7.5), null);
+  assert.equal(pace.silence(13), 8);
+  pace.add(13, 6);
+  assert.equal(pace.silence(14), null);
+});
+
+test("the pause between two files of a slow job is no silence", () => {
+  const pace = new Pace();
+  pace.start(0);
+  for (let file = 1; file <= 3; file++) pace.add(10 * file, file);
+  assert.equal(pace.silence(39), null);
+  assert.equal(pace.silence(60), 30);
 });
 
 test("a page that is opened late computes the rate from the start of the job", () => {
@@ -66,6 +86,8 @@ test("rates and times left as text", () => {
   assert.equal(rateText(0.05, "files"), "3.0 files/min");
   assert.equal(leftText(7.2), "7 s left");
   assert.equal(leftText(200), "3 min left");
+  assert.equal(silenceText(8.7), "no news for 8 s");
+  assert.equal(silenceText(75), "no news for 1 min 15 s");
 });
 
 test("of several states of a job the furthest is shown", () => {

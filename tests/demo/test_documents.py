@@ -48,6 +48,22 @@ def test_the_folder_lists_text_files_by_name_and_no_hidden_ones(client: TestClie
     assert listing["truncated"] is False
 
 
+def test_virtual_environments_and_node_modules_have_no_documents(
+    client: TestClient, settings: DemoSettings
+) -> None:
+    listed = client.get("/api/folder").json()
+    environment, modules = settings.folder / "env", settings.folder / "site" / "node_modules"
+    paths = [environment / "lib" / "LICENSE.txt", modules / "left" / "README.md"]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_text("of somebody else")
+    (environment / "pyvenv.cfg").touch()
+    assert client.get("/api/folder").json() == listed
+    for path in paths:
+        relative = path.relative_to(settings.folder).as_posix()
+        assert client.post("/api/jobs", json={"paths": [relative]}).status_code == 404
+
+
 @pytest.mark.parametrize(
     "path", ["../outside.txt", "/etc/hostname", "letters/../../outside.txt", "link.txt", "a\0b", ""]
 )

@@ -104,7 +104,7 @@ export class EventLog {
     list.insertBefore(added, next);
     this.#count += fresh.length;
     while (list.childElementCount > MAX_ROWS) list.firstElementChild?.remove();
-    setText(this.#countText, plural(this.#count, "event"));
+    setText(this.#countText, this.#count.toLocaleString("en"));
     if (this.#count) this.explain("");
     box.hidden = list.childElementCount === 0;
     if (isAtEnd) box.scrollTop = box.scrollHeight;

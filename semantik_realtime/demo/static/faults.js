@@ -9,6 +9,11 @@ const TEXT = {
   "restart-web": "Restart the web server",
   "stop-engine": "Stop the broker for 20\u00a0s",
 };
+/** What is away after a fault, as the state of the connection, and the sentence for its return. */
+const RETURN = {
+  "restart-web": { away: "reconnecting", text: "The web server is back." },
+  "stop-engine": { away: "degraded", text: "The broker is back." },
+};
 const LOG_MILLISECONDS = 2000;
 
 /** The buttons that break something, and beside them what arrived all the same. */
@@ -17,6 +22,11 @@ export class Faults {
   /** @type {ReturnType<typeof setInterval> | undefined} */
   #timer;
   #topics;
+  /** The return that the answer waits for. @type {{ away: string, text: string } | null} */
+  #return = null;
+  #isAway = false;
+  /** Of the connection. */
+  #state = "connecting";
   #isClosed = false;
 
   /** @param {() => string[]} topics returns those that are watched */
@@ -46,23 +56,34 @@ export class Faults {
     setText(byId("fault-answer"), "");
   }
 
+  /** @param {string} state of the connection; after an outage, a return replaces the answer */
+  noteState(state) {
+    this.#state = state;
+    if (state === this.#return?.away) this.#isAway = true;
+    else if (this.#return && this.#isAway && (state === "live" || state === "degraded")) {
+      setText(byId("fault-answer"), this.#return.text);
+      this.#return = null;
+    }
+  }
+
   paint() {
     const { sent, received, merged, lost, doubled } = this.count;
-    const rows = { sent, received, lost, doubled };
+    const rows = { sent, received, merged, missing: lost, doubled };
     for (const [name, number] of Object.entries(rows)) {
       setText(byId(`count-${name}`), number.toLocaleString("en"));
     }
-    byId("count-lost").classList.toggle("bad", lost > 0);
+    byId("count-merged").parentElement.hidden = merged === 0;
+    byId("count-missing").classList.toggle("bad", lost > 0);
     byId("count-doubled").classList.toggle("bad", doubled > 0);
-    setText(byId("count-merged"), merged
-      ? `${merged.toLocaleString("en")} older ones came summed up, in a snapshot or a later event.`
-      : "");
   }
 
   /** @param {string} fault */
   async #cause(fault) {
     const answer = byId("fault-answer");
     setText(answer, "…");
+    this.#return = RETURN[/** @type {"stop-engine"} */ (fault)] ?? null;
+    // What was stopped before is away already.
+    this.#isAway = this.#state === this.#return?.away;
     try {
       setText(answer, (await call("POST", `/faults/${fault}`)).sentence);
     } catch (error) {

@@ -2,7 +2,7 @@ import { askFirst, h, setText } from "./dom.js";
 import { EventLog } from "./event-log.js";
 import { done, furthest, hasEnded, percent, total } from "./job-state.js";
 import { Pace } from "./pace.js";
-import { agoText, durationText, failureText, leftText, plural, rateText } from "./text.js";
+import { agoText, durationText, failureText, leftText, plural, rateText, silenceText } from "./text.js";
 
 /**
  * @typedef {import("./job-state.js").State} State
@@ -40,6 +40,8 @@ export class JobCard {
   /** Whether live updates are away; set by `paint`. */
   #isDegraded = false;
   #pace = new Pace();
+  /** The attempt whose pace is measured. @type {unknown} */
+  #measuredAttempt = null;
   /** What `paint` painted last, as a key to skip equal work; empty: paint everything. */
   #painted = "";
   /** The attempt after which the rest was requested, until the request fails. @type {unknown} */
@@ -217,7 +219,10 @@ export class JobCard {
   /** @param {State} state @param {number} now */
   #measure(state, now) {
     if (state.status !== "running") return;
-    const startedAt = seconds(state.started_at);
+    const { attempt = 1 } = state;
+    if (attempt !== this.#measuredAttempt) this.#pace = new Pace();
+    this.#measuredAttempt = attempt;
+    const startedAt = attempt > 1 ? null : seconds(state.started_at);
     if (!this.#pace.isStarted && startedAt !== null) this.#pace.start(Math.min(startedAt, now));
     this.#pace.add(now, done(state));
   }
@@ -287,11 +292,14 @@ export class JobCard {
     const queuedAt = seconds(this.#job.state.queued_at ?? state.queued_at);
     setText(this.when, queuedAt === null ? "" : agoText(now - queuedAt));
     const unit = state.progress?.unit || "files";
+    const silence = this.#pace.silence(now);
     let speed = "";
     let left = "";
     if (this.#isProvisional && !hasEnded(state)) {
-      // The database's record arrives every 20 s: too rarely for a rate.
+      // The database's record arrives every few seconds: too rarely for a rate.
       left = `as of ${Math.max(1, Math.round(now - this.#changedAt))} s ago`;
+    } else if (state.status === "running" && silence !== null) {
+      left = silenceText(silence);
     } else if (state.status === "running") {
       const rate = this.#pace.rate(now);
       if (rate) speed = rateText(rate, unit);

@@ -171,7 +171,7 @@ export class Library {
   #paintSummary() {
     const count = this.#entries.length;
     const indexed = this.#entries.filter(({ status }) => status === "indexed").length;
-    const summary = count ? `${indexed} of ${plural(count, "file")} indexed` : "";
+    const summary = count ? `${indexed.toLocaleString("en")} of ${plural(count, "file")} indexed` : "";
     setText(byId("documents-summary"), summary);
   }
 
@@ -179,7 +179,7 @@ export class Library {
     const count = this.#chosen.size;
     this.#startAll.disabled = this.#entries.length === 0;
     this.#startSelected.disabled = count === 0;
-    setText(this.#startSelected, count ? `Index ${count} selected` : "Index selected");
+    setText(this.#startSelected, count ? `Index ${count.toLocaleString("en")} selected` : "Index selected");
   }
 
   /** @param {Entry} entry */

@@ -3,6 +3,8 @@ const MIN_SECONDS = 0.8;
 /** An estimate that differs from the shown time by less than this is approached gradually. */
 const MIN_JUMP_SECONDS = 5;
 const EASING_SECONDS = 3;
+/** After this time without progress there is no estimate, only the time itself. */
+const SILENT_SECONDS = 3;
 
 /**
  * Measures how fast a job is, and how long it still needs.
@@ -41,6 +43,22 @@ export class Pace {
     while (this.#samples.length > 2 && this.#samples[1].at < at - WINDOW_SECONDS) {
       this.#samples.shift();
     }
+  }
+
+  /**
+   * Return for how many seconds there has been no progress, or null if that is no longer than usual.
+   *
+   * @param {number} at
+   */
+  silence(at) {
+    const first = this.#samples[0];
+    const last = this.#samples.at(-1);
+    if (!first || !last) return null;
+    const units = last.current - first.current;
+    // Slow jobs need longer than that for each unit.
+    const usual = units ? (2 * (last.at - first.at)) / units : 0;
+    const seconds = at - last.at;
+    return seconds < Math.max(SILENT_SECONDS, usual) ? null : seconds;
   }
 
   /**

@@ -75,6 +75,7 @@ export class Session {
   #handleState(state, since) {
     const isBack = state === "live" && this.#status.state !== "connecting";
     this.#status.show(state, since);
+    this.#faults.noteState(state);
     this.#jobs.paintSoon();
     if (isBack) {
       // The log does not have everything that the host stores, for example uploads.

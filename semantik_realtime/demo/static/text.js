@@ -43,6 +43,11 @@ export function leftText(seconds) {
   return `${(seconds / 3600).toFixed(1)} h left`;
 }
 
+/** @param {number} seconds */
+export function silenceText(seconds) {
+  return `no news for ${seconds < 60 ? `${Math.floor(seconds)} s` : durationText(seconds)}`;
+}
+
 /** @param {number} rate units per second @param {string} unit */
 export function rateText(rate, unit) {
   if (rate >= 10) return `${Math.round(rate).toLocaleString("en")} ${unit}/s`;
