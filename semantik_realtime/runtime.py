@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +40,7 @@ from semantik_realtime.core.topic import (
 )
 from semantik_realtime.core.words import Words
 from semantik_realtime.emitter.emitter import Emitter
-from semantik_realtime.errors import EventError, InvalidInput
+from semantik_realtime.errors import BackendError, EventError, InvalidInput
 from semantik_realtime.hookspecs import Backend, Top
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,8 @@ class Runtime:
         it, unless ``key`` is another one, a child's. There the status of the
         state follows from a type of a job's life, ``job_failed`` for example;
         without ``state`` it is the whole state. Types and statuses may be the
-        application's own (the setting ``host_words``). ``also`` names further
+        application's own (the setting ``host_words``). What changes the state of
+        the job itself goes to its owner's feed too. ``also`` names further
         topics for the same event; these do not become the property of
         ``owner``. With an ``owner`` who is not the topic's nothing is appended
         to it (`Outcome.FOREIGN_OWNER`); a topic that has events and no owner
@@ -167,8 +169,11 @@ class Runtime:
             if is_jobs_own and isinstance(state, Mapping):
                 check_job_state(state)
                 self._note_near_misses(topic, near_misses(state))
+        others = [name_topic(other) for other in also]
+        if is_jobs_own and isinstance(state, Mapping):
+            others += await self._feed_of(topic, owner)
         drafts = make_drafts(
-            owners_of(topic, [name_topic(other) for other in also], owner),
+            owners_of(topic, others, owner),
             type,
             now_text(),
             key or ident,
@@ -191,6 +196,22 @@ class Runtime:
             return await asyncio.wait_for(asyncio.wrap_future(receipt), timeout)
         except TimeoutError:
             return Receipt(Outcome.WAITING)
+
+    async def _feed_of(self, topic: str, owner: str | None) -> list[str]:
+        """Return the feed of a job's owner; empty without one.
+
+        ``owner`` is the one that the caller names. It may be another one than
+        the job's, and then it is nobody's feed.
+        """
+        known = None
+        if not self.backend.is_away:
+            with contextlib.suppress(BackendError):
+                top = await self._top(topic)
+                known = None if top is None else top.owner
+        if owner not in (None, known) and known is not None:
+            return []
+        found = owner or known
+        return [] if found is None else [user_topic(found)]
 
     async def begin_attempt(self, job_id: str) -> int:
         """Begin the next attempt of a job, and return its number, to pass to `publish`.

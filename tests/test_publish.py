@@ -126,6 +126,22 @@ def test_the_first_owner_of_a_job_gets_none_of_the_events_before(runtime: Runtim
     assert (states(runtime, "job:1"), len(read(runtime, "job:1").events)) == ({}, 1)
 
 
+def test_what_changes_a_jobs_state_goes_to_its_owners_feed(runtime: Runtime) -> None:
+    publish(runtime, "job:1", "job_started", owner="7")
+    # Later calls need not name the owner, whom the backend knows.
+    publish(runtime, "job:1", "note", data={"n": 1})
+    publish(runtime, "job:1", "item_done", key="item-1", state={"status": "completed"})
+    publish(runtime, "job:1", "job_failed")
+    assert publish(runtime, "job:1", "job_failed", owner="8") is Outcome.FOREIGN_OWNER
+    publish(runtime, "job:2", "job_failed")
+    assert runtime.emitter.flush(5)
+    feed = read(runtime, "user:7")
+    types = [msgspec.json.decode(event.json)["type"] for event in feed.events]
+    assert types == ["job_started", "job_failed"]
+    assert states(runtime, "user:7") == {"1": {"status": "failed"}}
+    assert read(runtime, "user:8").cursor is None
+
+
 def test_a_feed_belongs_to_its_user_whoever_publishes(runtime: Runtime) -> None:
     publish(runtime, "user:7", "note")
     publish(runtime, "job:1", "job_started", owner="7", also=["user:7", "user:a/b", "shared:1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import time
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -104,6 +105,17 @@ def test_in_a_text_a_url_is_masked_up_to_the_next_white_space(password: str) -> 
     assert TAIL not in shown
     assert shown.startswith("no answer from redis://")
     assert shown.endswith(" in 5 s")
+
+
+@pytest.mark.parametrize("character", ["a", "1", "-", "a1"])
+def test_a_long_text_without_a_url_is_searched_in_no_time(character: str) -> None:
+    # The text of a stranger: a host's exceptions may quote a token.
+    began_at = time.process_time()
+    text = character * 60_000
+    assert mask_text(text) == text
+    assert HEAD not in mask_text(f"{text}redis://:{HEAD}@host")
+    assert mask_text(f"12.redis://:{HEAD}@host") == f"12.redis://{HIDDEN}@host"
+    assert time.process_time() - began_at < 3
 
 
 def test_a_list_of_urls_without_credentials_is_shown_whole() -> None:

@@ -54,10 +54,14 @@ class DelayedStates:
                 changed.discard(name)
         return changed
 
-    def of(self, topic: str) -> Mapping[str, bytes]:
-        """Return the delayed states of ``topic``, as JSON."""
+    def of(self, topic: str, owner: str | None = None) -> Mapping[str, bytes]:
+        """Return the delayed states of ``topic``, as JSON; none if ``owner``, to whom it belongs in
+        the log, is another than theirs.
+        """
         known = self._topics.get(topic)
-        return {} if known is None else dict(known.states)
+        if known is None or (owner is not None and known.owner not in (None, owner)):
+            return {}
+        return dict(known.states)
 
     def owner_of(self, topic: str) -> str | None:
         """Return the owner of the delayed drafts of ``topic``; None: they have none."""

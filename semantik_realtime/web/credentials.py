@@ -12,7 +12,8 @@ from semantik_realtime.hookspecs import Credentials
 
 TOKEN_SUBPROTOCOL = "access_token."  # noqa: S105 - the prefix, not a token
 # Some applications keep the whole Authorization header in the cookie; JavaScript encodes the blank.
-_SCHEME = re.compile(r"\s*bearer(?:\s|%20)+", re.IGNORECASE)
+# Only at the beginning: looked for everywhere, 64 KiB of blanks would occupy the loop for seconds.
+_SCHEME = re.compile(r"\A\s*bearer(?:\s|%20)+", re.IGNORECASE)
 
 
 def credentials_of(connection: HTTPConnection, cookie: str) -> Credentials:

@@ -11,11 +11,14 @@ import pluggy
 from starlette.exceptions import HTTPException, WebSocketException
 
 from semantik_realtime.errors import AccessError, BackendUnavailable
-from semantik_realtime.hookspecs import NO_OPINION
+from semantik_realtime.hookspecs import NO_OPINION, Credentials
 from semantik_realtime.urls import mask_text
 
 HOST_SECONDS = 5.0
 """Deadline of all plugins together, for one question."""
+MAX_REASON = 500
+"""Characters of an error's text that are logged."""
+_SECRET_HEADERS = ("authorization", "cookie", "sec-websocket-protocol")
 _POLICY_VIOLATION = 1008
 _CODES = frozenset({"forbidden", "unauthenticated", "expired"})
 _PASSING = frozenset({408, 429})
@@ -57,9 +60,18 @@ async def ask_host(plugins: pluggy.PluginManager, name: str, **arguments: Any) -
         refusal = refusal_of(error)
         if refusal is not None:
             raise refusal from error
-        reason = mask_text(repr(error))
+        reason = _hide_secrets(mask_text(repr(error)), arguments.get("credentials"))
         raise BackendUnavailable(f"the host's {name} failed: {reason}") from error
     return answer
+
+
+def _hide_secrets(text: str, credentials: Credentials | None) -> str:
+    """Return the text of an error without what it may quote of a request, for the log."""
+    if credentials is not None:
+        secrets = [credentials.token, *map(credentials.headers.get, _SECRET_HEADERS)]
+        for secret in filter(None, secrets):
+            text = text.replace(secret, "***").replace(repr(secret)[1:-1], "***")
+    return text[:MAX_REASON]
 
 
 def refusal_of(error: BaseException) -> AccessError | None:

@@ -86,7 +86,12 @@ class ConnectionLimiter:
 
     def _renew_all(self, users: list[tuple[str, str]]) -> None:
         for connection_id, user in users:
-            self._lease(user, connection_id)
+            # It may have ended since, or while its lease is renewed: a lease that nobody releases
+            # would count against its user for a minute.
+            if connection_id in self._users:
+                self._lease(user, connection_id)
+                if connection_id not in self._users:
+                    self._leases.release(_name(user), connection_id)
 
     def _lease(self, user: str, connection_id: str) -> bool:
         return self._leases.lease(_name(user), connection_id, self._limit, LEASE_SECONDS)

@@ -254,9 +254,10 @@ class DegradedMode:
             task.add_done_callback(lambda _: self._recalls.pop(topic, None))
         return await asyncio.shield(task)
 
-    async def states(self, topic: str) -> dict[str, bytes] | None:
-        """Return what is known of ``topic`` without the backend; None if nothing is."""
-        delayed = self._delayed_of(topic)
+    async def states(self, topic: str, owner: str | None = None) -> dict[str, bytes] | None:
+        """Return what is known of ``topic``, which is ``owner``'s, without the backend, or None."""
+        with self._lock:
+            delayed = self._delayed.of(topic, owner)
         recalled = await self.recall(topic)
         if recalled is None and not delayed:
             return None
@@ -382,10 +383,6 @@ class DegradedMode:
         for viewer in list(viewers):
             if topic in viewer.allowed:
                 viewer.provisional(topic, self._epoch, source, states)
-
-    def _delayed_of(self, topic: str) -> States:
-        with self._lock:
-            return self._delayed.of(topic)
 
     async def _recall_in_turn(self, topic: str) -> States | None:
         async with self._slots:

@@ -117,10 +117,11 @@ class TokenRule:
                 audience=settings.jwt_audience,
                 issuer=settings.jwt_issuer,
                 leeway=LEEWAY_SECONDS,
-                # Hosts put numbers into sub, which PyJWT would refuse.
+                # Hosts put numbers into sub and jti, which PyJWT would refuse.
                 options={
                     "require": ["exp", settings.jwt_user_claim],
                     "verify_sub": False,
+                    "verify_jti": False,
                     # The issuer's clock may be a little ahead, which is no reason to refuse.
                     "verify_iat": False,
                     "verify_aud": settings.jwt_audience is not None,

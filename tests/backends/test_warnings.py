@@ -14,7 +14,7 @@ from semantik_realtime.backends.redis.backend import _warnings
         ({"maxmemory_policy": "noeviction", "aof_enabled": 1, "rdb_saves": 0}, []),
         ({"maxmemory_policy": "allkeys-lru", "aof_enabled": 1}, ["maxmemory-policy"]),
         ({"aof_enabled": 0, "rdb_saves": 3}, ["no append-only file"]),
-        ({"aof_enabled": 0, "rdb_saves": 0}, ["never saved"]),
+        ({"aof_enabled": 0, "rdb_saves": 0}, ["not saved"]),
         ({"maxmemory_policy": "volatile-ttl", "aof_enabled": 0}, ["maxmemory-policy", "no append"]),
     ],
     ids=str,

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
+STATIC = ROOT / "semantik_realtime" / "web" / "static"
 ROW = re.compile(r"^\|.*?\| `(semantik_realtime/[^`]+)` \| (`[^|]+`) \|", re.MULTILINE)
 
 
@@ -61,3 +62,13 @@ def test_in_the_path_of_an_event_each_file_comes_once_except_the_two_that_are_ex
     files = [path for path, _ in ROW.findall(section)]
     again = {path for path in files if files.count(path) > 1}
     assert again == {"semantik_realtime/worker/job.py", "semantik_realtime/web/hub/channel.py"}
+
+
+def test_a_module_of_the_javascript_client_imports_only_from_those_named_after_it() -> None:
+    (paragraph,) = re.findall(r"^So has the JavaScript client in `.*", PAGE.read_text(), re.M)
+    names = re.findall(r"`(\w+)`", paragraph)
+    files = {path.stem: path.read_text() for path in STATIC.glob("*.js")}
+    assert sorted(names) == sorted(files)
+    for at, name in enumerate(names):
+        imported = set(re.findall(r'from "\./(\w+)\.js"', files[name]))
+        assert imported <= set(names[at + 1 :]), name

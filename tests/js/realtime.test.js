@@ -481,6 +481,18 @@ test("a watcher that closes itself within an event gets no more", async () => {
   assert.deepEqual(seen, [1]);
 });
 
+test("a late watcher that closes itself within its first view is not denied as well", async () => {
+  const wire = open();
+  const before = [record(wire, "job:1"), record(wire)];
+  let socket = await wire.welcome();
+  socket.push(snapshot("job:1", 1), snapshot(JOB, 1));
+  socket = await wire.reconnect(1006, { topics: 1 });
+  assert.deepEqual(before.map(({ ends }) => ends.length), [0, 1]);
+  const late = record(wire, JOB, { onChange: () => late.sub.close() });
+  await settled();
+  assert.deepEqual(late.ends, []);
+});
+
 test("a watcher closed by another one gets no more", async () => {
   const wire = open();
   record(wire, JOB, { onEvent: () => other.sub.close(), onChange: () => third.sub.close() });

@@ -183,6 +183,11 @@ async def test_a_setting_names_the_claim_with_the_user() -> None:
     assert await user_of(make_access(jwt_user_claim="uid"), token("x", uid=12)) == "12"
 
 
+async def test_claims_that_the_server_does_not_use_may_have_any_type() -> None:
+    unused = {"iat": "yesterday", "jti": 12, "aud": ["theirs"]}
+    assert await user_of(make_access(), token(7, **unused)) == "7"
+
+
 async def test_an_unsigned_token_is_refused() -> None:
     unsigned = jwt.encode({"sub": "7", "exp": time.time() + 60}, None, "none")
     assert await refusal_reason(make_access(), unsigned) == "unauthenticated"
@@ -257,6 +262,17 @@ async def test_the_auth_frame_and_the_query_may_have_the_word_bearer_too(
         await client.send({"op": "ping"})
         await client.wait_for("pong")
         assert client.closed is None
+
+
+async def test_blanks_for_a_token_occupy_the_server_no_longer_than_any_other_text(
+    web_server: InProcessServer,
+) -> None:
+    began_at = time.process_time()
+    async with NativeClient(web_server, query="") as client:
+        await client.send({"op": "auth", "token": " " * 60_000})
+        await until(lambda: client.closed is not None, 60)
+    assert client.closed == 4401
+    assert time.process_time() - began_at < 3
 
 
 # On an open connection.

@@ -14,9 +14,12 @@ from waiting import until
 from web_servers import serve_realtime
 
 from semantik_realtime import Realtime
+from semantik_realtime.backends.loader import build_plugins
+from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
-from semantik_realtime.errors import AccessError, ConfigError
+from semantik_realtime.errors import AccessError, BackendUnavailable, ConfigError
 from semantik_realtime.hookspecs import NO_OPINION, Credentials, NoOpinion, hookimpl
+from semantik_realtime.web.host_hooks import ask_host
 
 
 class Sync:
@@ -90,6 +93,21 @@ async def test_a_hook_that_raises_access_error_refuses_for_good(
         async with NativeClient(web_server, "job:1", "job:2") as client:
             await client.wait_synced("job:1")
             assert (await client.wait_for("denied"))["topic"] == "job:2"
+
+
+async def test_what_a_hooks_error_quotes_of_the_request_is_not_logged() -> None:
+    class Quoting:
+        @hookimpl
+        def authenticate(self, credentials: Credentials) -> str:
+            sessions: dict[str, str] = {}
+            return sessions[f"{credentials.token} {credentials.headers['cookie']}"]
+
+    plugins = build_plugins(MemoryBackend(Settings(backend="memory")), [Quoting()])
+    given = Credentials("my-token", {"cookie": "session='my-session'"})
+    with pytest.raises(BackendUnavailable) as caught:
+        await ask_host(plugins, "authenticate", credentials=given)
+    assert "KeyError" in str(caught.value)
+    assert "my-" not in str(caught.value)
 
 
 async def test_a_hook_that_fails_refuses_temporarily_and_only_the_log_says_why(

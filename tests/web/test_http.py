@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from clients import NativeClient
 from configuration import make_settings, token
-from publisher import Publisher
+from publisher import Publisher, one_draft
 from waiting import until
 from web_servers import InProcessServer, serve_realtime
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Outcome
-from semantik_realtime.hookspecs import hookimpl
+from semantik_realtime.errors import BackendUnavailable
+from semantik_realtime.hookspecs import Snapshot, hookimpl
 from semantik_realtime.testing.servers import free_port
 
 
@@ -198,6 +199,25 @@ async def test_delayed_drafts_and_the_hosts_record_answer_without_a_backend() ->
         assert statuses == {"1": "cancelled", "2": "completed"}
         # Whether the user may watch is unknown, so the refusal is temporary.
         assert (await http.get("/realtime/jobs/2")).status_code == 503
+
+
+async def test_a_read_that_fails_is_not_answered_with_delayed_states_of_another_owner(
+    web_server: InProcessServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publisher.publish("job:1", 1)
+
+    async def fail(topic: str) -> Snapshot:
+        raise BackendUnavailable("away since the owner was read")
+
+    monkeypatch.setattr(web_server.rt.web.hub, "read", fail)
+    draft = one_draft("job:1", "note", key="1", state={"status": "running"}, owner="8")
+    web_server.rt.web.outage.add_delayed([draft])
+    async with web_server.http_client() as http:
+        assert (await http.get("/realtime/jobs/1")).status_code == 503
+        mine = one_draft("job:2", "note", key="2", state={"status": "running"}, owner="7")
+        await publisher.publish("job:2", 1)
+        web_server.rt.web.outage.add_delayed([mine])
+        assert (await http.get("/realtime/jobs/2")).json()["provisional"]
 
 
 async def test_the_browsers_files_are_served_and_nothing_else(web_server: InProcessServer) -> None:

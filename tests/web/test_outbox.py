@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 from clients import NativeClient
+from configuration import token
 from publisher import Publisher
 from waiting import until
 from web_servers import InProcessServer
+from websockets.asyncio.client import connect
 
 from semantik_realtime.core import limits
 from semantik_realtime.core.limits import EVICT_ABOVE_BYTES, MAX_POSTED, MAX_POSTED_BYTES
@@ -57,6 +59,20 @@ async def test_others_get_a_turn_while_many_frames_are_sent() -> None:
         await outbox.sent()
     assert turns >= MAX_POSTED // YIELD_FRAMES - 1
     await task
+
+
+async def test_a_client_that_vanishes_before_its_history_leaves_no_lines_in_the_log(
+    web_server: InProcessServer, publisher: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    await publisher.publish("job:1", 100)
+    url = f"{web_server.compat_url('1')}?token={token()}"
+    for _ in range(10):
+        async with connect(url) as socket:
+            await socket.recv()
+            # Unread bytes make the kernel refuse those that follow.
+            socket.transport.abort()
+    await until(lambda: not web_server.rt.web.hub.connections)
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_too_many_frames_or_bytes_are_refused() -> None:

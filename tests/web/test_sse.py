@@ -124,6 +124,22 @@ async def test_the_id_of_several_topics_has_their_cursors_in_the_order_of_the_qu
         assert client.syncs[1]["mode"] == "replay"
 
 
+async def test_a_topic_that_is_asked_for_by_two_names_has_one_place_in_the_id(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
+    topics = ("job:a~2Fb", "job:3")
+    for topic in topics:
+        await publisher.publish(topic, 3)
+    names = {"topic": ["job:a/b", *topics]}
+    async with SseClient(web_server, *topics, path="/realtime/events", query=names) as client:
+        await client.wait_synced()
+        assert client.last_id == ",".join(str(client.views[topic].cursor) for topic in topics)
+        await client.abort()
+        await client.open()
+        await client.wait_synced()
+        assert [sync["mode"] for sync in client.syncs[2:]] == ["replay", "replay"]
+
+
 async def test_an_idle_stream_gets_comments_and_stays_open(
     settings: Settings, publisher: Publisher
 ) -> None:

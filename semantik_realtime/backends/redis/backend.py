@@ -378,6 +378,6 @@ def _warnings(info: dict[str, Any]) -> list[str]:
         )
     else:
         warnings.append(
-            "the server has never saved: a restart loses all events; set appendonly yes"
+            "the server has not saved since its start: a crash loses all events; set appendonly yes"
         )
     return warnings

@@ -18,6 +18,7 @@ from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.web.credentials import credentials_of
 from semantik_realtime.web.endpoints.answers import JsonAnswer, Refused, refuse_busy
+from semantik_realtime.web.hub.permission import Permission
 from semantik_realtime.web.reads import Busy
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.tokens import CheckedIdentity
@@ -28,17 +29,17 @@ logger = logging.getLogger(__name__)
 
 async def get_job(request: Request, web: WebState, job_id: str) -> Response:
     """Return the state of a job now; ETag is the cursor."""
-    topic, user = None, ""
+    topic, user, permission = None, "", Permission(False)
     try:
-        topic, user, epoch = await _authorized(request, web, job_id)
+        topic, user, permission = await _authorized(request, web, job_id)
         known = request.headers.get("if-none-match", "")
-        if known and (top := await web.hub.top(topic)) and top.cursor.epoch == epoch:
+        if known and (top := await web.hub.top(topic)) and top.cursor.epoch == permission.epoch:
             if _matches(known, _etag(top.cursor)):
                 # Without the states, for a page that asks again and again.
                 return Response(status_code=304, headers={"ETag": _etag(top.cursor)})
         async with web.hub.reads.request_turn(user):
             snapshot = await web.hub.read(topic)
-        await _check_epoch(web, user, topic, epoch, snapshot.cursor)
+        await _check_epoch(web, user, topic, permission.epoch, snapshot.cursor)
         if snapshot.cursor is None:
             recalled = None if snapshot.deleted else await web.outage.recall(topic)
             if recalled is None:
@@ -49,7 +50,7 @@ async def get_job(request: Request, web: WebState, job_id: str) -> Response:
     except Busy as busy:
         return refuse_busy(web, busy)
     except BackendError as error:
-        return await _provisional(web, topic, user, error)
+        return await _provisional(web, topic, user, permission.owner, error)
     if _matches(known, _etag(snapshot.cursor)):
         return Response(status_code=304, headers={"ETag": _etag(snapshot.cursor)})
     return JsonAnswer(
@@ -61,12 +62,12 @@ async def get_job(request: Request, web: WebState, job_id: str) -> Response:
 
 
 async def _provisional(
-    web: WebState, topic: str | None, user: str, error: BackendError
+    web: WebState, topic: str | None, user: str, owner: str | None, error: BackendError
 ) -> Response:
     """Return what is known of a job without the backend, for a user who may watch it."""
     if topic is not None:
         with contextlib.suppress(BackendError):
-            states = await web.outage.states(topic)
+            states = await web.outage.states(topic, owner)
             if states is not None:
                 body = {**_states(topic, None, states), "provisional": True}
                 return JsonAnswer(body, user, web)
@@ -87,10 +88,10 @@ async def get_history(request: Request, web: WebState, job_id: str) -> Response:
     try:
         after = integer(request, "after", 0, 2**53)
         limit = integer(request, "limit", 100, MAX_HISTORY)
-        topic, user, epoch = await _authorized(request, web, job_id)
+        topic, user, permission = await _authorized(request, web, job_id)
         async with web.hub.reads.request_turn(user):
             page = await web.hub.page(topic, after, max(1, limit))
-        await _check_epoch(web, user, topic, epoch, page.cursor)
+        await _check_epoch(web, user, topic, permission.epoch, page.cursor)
     except Refused as refused:
         return refused.response
     except Busy as busy:
@@ -169,8 +170,8 @@ async def identify(request: Request, web: WebState) -> CheckedIdentity:
         raise Refused(403 if error.code == "forbidden" else 401, error.code, str(error)) from None
 
 
-async def _authorized(request: Request, web: WebState, job_id: str) -> tuple[str, str, str]:
-    """Return the job's topic and the user, if the user may watch it, and in which epoch.
+async def _authorized(request: Request, web: WebState, job_id: str) -> tuple[str, str, Permission]:
+    """Return the job's topic and the user, if the user may watch it, and in which epoch of whom.
 
     Another user's job and a job that does not exist get the same answer.
     """
@@ -183,7 +184,7 @@ async def _authorized(request: Request, web: WebState, job_id: str) -> tuple[str
     if not permission.is_allowed:
         web.permissions.note_denied(identity.user, topic, permission)
         raise Refused(404, "not_found", "no such job")
-    return topic, identity.user, permission.epoch
+    return topic, identity.user, permission
 
 
 async def _check_epoch(

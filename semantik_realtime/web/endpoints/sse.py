@@ -169,6 +169,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         peer = Peer(receive)
         peer.end_if_vanished()
+        peer.send_at_once()
         web, wire, places = self._web, SseWire(self._asked, self._ends), dict(self._asked)
         has_begun = False
         # Ends the stream after `LINGER_SECONDS`; None while a job in it goes on.
@@ -297,7 +298,8 @@ def _asked(request: Request, web: WebState, job_id: str | None) -> dict[str, Cur
     """Return the topics of the request, in their order, with their cursors."""
     names = request.query_params.getlist("topic") if job_id is None else [f"job:{job_id}"]
     try:
-        topics = [name_topic(name) for name in dict.fromkeys(names)]
+        # A topic has several names: one of a plain id, and its own.
+        topics = list(dict.fromkeys(map(name_topic, names)))
     except TopicError as error:
         if job_id is None:
             raise Refused(422, error.code, str(error)) from None

@@ -196,6 +196,7 @@ async def _accept(websocket: WebSocket) -> None:
     peer = _peer(websocket)
     peer.limit_reads()
     peer.end_if_vanished()
+    peer.send_at_once()
     await websocket.accept(subprotocol=accepted_subprotocol(websocket))
 
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from semantik_realtime.core.limits import EVICT_ABOVE_BYTES, MAX_POSTED, MAX_POSTED_BYTES
 
-YIELD_FRAMES = 16
-"""Frames that are sent before other tasks get a turn."""
+YIELD_FRAMES = 4
+"""Frames that are sent before other tasks get a turn, one of which may find the connection lost:
+asyncio logs a line for each frame after the fifth that is sent into nothing."""
 
 
 class Outbox:

@@ -1,34 +1,19 @@
 import { socketAddress } from "./address.js";
 import { Connection } from "./connection.js";
 import { Hints } from "./hints.js";
-import { nextFrame } from "./paint.js";
-import {
-  deniedCode,
-  MAX_HISTORY_EVENTS,
-  MAX_TOPICS_PER_FRAME,
-  plainId,
-  topicName,
-} from "./protocol.js";
-import { applyPart, EMPTY_VIEW, isUnknown, partsByTopic, shownStates } from "./reader.js";
-import { isFinished, Rest } from "./rest.js";
+import { call, listenToPage, ownStorage } from "./page.js";
+import { Painter } from "./paint.js";
+import { deniedCode, MAX_HISTORY_EVENTS, topicName } from "./protocol.js";
+import { partsByTopic } from "./reader.js";
+import { Rest } from "./rest.js";
 import { Store } from "./store.js";
+import { Subscriptions } from "./subscriptions.js";
+import { Topic } from "./topic.js";
 
 /**
  * @typedef {import("./realtime.js").ConnectOptions} ConnectOptions
  * @typedef {import("./realtime.js").WatchOptions} WatchOptions
  * @typedef {import("./realtime.js").ConnectionListener} ConnectionListener
- * @typedef {import("./realtime.js").View} View
- *
- * @typedef {object} Topic one topic that the page watches
- * @property {string} name
- * @property {string | null} job the plain id of the job; null: the topic is not of a job
- * @property {number} history the most events that one of its watchers asked for
- * @property {Set<WatchOptions>} watchers
- * @property {import("./reader.js").ReaderView} view
- * @property {boolean} isShown whether the server has sent something to show since it is watched
- * @property {boolean} isFinished whether nothing more happens in it, as far as the client has read
- * @property {boolean} isOverLimit whether its watchers were called with `too_many_topics`, and it
- *   is subscribed only when another topic is no longer watched
  */
 
 /** @type {typeof import("./realtime.js").connect} */
@@ -41,16 +26,8 @@ class Realtime {
   #hints;
   #rest = new Rest();
   #store;
-  /** @type {Map<string, Topic>} in the order of watching: the first ones are subscribed first */
-  #topics = new Map();
-  /** The most topics of a connection, from the server's `welcome`. */
-  #maxTopics = Infinity;
-  /** @type {Set<Topic>} to subscribe in a microtask, or when the server's limit allows more */
-  #unsubscribed = new Set();
-  #isSubscribeDue = false;
-  /** @type {Set<Topic>} whose `onChange` is called with the next animation frame */
-  #unpainted = new Set();
-  #isPaintDue = false;
+  #subscriptions = new Subscriptions((frame) => this.#connection.send(frame));
+  #painter = new Painter((/** @type {Topic} */ topic) => this.#paint(topic));
   /** Whether there was a connection since the page was loaded. */
   #wasOpen = false;
   /** @type {Set<ConnectionListener>} */
@@ -103,19 +80,19 @@ class Realtime {
     }
     if (this.connection === "closed") throw new Error(`watch ${name}: closed`);
 
-    const topic = this.#topics.get(name) ?? this.#addTopic(name);
-    const watcher = { ...options };
-    topic.watchers.add(watcher);
-    topic.history = Math.max(topic.history, history);
+    const topic = this.#subscriptions.get(name) ?? this.#addTopic(name);
+    const watcher = topic.addWatcher(options);
     if (topic.isShown || topic.isOverLimit) {
       // Not before `watch` returns: a callback may want to close the subscription.
       queueMicrotask(() => {
-        if (!topic.watchers.has(watcher)) return;
-        if (topic.isShown) call(watcher.onChange, this.#view(topic));
-        if (topic.isOverLimit) call(watcher.onDenied, this.#tooManyTopics(topic));
+        const { isShown, isOverLimit } = topic;
+        if (isShown) topic.notifyOne(watcher, "onChange", topic.shown(this.connection));
+        if (isOverLimit) topic.notifyOne(watcher, "onDenied", this.#subscriptions.tooMany(topic));
       });
     }
-    if (this.connection === "denied") queueMicrotask(() => this.#denyAll([watcher], topic));
+    if (this.connection === "denied") {
+      queueMicrotask(() => topic.notifyOne(watcher, "onDenied", this.#refusal(topic)));
+    }
     if (this.connection === "idle") this.#connection.wake();
     this.#restIfFinished();
     return { topic: name, close: () => this.#removeWatcher(topic, watcher) };
@@ -125,29 +102,14 @@ class Realtime {
     this.#stopListeningToPage();
     this.#rest.stop();
     this.#store.flush();
-    for (const topic of this.#topics.values()) topic.watchers.clear();
+    for (const topic of this.#subscriptions) topic.removeWatchers();
     this.#connection.close();
   }
 
-  /**
-   * @param {string} name
-   * @returns {Topic}
-   */
+  /** @param {string} name */
   #addTopic(name) {
-    const topic = {
-      name,
-      job: name.startsWith("job:") ? plainId(name) : null,
-      history: 0,
-      watchers: new Set(),
-      view: { ...EMPTY_VIEW, ...this.#store.load(name) },
-      // The saved view is shown only after the server has allowed the topic again: another user
-      // may have logged in since it was saved.
-      isShown: false,
-      isFinished: false,
-      isOverLimit: false,
-    };
-    this.#topics.set(name, topic);
-    this.#subscribeSoon(topic);
+    const topic = new Topic(name, this.#store.load(name));
+    this.#subscriptions.add(topic);
     return topic;
   }
 
@@ -156,38 +118,24 @@ class Realtime {
    * @param {WatchOptions} watcher
    */
   #removeWatcher(topic, watcher) {
-    topic.watchers.delete(watcher);
-    if (topic.watchers.size > 0 || !this.#removeTopic(topic) || topic.isOverLimit) return;
-    this.#connection.send({ op: "unsubscribe", topics: [topic.name] });
-  }
-
-  /**
-   * @param {Topic} topic
-   * @returns {boolean} whether the topic was still there
-   */
-  #removeTopic(topic) {
-    this.#unsubscribed.delete(topic);
-    this.#unpainted.delete(topic);
-    // The server's limit may allow another topic now.
-    if (this.#unsubscribed.size > 0) this.#subscribeSoon();
-    const wasThere = this.#topics.get(topic.name) === topic && this.#topics.delete(topic.name);
+    topic.removeWatcher(watcher);
+    if (topic.isWatched) return;
+    this.#subscriptions.unsubscribe(topic);
     this.#restIfFinished();
-    return wasThere;
   }
 
   /** @param {any} frame */
   #receive(frame) {
     if (frame.op === "welcome") {
-      this.#maxTopics = frame.limits?.topics ?? Infinity;
-      for (const topic of this.#topics.values()) this.#subscribeSoon(topic);
+      this.#subscriptions.subscribeAll(frame.limits?.topics ?? Infinity);
     }
     if (frame.op === "events") this.#rest.delay();
     if (frame.op === "error") this.#hints.mistaken(frame.code, frame.message);
     if (frame.op === "restored") {
-      for (const topic of this.#topics.values()) this.#apply(topic, frame.op, frame);
+      for (const topic of this.#subscriptions) this.#apply(topic, frame.op, frame);
     }
     for (const [name, part] of partsByTopic(frame)) {
-      const topic = this.#topics.get(name);
+      const topic = this.#subscriptions.get(name);
       if (topic) this.#apply(topic, frame.op, part);
     }
     this.#restIfFinished();
@@ -200,80 +148,42 @@ class Realtime {
    */
   #apply(topic, op, part) {
     const before = topic.view;
-    if (topic.isFinished && isUnknown(op, part)) {
-      // The log of a job that has ended is not kept for ever. What is shown stays, as provisional.
-      topic.view = { ...before, offset: 0, cursor: null, synced: true };
-      this.#paintSoon(topic);
+    const { events, resubscribe, isOver } = topic.apply(op, part);
+    if (isOver) {
+      this.#end(topic, op, part);
       return;
     }
-    const { view, events, resubscribe } = applyPart(before, op, part);
-    topic.view = view;
-    if (op === "gone" || op === "denied") {
-      this.#removeTopic(topic);
-      this.#store.remove(topic.name);
-      const { code, message } = part;
-      if (op === "denied") this.#hints.denied(topic.name);
-      for (const watcher of topic.watchers) {
-        if (op === "gone") call(watcher.onGone);
-        else call(watcher.onDenied, { topic: topic.name, code, message });
-      }
-      return;
-    }
-    if (view !== before) {
-      topic.isShown ||= view.synced || op === "provisional";
-      topic.isFinished = isFinished(topic.job, view);
-      this.#store.save(topic.name, view);
+    if (topic.view !== before) {
+      this.#store.save(topic.name, topic.view);
       this.#paintSoon(topic);
     }
-    if (resubscribe) this.#subscribeSoon(topic);
-    for (const { event, replayed } of events) {
-      for (const watcher of [...topic.watchers]) {
-        if (topic.watchers.has(watcher)) call(watcher.onEvent, event, { replayed });
-      }
-    }
+    if (resubscribe) this.#subscriptions.subscribeSoon(topic);
+    for (const { event, replayed } of events) topic.notify("onEvent", event, { replayed });
   }
 
-  /** @param {Topic} [topic] */
-  #subscribeSoon(topic) {
-    if (topic) this.#unsubscribed.add(topic);
-    if (!this.#isSubscribeDue) queueMicrotask(() => this.#subscribe());
-    this.#isSubscribeDue = true;
-  }
-
-  #subscribe() {
-    this.#isSubscribeDue = false;
-    const allowed = [...this.#topics.values()].slice(0, this.#maxTopics);
-    const topics = allowed.filter((topic) => this.#unsubscribed.delete(topic));
-    for (const topic of topics) topic.isOverLimit = false;
-    for (const history of new Set(topics.map((topic) => topic.history))) {
-      const alike = topics.filter((topic) => topic.history === history);
-      for (let start = 0; start < alike.length; start += MAX_TOPICS_PER_FRAME) {
-        const cursors = alike
-          .slice(start, start + MAX_TOPICS_PER_FRAME)
-          .map(({ name, view }) => [name, view.cursor]);
-        this.#connection.send({ op: "subscribe", topics: Object.fromEntries(cursors), history });
-      }
+  /**
+   * @param {Topic} topic
+   * @param {string} op `gone` or `denied`
+   * @param {any} part
+   */
+  #end(topic, op, { code, message }) {
+    this.#subscriptions.remove(topic);
+    this.#painter.drop(topic);
+    this.#store.remove(topic.name);
+    if (op === "gone") {
+      topic.notify("onGone");
+    } else {
+      this.#hints.denied(topic.name);
+      topic.notify("onDenied", { topic: topic.name, code, message });
     }
-    for (const topic of [...this.#unsubscribed].filter(({ isOverLimit }) => !isOverLimit)) {
-      topic.isOverLimit = true;
-      for (const watcher of [...topic.watchers]) {
-        if (topic.watchers.has(watcher)) call(watcher.onDenied, this.#tooManyTopics(topic));
-      }
-    }
-  }
-
-  /** @param {Topic} topic */
-  #tooManyTopics({ name }) {
-    const message = `at most ${this.#maxTopics} topics`;
-    return { topic: name, code: "too_many_topics", message };
   }
 
   /** The connection's state has changed, and with it `provisional` of each view. */
   #handleState() {
     const { state, info } = this.#connection;
     this.#rest.stop();
-    for (const topic of this.#topics.values()) {
-      if (state !== "live" && state !== "degraded") topic.view = { ...topic.view, synced: false };
+    for (const topic of this.#subscriptions) {
+      if (state !== "live" && state !== "degraded") topic.disconnect();
       this.#paintSoon(topic);
     }
     if (state === "live") this.#rest.begin();
@@ -283,29 +193,25 @@ class Realtime {
     this.#wasOpen ||= state === "live";
     for (const listener of [...this.#listeners]) call(listener, state, info);
     if (state !== "denied") return;
-    for (const topic of this.#topics.values()) this.#denyAll([...topic.watchers], topic);
+    for (const topic of this.#subscriptions) topic.notify("onDenied", this.#refusal(topic));
   }
 
   /**
    * The server refuses the connection, and so every topic.
    *
-   * @param {WatchOptions[]} watchers
    * @param {Topic} topic
    */
-  #denyAll(watchers, topic) {
+  #refusal({ name }) {
     const { code, reason } = this.#connection.info;
     const message = reason || `the server refuses the connection (${code})`;
-    for (const watcher of watchers) {
-      if (!topic.watchers.has(watcher)) continue;
-      call(watcher.onDenied, { topic: topic.name, code: deniedCode(code), message });
-    }
+    return { topic: name, code: deniedCode(code), message };
   }
 
   /** Give the connection back soon, if nothing that is watched can still change. */
   #restIfFinished() {
     if (this.connection === "idle") return;
-    const topics = [...this.#topics.values()];
-    const isAllFinished = topics.every((topic) => topic.isFinished && topic.view.synced);
+    const topics = [...this.#subscriptions];
+    const isAllFinished = topics.every((topic) => topic.isSettled);
     if (this.connection !== "live" || !isAllFinished) this.#rest.stop();
     else this.#rest.restSoon(topics.length > 0, () => this.#connection.rest());
   }
@@ -314,83 +220,17 @@ class Realtime {
   #readAgain() {
     const mayRest = this.connection === "idle";
     // A hidden page reads when it is shown.
-    if (mayRest && (this.#topics.size === 0 || globalThis.document?.hidden)) return;
+    if (mayRest && (this.#subscriptions.size === 0 || globalThis.document?.hidden)) return;
     this.#connection.wake();
   }
 
   /** @param {Topic} topic */
   #paintSoon(topic) {
-    if (!topic.isShown) return;
-    this.#unpainted.add(topic);
-    if (!this.#isPaintDue) nextFrame(() => this.#paint());
-    this.#isPaintDue = true;
+    if (topic.isShown) this.#painter.paintSoon(topic);
   }
 
-  #paint() {
-    this.#isPaintDue = false;
-    const topics = [...this.#unpainted];
-    this.#unpainted.clear();
-    for (const topic of topics) {
-      const view = this.#view(topic);
-      for (const watcher of [...topic.watchers]) {
-        if (topic.watchers.has(watcher)) call(watcher.onChange, view);
-      }
-    }
+  /** @param {Topic} topic */
+  #paint(topic) {
+    topic.notify("onChange", topic.shown(this.connection));
   }
-
-  /**
-   * @param {Topic} topic
-   * @returns {View}
-   */
-  #view({ name, view, isFinished }) {
-    const { overlay, offset, cursor, reason, synced } = view;
-    const isFromLog = cursor !== null && overlay.size === 0;
-    const isConnected = this.connection === "live" || (isFinished && this.connection === "idle");
-    const provisional = !isFromLog || !isConnected || !(synced || isFinished);
-    return { topic: name, states: shownStates(view), overlay, offset, cursor, reason, provisional };
-  }
-}
-
-/**
- * Call a callback of the page. An error in it is logged and does not end the stream.
- *
- * @template {unknown[]} A
- * @param {((...args: A) => unknown) | undefined} callback
- * @param {A} args
- */
-function call(callback, ...args) {
-  try {
-    callback?.(...args);
-  } catch (error) {
-    console.error(error);
-  }
-}
-
-/** Return the storage of this tab, or null if there is none or the browser forbids it. */
-function ownStorage() {
-  try {
-    return globalThis.sessionStorage ?? null;
-  } catch {
-    return null;
-  }
-}
-
-/**
- * @param {{ onBack: () => void, onLeave: () => void }} callbacks `onBack`: the network is back, or
- *   the page is visible again; `onLeave`: the page is hidden or unloaded
- * @returns {() => void} stops listening
- */
-function listenToPage({ onBack, onLeave }) {
-  const page = globalThis.document;
-  const onVisibility = () => (page.hidden ? onLeave() : onBack());
-  globalThis.addEventListener?.("online", onBack);
-  globalThis.addEventListener?.("focus", onBack);
-  globalThis.addEventListener?.("pagehide", onLeave);
-  page?.addEventListener("visibilitychange", onVisibility);
-  return () => {
-    globalThis.removeEventListener?.("online", onBack);
-    globalThis.removeEventListener?.("focus", onBack);
-    globalThis.removeEventListener?.("pagehide", onLeave);
-    page?.removeEventListener("visibilitychange", onVisibility);
-  };
 }

@@ -1,0 +1,53 @@
+"""Leases of connections: none is left of a connection that has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from waiting import until
+
+from semantik_realtime.web import limiter
+from semantik_realtime.web.limiter import ConnectionLimiter
+
+
+class SlowLeases:
+    """Leases in memory; each renewal waits at a gate."""
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+        self.renewing: list[str] = []
+        """The holders whose renewal has begun."""
+        self.gate = threading.Event()
+
+    def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
+        if holder in self.held:
+            self.renewing.append(holder)
+            self.gate.wait(10)
+        self.held.add(holder)
+        return True
+
+    def release(self, name: str, holder: str) -> bool:
+        self.held.discard(holder)
+        return True
+
+
+async def test_a_connection_that_ends_while_the_leases_are_renewed_leaves_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limiter, "RENEW_SECONDS", 0.01)
+    leases = SlowLeases()
+    limited = ConnectionLimiter(leases, 10)
+    for connection_id in ("first", "second"):
+        assert await limited.admit("7", connection_id)
+    await until(lambda: leases.renewing)
+    # The first is being renewed, and the second is about to be.
+    limited.release("7", "first")
+    limited.release("7", "second")
+    await until(lambda: not leases.held)
+    leases.gate.set()
+    # The renewal goes on in its thread; without connections it is the last one.
+    await until(lambda: "ConnectionLimiter._renew()" not in str(asyncio.all_tasks()))
+    assert not leases.held
+    await limited.close()
