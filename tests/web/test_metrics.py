@@ -14,7 +14,7 @@ from metrics_page import (
     wait_for_samples,
 )
 from publisher import Publisher, one_draft
-from waiting import until
+from waiting import is_blocked, until
 from web_servers import (
     InProcessServer,
     serve_realtime,
@@ -270,7 +270,7 @@ async def test_the_outbox_of_a_slow_client_is_measured_until_its_eviction(
         await publisher.flush()
 
     # Until the kernel's buffers are full and the send blocks.
-    while connection._sending_since is None:
+    while not await is_blocked(connection):
         await fill("x" * 50_000)
     offset = hub._channels["job:1"].cursor.offset
     for _ in range(3):

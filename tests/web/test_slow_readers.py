@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from clients import CompatClient, NativeClient, bystander
 from publisher import Publisher, one_draft
-from waiting import until
+from waiting import is_blocked, until
 from web_servers import InProcessServer, serve_realtime
 
 from semantik_realtime.config import Settings
@@ -83,7 +83,7 @@ async def test_a_slow_client_gets_a_conflated_batch_and_the_right_state(
     [connection] = web_server.rt.web.hub.connections
     pause(slow)
     # Until the kernel's buffers are full and the send blocks.
-    while connection._sending_since is None:
+    while not await is_blocked(connection):
         await fill(publisher, "job:1", 5)
     before = channel_of(web_server, "job:1").cursor.offset
     for number in range(300):
@@ -140,7 +140,7 @@ async def test_a_client_that_reads_nothing_for_too_long_is_evicted(
         [connection] = hub.connections - before
         await until(lambda: connection._subscriptions)
         pause(client)
-        while connection._sending_since is None:
+        while not await is_blocked(connection):
             await fill(publisher, "job:1", 5)
         await until(lambda: connection not in hub.connections, 10)
         assert connection.ended is not None
@@ -182,7 +182,7 @@ async def test_a_client_that_reads_nothing_does_not_outlast_a_drain(
         [connection] = hub.connections
         await until(lambda: connection._subscriptions)
         pause(client)
-        while connection._sending_since is None:
+        while not await is_blocked(connection):
             await fill(publisher, "job:1", 5)
         await hub.drain(20)
         assert not hub.connections

@@ -9,7 +9,7 @@ import pytest
 from clients import SseClient, bystander
 from configuration import make_settings, token
 from publisher import Publisher, one_draft
-from waiting import until
+from waiting import is_blocked, until
 from web_servers import InProcessServer, serve_realtime, server_processes
 
 from semantik_realtime.config import Settings
@@ -130,7 +130,7 @@ async def test_a_client_that_reads_nothing_for_too_long_is_evicted(
             await client.wait_synced()
             [connection] = hub.connections - before
             client.may_read.clear()
-            while connection._sending_since is None:
+            while not await is_blocked(connection):
                 await fill(publisher, 5)
             await until(lambda: connection not in hub.connections, 10)
             assert connection.ended is not None

@@ -16,3 +16,12 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0, what: objec
             described = what() if callable(what) else what
             raise AssertionError(f"not within {seconds:g} s: {described}")
         await asyncio.sleep(0.01)
+
+
+async def is_blocked(connection: Any) -> bool:
+    """Return True if a write to a connection does not go on, because its client reads nothing."""
+    since = connection._sending_since
+    if since is None:
+        return False
+    await asyncio.sleep(0.2)
+    return bool(connection._sending_since == since)
