@@ -67,14 +67,14 @@ async def test_a_stream_cut_at_random_points_and_resumed_by_its_last_id_misses_n
         async def publish() -> None:
             # Far enough ahead for a replay after each cut, and within what a replay may hold.
             while publisher.count["job:1"] < total:
-                await until(lambda: behind() < 300)
+                await until(lambda: behind() < 150)
                 for topic in topics:
                     await publisher.publish(topic, min(20, total - publisher.count[topic]))
 
         publishing = asyncio.create_task(publish())
         while min(view.offset for view in client.views.values()) < total:
             at = client.views["job:1"].offset
-            goal = min(total, at + rng.randrange(1, 200))
+            goal = min(total, at + rng.randrange(1, 100))
             await client.wait_for_offset("job:1", goal)
             if goal == total:
                 await client.wait_for_offset("user:7", total)
@@ -87,7 +87,8 @@ async def test_a_stream_cut_at_random_points_and_resumed_by_its_last_id_misses_n
     for topic in topics:
         assert client.numbers(topic) == list(range(1, total))
     assert {sync["mode"] for sync in client.syncs[2:]} == {"replay"}
-    assert client.connections > 10
+    # A stream is cut at most 270 events after the cut before: 100, and what was on its way.
+    assert client.connections > 5
 
 
 @pytest.mark.every_row
