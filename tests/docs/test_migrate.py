@@ -155,3 +155,10 @@ def test_one_import_changes(name: str) -> None:
     [old] = [line for line in before.splitlines() if "import" in line]
     [new] = [line for line in after.splitlines() if "semantik_realtime" in line]
     assert old.split()[-1] == new.split()[-1], difflib.ndiff([old], [new])
+
+
+def test_every_python_block_of_the_page_can_be_compiled() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    assert len(blocks) > 10
+    for code in blocks:
+        compile(code, "migrate.md", "exec")

@@ -232,7 +232,7 @@ class EventStream(Response):
                 return
             text = _farewell(ended.code)
             if ended.code is CloseCode.FINISHED:
-                # A browser reconnects. With this id it is told that it need not.
+                # A browser reconnects with this id, and gets the answer 204, after which it stops.
                 text = f"{_id(places)},{END}\n{text}"
             last = {"type": "http.response.body", "body": text.encode()}
             with contextlib.suppress(OSError):
