@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery_workers import Place
+from celery_workers import Place, Worker, running
 from topic_log import Log, Reader, wait_until
 
 from semantik_realtime.backends.loader import load_backend
@@ -87,3 +87,16 @@ def broker(server_url: Callable[[str], str]) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def place(row: str, server_url: Callable[[str], str]) -> Place:
     return Place(ROWS[row].backend, server_url(row))
+
+
+@pytest.fixture(scope="module", params=["prefork", "threads"])
+def worker(
+    request: pytest.FixtureRequest,
+    broker: str,
+    place: Place,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Worker]:
+    with running(broker, place, request.param, tmp_path_factory.mktemp("worker")) as worker:
+        yield worker
+        assert "receiver failed" not in worker.output
+        assert "step failed" not in worker.output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,6 @@ from semantik_realtime.worker.headers import inherit, is_job, read_job_meta
 @pytest.fixture(scope="module")
 def default_row() -> str:
     return "valkey"
-
-
-@pytest.fixture(scope="module", params=["prefork", "threads"])
-def worker(
-    request: pytest.FixtureRequest,
-    broker: str,
-    place: Place,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Worker]:
-    with running(broker, place, request.param, tmp_path_factory.mktemp("worker")) as worker:
-        yield worker
-        assert "receiver failed" not in worker.output
 
 
 def owner_of(worker: Worker, job_id: str) -> str | None:

@@ -25,19 +25,6 @@ def default_row() -> str:
     return "valkey"
 
 
-@pytest.fixture(scope="module", params=["prefork", "threads"])
-def worker(
-    request: pytest.FixtureRequest,
-    broker: str,
-    place: Place,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Worker]:
-    with running(broker, place, request.param, tmp_path_factory.mktemp("worker")) as worker:
-        yield worker
-        assert "receiver failed" not in worker.output
-        assert "step failed" not in worker.output
-
-
 @pytest.fixture(scope="module")
 def prefork(
     broker: str, place: Place, tmp_path_factory: pytest.TempPathFactory
