@@ -25,6 +25,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from semantik_realtime.cancellation import keep_cancellation
 from semantik_realtime.core.breaker import CircuitBreaker
 from semantik_realtime.core.event import Cursor, Draft, Event, Receipt
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
@@ -245,7 +246,7 @@ class GuardedBackend:
 
     async def _read(self, call: Awaitable[Result]) -> Result:
         try:
-            result = await call
+            result = await keep_cancellation(call)
         except BackendError as error:
             self._failed(self._reads, error)
             raise
@@ -288,7 +289,7 @@ class GuardedBackend:
         # A client library may retry for longer than its own deadline.
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await call
+                return await keep_cancellation(call)
         except TimeoutError:
             raise BackendUnavailable(
                 f"no answer in {self._timeout_seconds:g} s from the backend"
