@@ -224,6 +224,8 @@ class Holders(Fixtures):
     async def test_holders_of_another_prefix_are_not_seen(
         self, fleet: Callable[[], Any], make_backend: Callable[..., Any]
     ) -> None:
+        if not self.uses_prefix:
+            return
         backend, other = fleet(), make_backend(prefix=f"semantik.{secrets.token_hex(4)}")
         try:
             other.hold("w1", {"1": b"theirs"}, [], 0.01)
