@@ -40,6 +40,17 @@ STATUSES = frozenset(STATUS_OF_TYPE.values())
 Found = TypeVar("Found")
 
 
+class MemoryRuntime(Runtime):
+    """A runtime that keeps its memory for ever: what its jobs send after the test stays there."""
+
+    def __init__(self, settings: Settings, memory: SharedMemory) -> None:
+        super().__init__(settings, backend=memory.client())
+        self._memory = memory
+
+    def second_backend(self) -> Backend:
+        return self._memory.client()
+
+
 class RealtimeFixture:
     """The events of one test.
 
@@ -179,7 +190,7 @@ class RealtimeFixture:
 
     def _flush(self) -> None:
         """Wait until all that this process has emitted is in the memory."""
-        for runtime in configured_runtimes():
+        for runtime in (self.runtime, *configured_runtimes()):
             runtime.emitter.flush(WAIT_SECONDS)
 
     def _hints(self, topic: str, what: str, events: Sequence[Mapping[str, Any]]) -> str:
@@ -201,7 +212,7 @@ def realtime_fixture(given: Mapping[str, Any]) -> Iterator[RealtimeFixture]:
     settings = memory_settings(given)
     memory = SharedMemory(load_memory(settings))
     with substituted(memory):
-        runtime = Runtime(settings)
+        runtime = MemoryRuntime(settings, memory)
         with tracked(runtime):
             try:
                 yield RealtimeFixture(runtime, memory)
