@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 MAX_NEAR_MISSES = 100
 """How many members of states that may be misspelt a process logs."""
 REPLACE_SECONDS = 10.0
-"""How long `Runtime.replace_backend` waits for a call to the one before."""
+"""How long `Runtime.replace_backend` waits for the backend before, if that answers."""
 
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
@@ -116,13 +116,13 @@ class Runtime:
         Drafts that wait go on waiting for the backend before, and none is sent meanwhile.
         """
         unguarded, emitter = self.unguarded, self.emitter
-        emitter.close(REPLACE_SECONDS, flush=False)
+        emitter.close(REPLACE_SECONDS, while_failing=False)
         plugins = build_plugins(backend, self._given_plugins)
         guarded = self.backend.replace(bind_hooks(plugins))
         self.unguarded, self.emitter = backend, self._make_emitter()
 
         def undo() -> None:
-            self.emitter.close(REPLACE_SECONDS, flush=False)
+            self.emitter.close(REPLACE_SECONDS, while_failing=False)
             self.unguarded, self.emitter = unguarded, emitter
             self.backend.replace(guarded)
 

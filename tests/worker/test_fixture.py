@@ -175,7 +175,8 @@ async def test_what_waits_for_a_server_waits_on_and_is_not_sent_to_the_memory(
 ) -> None:
     settings = Settings(url=DEAD_URL, spool_directory=str(tmp_path), flush_seconds=0.1)
     runtime = Runtime(settings)
-    assert (await runtime.publish("job:old", "job_started")).outcome is Outcome.WAITING
+    receipt = await runtime.publish("job:old", "note", timeout_seconds=0.1)
+    assert receipt.outcome is Outcome.WAITING
 
     def stored() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in tmp_path.rglob("*.drafts")}
@@ -189,7 +190,8 @@ async def test_what_waits_for_a_server_waits_on_and_is_not_sent_to_the_memory(
         assert realtime.jobs == ["new"]
         assert stored() == before
     assert runtime.emitter.waiting == 1
-    assert (await made.publish("job:later", "note")).outcome is Outcome.WAITING
+    receipt = await made.publish("job:later", "note", timeout_seconds=0.1)
+    assert receipt.outcome is Outcome.WAITING
     for one in (runtime, made):
         one.close(0.1)
 
