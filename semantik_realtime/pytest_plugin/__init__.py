@@ -25,9 +25,9 @@ def realtime_settings() -> Mapping[str, Any]:
 def realtime(realtime_settings: Mapping[str, Any]) -> Iterator[RealtimeFixture]:
     """The live updates of this test, in memory; no server is needed.
 
-    Every Celery task of the process is a job, and every `semantik_realtime.Realtime`
-    and `semantik_realtime.runtime.Runtime` whose backend follows from the settings uses the same memory,
-    whatever these settings are. Afterwards everything is as before.
+    Every Celery task of the process is a job. Every runtime of the process, web or
+    not, whose backend follows from the settings uses the same memory, whatever
+    these settings are. Afterwards everything is as before.
     """
     from semantik_realtime.pytest_plugin.fixture import realtime_fixture
 

@@ -7,12 +7,21 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from semantik_realtime.core.event import Cursor, Draft, Event, Outcome, Receipt, with_offset
 from semantik_realtime.errors import BackendUnavailable
-from semantik_realtime.hookspecs import Backend, Page, Sink, Snapshot, Status, Top, hookimpl
+from semantik_realtime.hookspecs import (
+    Backend,
+    Holding,
+    Page,
+    Sink,
+    Snapshot,
+    Status,
+    Top,
+    hookimpl,
+)
 
 FOREIGN_PROCESS = (
     "the memory of a test is in another process: use an eager task, or a worker with the pool "
@@ -151,6 +160,18 @@ class MemoryClient:
     def release(self, name: str, holder: str) -> bool:
         self._memory.check_process()
         return self._memory.store.release(name, holder)
+
+    @hookimpl
+    def hold(
+        self, holder: str, jobs: Mapping[str, bytes], ended: Sequence[str], seconds: float
+    ) -> bool:
+        self._memory.check_process()
+        return self._memory.store.hold(holder, jobs, ended, seconds)
+
+    @hookimpl
+    def overdue(self, seconds: float) -> Sequence[Holding]:
+        self._memory.check_process()
+        return self._memory.store.overdue(seconds)
 
     @hookimpl
     def close_writer(self) -> None:
