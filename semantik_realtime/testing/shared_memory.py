@@ -11,17 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from semantik_realtime.core.event import Cursor, Draft, Event, Outcome, Receipt, with_offset
+from semantik_realtime.core.holding import Holding
 from semantik_realtime.errors import BackendUnavailable
-from semantik_realtime.hookspecs import (
-    Backend,
-    Holding,
-    Page,
-    Sink,
-    Snapshot,
-    Status,
-    Top,
-    hookimpl,
-)
+from semantik_realtime.hookspecs import Backend, Page, Sink, Snapshot, Status, Top, hookimpl
 
 FOREIGN_PROCESS = (
     "the memory of a test is in another process: use an eager task, or a worker with the pool "

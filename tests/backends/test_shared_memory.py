@@ -24,13 +24,13 @@ class TestSharedMemory(BackendContract):
 
     @pytest.fixture
     def make_backend(self) -> Callable[..., Any]:
-        memories: list[SharedMemory] = []
+        memories: dict[str, SharedMemory] = {}
 
         def make(**given: Any) -> MemoryClient:
-            if not memories:
-                settings = load_settings(backend="memory", **given)
-                memories.append(SharedMemory(load_backend(settings)))
-            return memories[0].client()
+            settings = load_settings(backend="memory", **given)
+            if settings.prefix not in memories:
+                memories[settings.prefix] = SharedMemory(load_backend(settings))
+            return memories[settings.prefix].client()
 
         return make
 
