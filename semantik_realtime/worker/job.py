@@ -25,6 +25,7 @@ from semantik_realtime.errors import InvalidInput
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.bars import Bar, inner_bars
 from semantik_realtime.worker.job_state import JobState
+from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
 
 _serials = itertools.count()
@@ -86,6 +87,8 @@ class Job:
         self.declared_end: tuple[str, dict[str, str] | None] | None = None
         """Type and error of the end that the task announced before it raised ``Ignore``.
         Set by `declare_end`."""
+        self.mirrors = Mirrors()
+        """What of its task is reported beside its life. Set when the task begins."""
         self.outer: Job | None = None
         """The job whose task called this one's task in the same context. Set by `nest_in`."""
         self.bars: list[Bar] = []
