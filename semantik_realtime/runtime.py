@@ -193,7 +193,8 @@ class Runtime:
             return Receipt(Outcome.WAITING)
         timeout = self.settings.timeout_seconds if timeout_seconds is None else timeout_seconds
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(receipt), timeout)
+            async with asyncio.timeout(timeout):
+                return await asyncio.wrap_future(receipt)
         except TimeoutError:
             return Receipt(Outcome.WAITING)
 

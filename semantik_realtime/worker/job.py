@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import secrets
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from semantik_realtime.core.event import Claim
 from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import InvalidInput
+from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.bars import Bar, inner_bars
 from semantik_realtime.worker.job_state import JobState
@@ -101,7 +101,7 @@ class Job:
         self._state = JobState(attempt, meta.name, meta.queued_at, known)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         # What the task reported last, written without the lock by `progress` and `message` and
         # never cleared; and what of it is in `_state`, which `_update` compares by identity.
         self._progress: tuple[Any, Any, Any] | None = None
@@ -250,7 +250,7 @@ class Job:
 
     def restart_in_child(self) -> None:
         """After a fork: forget what other threads of the parent held or had scheduled."""
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         self._is_due = False
         self._is_feed_due = False
 

@@ -32,7 +32,7 @@ from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.beat import note_beat, set_beat_owner
 from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
-from semantik_realtime.worker.endings import ending_of
+from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
 from semantik_realtime.worker.headers import (
     OWNER,
     QUEUED_AT,
@@ -51,7 +51,7 @@ from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.selection import mirrors_of, note_announced
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.updates import mirror_updates
-from semantik_realtime.worker.values import describe_error, make_error
+from semantik_realtime.worker.values import describe_error
 
 logger = logging.getLogger(__name__)
 
@@ -261,8 +261,7 @@ class TaskTracker:
         if reason is None and not getattr(sender, "acks_late", False):
             # A cold stop of the worker. Celery calls it a retry, but the message is acknowledged,
             # so no worker gets it again.
-            error = make_error("WorkerStopped", "the worker was stopped before the task ended")
-            self._end(request.id, "job_failed", request, sender.name, error)
+            self._end(request.id, "job_failed", request, sender.name, WORKER_STOPPED)
             return
         cause = getattr(reason, "exc", None)
         when = getattr(reason, "when", None)
