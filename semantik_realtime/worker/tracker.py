@@ -46,11 +46,11 @@ from semantik_realtime.worker.headers import (
 )
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
+from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.selection import mirrors_of, note_announced
 from semantik_realtime.worker.stored_state import read_stored_state
-from semantik_realtime.worker.updates import mirror_updates
 from semantik_realtime.worker.values import describe_error
 
 logger = logging.getLogger(__name__)
@@ -219,11 +219,10 @@ class TaskTracker:
         if meta is None:
             return
         job = Job(runtime, meta, count_attempts(task.request) + 1, is_new=True)
-        job.mirrors = mirrors
         self._running[task_id] = job
         push_job(job)
         job.begin()
-        mirror_updates(task)
+        start_mirrors(job, task, mirrors)
 
     def _success(self, sender: Any, **_: Any) -> None:
         job = self._job(sender.request.id)
