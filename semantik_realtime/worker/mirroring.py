@@ -7,6 +7,7 @@ from typing import Any
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.task_logs import capture_logs
+from semantik_realtime.worker.tqdm_bars import capture_tqdm
 from semantik_realtime.worker.updates import mirror_updates
 
 
@@ -16,3 +17,5 @@ def start_mirrors(job: Job, task: Any, mirrors: Mirrors) -> None:
     mirror_updates(task)
     if mirrors.log_level is not None:
         capture_logs()
+    if mirrors.tqdm:
+        capture_tqdm()
