@@ -96,7 +96,7 @@ class CurrentJob:
         if running is not None:
             running.set(**fields)
 
-    def emit(self, type: str, /, **data: Any) -> None:
+    def emit(self, type: Any, /, **data: Any) -> None:
         """See `Job.emit`."""
         running = _current.get()
         if running is not None:

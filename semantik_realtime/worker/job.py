@@ -24,6 +24,7 @@ from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.bars import Bar, inner_bars
+from semantik_realtime.worker.event_types import declared, read_event
 from semantik_realtime.worker.job_state import JobState
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
@@ -171,18 +172,20 @@ class Job:
         if has_changed and not self._is_due:
             self._schedule()
 
-    def emit(self, type: str, /, **data: Any) -> None:
+    def emit(self, type: Any, /, **data: Any) -> None:
         """Send an event of the application's own on the job's topic.
 
-        Types are lower-case words, ``file_completed``; those of a job's life are refused.
+        Types are lower-case words, ``file_completed``; those of a job's life are refused. An
+        object of a class with a shape is an event of the class's type (`event_types.event`).
         Where events come faster than the backend takes them, a call waits, at most a
         second (``Emitter.wait_for_room``); while the backend is away it does not.
         """
-        try:
-            reserved = type in RESERVED_TYPES
-        except TypeError:
-            reserved = False
-        if reserved:
+        if type.__class__ is not str or type in declared:
+            found = read_event(type, data, self.id)
+            if found is None:
+                return
+            type, data = found[0], dict(found[1])
+        if type in RESERVED_TYPES:
             note_misuse("reserved event type", self.id, type)
             return
         # Before the lock is taken: the emitter's thread needs it to go on.
