@@ -112,6 +112,16 @@ class GuardedBackend:
         """Whether `open` was awaited on the running loop, so that this coroutine may read."""
         return self._loop is asyncio.get_running_loop()
 
+    def replace(self, backend: Backend) -> Backend:
+        """Call ``backend`` from now on, with closed breakers. Return the one before.
+
+        A call that runs ends with the one before. While this is open, ``backend`` must work
+        without `open`.
+        """
+        before, self._backend = self._backend, backend
+        self._reset()
+        return before
+
     def listen(self, listener: Listener) -> None:
         """Call ``listener`` with the error each time a breaker opens.
 

@@ -245,9 +245,9 @@ class Emitter:
             time.sleep(NOTICE_SECONDS)
         return handover is None or handover.is_empty()
 
-    def close(self, timeout_seconds: float = 2.0) -> bool:
+    def close(self, timeout_seconds: float = 2.0, *, while_failing: bool = True) -> bool:
         """Flush, then end the thread. A later `emit` starts it again."""
-        done = self.flush(timeout_seconds)
+        done = self.flush(timeout_seconds, while_failing=while_failing)
         thread = self._thread
         self._closing = True
         self._wake.set()

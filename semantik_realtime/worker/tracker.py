@@ -93,6 +93,8 @@ class TaskTracker:
             (signals.task_unknown, self._unknown),
             (signals.task_postrun, self._postrun),
         ]
+        self.is_connected = False
+        """Whether Celery's signals call the receivers. Set by `connect` and `disconnect`."""
         self._receivers = [
             (signal, f"semantik_realtime.{signal.name}", self._guarded(receiver))
             for signal, receiver in receivers
@@ -102,11 +104,13 @@ class TaskTracker:
         """Connect the receivers to Celery's signals. Idempotent."""
         for signal, uid, receiver in self._receivers:
             signal.connect(receiver, weak=False, dispatch_uid=uid)
+        self.is_connected = True
 
     def disconnect(self) -> None:
         """Undo `connect`."""
         for signal, uid, _ in self._receivers:
             signal.disconnect(dispatch_uid=uid)
+        self.is_connected = False
 
     def runtime(self) -> Runtime | None:
         """Return the runtime, made now if there is none yet; None if the tracker is off."""
@@ -380,6 +384,13 @@ def install(app: object = None, runtime: Runtime | None = None) -> TaskTracker:
     else:
         _tracker.disconnect()
     return _tracker
+
+
+def swap_tracker(tracker: TaskTracker | None) -> TaskTracker | None:
+    """Make ``tracker`` the one that `install` returns; return the one before. Connects neither."""
+    global _tracker
+    before, _tracker = _tracker, tracker
+    return before
 
 
 def _raise_soft_time_limit() -> None:
