@@ -11,21 +11,26 @@ import itertools
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Claim
-from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES
+from semantik_realtime.core.lifecycle import END_TYPES, LOG, PROGRESS, RESERVED_TYPES
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.bars import Bar, inner_bars
+from semantik_realtime.worker.event_types import declared, read_event
 from semantik_realtime.worker.job_state import JobState
+from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
+
+if TYPE_CHECKING:
+    from semantik_realtime.worker.task_logs import JobLog
 
 _serials = itertools.count()
 
@@ -86,6 +91,10 @@ class Job:
         self.declared_end: tuple[str, dict[str, str] | None] | None = None
         """Type and error of the end that the task announced before it raised ``Ignore``.
         Set by `declare_end`."""
+        self.mirrors = Mirrors()
+        """What of its task is reported beside its life. Set when the task begins."""
+        self.log: JobLog | None = None
+        """Counts and sends its log records. Set by the first one."""
         self.outer: Job | None = None
         """The job whose task called this one's task in the same context. Set by `nest_in`."""
         self.bars: list[Bar] = []
@@ -163,18 +172,20 @@ class Job:
         if has_changed and not self._is_due:
             self._schedule()
 
-    def emit(self, type: str, /, **data: Any) -> None:
+    def emit(self, type: Any, /, **data: Any) -> None:
         """Send an event of the application's own on the job's topic.
 
-        Types are lower-case words, ``file_completed``; those of a job's life are refused.
+        Types are lower-case words, ``file_completed``; those of a job's life are refused. An
+        object of a class with a shape is an event of the class's type (`event_types.event`).
         Where events come faster than the backend takes them, a call waits, at most a
         second (``Emitter.wait_for_room``); while the backend is away it does not.
         """
-        try:
-            reserved = type in RESERVED_TYPES
-        except TypeError:
-            reserved = False
-        if reserved:
+        if type.__class__ is not str or type in declared:
+            found = read_event(type, data, self.id)
+            if found is None:
+                return
+            type, data = found[0], dict(found[1])
+        if type in RESERVED_TYPES:
             note_misuse("reserved event type", self.id, type)
             return
         # Before the lock is taken: the emitter's thread needs it to go on.
@@ -216,10 +227,18 @@ class Job:
         with self._lock:
             if self.has_ended:
                 return
+            if self.log is not None:
+                self.log.finish()
             self._update()
             self._state.end(type, now_text(), error, message)
             self._send_everywhere(type, data)
             self.has_ended = True
+
+    def send_log(self, data: Mapping[str, Any]) -> None:
+        """Send a log record on the job's topic; the state stays as it is. Never waits."""
+        with self._lock:
+            if not self.has_ended:
+                self._send(LOG, self._topics, data, has_state=False)
 
     def declare_end(self, type: str, error: dict[str, str]) -> None:
         """Note the end that the task announces. Nothing is sent before `end`."""
@@ -330,6 +349,7 @@ class Job:
         type: str,
         topics: Mapping[str, str | None],
         data: Mapping[str, Any] | None = None,
+        has_state: bool = True,
     ) -> bool:
         claim = self._claim
         if claim is not None and claim.number is not None:
@@ -346,7 +366,7 @@ class Job:
                 type,
                 now_text(),
                 self.id,
-                state=self._state.members,
+                state=self._state.members if has_state else msgspec.UNSET,
                 data=data,
                 job=self.id,
                 attempt=self._attempt,

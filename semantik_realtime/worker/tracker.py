@@ -30,7 +30,8 @@ from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.current import current_job, pop_job, push_job
+from semantik_realtime.worker.beat import note_beat, set_beat_owner
+from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
 from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
 from semantik_realtime.worker.headers import (
     OWNER,
@@ -45,9 +46,11 @@ from semantik_realtime.worker.headers import (
 )
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
+from semantik_realtime.worker.mirroring import start_mirrors
+from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.process import WorkerProcess
+from semantik_realtime.worker.selection import mirrors_of, note_announced
 from semantik_realtime.worker.stored_state import read_stored_state
-from semantik_realtime.worker.updates import mirror_updates
 from semantik_realtime.worker.values import describe_error
 
 logger = logging.getLogger(__name__)
@@ -75,10 +78,10 @@ class TaskTracker:
         self._is_off = False
         # In the main process of a worker: the requests that Celery still holds, by task id.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-        # The jobs whose tasks run in this process, by task id: from prerun to postrun.
-        self._running: dict[str, Job] = {}
+        self._running = running_jobs
         receivers: list[tuple[Any, Callable[..., None]]] = [
             *WorkerProcess(self.runtime).receivers(),
+            (signals.beat_init, note_beat),
             (signals.before_task_publish, self._before_publish),
             (signals.after_task_publish, self._after_publish),
             (signals.task_received, self._received),
@@ -166,14 +169,16 @@ class TaskTracker:
     # In a process that publishes a task.
 
     def _before_publish(self, sender: Any, headers: Any, body: Any = None, **_: Any) -> None:
-        if not isinstance(headers, dict) or self.runtime() is None:
+        runtime = self.runtime()
+        if not isinstance(headers, dict) or runtime is None:
             return
         parent = self._publisher(headers)
         if parent is not None:
             # Celery's own messages too: a task of Celery publishes the body of a chord.
             inherit(headers, parent)
+        set_beat_owner(headers, runtime.settings.beat_owner)
         message = job_message(sender, headers, body)
-        if message is None:
+        if message is None or self._mirrors(sender, message) is None:
             return
         job = current_job()
         owner = headers.get(OWNER)
@@ -200,6 +205,8 @@ class TaskTracker:
             return
         runtime = self.runtime()
         job = current_job()
+        if self._mirrors(sender, message) is None:
+            return
         if runtime is not None and (job is None or job.id != str(message["id"])):
             meta = read_job_meta(message)
             if meta is not None:
@@ -209,7 +216,8 @@ class TaskTracker:
 
     def _prerun(self, task_id: str, task: Any, **_: Any) -> None:
         runtime = self.runtime()
-        if runtime is None or not is_job(task.name):
+        mirrors = self._mirrors(task.name, task.request)
+        if runtime is None or mirrors is None:
             return
         meta = read_job_meta(task.request, id=task_id, name=task.name)
         if meta is None:
@@ -218,7 +226,7 @@ class TaskTracker:
         self._running[task_id] = job
         push_job(job)
         job.begin()
-        mirror_updates(task)
+        start_mirrors(job, task, mirrors)
 
     def _success(self, sender: Any, **_: Any) -> None:
         job = self._job(sender.request.id)
@@ -273,7 +281,10 @@ class TaskTracker:
 
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
-        note_ownerless(request.request_dict)
+        if self._mirrors(request.name, request.request_dict) is not None:
+            note_ownerless(request.request_dict)
+        elif is_job(request.name):
+            note_announced(request.name, request.request_dict)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any
@@ -284,6 +295,13 @@ class TaskTracker:
     def _unknown(self, message: Any, name: str, id: str, **_: Any) -> None:
         error = {"type": "NotRegistered", "message": f"no worker knows the task {name}"}
         self._end(id, "job_failed", message.headers or {}, name, error, has_run=False)
+
+    def _mirrors(self, name: Any, message: Any) -> Mirrors | None:
+        """Return what is mirrored of a task; None: nothing, or the tracker is off."""
+        runtime = self.runtime()
+        if runtime is None or not is_job(name):
+            return None
+        return mirrors_of(str(name), message, runtime.settings)
 
     def _job(self, task_id: str | None) -> Job | None:
         """Return the job of a task that runs in this process."""
@@ -312,11 +330,11 @@ class TaskTracker:
             job.end(type, error=error, data=data)
             return
         runtime = self.runtime()
-        if runtime is None or not is_job(name):
-            return
         # In the main process `sender.request` is empty; the received request has the headers.
         received = self._requests.get(task_id)
         source = request if received is None else received.request_dict
+        if runtime is None or self._mirrors(name, source) is None:
+            return
         meta = read_job_meta(source, id=task_id, name=name)
         if meta is None:
             return
