@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from billiard.process import current_process
 from celery import Task
 
+from semantik_realtime.worker.cancelled import JobCancelled
 from semantik_realtime.worker.values import describe_error, make_error
 
 
@@ -34,6 +35,8 @@ def ending_of(
         declared: the end that the task set itself, with ``update_state("FAILURE")`` before it
             raised ``Ignore``.
     """
+    if state == "IGNORED" and isinstance(result, JobCancelled):
+        return Ending("job_cancelled", data={"how": "stopped"})
     if state == "IGNORED":
         if declared is not None:
             return Ending(*declared)

@@ -22,6 +22,7 @@ from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker.cancellable import Cancellable
 from semantik_realtime.worker.job_state import JobState
 from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
 
@@ -41,7 +42,7 @@ class JobMeta(msgspec.Struct, frozen=True):
     queued_at: str | None = None
 
 
-class Job:
+class Job(Cancellable):
     """One attempt of a job, as this process sees it.
 
     Its methods may be called from any thread. The job's topic gets every
@@ -69,6 +70,7 @@ class Job:
         *,
         is_new: bool = False,
     ) -> None:
+        super().__init__()
         self.runtime = runtime
         self.meta = meta
         self.id = meta.id
@@ -191,6 +193,7 @@ class Job:
             if self.has_ended:
                 return
             self._state.start(now_text())
+            self.note_start()
             self._send_everywhere("job_started")
 
     def queue(self) -> None:
@@ -218,6 +221,16 @@ class Job:
             self._state.end(type, now_text(), error, message)
             self._send_everywhere(type, data)
             self.has_ended = True
+
+    def request_cancel(self) -> None:
+        """Note that the job is being cancelled. Its states show that until it ends. Idempotent."""
+        with self._lock:
+            if self.has_ended or self.cancel_requested:
+                return
+            self.cancel_requested = True
+            self._state.cancel()
+        if not self._is_due:
+            self._schedule()
 
     def declare_end(self, type: str, error: dict[str, str]) -> None:
         """Note the end that the task announces. Nothing is sent before `end`."""
@@ -252,6 +265,7 @@ class Job:
         self._lock = threading.RLock()
         self._is_due = False
         self._is_feed_due = False
+        self._is_watched = False
 
     def _schedule(self) -> None:
         self._is_due = True
@@ -332,6 +346,7 @@ class Job:
         topics: Mapping[str, str | None],
         data: Mapping[str, Any] | None = None,
     ) -> bool:
+        self.watch_if_long()
         claim = self._claim
         if claim is not None and claim.number is not None:
             if claim.number == 0:

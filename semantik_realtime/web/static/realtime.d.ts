@@ -145,6 +145,7 @@ export type JobStatus =
   | "queued"
   | "running"
   | "retrying"
+  | "cancelling"
   | "completed"
   | "failed"
   | "cancelled"
