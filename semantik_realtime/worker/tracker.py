@@ -203,7 +203,7 @@ class TaskTracker:
             job.end("job_completed")
 
     def _postrun(
-        self, task_id: str, task: Any, state: str | None, retval: Any = None, **_: Any
+        self, task_id: str, state: str | None, retval: Any = None, task: Any = None, **_: Any
     ) -> None:
         job = self._job(task_id)
         if job is None:
