@@ -24,6 +24,7 @@ from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.bars import Bar, inner_bars
+from semantik_realtime.worker.cancellable import Cancellable
 from semantik_realtime.worker.event_types import declared, read_event
 from semantik_realtime.worker.job_state import JobState
 from semantik_realtime.worker.mirrors import Mirrors
@@ -48,7 +49,7 @@ class JobMeta(msgspec.Struct, frozen=True):
     queued_at: str | None = None
 
 
-class Job:
+class Job(Cancellable):
     """One attempt of a job, as this process sees it.
 
     Its methods may be called from any thread. The job's topic gets every
@@ -76,6 +77,7 @@ class Job:
         *,
         is_new: bool = False,
     ) -> None:
+        super().__init__()
         self.runtime = runtime
         self.meta = meta
         self.id = meta.id
@@ -204,6 +206,7 @@ class Job:
             if self.has_ended:
                 return
             self._state.start(now_text())
+            self.note_start()
             self._send_everywhere("job_started")
 
     def queue(self) -> None:
@@ -240,6 +243,16 @@ class Job:
             if not self.has_ended:
                 self._send(LOG, self._topics, data, has_state=False)
 
+    def request_cancel(self) -> None:
+        """Note that the job is being cancelled. Its states show that until it ends. Idempotent."""
+        with self._lock:
+            if self.has_ended or self.cancel_requested:
+                return
+            self.cancel_requested = True
+            self._state.cancel()
+        if not self._is_due:
+            self._schedule()
+
     def declare_end(self, type: str, error: dict[str, str]) -> None:
         """Note the end that the task announces. Nothing is sent before `end`."""
         self.declared_end = type, error
@@ -269,6 +282,7 @@ class Job:
         self._lock = make_rlock()
         self._is_due = False
         self._is_feed_due = False
+        self._is_watched = False
 
     def _schedule(self) -> None:
         self._is_due = True
@@ -351,6 +365,7 @@ class Job:
         data: Mapping[str, Any] | None = None,
         has_state: bool = True,
     ) -> bool:
+        self.watch_if_long()
         claim = self._claim
         if claim is not None and claim.number is not None:
             if claim.number == 0:
