@@ -13,15 +13,16 @@ from typing import Any
 
 import msgspec
 
-from semantik_realtime.core.topic import job_topic
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
 
 logger = logging.getLogger(__name__)
 
 
-def read_stored_state(runtime: Runtime, job_id: str) -> dict[str, Any]:
-    """Return the job's state from the backend; empty without an answer in ``flush_seconds``.
+def read_stored_state(runtime: Runtime, topic: str, job_id: str) -> dict[str, Any]:
+    """Return the job's state in ``topic`` from the backend.
+
+    Empty without an answer in ``flush_seconds``.
 
     Read through a backend of its own, on a loop in a thread: a loop of the
     process may own the connections of the other backend.
@@ -38,7 +39,7 @@ def read_stored_state(runtime: Runtime, job_id: str) -> dict[str, Any]:
     async def read() -> None:
         try:
             await backend.open()
-            snapshot = await backend.snapshot(job_topic(job_id), None, 0)
+            snapshot = await backend.snapshot(topic, None, 0)
             if job_id in snapshot.states:
                 state.update(msgspec.json.decode(snapshot.states[job_id])["state"])
         except Exception as error:

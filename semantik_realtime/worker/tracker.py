@@ -45,10 +45,12 @@ from semantik_realtime.worker.headers import (
 )
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
+from semantik_realtime.worker.places import give_place
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.updates import mirror_updates
 from semantik_realtime.worker.values import describe_error, make_error
+from semantik_realtime.worker.workflow import WorkflowFollower
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,10 @@ class TaskTracker:
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         # The jobs whose tasks run in this process, by task id: from prerun to postrun.
         self._running: dict[str, Job] = {}
+        self._workflows = WorkflowFollower(self.runtime)
         receivers: list[tuple[Any, Callable[..., None]]] = [
+            # Before the process's own, which flush what these send.
+            *self._workflows.receivers(),
             *WorkerProcess(self.runtime).receivers(),
             (signals.before_task_publish, self._before_publish),
             (signals.after_task_publish, self._after_publish),
@@ -162,7 +167,8 @@ class TaskTracker:
     # In a process that publishes a task.
 
     def _before_publish(self, sender: Any, headers: Any, body: Any = None, **_: Any) -> None:
-        if not isinstance(headers, dict) or self.runtime() is None:
+        runtime = self.runtime()
+        if not isinstance(headers, dict) or runtime is None:
             return
         parent = self._publisher(headers)
         if parent is not None:
@@ -178,6 +184,7 @@ class TaskTracker:
             headers[OWNER] = str(owner)
         if job is None or job.id != str(message["id"]):
             headers.setdefault(QUEUED_AT, now_text())
+            give_place(runtime, headers, body, job)
         else:
             headers.update(headers_of(job))
 
@@ -271,6 +278,7 @@ class TaskTracker:
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
         note_ownerless(request.request_dict)
+        self._workflows.received(request)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any
@@ -321,7 +329,7 @@ class TaskTracker:
         # None: the attempt that is newest when the backend appends the end.
         attempts: list[int | None] = [None]
         if has_run:
-            stored = read_stored_state(runtime, meta.id)
+            stored = read_stored_state(runtime, meta.topic, meta.id)
             # An application may have stored another shape.
             stored_attempt = stored.get("attempt")
             if not isinstance(stored_attempt, int):
@@ -337,6 +345,7 @@ class TaskTracker:
             return
         for attempt in attempts:
             Job(runtime, meta, attempt, known).end(type, error=error, data=data)
+        self._workflows.ended(meta)
 
 
 _tracker: TaskTracker | None = None
