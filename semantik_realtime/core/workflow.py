@@ -85,13 +85,13 @@ def end_of(states: Mapping[str, object], job: str) -> Ending | None:
 
 
 def progress_of(states: Mapping[str, object], job: str, now: str) -> dict[str, Any] | None:
-    """Return the state of a workflow that was submitted, when its members have begun.
+    """Return the state of a workflow whose members have begun.
 
     ``now`` is the time as events have it. None: the state is as it should be, or not ours: the
-    application, which has given the id, keeps it itself.
+    application has published one of its own, which has no member ``workflow``.
     """
     count = Count(states, job)
-    if count.flow.get("ends") not in (LAST, ALL) or has_ended(count.own):
+    if count.flow.get("ends") not in (LAST, ALL, OPEN) or has_ended(count.own):
         return None
     ended = total = 0
     for giver in count.tally.givers() | {""}:
@@ -102,9 +102,10 @@ def progress_of(states: Mapping[str, object], job: str, now: str) -> dict[str, A
     if not ended and not any(began):
         return None
     starts = [time for time in began if milliseconds_of(time) is not None]
+    attempt = count.own.get("attempt")
     state = dict(count.own) | {
         "status": "running",
-        "attempt": count.own.get("attempt") or 1,
+        "attempt": attempt if isinstance(attempt, int) and attempt > 0 else 1,
         "started_at": count.own.get("started_at") or min([*starts, now], key=str),
         "progress": {"current": ended, "total": total, "unit": "tasks"},
     }
@@ -121,7 +122,7 @@ def uncounted(
     total = count.flow.get("total")
     found = []
     for giver, number, key, state in count.members:
-        if state["status"] != "completed" or state["member"].get("ends") is True:
+        if state.get("status") != "completed" or state["member"].get("ends") is True:
             continue
         if is_counted(number, giver, total if isinstance(total, int) else 0, max_keys):
             ended = milliseconds_of(state.get("ended_at"))
@@ -150,7 +151,7 @@ def _failure(count: Count, has_failed: bool) -> Ending:
     """Return the end of a workflow by the member that did not succeed first."""
     wanted = ("failed", "lost") if has_failed else ("cancelled",)
     first = min(
-        (member for member in count.members if member[3]["status"] in wanted),
+        (member for member in count.members if member[3].get("status") in wanted),
         key=lambda member: str(member[3].get("ended_at", "")),
         default=None,
     )

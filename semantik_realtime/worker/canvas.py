@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from celery.canvas import Signature, maybe_signature
+from celery.canvas import Signature, _basemap, chunks, maybe_signature
 
 from semantik_realtime.core.tally import MAX_MEMBERS
 from semantik_realtime.core.workflow import ALL, LAST
@@ -20,7 +20,14 @@ WEIGHT = "realtime_weight"
 """Header of a signature: the weight of the member, a number from 0; 1 if it has none."""
 MAX_RUNS = 1000
 """Runs of equal weights that a workflow's state lists; of more, no member has a weight."""
-CONTAINERS = frozenset({"chain", "group", "chord", "chunks"})
+CONTAINERS = frozenset({"chain", "group", "chord"})
+CHUNKS = "celery.chunks"
+"""Name of the task that Celery makes a group of when it is applied."""
+
+MAPS = frozenset({"celery.map", "celery.starmap"})
+MAPS_KEEP_OPTIONS = "_merge" in _basemap.apply_async.__code__.co_names
+"""Whether this release of Celery publishes such a task with the options of its signature, and so
+with its headers."""
 
 Range = tuple[int, int]
 """The first number, and the one after the last."""
@@ -48,7 +55,9 @@ class Plan(msgspec.Struct):
 
 def is_canvas(task: object) -> bool:
     """Return True for a chain, group, chord or chunks; False for a task or a task's signature."""
-    return isinstance(task, Mapping) and task.get("subtask_type") in CONTAINERS
+    if not isinstance(task, Mapping):
+        return False
+    return task.get("subtask_type") in CONTAINERS or task.get("task") == CHUNKS
 
 
 def plan_canvas(canvas: Any, headers: Mapping[str, Any], member_header: str) -> Plan:
@@ -56,10 +65,12 @@ def plan_canvas(canvas: Any, headers: Mapping[str, Any], member_header: str) -> 
     ``member_header``.
 
     Raises:
-        InvalidInput: it has no members, or more than `MAX_MEMBERS`.
+        InvalidInput: it has no members, or more than `MAX_MEMBERS`, or one that cannot be
+            published with a place (`MAPS_KEEP_OPTIONS`).
     """
     planner = _Planner()
-    tree = planner.walk(_plain(canvas), "", True)
+    root = _plain(canvas)
+    tree = planner.walk(root, "", True)
     total = len(planner.leaves)
     if not 0 < total <= MAX_MEMBERS:
         raise InvalidInput(f"a workflow has 1 to {MAX_MEMBERS} tasks, not {total}")
@@ -76,7 +87,7 @@ def plan_canvas(canvas: Any, headers: Mapping[str, Any], member_header: str) -> 
         leaf.signature["options"]["headers"] = {**own, **headers, member_header: place}
     return Plan(
         canvas=maybe_signature(tree, app=getattr(canvas, "app", None)),
-        name=f"{canvas['subtask_type']} of {total} task{'s' if total > 1 else ''}",
+        name=f"{root['subtask_type']} of {total} task{'s' if total > 1 else ''}",
         total=total,
         ends=ends,
         weights=planner.weights(),
@@ -111,6 +122,11 @@ class _Planner:
         elif kind == "chord":
             return self._walk_chord(copy, at, is_end)
         else:
+            if node.get("task") in MAPS and not MAPS_KEEP_OPTIONS:
+                raise InvalidInput(
+                    "map, starmap and chunks cannot be part of a workflow with this release of "
+                    "Celery, which drops their options: use a group"
+                )
             if is_end:
                 self.ends.add(len(self.leaves))
             self.leaves.append(_Leaf(copy, at, []))
@@ -177,11 +193,12 @@ class _Planner:
 
 def _plain(signature: Any) -> Mapping[str, Any]:
     """Return a part of a canvas as a mapping; of chunks, the group of tasks that they make."""
-    if signature.get("subtask_type") == "chunks":
-        made: Mapping[str, Any] = maybe_signature(signature).group()
-        return made
     if not isinstance(signature, Mapping):
         raise InvalidInput(f"not a signature: {type(signature).__name__}")
+    if signature.get("task") == CHUNKS:
+        parts = signature["kwargs"]
+        made: Mapping[str, Any] = chunks(parts["task"], parts["it"], parts["n"]).group()
+        return made
     return signature
 
 

@@ -107,7 +107,9 @@ class _WorkflowTally:
         """Number a member that this process publishes."""
         number = next(self.numbers)
         self._published = max(self._published, number + 1)
-        self.send_soon()
+        if is_counted(number, self.giver, 0, self._runtime.settings.max_keys):
+            # It gets no key while it is queued, which would show that there is one more.
+            self.send_soon()
         return self.giver, number
 
     def add(self, giver: str, number: int, outcome: str, skipped: int, key: str) -> None:

@@ -270,7 +270,8 @@ def publish(runtime: Runtime, each: _Followed, states: Mapping[str, Any]) -> Non
     ending = end_of(states, each.id)
     if ending is not None:
         state = {**own, **(state or {}), "status": STATUS_OF_TYPE[ending.type], "ended_at": now}
-        state["attempt"] = state.get("attempt") or 1
+        attempt = state.get("attempt")
+        state["attempt"] = attempt if isinstance(attempt, int) and attempt > 0 else 1
         if ending.error is not None:
             state["error"] = ending.error
     if state is None:
