@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import secrets
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +27,7 @@ from semantik_realtime.core.tally import (
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.core.workflow import KEPT_FAILURES, TALLY_PREFIX, is_counted
 from semantik_realtime.forks import on_fork
+from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
 
 TALLY_SECONDS = 0.25
@@ -99,7 +99,7 @@ class _WorkflowTally:
         # Keys to remove that no member had: tallies that were united with this one.
         self._united: deque[tuple[str, object]] = deque()
         # Around everything below; taken by the emitter's thread, and when the process ends.
-        self._lock = threading.Lock()
+        self._lock = make_rlock()
         self._tally = Tally()
         self._kept_failures = 0
 

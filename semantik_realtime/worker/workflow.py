@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import threading
 import time
 import weakref
 from collections import deque
@@ -29,6 +28,7 @@ from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.core.workflow import end_of, progress_of, tallies_to_unite, uncounted
 from semantik_realtime.forks import on_fork
 from semantik_realtime.hookspecs import Backend
+from semantik_realtime.native_threads import Thread, make_event, make_thread
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
 from semantik_realtime.worker.headers import is_job, read_job_meta
@@ -109,8 +109,10 @@ class WorkflowFollower:
         self._news.clear()
         self._references.clear()
         self._followed.clear()
-        self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
+        self._thread: Thread | None = None
+        self._wake = make_event()
+        # Never set: what waits for it pauses.
+        self._pause = make_event()
         self._closing = False
         # Whether the last reading failed: then the next failure is not logged.
         self._fails = False
@@ -166,9 +168,7 @@ class WorkflowFollower:
 
     def _wake_thread(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, name="semantik-realtime-workflows", daemon=True
-            )
+            self._thread = make_thread(self._run, "semantik-realtime-workflows")
             self._thread.start()
         self._wake.set()
 
@@ -198,7 +198,7 @@ class WorkflowFollower:
             self._wake.clear()
             if not self._closing:
                 # One look at many tasks that come or end together.
-                time.sleep(LOOK_SECONDS / 10)
+                self._pause.wait(LOOK_SECONDS / 10)
 
     def _take_news(self) -> None:
         while self._news:
