@@ -45,12 +45,14 @@ from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
+from semantik_realtime.worker.places import give_place
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active
 from semantik_realtime.worker.selection import mirrors_of, note_announced
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.values import describe_error
+from semantik_realtime.worker.workflow import WorkflowFollower
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +75,14 @@ class TaskTracker:
         # In the main process of a worker: the requests that Celery still holds, by task id.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self._running = running_jobs
+        self._workflows = WorkflowFollower(self.runtime)
         self._revoked_results = RevokedResults()
         self._process = WorkerProcess(
             self.runtime, self._revoked_results, guarded(self._task_revoked, self.failures)
         )
         receivers: list[tuple[Any, Callable[..., None]]] = [
+            # Before the process's own, which flush what these send.
+            *self._workflows.receivers(),
             *self._process.receivers(),
             (signals.beat_init, note_beat),
             (signals.before_task_publish, self._before_publish),
@@ -165,6 +170,7 @@ class TaskTracker:
             headers[OWNER] = str(owner)
         if job is None or job.id != str(message["id"]):
             headers.setdefault(QUEUED_AT, now_text())
+            give_place(runtime, headers, body, job)
         else:
             headers.update(headers_of(job))
 
@@ -280,6 +286,7 @@ class TaskTracker:
             note_ownerless(request.request_dict)
         elif is_job(request.name):
             note_announced(request.name, request.request_dict)
+        self._workflows.received(request)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any
@@ -337,7 +344,7 @@ class TaskTracker:
         # None: the attempt that is newest when the backend appends the end.
         attempts: list[int | None] = [None]
         if has_run:
-            stored = read_stored_state(runtime, meta.id)
+            stored = read_stored_state(runtime, meta.topic, meta.id)
             # An application may have stored another shape.
             stored_attempt = stored.get("attempt")
             if not isinstance(stored_attempt, int):
@@ -353,6 +360,7 @@ class TaskTracker:
             return
         for attempt in attempts:
             Job(runtime, meta, attempt, known).end(type, error=error, data=data)
+        self._workflows.ended(meta)
 
 
 _tracker: TaskTracker | None = None

@@ -304,3 +304,18 @@ def replace_by_group(self: Task) -> None:
 @app.task(acks_late=True)
 def sleep_late(seconds: float) -> None:
     sleep(seconds)
+
+
+@app.task
+def list_of(number: int) -> list[int]:
+    return [number]
+
+
+@app.task
+def fail_after(number: int) -> None:
+    raise ValueError(f"the file is empty after {number}")
+
+
+@app.task
+def ignore_result_of(ids: list[str]) -> int:
+    return len(ids)
