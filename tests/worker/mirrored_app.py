@@ -6,6 +6,7 @@ Broker and settings come from the environment.
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import time
 from typing import Any
 
 from celery import Celery, Task, chord, group
+from celery.contrib.abortable import AbortableTask
 from celery.exceptions import Ignore, Reject
 
 app = Celery("mirrored_app")
@@ -172,6 +174,30 @@ def wait() -> None:
     threading.Event().wait(60)
 
 
+@app.task
+def work(seconds: float, asks: bool) -> str:
+    """Report progress for some time; ask whether the job is cancelled, or not."""
+    from semantik_realtime import job
+
+    deadline = time.monotonic() + seconds
+    for number in itertools.count(1):
+        if asks:
+            job.raise_if_cancelled()
+        if time.monotonic() > deadline:
+            break
+        job.progress(number)
+        time.sleep(0.01)
+    return "done"
+
+
+@app.task(bind=True, base=AbortableTask)
+def work_until_aborted(self: AbortableTask) -> str:
+    deadline = time.monotonic() + 30
+    while not self.is_aborted() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return "aborted"
+
+
 @app.task(soft_time_limit=1)
 def overrun_softly() -> None:
     from semantik_realtime import job
@@ -278,3 +304,18 @@ def replace_by_group(self: Task) -> None:
 @app.task(acks_late=True)
 def sleep_late(seconds: float) -> None:
     sleep(seconds)
+
+
+@app.task
+def list_of(number: int) -> list[int]:
+    return [number]
+
+
+@app.task
+def fail_after(number: int) -> None:
+    raise ValueError(f"the file is empty after {number}")
+
+
+@app.task
+def ignore_result_of(ids: list[str]) -> int:
+    return len(ids)
