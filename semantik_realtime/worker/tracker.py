@@ -10,19 +10,14 @@ Which signals Celery sends in which case is measured in
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
 import sys
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
-from billiard.exceptions import SoftTimeLimitExceeded
-from billiard.pool import SIG_SOFT_TIMEOUT
 from celery import signals
 from celery._state import get_current_task
 
@@ -49,16 +44,12 @@ from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.process import WorkerProcess
+from semantik_realtime.worker.receivers import guard
 from semantik_realtime.worker.selection import mirrors_of, note_announced
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.values import describe_error
 
 logger = logging.getLogger(__name__)
-
-RUN_BY_TASK = frozenset({"prerun", "before_publish", "after_publish"})
-"""Receivers that Celery calls before or while a task's own code runs."""
-AGAIN_SECONDS = 0.01
-"""After how long a soft time limit that a receiver got is raised again, in the task."""
 
 
 class TaskTracker:
@@ -96,7 +87,7 @@ class TaskTracker:
         self.is_connected = False
         """Whether Celery's signals call the receivers. Set by `connect` and `disconnect`."""
         self._receivers = [
-            (signal, f"semantik_realtime.{signal.name}", self._guarded(receiver))
+            (signal, f"semantik_realtime.{signal.name}", guard(receiver, self.failures))
             for signal, receiver in receivers
         ]
 
@@ -145,26 +136,6 @@ class TaskTracker:
     def _turn_off(self) -> None:
         self._is_off = True
         self.disconnect()
-
-    def _guarded(self, receiver: Callable[..., None]) -> Callable[..., None]:
-        name = receiver.__name__.strip("_")
-        in_task = name in RUN_BY_TASK
-
-        @functools.wraps(receiver)
-        def guarded(**kwargs: Any) -> None:
-            try:
-                receiver(**kwargs)
-            except SoftTimeLimitExceeded:
-                # Celery logs and ignores what a receiver raises, also this, which is the task's.
-                if in_task and SIG_SOFT_TIMEOUT is not None:
-                    threading.Timer(AGAIN_SECONDS, _raise_soft_time_limit).start()
-            except Exception as error:
-                kind = f"{name}: {type(error).__name__}"
-                self.failures[kind] += 1
-                if self.failures[kind] == 1:
-                    logger.exception("tracker: receiver failed kind=%s (logged once)", kind)
-
-        return guarded
 
     # In a process that publishes a task.
 
@@ -391,11 +362,6 @@ def swap_tracker(tracker: TaskTracker | None) -> TaskTracker | None:
     global _tracker
     before, _tracker = _tracker, tracker
     return before
-
-
-def _raise_soft_time_limit() -> None:
-    # As Celery's main process does when the limit is over.
-    os.kill(os.getpid(), SIG_SOFT_TIMEOUT)
 
 
 def _is_enabled(runtime: Runtime | None) -> bool:
