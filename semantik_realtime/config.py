@@ -178,6 +178,12 @@ class Settings(BaseSettings):
     feed_seconds: float = Field(
         0.5, ge=0, description="The same in the feed of the job's owner, in seconds."
     )
+    cancel_signal: Annotated[str | None, UnsetIfEmpty] = Field(
+        None,
+        pattern=r"^SIG[A-Z0-9]{2,10}$",
+        description="Signal that ends the process of a running task when its job is cancelled, for "
+        "example SIGTERM (prefork only). Unset: the task runs on until it asks.",
+    )
     flush_seconds: float = Field(
         2.0, ge=0, description="How long a process that ends waits for its last events, in seconds."
     )

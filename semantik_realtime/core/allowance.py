@@ -38,6 +38,21 @@ class Allowance:
             self._behind_since = now
         return -self._left / self._per_second
 
+    def try_spend(self, units: float, now: float) -> bool:
+        """Take ``units`` if there are so many. Return False if not: nothing was taken.
+
+        >>> allowance = Allowance(burst=1, per_second=10, now=5.0)
+        >>> [allowance.try_spend(1, now=now) for now in (5.0, 5.0, 5.2)]
+        [True, False, True]
+        """
+        passed = max(0.0, now - self._counted_at)
+        self._left = min(self._burst, self._left + passed * self._per_second)
+        self._counted_at = max(now, self._counted_at)
+        if self._left < units:
+            return False
+        self._left -= units
+        return True
+
     def behind_seconds(self, now: float) -> float:
         """Return how long the client has sent more than it may, without a pause; 0: it has not."""
         return 0.0 if self._behind_since is None else now - self._behind_since

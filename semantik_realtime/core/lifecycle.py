@@ -10,6 +10,7 @@ STATUS_OF_TYPE: Mapping[str, str] = {
     "job_queued": "queued",
     "job_started": "running",
     "job_retrying": "retrying",
+    "job_cancelling": "cancelling",
     "job_completed": "completed",
     "job_failed": "failed",
     "job_cancelled": "cancelled",

@@ -50,6 +50,18 @@ class CurrentJob:
         running = _current.get()
         return None if running is None else running.attempt
 
+    @property
+    def is_cancelled(self) -> bool:
+        """See `Job.is_cancelled`; outside a job False."""
+        running = _current.get()
+        return running is not None and running.is_cancelled
+
+    def raise_if_cancelled(self) -> None:
+        """See `Job.raise_if_cancelled`."""
+        running = _current.get()
+        if running is not None:
+            running.raise_if_cancelled()
+
     def progress(
         self,
         current: float,

@@ -1,4 +1,4 @@
-"""Receivers of Celery's signals that raise nothing, and leave a task its soft time limit."""
+"""Receivers of Celery's signals: none raises, and none keeps a time limit from its task."""
 
 from __future__ import annotations
 
@@ -21,18 +21,15 @@ AGAIN_SECONDS = 0.01
 """After how long a soft time limit that a receiver got is raised again, in the task."""
 
 
-def guard(receiver: Callable[..., None], failures: Counter[str]) -> Callable[..., None]:
-    """Return ``receiver``, which raises nothing.
-
-    What it raises is counted in ``failures``, and the first of each kind is logged.
-    """
+def guarded(receiver: Callable[..., None], failures: Counter[str]) -> Callable[..., None]:
+    """Return ``receiver`` without its exceptions: each kind is counted, and logged once."""
     name = receiver.__name__.strip("_")
     in_task = name in RUN_BY_TASK
 
     @functools.wraps(receiver)
-    def guarded(**kwargs: Any) -> None:
+    def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            receiver(**kwargs)
+            receiver(*args, **kwargs)
         except SoftTimeLimitExceeded:
             # Celery logs and ignores what a receiver raises, also this, which is the task's.
             if in_task and SIG_SOFT_TIMEOUT is not None:

@@ -25,7 +25,9 @@ from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker.aborts import follow_aborts
 from semantik_realtime.worker.beat import note_beat, set_beat_owner
+from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
 from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
 from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
 from semantik_realtime.worker.headers import (
@@ -43,11 +45,14 @@ from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
+from semantik_realtime.worker.places import give_place
 from semantik_realtime.worker.process import WorkerProcess
-from semantik_realtime.worker.receivers import guard
+from semantik_realtime.worker.receivers import guarded
+from semantik_realtime.worker.revokes import is_active
 from semantik_realtime.worker.selection import mirrors_of, note_announced
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.values import describe_error
+from semantik_realtime.worker.workflow import WorkflowFollower
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +75,15 @@ class TaskTracker:
         # In the main process of a worker: the requests that Celery still holds, by task id.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self._running = running_jobs
+        self._workflows = WorkflowFollower(self.runtime)
+        self._revoked_results = RevokedResults()
+        self._process = WorkerProcess(
+            self.runtime, self._revoked_results, guarded(self._task_revoked, self.failures)
+        )
         receivers: list[tuple[Any, Callable[..., None]]] = [
-            *WorkerProcess(self.runtime).receivers(),
+            # Before the process's own, which flush what these send.
+            *self._workflows.receivers(),
+            *self._process.receivers(),
             (signals.beat_init, note_beat),
             (signals.before_task_publish, self._before_publish),
             (signals.after_task_publish, self._after_publish),
@@ -87,7 +99,7 @@ class TaskTracker:
         self.is_connected = False
         """Whether Celery's signals call the receivers. Set by `connect` and `disconnect`."""
         self._receivers = [
-            (signal, f"semantik_realtime.{signal.name}", guard(receiver, self.failures))
+            (signal, f"semantik_realtime.{signal.name}", guarded(receiver, self.failures))
             for signal, receiver in receivers
         ]
 
@@ -158,6 +170,7 @@ class TaskTracker:
             headers[OWNER] = str(owner)
         if job is None or job.id != str(message["id"]):
             headers.setdefault(QUEUED_AT, now_text())
+            give_place(runtime, headers, body, job)
         else:
             headers.update(headers_of(job))
 
@@ -198,29 +211,36 @@ class TaskTracker:
         push_job(job)
         job.begin()
         start_mirrors(job, task, mirrors)
+        follow_aborts(task)
 
     def _success(self, sender: Any, **_: Any) -> None:
         job = self._job(sender.request.id)
-        if job is not None:
+        if job is not None and job.is_aborted:
+            job.end("job_cancelled", data={"how": "stopped"})
+        elif job is not None:
             job.end("job_completed")
 
-    def _postrun(self, task_id: str, state: str | None, retval: Any = None, **_: Any) -> None:
+    def _postrun(
+        self, task_id: str, state: str | None, retval: Any = None, task: Any = None, **_: Any
+    ) -> None:
         job = self._job(task_id)
         if job is None:
             return
         try:
-            self._end_after_run(job, state, retval)
+            self._end_after_run(job, task, state, retval)
         finally:
             pop_job(job)
             if self._running.get(task_id) is job:
                 del self._running[task_id]
 
-    def _end_after_run(self, job: Job, state: str | None, retval: Any) -> None:
+    def _end_after_run(self, job: Job, task: Any, state: str | None, retval: Any) -> None:
         """End a job that no other signal has ended, by the state that Celery passes."""
         if job.has_ended:
             return
         ending = ending_of(state, retval, sys.exc_info()[1], job.declared_end)
         if ending is not None:
+            if isinstance(retval, JobCancelled):
+                self._revoked_results.store(task)
             job.end(ending.type, error=ending.error, data=ending.data)
         elif state is None:
             # The main process notices that this process ends, and sends the job's end.
@@ -250,12 +270,23 @@ class TaskTracker:
 
     # In the main process of a worker.
 
+    def _task_revoked(self, task_id: str) -> None:
+        """Celery has told this worker that a task is revoked."""
+        job, received = self._job(task_id), self._requests.get(task_id)
+        if job is not None:
+            # Its task runs in this process: threads, gevent.
+            job.request_cancel()
+        elif received is not None and not is_active(received):
+            data = {"how": "revoked"}
+            self._end(task_id, "job_cancelled", None, received.name, None, data, has_run=False)
+
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
         if self._mirrors(request.name, request.request_dict) is not None:
             note_ownerless(request.request_dict)
         elif is_job(request.name):
             note_announced(request.name, request.request_dict)
+        self._workflows.received(request)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any
@@ -313,7 +344,7 @@ class TaskTracker:
         # None: the attempt that is newest when the backend appends the end.
         attempts: list[int | None] = [None]
         if has_run:
-            stored = read_stored_state(runtime, meta.id)
+            stored = read_stored_state(runtime, meta.topic, meta.id)
             # An application may have stored another shape.
             stored_attempt = stored.get("attempt")
             if not isinstance(stored_attempt, int):
@@ -329,6 +360,7 @@ class TaskTracker:
             return
         for attempt in attempts:
             Job(runtime, meta, attempt, known).end(type, error=error, data=data)
+        self._workflows.ended(meta)
 
 
 _tracker: TaskTracker | None = None

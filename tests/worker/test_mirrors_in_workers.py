@@ -38,7 +38,7 @@ def test_log_records_of_a_task_are_events_of_its_job_alone(worker: Worker) -> No
     job_id = worker.send("write_log", 3)
     events = wait_for_end(worker, job_id)
     records = [event["data"] for event in events if event["type"] == "log"]
-    assert [(one["level"], one["logger"], one["message"]) for one in records] == [
+    assert [(one["level"], one["logger"], one["text"]) for one in records] == [
         *(("warning", "app.pdf", f"page {number} has no text") for number in range(3)),
         ("error", "app.tasks", "giving up"),
     ], "no framework's record, nothing printed, each once"

@@ -26,11 +26,11 @@ from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import BackendRefused, BackendUnavailable, TopicError
 from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker import receivers
 from semantik_realtime.worker import tracker as tracker_module
 from semantik_realtime.worker.current import current_job
 from semantik_realtime.worker.headers import read_job_meta
 from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.receivers import AGAIN_SECONDS
 from semantik_realtime.worker.submit import submit
 from semantik_realtime.worker.tracker import TaskTracker, install
 from semantik_realtime.worker.values import misuse
@@ -395,7 +395,7 @@ def test_a_soft_time_limit_within_a_receiver_is_raised_again_in_the_task(
         if again:
             wait_until(lambda: raised)
         else:
-            time.sleep(5 * receivers.AGAIN_SECONDS)
+            time.sleep(5 * AGAIN_SECONDS)
     finally:
         signal.signal(signal.SIGUSR1, previous)
     assert len(raised) == again
