@@ -6,17 +6,31 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from celery_workers import HERE, Worker
+from celery_workers import HERE, Place, Worker, running
 from topic_log import wait_until
 
 
 @pytest.fixture(scope="module")
 def default_row() -> str:
     return "valkey"
+
+
+@pytest.fixture(scope="module", params=["prefork", "threads"])
+def worker(
+    request: pytest.FixtureRequest,
+    broker: str,
+    place: Place,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Worker]:
+    with running(broker, place, request.param, tmp_path_factory.mktemp("worker")) as worker:
+        yield worker
+        assert "receiver failed" not in worker.output
+        assert "step failed" not in worker.output
 
 
 @pytest.mark.parametrize(
@@ -97,6 +111,7 @@ def test_threads_of_a_task_report_to_its_job(worker: Worker) -> None:
     assert log.state["progress"] == {"current": 20, "total": 20, "unit": "files"}
 
 
+@pytest.mark.parametrize("worker", ["threads"], indirect=True)
 def test_the_jobs_of_beat_have_the_owner_of_their_entry_or_of_the_setting(
     worker: Worker, tmp_path: Path
 ) -> None:
