@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -324,10 +325,11 @@ def test_several_tasks_are_one_job_of_the_applications_own(
     assert (ended.summary.done, ended.summary.total) == (3, 3)
 
 
-@pytest.mark.parametrize("pool", ["threads", "gevent"])
+POOLS = ["threads", *(["gevent"] if importlib.util.find_spec("gevent") else [])]
+
+
+@pytest.mark.parametrize("pool", POOLS)
 def test_in_other_pools_too(broker: str, place: Place, tmp_path: Path, pool: str) -> None:
-    if pool == "gevent":
-        pytest.importorskip("gevent")
     with running(broker, place, pool, tmp_path) as worker, submitting(worker) as send:
         task = tasks_of(worker)
         pair = [task("add", 1, 2), task("retry", 1)]
