@@ -57,6 +57,10 @@ class JobState:
         # change afterwards, and a bad value must not spoil later events.
         self._fields: dict[str, bytes] = {}
 
+    def cancel(self) -> None:
+        """Somebody has requested that the attempt is cancelled, which has not ended yet."""
+        self._set("status", STATUS_OF_TYPE["job_cancelling"])
+
     def set_attempt(self, number: int) -> None:
         """The attempt has the number ``number``."""
         self.members["attempt"] = number
