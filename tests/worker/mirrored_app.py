@@ -5,6 +5,7 @@ Broker and settings come from the environment.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 import os
@@ -299,6 +300,44 @@ def describe_failure(task_id: str) -> str:
 @app.task(bind=True)
 def replace_by_group(self: Task) -> None:
     raise self.replace(group(add.s(1, n) for n in range(3)))
+
+
+@app.task(bind=True)
+def replace_by_chord(self: Task) -> None:
+    raise self.replace(chord([add.s(1, n) for n in range(3)], total.s()))
+
+
+@app.task(bind=True, autoretry_for=(ValueError,), default_retry_delay=0, max_retries=5)
+def retry_automatically(self: Task) -> int:
+    if self.request.retries < 2:
+        raise ValueError("not yet")
+    return self.request.retries
+
+
+@app.task
+def compute(seconds: float) -> int:
+    """Compute without a pause: in a greenlet, no other greenlet runs."""
+    from semantik_realtime import job
+
+    deadline, number = time.monotonic() + seconds, 0
+    while time.monotonic() < deadline:
+        number += 1
+        job.progress(number)
+    return number
+
+
+@app.task
+def hold_interpreter(seconds: float) -> None:
+    """Let no other thread of this process run, as a long call of a C library does."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
+
+
+@app.task
+def wait_calmly(seconds: float) -> None:
+    from semantik_realtime import job
+
+    job.set(waiting=True)
+    time.sleep(seconds)
 
 
 @app.task(acks_late=True)
