@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,22 +18,17 @@ import msgspec
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Claim
-from semantik_realtime.core.lifecycle import (
-    END_TYPES,
-    LOG,
-    PROGRESS,
-    RESERVED_TYPES,
-    STATUS_OF_TYPE,
-)
-from semantik_realtime.core.topic import job_topic, user_topic
+from semantik_realtime.core.lifecycle import END_TYPES, LOG, PROGRESS, RESERVED_TYPES
+from semantik_realtime.core.topic import user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.bars import Bar, inner_bars
 from semantik_realtime.worker.cancellable import Cancellable
 from semantik_realtime.worker.event_types import declared, read_event
+from semantik_realtime.worker.job_meta import JobMeta as JobMeta
 from semantik_realtime.worker.job_state import JobState
-from semantik_realtime.worker.members import Member, tallies
+from semantik_realtime.worker.members import tallies
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
 
@@ -41,30 +36,6 @@ if TYPE_CHECKING:
     from semantik_realtime.worker.task_logs import JobLog
 
 _serials = itertools.count()
-
-
-class JobMeta(msgspec.Struct, frozen=True):
-    """What a task's message states about the job.
-
-    ``topics`` get the job's states too, beside the owner's feed.
-    """
-
-    id: str
-    name: str | None = None
-    owner: str | None = None
-    topics: Sequence[str] = ()
-    queued_at: str | None = None
-    member: Member | None = None
-    """Its place in a workflow, whose topic gets its events; None: it has a topic of its own."""
-
-    @property
-    def topic(self) -> str:
-        """The topic of the job's events.
-
-        Raises:
-            TopicError: the id cannot be the name of a topic.
-        """
-        return job_topic(self.id if self.member is None else self.member.workflow)
 
 
 class Job(Cancellable):
@@ -263,8 +234,7 @@ class Job(Cancellable):
             self._send_everywhere(type, data)
             self.has_ended = True
         if self.meta.member is not None and type in END_TYPES:
-            status = STATUS_OF_TYPE[type]
-            tallies.count(self.runtime, self.meta.member, self.meta.owner, status, self.id)
+            tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.id)
 
     def send_log(self, data: Mapping[str, Any]) -> None:
         """Send a log record on the job's topic; the state stays as it is. Never waits."""
