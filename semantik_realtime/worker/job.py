@@ -18,13 +18,7 @@ import msgspec
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Claim
-from semantik_realtime.core.lifecycle import (
-    END_TYPES,
-    LOG,
-    PROGRESS,
-    RESERVED_TYPES,
-    STATUS_OF_TYPE,
-)
+from semantik_realtime.core.lifecycle import END_TYPES, LOG, PROGRESS, RESERVED_TYPES
 from semantik_realtime.core.topic import user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
@@ -226,8 +220,7 @@ class Job(TaskContext, Cancellable):
             self._send_everywhere(type, data)
             self.has_ended = True
         if self.meta.member is not None and type in END_TYPES:
-            status = STATUS_OF_TYPE[type]
-            tallies.count(self.runtime, self.meta.member, self.meta.owner, status, self.id)
+            tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.id)
 
     def send_log(self, data: Mapping[str, Any]) -> None:
         """Send a log record on the job's topic; the state stays as it is. Never waits."""
