@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ import msgspec
 from semantik_realtime.core.cancelling import CONTROL_TOPIC
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.hookspecs import Backend
+from semantik_realtime.native_threads import make_event, make_thread
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
 from semantik_realtime.worker.listener import read_requests
@@ -60,7 +60,7 @@ def _read_apart(
         return None
 
     answers: list[Answer] = []
-    is_read = threading.Event()
+    is_read = make_event()
 
     async def read_once() -> None:
         try:
@@ -75,6 +75,6 @@ def _read_apart(
             is_read.set()
             await backend.close()
 
-    threading.Thread(target=lambda: asyncio.run(read_once()), daemon=True).start()
+    make_thread(lambda: asyncio.run(read_once()), "semantik-realtime-state").start()
     is_read.wait(runtime.settings.flush_seconds)
     return answers[0] if answers else None

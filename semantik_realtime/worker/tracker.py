@@ -28,7 +28,7 @@ from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.aborts import follow_aborts
 from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
 from semantik_realtime.worker.current import current_job, pop_job, push_job
-from semantik_realtime.worker.endings import ending_of
+from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
 from semantik_realtime.worker.headers import (
     OWNER,
     QUEUED_AT,
@@ -47,7 +47,7 @@ from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.updates import mirror_updates
-from semantik_realtime.worker.values import describe_error, make_error
+from semantik_realtime.worker.values import describe_error
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,8 @@ class TaskTracker:
             (signals.task_unknown, self._unknown),
             (signals.task_postrun, self._postrun),
         ]
+        self.is_connected = False
+        """Whether Celery's signals call the receivers. Set by `connect` and `disconnect`."""
         self._receivers = [
             (signal, f"semantik_realtime.{signal.name}", guarded(receiver, self.failures))
             for signal, receiver in receivers
@@ -97,11 +99,13 @@ class TaskTracker:
         """Connect the receivers to Celery's signals. Idempotent."""
         for signal, uid, receiver in self._receivers:
             signal.connect(receiver, weak=False, dispatch_uid=uid)
+        self.is_connected = True
 
     def disconnect(self) -> None:
         """Undo `connect`."""
         for signal, uid, _ in self._receivers:
             signal.disconnect(dispatch_uid=uid)
+        self.is_connected = False
 
     def runtime(self) -> Runtime | None:
         """Return the runtime, made now if there is none yet; None if the tracker is off."""
@@ -237,8 +241,7 @@ class TaskTracker:
         if reason is None and not getattr(sender, "acks_late", False):
             # A cold stop of the worker. Celery calls it a retry, but the message is acknowledged,
             # so no worker gets it again.
-            error = make_error("WorkerStopped", "the worker was stopped before the task ended")
-            self._end(request.id, "job_failed", request, sender.name, error)
+            self._end(request.id, "job_failed", request, sender.name, WORKER_STOPPED)
             return
         cause = getattr(reason, "exc", None)
         when = getattr(reason, "when", None)
@@ -358,6 +361,13 @@ def install(app: object = None, runtime: Runtime | None = None) -> TaskTracker:
     else:
         _tracker.disconnect()
     return _tracker
+
+
+def swap_tracker(tracker: TaskTracker | None) -> TaskTracker | None:
+    """Make ``tracker`` the one that `install` returns; return the one before. Connects neither."""
+    global _tracker
+    before, _tracker = _tracker, tracker
+    return before
 
 
 def _is_enabled(runtime: Runtime | None) -> bool:
