@@ -56,6 +56,13 @@ SPOOL_DRAFTS = 10_000
 SPOOL_BYTES = 16 * 2**20
 """Bytes of the drafts that may wait in a process, unless the settings say otherwise."""
 
+LOG_BURST = 100
+"""Log records of a job that may be sent at once."""
+LOG_PER_SECOND = 10.0
+"""Log records of a job that may be sent in a second after that; the others are counted."""
+MAX_LOG_CHARACTERS = 2000
+"""What is kept of the message of a log record."""
+
 KEEP_EVENTS = 100
 """Recent events that a channel keeps even when every watcher has them."""
 SLOW_WRITE_SECONDS = 0.25
