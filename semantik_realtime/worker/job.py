@@ -35,7 +35,7 @@ from semantik_realtime.worker.event_types import declared, read_event
 from semantik_realtime.worker.job_state import JobState
 from semantik_realtime.worker.members import Member, tallies
 from semantik_realtime.worker.mirrors import Mirrors
-from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
+from semantik_realtime.worker.values import BAD_VALUE, due_time, encode_fields, note_misuse
 
 if TYPE_CHECKING:
     from semantik_realtime.worker.task_logs import JobLog
@@ -54,6 +54,8 @@ class JobMeta(msgspec.Struct, frozen=True):
     owner: str | None = None
     topics: Sequence[str] = ()
     queued_at: str | None = None
+    due_at: float | None = None
+    """When the task is to start (its ETA), in seconds since 1970; None: as soon as possible."""
     member: Member | None = None
     """Its place in a workflow, whose topic gets its events; None: it has a topic of its own."""
 
@@ -387,6 +389,12 @@ class Job(Cancellable):
             self._send(type, topics)
         self._sent_version = self._feed_version = self._state.version
 
+    def _due_at(self, type: str, data: Mapping[str, Any] | None) -> float | None:
+        """Return when the job goes on, if the event says that it waits for a time."""
+        if type == "job_queued":
+            return self.meta.due_at
+        return due_time((data or {}).get("delay_seconds")) if type == "job_retrying" else None
+
     def _send(
         self,
         type: str,
@@ -416,6 +424,7 @@ class Job(Cancellable):
                 attempt=self._attempt,
                 claim=claim,
                 terminal=type in END_TYPES,
+                due_at=self._due_at(type, data),
                 max_bytes=self.runtime.settings.max_event_bytes,
             )
         except BAD_VALUE as error:
