@@ -5,7 +5,9 @@ Broker and settings come from the environment.
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -14,6 +16,7 @@ import time
 from typing import Any
 
 from celery import Celery, Task, chord, group
+from celery.contrib.abortable import AbortableTask
 from celery.exceptions import Ignore, Reject
 
 app = Celery("mirrored_app")
@@ -172,6 +175,30 @@ def wait() -> None:
     threading.Event().wait(60)
 
 
+@app.task
+def work(seconds: float, asks: bool) -> str:
+    """Report progress for some time; ask whether the job is cancelled, or not."""
+    from semantik_realtime import job
+
+    deadline = time.monotonic() + seconds
+    for number in itertools.count(1):
+        if asks:
+            job.raise_if_cancelled()
+        if time.monotonic() > deadline:
+            break
+        job.progress(number)
+        time.sleep(0.01)
+    return "done"
+
+
+@app.task(bind=True, base=AbortableTask)
+def work_until_aborted(self: AbortableTask) -> str:
+    deadline = time.monotonic() + 30
+    while not self.is_aborted() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return "aborted"
+
+
 @app.task(soft_time_limit=1)
 def overrun_softly() -> None:
     from semantik_realtime import job
@@ -275,6 +302,59 @@ def replace_by_group(self: Task) -> None:
     raise self.replace(group(add.s(1, n) for n in range(3)))
 
 
+@app.task(bind=True)
+def replace_by_chord(self: Task) -> None:
+    raise self.replace(chord([add.s(1, n) for n in range(3)], total.s()))
+
+
+@app.task(bind=True, autoretry_for=(ValueError,), default_retry_delay=0, max_retries=5)
+def retry_automatically(self: Task) -> int:
+    if self.request.retries < 2:
+        raise ValueError("not yet")
+    return self.request.retries
+
+
+@app.task
+def compute(seconds: float) -> int:
+    """Compute without a pause: in a greenlet, no other greenlet runs."""
+    from semantik_realtime import job
+
+    deadline, number = time.monotonic() + seconds, 0
+    while time.monotonic() < deadline:
+        number += 1
+        job.progress(number)
+    return number
+
+
+@app.task
+def hold_interpreter(seconds: float) -> None:
+    """Let no other thread of this process run, as a long call of a C library does."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
+
+
+@app.task
+def wait_calmly(seconds: float) -> None:
+    from semantik_realtime import job
+
+    job.set(waiting=True)
+    time.sleep(seconds)
+
+
 @app.task(acks_late=True)
 def sleep_late(seconds: float) -> None:
     sleep(seconds)
+
+
+@app.task
+def list_of(number: int) -> list[int]:
+    return [number]
+
+
+@app.task
+def fail_after(number: int) -> None:
+    raise ValueError(f"the file is empty after {number}")
+
+
+@app.task
+def ignore_result_of(ids: list[str]) -> int:
+    return len(ids)
