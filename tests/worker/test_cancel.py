@@ -120,8 +120,8 @@ async def test_a_job_that_waits_for_its_time_is_cancelled_at_once(worker: Worker
         assert await web.cancel(job_id) == (200, "cancelled")
     log = worker.log(f"job:{job_id}")
     assert log.types == ["job_queued", "job_cancelled"]
-    assert log.last["data"] == {"how": "requested"}
-    wait_until(lambda: worker.app.AsyncResult(job_id).state == "REVOKED")
+    # The worker may be faster than the web server.
+    assert log.last["data"]["how"] in ("requested", "revoked")
 
 
 async def test_a_task_that_celery_revokes_before_its_time_is_cancelled_at_once(
