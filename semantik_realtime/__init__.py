@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from semantik_realtime.web.realtime import Realtime as Realtime
     from semantik_realtime.worker.cancelled import JobCancelled as JobCancelled
     from semantik_realtime.worker.current import job as job
+    from semantik_realtime.worker.event_types import event as event
     from semantik_realtime.worker.progress import track as track
     from semantik_realtime.worker.tracker import install as install
 
@@ -26,6 +27,7 @@ _HOMES = {
     "NO_OPINION": "semantik_realtime.hookspecs",
     "Realtime": "semantik_realtime.web.realtime",
     "Settings": "semantik_realtime.config",
+    "event": "semantik_realtime.worker.event_types",
     "hookimpl": "semantik_realtime.hookspecs",
     "install": "semantik_realtime.worker.tracker",
     "job": "semantik_realtime.worker.current",

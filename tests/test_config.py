@@ -49,6 +49,8 @@ def other_value(name: str, field: FieldInfo) -> tuple[str, object]:
         return "SIGTERM", "SIGTERM"
     if name == "worker_metrics":
         return "other:1", "other:1"
+    if name == "mirror_logs":
+        return "WARNING", "WARNING"
     default = field.default
     match default:
         case bool():

@@ -25,6 +25,9 @@ R = TypeVar("R")
 
 _current: ContextVar[Job | None] = ContextVar("semantik_realtime_job", default=None)
 
+running_jobs: dict[str, Job] = {}
+"""The jobs whose tasks run in this process, by task id: from prerun to postrun."""
+
 
 class CurrentJob:
     """The job that runs in this context; outside a job every method does nothing.
@@ -105,7 +108,7 @@ class CurrentJob:
         if running is not None:
             running.set(**fields)
 
-    def emit(self, type: str, /, **data: Any) -> None:
+    def emit(self, type: Any, /, **data: Any) -> None:
         """See `Job.emit`."""
         running = _current.get()
         if running is not None:

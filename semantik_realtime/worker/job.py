@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -18,33 +18,24 @@ import msgspec
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Claim
-from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES
-from semantik_realtime.core.topic import job_topic, user_topic
+from semantik_realtime.core.lifecycle import END_TYPES, LOG, PROGRESS, RESERVED_TYPES
+from semantik_realtime.core.topic import user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.bars import Bar, inner_bars
+from semantik_realtime.worker.bars import inner_bars
 from semantik_realtime.worker.cancellable import Cancellable
+from semantik_realtime.worker.event_types import declared, read_event
+from semantik_realtime.worker.job_meta import JobMeta as JobMeta
 from semantik_realtime.worker.job_state import JobState
-from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
+from semantik_realtime.worker.members import tallies
+from semantik_realtime.worker.task_context import TaskContext
+from semantik_realtime.worker.values import BAD_VALUE, due_time, encode_fields, note_misuse
 
 _serials = itertools.count()
 
 
-class JobMeta(msgspec.Struct, frozen=True):
-    """What a task's message states about the job.
-
-    ``topics`` get the job's states too, beside the owner's feed.
-    """
-
-    id: str
-    name: str | None = None
-    owner: str | None = None
-    topics: Sequence[str] = ()
-    queued_at: str | None = None
-
-
-class Job(Cancellable):
+class Job(TaskContext, Cancellable):
     """One attempt of a job, as this process sees it.
 
     Its methods may be called from any thread. The job's topic gets every
@@ -76,7 +67,7 @@ class Job(Cancellable):
         self.runtime = runtime
         self.meta = meta
         self.id = meta.id
-        self.topic = job_topic(meta.id)
+        self.topic = meta.topic
         self.has_ended = False
         """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
         self._attempt = attempt
@@ -85,18 +76,16 @@ class Job(Cancellable):
         if is_new and attempt is not None:
             token = secrets.token_hex(8)
             self._claim = Claim(self.topic, self.id, token, expected=attempt, owner=meta.owner)
-        self.declared_end: tuple[str, dict[str, str] | None] | None = None
-        """Type and error of the end that the task announced before it raised ``Ignore``.
-        Set by `declare_end`."""
-        self.outer: Job | None = None
-        """The job whose task called this one's task in the same context. Set by `nest_in`."""
-        self.bars: list[Bar] = []
-        """The open bars, in the order in which they were opened. Changed by `Bar`."""
+        # Of a workflow the feeds get the state of the whole.
+        is_whole = meta.member is None
         feeds = [] if meta.owner is None else [user_topic(meta.owner)]
         # The job's own topic, and its feeds, each with the owner that it gets.
         self._topics = {self.topic: meta.owner}
-        self._feeds = owners_of(self.topic, [*feeds, *meta.topics], meta.owner)
+        others = [*feeds, *meta.topics] if is_whole else []
+        self._feeds = owners_of(self.topic, others, meta.owner)
         del self._feeds[self.topic]
+        if meta.member is not None:
+            known = {**(known or {}), "member": meta.member.as_state()}
         self._state = JobState(attempt, meta.name, meta.queued_at, known)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
@@ -165,18 +154,20 @@ class Job(Cancellable):
         if has_changed and not self._is_due:
             self._schedule()
 
-    def emit(self, type: str, /, **data: Any) -> None:
+    def emit(self, type: Any, /, **data: Any) -> None:
         """Send an event of the application's own on the job's topic.
 
-        Types are lower-case words, ``file_completed``; those of a job's life are refused.
+        Types are lower-case words, ``file_completed``; those of a job's life are refused. An
+        object of a class with a shape is an event of the class's type (`event_types.event`).
         Where events come faster than the backend takes them, a call waits, at most a
         second (``Emitter.wait_for_room``); while the backend is away it does not.
         """
-        try:
-            reserved = type in RESERVED_TYPES
-        except TypeError:
-            reserved = False
-        if reserved:
+        if type.__class__ is not str or type in declared:
+            found = read_event(type, data, self.id)
+            if found is None:
+                return
+            type, data = found[0], dict(found[1])
+        if type in RESERVED_TYPES:
             note_misuse("reserved event type", self.id, type)
             return
         # Before the lock is taken: the emitter's thread needs it to go on.
@@ -200,6 +191,9 @@ class Job(Cancellable):
 
     def queue(self) -> None:
         """Send that the job waits for a worker. May wait as `emit` does."""
+        if self.meta.member is not None and self.meta.member.is_counted(self.runtime):
+            # Too many may wait for each to have a key.
+            return
         self.runtime.emitter.wait_for_room()
         with self._lock:
             self._send_everywhere("job_queued")
@@ -219,10 +213,20 @@ class Job(Cancellable):
         with self._lock:
             if self.has_ended:
                 return
+            if self.log is not None:
+                self.log.finish()
             self._update()
             self._state.end(type, now_text(), error, message)
             self._send_everywhere(type, data)
             self.has_ended = True
+        if self.meta.member is not None and type in END_TYPES:
+            tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.id)
+
+    def send_log(self, data: Mapping[str, Any]) -> None:
+        """Send a log record on the job's topic; the state stays as it is. Never waits."""
+        with self._lock:
+            if not self.has_ended:
+                self._send(LOG, self._topics, data, has_state=False)
 
     def request_cancel(self) -> None:
         """Note that the job is being cancelled. Its states show that until it ends. Idempotent."""
@@ -234,19 +238,11 @@ class Job(Cancellable):
         if not self._is_due:
             self._schedule()
 
-    def declare_end(self, type: str, error: dict[str, str]) -> None:
-        """Note the end that the task announces. Nothing is sent before `end`."""
-        self.declared_end = type, error
-
     def send_pending(self) -> None:
         """Send what is not yet sent, without waiting until it is due."""
         with self._lock:
             self._send_progress()
             self._send_feeds()
-
-    def nest_in(self, outer: Job | None) -> None:
-        """Note which job was current before this one."""
-        self.outer = outer
 
     def schedule(self) -> None:
         """Have the emitter look at the job's bars when it is due."""
@@ -339,11 +335,18 @@ class Job(Cancellable):
             self._send(type, topics)
         self._sent_version = self._feed_version = self._state.version
 
+    def _due_at(self, type: str, data: Mapping[str, Any] | None) -> float | None:
+        """Return when the job goes on, if the event says that it waits for a time."""
+        if type == "job_queued":
+            return self.meta.due_at
+        return due_time((data or {}).get("delay_seconds")) if type == "job_retrying" else None
+
     def _send(
         self,
         type: str,
         topics: Mapping[str, str | None],
         data: Mapping[str, Any] | None = None,
+        has_state: bool = True,
     ) -> bool:
         self.watch_if_long()
         claim = self._claim
@@ -361,12 +364,13 @@ class Job(Cancellable):
                 type,
                 now_text(),
                 self.id,
-                state=self._state.members,
+                state=self._state.members if has_state else msgspec.UNSET,
                 data=data,
                 job=self.id,
                 attempt=self._attempt,
                 claim=claim,
                 terminal=type in END_TYPES,
+                due_at=self._due_at(type, data),
                 max_bytes=self.runtime.settings.max_event_bytes,
             )
         except BAD_VALUE as error:

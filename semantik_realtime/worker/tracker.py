@@ -16,38 +16,36 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import UUID
 
 from celery import signals
 from celery._state import get_current_task
 
-from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.aborts import follow_aborts
+from semantik_realtime.worker.beat import note_beat, set_beat_owner
 from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
-from semantik_realtime.worker.current import current_job, pop_job, push_job
+from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
 from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
 from semantik_realtime.worker.headers import (
-    OWNER,
-    QUEUED_AT,
     count_attempts,
-    headers_of,
     inherit,
-    is_job,
     job_message,
-    note_ownerless,
     read_job_meta,
 )
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
+from semantik_realtime.worker.mirroring import start_mirrors
+from semantik_realtime.worker.mirrors import Mirrors
+from semantik_realtime.worker.places import complete_headers
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active
+from semantik_realtime.worker.selection import mirrors_of, note_received
 from semantik_realtime.worker.stored_state import read_stored_state
-from semantik_realtime.worker.updates import mirror_updates
 from semantik_realtime.worker.values import describe_error
+from semantik_realtime.worker.workflow import WorkflowFollower
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +67,17 @@ class TaskTracker:
         self._is_off = False
         # In the main process of a worker: the requests that Celery still holds, by task id.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-        # The jobs whose tasks run in this process, by task id: from prerun to postrun.
-        self._running: dict[str, Job] = {}
+        self._running = running_jobs
+        self._workflows = WorkflowFollower(self.runtime)
         self._revoked_results = RevokedResults()
         self._process = WorkerProcess(
             self.runtime, self._revoked_results, guarded(self._task_revoked, self.failures)
         )
         receivers: list[tuple[Any, Callable[..., None]]] = [
+            # Before the process's own, which flush what these send.
+            *self._workflows.receivers(),
             *self._process.receivers(),
+            (signals.beat_init, note_beat),
             (signals.before_task_publish, self._before_publish),
             (signals.after_task_publish, self._after_publish),
             (signals.task_received, self._received),
@@ -144,24 +145,18 @@ class TaskTracker:
     # In a process that publishes a task.
 
     def _before_publish(self, sender: Any, headers: Any, body: Any = None, **_: Any) -> None:
-        if not isinstance(headers, dict) or self.runtime() is None:
+        runtime = self.runtime()
+        if not isinstance(headers, dict) or runtime is None:
             return
         parent = self._publisher(headers)
         if parent is not None:
             # Celery's own messages too: a task of Celery publishes the body of a chord.
             inherit(headers, parent)
+        set_beat_owner(headers, runtime.settings.beat_owner)
         message = job_message(sender, headers, body)
-        if message is None:
+        if message is None or self._mirrors(sender, message) is None:
             return
-        job = current_job()
-        owner = headers.get(OWNER)
-        if isinstance(owner, UUID):
-            # Not every transport can encode one in a header.
-            headers[OWNER] = str(owner)
-        if job is None or job.id != str(message["id"]):
-            headers.setdefault(QUEUED_AT, now_text())
-        else:
-            headers.update(headers_of(job))
+        complete_headers(runtime, headers, body, str(message["id"]), current_job())
 
     def _publisher(self, headers: Mapping[str, Any]) -> Any:
         """Return the request of the task that publishes a message; None outside of tasks."""
@@ -178,6 +173,8 @@ class TaskTracker:
             return
         runtime = self.runtime()
         job = current_job()
+        if self._mirrors(sender, message) is None:
+            return
         if runtime is not None and (job is None or job.id != str(message["id"])):
             meta = read_job_meta(message)
             if meta is not None:
@@ -187,7 +184,8 @@ class TaskTracker:
 
     def _prerun(self, task_id: str, task: Any, **_: Any) -> None:
         runtime = self.runtime()
-        if runtime is None or not is_job(task.name):
+        mirrors = self._mirrors(task.name, task.request)
+        if runtime is None or mirrors is None:
             return
         meta = read_job_meta(task.request, id=task_id, name=task.name)
         if meta is None:
@@ -196,7 +194,7 @@ class TaskTracker:
         self._running[task_id] = job
         push_job(job)
         job.begin()
-        mirror_updates(task)
+        start_mirrors(job, task, mirrors)
         follow_aborts(task)
 
     def _success(self, sender: Any, **_: Any) -> None:
@@ -268,7 +266,9 @@ class TaskTracker:
 
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
-        note_ownerless(request.request_dict)
+        message = request.request_dict
+        note_received(message, self._mirrors(request.name, message))
+        self._workflows.received(request)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any
@@ -279,6 +279,11 @@ class TaskTracker:
     def _unknown(self, message: Any, name: str, id: str, **_: Any) -> None:
         error = {"type": "NotRegistered", "message": f"no worker knows the task {name}"}
         self._end(id, "job_failed", message.headers or {}, name, error, has_run=False)
+
+    def _mirrors(self, name: Any, message: Any) -> Mirrors | None:
+        """Return what is mirrored of a task; None: nothing, or the tracker is off."""
+        runtime = self.runtime()
+        return mirrors_of(name, message, None if runtime is None else runtime.settings)
 
     def _job(self, task_id: str | None) -> Job | None:
         """Return the job of a task that runs in this process."""
@@ -307,11 +312,11 @@ class TaskTracker:
             job.end(type, error=error, data=data)
             return
         runtime = self.runtime()
-        if runtime is None or not is_job(name):
-            return
         # In the main process `sender.request` is empty; the received request has the headers.
         received = self._requests.get(task_id)
         source = request if received is None else received.request_dict
+        if runtime is None or self._mirrors(name, source) is None:
+            return
         meta = read_job_meta(source, id=task_id, name=name)
         if meta is None:
             return
@@ -319,7 +324,7 @@ class TaskTracker:
         # None: the attempt that is newest when the backend appends the end.
         attempts: list[int | None] = [None]
         if has_run:
-            stored = read_stored_state(runtime, meta.id)
+            stored = read_stored_state(runtime, meta.topic, meta.id)
             # An application may have stored another shape.
             stored_attempt = stored.get("attempt")
             if not isinstance(stored_attempt, int):
@@ -335,6 +340,7 @@ class TaskTracker:
             return
         for attempt in attempts:
             Job(runtime, meta, attempt, known).end(type, error=error, data=data)
+        self._workflows.ended(meta)
 
 
 _tracker: TaskTracker | None = None

@@ -742,7 +742,7 @@ def test_a_task_id_that_no_topic_can_have_is_logged_once_and_harms_no_task(
         ),
         ("PROGRESS", {"failed": [1], "bad": object}, {"fields": {"failed": [1]}}),
         (None, {"current": 1}, {"progress": {"current": 1, "total": None}}),
-        ("PROGRESS", "plain text", {}),
+        ("PROGRESS", "plain text", {"message": "plain text"}),
         ("PROGRESS", {5: 6, "current": "x"}, {"fields": {"current": "x"}}),
     ],
 )
