@@ -18,13 +18,7 @@ import msgspec
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Claim
-from semantik_realtime.core.lifecycle import (
-    END_TYPES,
-    LOG,
-    PROGRESS,
-    RESERVED_TYPES,
-    STATUS_OF_TYPE,
-)
+from semantik_realtime.core.lifecycle import END_TYPES, LOG, PROGRESS, RESERVED_TYPES
 from semantik_realtime.core.topic import user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
@@ -36,7 +30,7 @@ from semantik_realtime.worker.job_meta import JobMeta as JobMeta
 from semantik_realtime.worker.job_state import JobState
 from semantik_realtime.worker.members import tallies
 from semantik_realtime.worker.task_context import TaskContext
-from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
+from semantik_realtime.worker.values import BAD_VALUE, due_time, encode_fields, note_misuse
 
 _serials = itertools.count()
 
@@ -226,8 +220,7 @@ class Job(TaskContext, Cancellable):
             self._send_everywhere(type, data)
             self.has_ended = True
         if self.meta.member is not None and type in END_TYPES:
-            status = STATUS_OF_TYPE[type]
-            tallies.count(self.runtime, self.meta.member, self.meta.owner, status, self.id)
+            tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.id)
 
     def send_log(self, data: Mapping[str, Any]) -> None:
         """Send a log record on the job's topic; the state stays as it is. Never waits."""
@@ -342,6 +335,12 @@ class Job(TaskContext, Cancellable):
             self._send(type, topics)
         self._sent_version = self._feed_version = self._state.version
 
+    def _due_at(self, type: str, data: Mapping[str, Any] | None) -> float | None:
+        """Return when the job goes on, if the event says that it waits for a time."""
+        if type == "job_queued":
+            return self.meta.due_at
+        return due_time((data or {}).get("delay_seconds")) if type == "job_retrying" else None
+
     def _send(
         self,
         type: str,
@@ -371,6 +370,7 @@ class Job(TaskContext, Cancellable):
                 attempt=self._attempt,
                 claim=claim,
                 terminal=type in END_TYPES,
+                due_at=self._due_at(type, data),
                 max_bytes=self.runtime.settings.max_event_bytes,
             )
         except BAD_VALUE as error:

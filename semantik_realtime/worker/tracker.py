@@ -16,12 +16,10 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import UUID
 
 from celery import signals
 from celery._state import get_current_task
 
-from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
@@ -31,10 +29,7 @@ from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
 from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
 from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
 from semantik_realtime.worker.headers import (
-    OWNER,
-    QUEUED_AT,
     count_attempts,
-    headers_of,
     inherit,
     job_message,
     read_job_meta,
@@ -43,7 +38,7 @@ from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
-from semantik_realtime.worker.places import give_place
+from semantik_realtime.worker.places import complete_headers
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active
@@ -161,16 +156,7 @@ class TaskTracker:
         message = job_message(sender, headers, body)
         if message is None or self._mirrors(sender, message) is None:
             return
-        job = current_job()
-        owner = headers.get(OWNER)
-        if isinstance(owner, UUID):
-            # Not every transport can encode one in a header.
-            headers[OWNER] = str(owner)
-        if job is None or job.id != str(message["id"]):
-            headers.setdefault(QUEUED_AT, now_text())
-            give_place(runtime, headers, body, job)
-        else:
-            headers.update(headers_of(job))
+        complete_headers(runtime, headers, body, str(message["id"]), current_job())
 
     def _publisher(self, headers: Mapping[str, Any]) -> Any:
         """Return the request of the task that publishes a message; None outside of tasks."""

@@ -39,6 +39,7 @@ class Worker:
         self.log_path = directory / f"{pool}.log"
         self.queue = prefix
         self.pool = pool
+        self.pool = pool
         self._environment = {
             **os.environ,
             "REDIS_URL": broker,

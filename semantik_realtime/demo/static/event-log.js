@@ -14,6 +14,7 @@ const TYPE_TEXT = {
   job_retrying: "retrying",
   job_completed: "done",
   job_failed: "failed",
+  job_cancelling: "cancelling",
   job_cancelled: "cancelled",
   job_lost: "lost",
   log: "log",
