@@ -11,7 +11,7 @@ import itertools
 import secrets
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -23,22 +23,19 @@ from semantik_realtime.core.topic import user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.bars import Bar, inner_bars
+from semantik_realtime.worker.bars import inner_bars
 from semantik_realtime.worker.cancellable import Cancellable
 from semantik_realtime.worker.event_types import declared, read_event
 from semantik_realtime.worker.job_meta import JobMeta as JobMeta
 from semantik_realtime.worker.job_state import JobState
 from semantik_realtime.worker.members import tallies
-from semantik_realtime.worker.mirrors import Mirrors
-from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
-
-if TYPE_CHECKING:
-    from semantik_realtime.worker.task_logs import JobLog
+from semantik_realtime.worker.task_context import TaskContext
+from semantik_realtime.worker.values import BAD_VALUE, due_time, encode_fields, note_misuse
 
 _serials = itertools.count()
 
 
-class Job(Cancellable):
+class Job(TaskContext, Cancellable):
     """One attempt of a job, as this process sees it.
 
     Its methods may be called from any thread. The job's topic gets every
@@ -79,17 +76,6 @@ class Job(Cancellable):
         if is_new and attempt is not None:
             token = secrets.token_hex(8)
             self._claim = Claim(self.topic, self.id, token, expected=attempt, owner=meta.owner)
-        self.declared_end: tuple[str, dict[str, str] | None] | None = None
-        """Type and error of the end that the task announced before it raised ``Ignore``.
-        Set by `declare_end`."""
-        self.mirrors = Mirrors()
-        """What of its task is reported beside its life. Set when the task begins."""
-        self.log: JobLog | None = None
-        """Counts and sends its log records. Set by the first one."""
-        self.outer: Job | None = None
-        """The job whose task called this one's task in the same context. Set by `nest_in`."""
-        self.bars: list[Bar] = []
-        """The open bars, in the order in which they were opened. Changed by `Bar`."""
         # Of a workflow the feeds get the state of the whole.
         is_whole = meta.member is None
         feeds = [] if meta.owner is None else [user_topic(meta.owner)]
@@ -252,19 +238,11 @@ class Job(Cancellable):
         if not self._is_due:
             self._schedule()
 
-    def declare_end(self, type: str, error: dict[str, str]) -> None:
-        """Note the end that the task announces. Nothing is sent before `end`."""
-        self.declared_end = type, error
-
     def send_pending(self) -> None:
         """Send what is not yet sent, without waiting until it is due."""
         with self._lock:
             self._send_progress()
             self._send_feeds()
-
-    def nest_in(self, outer: Job | None) -> None:
-        """Note which job was current before this one."""
-        self.outer = outer
 
     def schedule(self) -> None:
         """Have the emitter look at the job's bars when it is due."""
@@ -357,6 +335,12 @@ class Job(Cancellable):
             self._send(type, topics)
         self._sent_version = self._feed_version = self._state.version
 
+    def _due_at(self, type: str, data: Mapping[str, Any] | None) -> float | None:
+        """Return when the job goes on, if the event says that it waits for a time."""
+        if type == "job_queued":
+            return self.meta.due_at
+        return due_time((data or {}).get("delay_seconds")) if type == "job_retrying" else None
+
     def _send(
         self,
         type: str,
@@ -386,6 +370,7 @@ class Job(Cancellable):
                 attempt=self._attempt,
                 claim=claim,
                 terminal=type in END_TYPES,
+                due_at=self._due_at(type, data),
                 max_bytes=self.runtime.settings.max_event_bytes,
             )
         except BAD_VALUE as error:

@@ -31,9 +31,7 @@ from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
 from semantik_realtime.worker.headers import (
     count_attempts,
     inherit,
-    is_job,
     job_message,
-    note_ownerless,
     read_job_meta,
 )
 from semantik_realtime.worker.job import Job
@@ -44,7 +42,7 @@ from semantik_realtime.worker.places import complete_headers
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active
-from semantik_realtime.worker.selection import mirrors_of, note_announced
+from semantik_realtime.worker.selection import mirrors_of, note_received
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.values import describe_error
 from semantik_realtime.worker.workflow import WorkflowFollower
@@ -268,10 +266,8 @@ class TaskTracker:
 
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
-        if self._mirrors(request.name, request.request_dict) is not None:
-            note_ownerless(request.request_dict)
-        elif is_job(request.name):
-            note_announced(request.name, request.request_dict)
+        message = request.request_dict
+        note_received(message, self._mirrors(request.name, message))
         self._workflows.received(request)
 
     def _revoked(
@@ -287,9 +283,7 @@ class TaskTracker:
     def _mirrors(self, name: Any, message: Any) -> Mirrors | None:
         """Return what is mirrored of a task; None: nothing, or the tracker is off."""
         runtime = self.runtime()
-        if runtime is None or not is_job(name):
-            return None
-        return mirrors_of(str(name), message, runtime.settings)
+        return mirrors_of(name, message, None if runtime is None else runtime.settings)
 
     def _job(self, task_id: str | None) -> Job | None:
         """Return the job of a task that runs in this process."""
