@@ -19,6 +19,7 @@ const OUTCOME_OF_STATUS = {
   cancelled: "cancelled",
   lost: "lost",
 };
+const RUNNING_STATUSES = ["running", "retrying", "cancelling"];
 const TIME =
   /^[0-9]{4}-(0[1-9]|1[0-2])-([0-2][1-9]|[123]0|31)T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{3}Z$/;
 
@@ -160,7 +161,7 @@ class Count {
     if (outcome) {
       this.#unite(outcome, giver, number >> 3, bit);
       if (outcome !== "done") this.#skip(giver, state.member.skips);
-    } else if (state.status === "running" || state.status === "retrying") {
+    } else if (RUNNING_STATUSES.includes(state.status)) {
       this.#unite("running", giver, number >> 3, bit);
     }
   }
