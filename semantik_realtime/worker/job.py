@@ -68,6 +68,7 @@ class Job(TaskContext, Cancellable):
         self.meta = meta
         self.id = meta.id
         self.topic = meta.topic
+        self.workflow = None if meta.member is None else meta.member.workflow
         self.has_ended = False
         """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
         self._attempt = attempt

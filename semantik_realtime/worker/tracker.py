@@ -263,6 +263,7 @@ class TaskTracker:
         elif received is not None and not is_active(received):
             data = {"how": "revoked"}
             self._end(task_id, "job_cancelled", None, received.name, None, data, has_run=False)
+        self._workflows.revoked(task_id, self._task_revoked)
 
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
