@@ -87,6 +87,7 @@ class Runtime:
             max_drafts=self.settings.spool_drafts,
             max_bytes=self.settings.spool_bytes,
             directory=self.settings.spool_path,
+            lease_seconds=self.settings.lease_seconds,
         )
         # Members of states that may be misspelt, as logged. At most `MAX_NEAR_MISSES`.
         self._near_misses: set[str] = set()

@@ -46,6 +46,11 @@ SPOOL_DRAFTS = 10_000
 SPOOL_BYTES = 16 * 2**20
 """Bytes of the drafts that may wait in a process, unless the settings say otherwise."""
 
+LEASE_SECONDS = 30.0
+"""After how long a job is lost whose process has died, unless the settings say otherwise."""
+QUEUED_SECONDS = 12 * 3600.0
+"""After how long a job is lost that no worker begins, unless the settings say otherwise."""
+
 KEEP_EVENTS = 100
 """Recent events that a channel keeps even when every watcher has them."""
 SLOW_WRITE_SECONDS = 0.25

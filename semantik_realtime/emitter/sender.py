@@ -16,6 +16,7 @@ from typing import Protocol
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Claim, Draft, Outcome, Receipt, number_draft
+from semantik_realtime.emitter.holding import HeldJobs, Holder
 from semantik_realtime.emitter.outcomes import EmitterStats
 from semantik_realtime.errors import AppendUncertain, BackendError, BackendUnavailable
 
@@ -29,7 +30,7 @@ Reply = Sequence[Receipt] | BackendError
 """The backend's receipts, or why there are none. No receipt for a draft: that draft is lost."""
 
 
-class Writer(Protocol):
+class Writer(Holder, Protocol):
     """Where drafts go: `semantik_realtime.backends.guard.GuardedBackend`."""
 
     @property
@@ -53,10 +54,14 @@ class Sender:
 
     Args:
         wake: set when a retry has its reply.
+        held: the attempts of this process, which the backend must know before their drafts.
     """
 
-    def __init__(self, writer: Writer, stats: EmitterStats, wake: threading.Event) -> None:
+    def __init__(
+        self, writer: Writer, stats: EmitterStats, wake: threading.Event, held: HeldJobs
+    ) -> None:
         self._writer = writer
+        self._held = held
         self._stats = stats
         self._wake = wake
         # When the running call began; 0 while none runs.
@@ -68,6 +73,8 @@ class Sender:
         self._has_failed_claim = False
         # The reply of the retry that a thread of its own makes; None while none runs.
         self._retry: Future[Reply] | None = None
+        self.retried: Sequence[Draft] = ()
+        """The drafts of the last retry; none if it only renewed the lease."""
 
     @property
     def is_retrying(self) -> bool:
@@ -97,8 +104,10 @@ class Sender:
         self._called_at = time.monotonic()
         try:
             receipts: list[Receipt] = []
+            self._held.renew(self._writer)
             for attempt in self._by_attempt(drafts):
                 receipts += self._publish(attempt)
+            self._held.settle(drafts)
             return receipts
         except BackendError as error:
             self._stats.failures += 1
@@ -129,7 +138,8 @@ class Sender:
                     number_draft(draft)
             part.append(draft)
             jobs.add(draft.job)
-        yield part
+        if part:
+            yield part
 
     def _settle(self, claim: Claim) -> None:
         try:
@@ -164,6 +174,7 @@ class Sender:
         if not self.is_retrying:
             return self.call(drafts)
         reply = self._retry = Future[Reply]()
+        self.retried = drafts
 
         def retry() -> None:
             reply.set_result(self.call(drafts))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
+from semantik_realtime.clock import time_text
 from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.worker.job import Job, JobMeta
@@ -82,7 +85,22 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
         owner=None if owner is None else plain_id(owner),
         topics=tuple(topic for topic in checked if topic is not None),
         queued_at=queued_at if isinstance(queued_at, str) else None,
+        eta=read_eta(message.get("eta")),
     )
+
+
+def read_eta(eta: Any) -> str | None:
+    """Return the ETA of a message, or of a retry, as events have it; None: it has none.
+
+    A retry may have a number: the seconds from now.
+    """
+    try:
+        if isinstance(eta, int | float):
+            return time_text(time.time() + eta)
+        when = datetime.fromisoformat(eta) if isinstance(eta, str) else eta
+        return time_text(when.timestamp()) if isinstance(when, datetime) else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def inherit(headers: dict[str, Any], parent: Any) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Claim
+from semantik_realtime.core.leases import HeldJob
 from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import InvalidInput
@@ -39,6 +40,8 @@ class JobMeta(msgspec.Struct, frozen=True):
     owner: str | None = None
     topics: Sequence[str] = ()
     queued_at: str | None = None
+    eta: str | None = None
+    """Before which no worker begins it."""
 
 
 class Job:
@@ -93,7 +96,7 @@ class Job:
         self._topics = {self.topic: meta.owner}
         self._feeds = owners_of(self.topic, [*feeds, *meta.topics], meta.owner)
         del self._feeds[self.topic]
-        self._state = JobState(attempt, meta.name, meta.queued_at, known)
+        self._state = JobState(attempt, meta.name, meta.queued_at, known, eta=meta.eta)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
         self._lock = threading.RLock()
@@ -190,7 +193,12 @@ class Job:
         with self._lock:
             if self.has_ended:
                 return
-            self._state.start(now_text())
+            meta, held = self.meta, self.runtime.emitter.held
+            expected = self._attempt or 1
+            record = HeldJob(meta.name, meta.owner, meta.topics, meta.queued_at, expected)
+            # Before the draft: from its first event on a server can end the attempt.
+            held.add(self.id, self.topic, record.encode())
+            self._state.start(now_text(), held.holder)
             self._send_everywhere("job_started")
 
     def queue(self) -> None:
@@ -206,16 +214,17 @@ class Job:
         error: dict[str, str] | None = None,
         data: Mapping[str, Any] | None = None,
         message: str | None = None,
+        eta: str | None = None,
     ) -> None:
         """Send how the attempt ended, once; nothing is sent afterwards.
 
-        ``job_retrying`` ends the attempt but not the job.
+        ``job_retrying`` ends the attempt but not the job; ``eta`` is when the next one may begin.
         """
         with self._lock:
             if self.has_ended:
                 return
             self._update()
-            self._state.end(type, now_text(), error, message)
+            self._state.end(type, now_text(), error, message, eta)
             self._send_everywhere(type, data)
             self.has_ended = True
 

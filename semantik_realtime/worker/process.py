@@ -76,7 +76,7 @@ class WorkerProcess:
     def _worker_shutdown(self, **_: Any) -> None:
         runtime, handover = self._runtime(), self._handover
         if runtime is not None and handover is not None:
-            runtime.emitter.collect(runtime.settings.flush_seconds)
+            handover.collect(runtime.emitter.retry_now, runtime.settings.flush_seconds)
             handover.remove()
             self._handover = None
 
