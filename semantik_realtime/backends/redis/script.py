@@ -60,7 +60,10 @@ PAGE = Script("entries", "page")
 CLAIM = Script("fence", "claim")
 DELETE = Script("delete")
 LEASE = Script("lease")
-WRITES = (APPEND, CLAIM, DELETE, LEASE)
+HOLD = Script("hold")
+OVERDUE = Script("overdue")
+GIVE = Script("give")
+WRITES = (APPEND, CLAIM, DELETE, LEASE, HOLD, OVERDUE, GIVE)
 
 
 def explain(error: Exception) -> BackendError:
