@@ -6,8 +6,8 @@ Before that is said, the host is asked how it ended (`outcome`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from semantik_realtime.core.leases import HeldJob
@@ -17,6 +17,8 @@ State = Mapping[str, Any]
 
 _TYPE_OF_STATUS = {status: type for type, status in STATUS_OF_TYPE.items()}
 _WAITING = frozenset({"queued", "retrying"})
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+"""Times in this form are ordered as texts."""
 LOST = "Lost"
 """The type of the error of a job that is lost."""
 
@@ -62,34 +64,31 @@ def attempt_to_end(state: State | None, worker: str, expected: int) -> int | Non
     return None if has_ended(state) or state.get("worker") != worker else attempt
 
 
-def waits_too_long(state: State, changed_at: str, now: float, queued_seconds: float) -> bool:
-    """Return True if a job has waited for a worker for more than ``queued_seconds``.
+def waits_too_long(state: State, changed_at: str, before: str) -> bool:
+    """Return True if a job has waited for a worker since ``before``.
 
     Args:
-        state: the job's state in its log.
+        state: the job's state in its log. An ``eta`` counts as the beginning of the wait.
         changed_at: the time of the event that set it.
-        now: in seconds since 1970.
-        queued_seconds: counted from the newest of that time and the ETA.
+        before: the newest time that is too long ago, as events have it.
 
     >>> queued = {"status": "queued", "queued_at": "2026-01-31T09:00:00.000Z"}
-    >>> noon = 1769860800.0
-    >>> waits_too_long(queued, "2026-01-31T09:00:00.000Z", noon, 3600)
+    >>> waits_too_long(queued, "2026-01-31T09:00:00.000Z", "2026-01-31T11:00:00.000Z")
     True
-    >>> waits_too_long(queued | {"eta": "2026-01-31T11:30:00.000Z"}, "", noon, 3600)
+    >>> queued["eta"] = "2026-01-31T11:30:00.000Z"
+    >>> waits_too_long(queued, "2026-01-31T09:00:00.000Z", "2026-01-31T11:00:00.000Z")
     False
-    >>> waits_too_long({"status": "running"}, "2026-01-31T09:00:00.000Z", noon, 3600)
+    >>> waits_too_long({"status": "running"}, "2026-01-31T09:00:00.000Z", "2027")
     False
     """
     if state.get("status") not in _WAITING:
         return False
-    times = [_seconds(time) for time in (changed_at, state.get("queued_at"), state.get("eta"))]
-    known = [time for time in times if time is not None]
-    return bool(known) and now - max(known) > queued_seconds
+    times = (changed_at, state.get("queued_at"), state.get("eta"))
+    known = [time for time in times if isinstance(time, str) and _TIME.fullmatch(time)]
+    return bool(known) and max(known) < before
 
 
-def end_of(
-    state: State | None, record: HeldJob, outcome: State | None, time: str, why: str
-) -> End:
+def end_of(state: State | None, record: HeldJob, outcome: State | None, time: str, why: str) -> End:
     """Return how a job ends whose process is gone, or that no worker has begun.
 
     Args:
@@ -129,12 +128,3 @@ def end_of(
 def _attempt_of(state: State) -> int:
     attempt = state.get("attempt")
     return attempt if isinstance(attempt, int) and not isinstance(attempt, bool) else 0
-
-
-def _seconds(time: object) -> float | None:
-    if not isinstance(time, str):
-        return None
-    try:
-        return datetime.fromisoformat(time).timestamp()
-    except (ValueError, OverflowError, OSError):
-        return None

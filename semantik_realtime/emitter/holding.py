@@ -72,7 +72,7 @@ class HeldJobs:
         # Records that the backend has not got, and jobs that it is to remove.
         self._added: dict[str, bytes] = {}
         self._ended: dict[str, None] = {}
-        # When the lease was renewed last, on the monotonic clock; 0 while the backend holds nothing.
+        # When the lease was renewed last, on the monotonic clock; 0: the backend holds nothing.
         self._renewed_at = 0.0
         # Whether the last call failed, so that nobody knows what the backend has.
         self._has_failed = False

@@ -15,10 +15,10 @@ import time
 from collections.abc import Mapping
 
 from semantik_realtime.core.event import Outcome
+from semantik_realtime.core.holding import Holding
 from semantik_realtime.core.leases import HeldJob, LeaseTimes
 from semantik_realtime.core.lost import attempt_to_end
 from semantik_realtime.errors import BackendError, BackendRefused
-from semantik_realtime.hookspecs import Holding
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.job_ends import JobEnds, stored_state, topic_of
@@ -56,7 +56,7 @@ class LostJobs:
         self._look: asyncio.Task[None] | None = None
         # When the next look is due, on the monotonic clock.
         self._look_at = 0.0
-        # The clocks at the last tick: monotonic, and since 1970, which goes on in a machine's sleep.
+        # The clocks at the last tick: monotonic, and since 1970, which goes on in a sleep.
         self._ticked_at = (-math.inf, -math.inf)
         # Whether the backend refuses to tell; logged once.
         self._is_refused = False

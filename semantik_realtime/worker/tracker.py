@@ -41,13 +41,16 @@ from semantik_realtime.worker.headers import (
     is_job,
     job_message,
     note_ownerless,
+    read_eta,
     read_job_meta,
 )
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.stored_state import read_stored_state
+from semantik_realtime.worker.undecodable import report_undecodable
 from semantik_realtime.worker.updates import mirror_updates
+from semantik_realtime.worker.upstream import end_downstream, whole
 from semantik_realtime.worker.values import describe_error, make_error
 
 logger = logging.getLogger(__name__)
@@ -79,6 +82,7 @@ class TaskTracker:
         self._running: dict[str, Job] = {}
         receivers: list[tuple[Any, Callable[..., None]]] = [
             *WorkerProcess(self.runtime).receivers(),
+            (signals.worker_init, self._worker_init),
             (signals.before_task_publish, self._before_publish),
             (signals.after_task_publish, self._after_publish),
             (signals.task_received, self._received),
@@ -246,7 +250,11 @@ class TaskTracker:
     # In the process that runs the task, or in the main process of its worker.
 
     def _failure(self, sender: Any, task_id: str, exception: Any, **_: Any) -> None:
-        self._end(task_id, "job_failed", sender.request, sender.name, describe_error(exception))
+        error = describe_error(exception)
+        self._end(task_id, "job_failed", sender.request, sender.name, error)
+        received = self._requests.get(task_id)
+        request = sender.request if self._job(task_id) or received is None else whole(received)
+        end_downstream(self.runtime(), request, task_id, sender.name, error)
 
     def _retry(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
         if reason is None and not getattr(sender, "acks_late", False):
@@ -264,9 +272,18 @@ class TaskTracker:
             sender.name,
             describe_error(cause) if cause is not None else None,
             {"delay_seconds": when} if isinstance(when, int | float) else None,
+            eta=read_eta(when),
         )
 
     # In the main process of a worker.
+
+    def _worker_init(self, sender: Any, **_: Any) -> None:
+        report_undecodable(sender.app, self._undecodable)
+
+    def _undecodable(self, headers: Mapping[str, Any], error: object) -> None:
+        reason = make_error("Undecodable", describe_error(error)["message"])
+        name = str(headers.get("task"))
+        self._end(str(headers["id"]), "job_failed", headers, name, reason, has_run=False)
 
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
@@ -277,6 +294,7 @@ class TaskTracker:
     ) -> None:
         how = "expired" if expired else "terminated" if terminated else "revoked"
         self._end(request.id, "job_cancelled", request, sender.name, None, {"how": how}, terminated)
+        end_downstream(self.runtime(), request, request.id, sender.name, None)
 
     def _unknown(self, message: Any, name: str, id: str, **_: Any) -> None:
         error = {"type": "NotRegistered", "message": f"no worker knows the task {name}"}
@@ -298,6 +316,7 @@ class TaskTracker:
         error: dict[str, str] | None,
         data: Mapping[str, Any] | None = None,
         has_run: bool = True,
+        eta: str | None = None,
     ) -> None:
         """End a job, in whichever process Celery sent the signal.
 
@@ -306,7 +325,7 @@ class TaskTracker:
         """
         job = self._job(task_id)
         if job is not None:
-            job.end(type, error=error, data=data)
+            job.end(type, error=error, data=data, eta=eta)
             return
         runtime = self.runtime()
         if runtime is None or not is_job(name):
@@ -336,7 +355,7 @@ class TaskTracker:
         if "ended_at" in known:
             return
         for attempt in attempts:
-            Job(runtime, meta, attempt, known).end(type, error=error, data=data)
+            Job(runtime, meta, attempt, known).end(type, error=error, data=data, eta=eta)
 
 
 _tracker: TaskTracker | None = None
