@@ -15,6 +15,7 @@ from semantik_realtime.backends.guard import log_warnings
 from semantik_realtime.emitter.handover import Handover
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.pool_imports import add_to_imports
+from semantik_realtime.worker.undecodable import Report, report_undecodable
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,12 @@ class WorkerProcess:
 
     Args:
         runtime: returns the process's runtime, or None while the tracker is off.
+        undecodable: gets the headers of each message that cannot be read.
     """
 
-    def __init__(self, runtime: Callable[[], Runtime | None]) -> None:
+    def __init__(self, runtime: Callable[[], Runtime | None], undecodable: Report) -> None:
         self._runtime = runtime
+        self._undecodable = undecodable
         # In the main process of a prefork worker without a spool directory: where the processes of
         # the pool leave what they could not send. Made at the worker's start, removed at its end.
         self._handover: Handover | None = None
@@ -50,6 +53,8 @@ class WorkerProcess:
 
     def _worker_init(self, sender: Any, **_: Any) -> None:
         runtime = self._runtime()
+        if runtime is not None:
+            report_undecodable(sender.app, self._undecodable)
         # With a directory of the settings all processes share that one.
         if runtime is None or runtime.settings.spool_path is not None or not _is_prefork(sender):
             return

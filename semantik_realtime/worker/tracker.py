@@ -48,7 +48,6 @@ from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.stored_state import read_stored_state
-from semantik_realtime.worker.undecodable import report_undecodable
 from semantik_realtime.worker.updates import mirror_updates
 from semantik_realtime.worker.upstream import end_downstream, whole
 from semantik_realtime.worker.values import describe_error, make_error
@@ -81,8 +80,7 @@ class TaskTracker:
         # The jobs whose tasks run in this process, by task id: from prerun to postrun.
         self._running: dict[str, Job] = {}
         receivers: list[tuple[Any, Callable[..., None]]] = [
-            *WorkerProcess(self.runtime).receivers(),
-            (signals.worker_init, self._worker_init),
+            *WorkerProcess(self.runtime, self._undecodable).receivers(),
             (signals.before_task_publish, self._before_publish),
             (signals.after_task_publish, self._after_publish),
             (signals.task_received, self._received),
@@ -276,9 +274,6 @@ class TaskTracker:
         )
 
     # In the main process of a worker.
-
-    def _worker_init(self, sender: Any, **_: Any) -> None:
-        report_undecodable(sender.app, self._undecodable)
 
     def _undecodable(self, headers: Mapping[str, Any], error: object) -> None:
         reason = make_error("Undecodable", describe_error(error)["message"])

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from celery_workers import Place, Worker
-from fleets import LEASE_SECONDS, Fleet, fleet, kill_tree
+from fleets import LEASE_SECONDS, Fleet, children_of, fleet, kill_tree
 from topic_log import Log, wait_until
 
 from semantik_realtime.backends.loader import load_backend
+from semantik_realtime.testing.servers import RedisServer
 
 BOUND_SECONDS = LEASE_SECONDS + 2
 """The setting, and what a busy machine needs."""
@@ -132,12 +133,38 @@ def test_a_child_that_outlives_its_worker_completes_its_job(servers: Fleet, tmp_
 def test_a_process_that_ends_well_leaves_nothing_to_look_for(
     broker: str, place: Place, tmp_path: Path
 ) -> None:
-    with fleet(broker, place, servers=0) as alone:
-        with alone.worker("prefork", tmp_path, TEST_TASKS_PER_CHILD="1") as worker:
-            for _ in range(3):
-                worker.wait_for(worker.send("add", 1, 2), "completed")
-            # The processes are recycled at once.
-            time.sleep(LEASE_SECONDS)
-            backend = load_backend(worker.settings)
-            assert list(backend.overdue(1)) == []
-            backend.close_writer()
+    with (
+        fleet(broker, place, servers=0) as alone,
+        alone.worker("prefork", tmp_path, TEST_TASKS_PER_CHILD="1") as worker,
+    ):
+        for _ in range(3):
+            worker.wait_for(worker.send("add", 1, 2), "completed")
+        # The processes are recycled at once.
+        time.sleep(LEASE_SECONDS)
+        backend = load_backend(worker.settings)
+        assert list(backend.overdue(1)) == []
+        backend.close_writer()
+
+
+def test_the_end_that_a_recycled_process_left_to_its_worker_comes_before_the_verdict(
+    broker: str, server: RedisServer, tmp_path: Path
+) -> None:
+    with (
+        fleet(broker, Place("redis", server.url), servers=1, timeout_seconds=1.0) as own,
+        own.worker(
+            "prefork",
+            tmp_path,
+            TEST_TASKS_PER_CHILD="1",
+            SEMANTIK_REALTIME_TIMEOUT_SECONDS="1",
+        ) as worker,
+    ):
+        job_id = worker.send("sleep", 2)
+        log = worker.wait_for(job_id, "running")
+        server.pause()
+        pids = children_of(worker.process.pid)
+        # The process ends, and another takes its place; its lease is long over.
+        wait_until(lambda: not set(pids) <= set(children_of(worker.process.pid)), 30)
+        time.sleep(2 * LEASE_SECONDS)
+        server.resume()
+        worker.wait_for(job_id, "completed")
+        assert "job_lost" not in log.types
