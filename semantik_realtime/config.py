@@ -32,53 +32,13 @@ from semantik_realtime.core.limits import (
     SPOOL_BYTES,
     SPOOL_DRAFTS,
 )
+from semantik_realtime.core.setting_texts import check_paths, split_list, split_pairs
 from semantik_realtime.core.words import Words
 from semantik_realtime.errors import ConfigError
 
 PREFIX = "SEMANTIK_REALTIME_"
 DEVELOPMENT = frozenset({"dev", "development", "local", "test", "testing"})
 """Values of ``environment``, in lower case, that allow ``disable_auth``."""
-
-
-def split_list(value: object) -> object:
-    """Return the items of a text with commas; any other value as it is.
-
-    >>> split_list("HS256, RS256")
-    ['HS256', 'RS256']
-    """
-    if isinstance(value, str):
-        return [item.strip() for item in value.split(",") if item.strip()]
-    return value
-
-
-def split_pairs(value: object) -> object:
-    """Return the pairs of a text with commas; any other value as it is.
-
-    >>> split_pairs("operation_failed=job_failed, processing=running")
-    {'operation_failed': 'job_failed', 'processing': 'running'}
-    """
-    if not isinstance(value, str):
-        return value
-    pairs: dict[str, str] = {}
-    for item in value.split(","):
-        theirs, _, ours = (part.strip() for part in item.partition("="))
-        if theirs in pairs:
-            raise ValueError(f"{theirs} is named twice")
-        if item.strip():
-            pairs[theirs] = ours
-    return pairs
-
-
-def check_paths(paths: list[str]) -> list[str]:
-    """Return ``paths``, each of which begins with a slash.
-
-    Raises:
-        ValueError: one of them does not.
-    """
-    for path in paths:
-        if not path.startswith("/"):
-            raise ValueError(f"{path!r} does not begin with a slash")
-    return paths
 
 
 def check_words(pairs: dict[str, str]) -> dict[str, str]:
@@ -157,11 +117,34 @@ class Settings(BaseSettings):
     )
 
     mirror: bool = Field(True, description="Whether events are emitted for every Celery task.")
+    mirror_tasks: Names = Field(
+        [],
+        description="Patterns of the names of the tasks that are mirrored, separated by commas: "
+        "`docs.*,!docs.clean`. With `!`: those that are not. Empty: all.",
+    )
+    mirror_updates: bool = Field(True, description="Whether `update_state` is mirrored.")
+    mirror_tqdm: bool = Field(True, description="Whether the bars of tqdm are.")
+    mirror_logs: str = Field(
+        "off",
+        pattern=r"^(?i:off|debug|info|warning|error|critical)$",
+        description="The lowest level of a task's log records that are sent to the watchers of its "
+        "job, for example `INFO`. Records may have arguments and secrets in them: off.",
+    )
+    beat_owner: Annotated[str | None, UnsetIfEmpty] = Field(
+        None,
+        description="Owner of the jobs that `celery beat` starts, unless their entry names one.",
+    )
     progress_seconds: float = Field(
         0.1, ge=0, description="Shortest time between two progress events of a job, in seconds."
     )
     feed_seconds: float = Field(
         0.5, ge=0, description="The same in the feed of the job's owner, in seconds."
+    )
+    cancel_signal: Annotated[str | None, UnsetIfEmpty] = Field(
+        None,
+        pattern=r"^SIG[A-Z0-9]{2,10}$",
+        description="Signal that ends the process of a running task when its job is cancelled, for "
+        "example SIGTERM (prefork only). Unset: the task runs on until it asks.",
     )
     flush_seconds: float = Field(
         2.0, ge=0, description="How long a process that ends waits for its last events, in seconds."

@@ -25,6 +25,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
+from semantik_realtime.cancellation import keep_cancellation
 from semantik_realtime.core.breaker import CircuitBreaker
 from semantik_realtime.core.event import Cursor, Draft, Event, Receipt
 from semantik_realtime.core.holding import Holding
@@ -110,6 +111,16 @@ class GuardedBackend:
     def is_open(self) -> bool:
         """Whether `open` was awaited on the running loop, so that this coroutine may read."""
         return self._loop is asyncio.get_running_loop()
+
+    def replace(self, backend: Backend) -> Backend:
+        """Call ``backend`` from now on, with closed breakers. Return the one before.
+
+        A call that runs ends with the one before. While this is open, ``backend`` must work
+        without `open`.
+        """
+        before, self._backend = self._backend, backend
+        self._reset()
+        return before
 
     def listen(self, listener: Listener) -> None:
         """Call ``listener`` with the error each time a breaker opens.
@@ -256,7 +267,7 @@ class GuardedBackend:
 
     async def _read(self, call: Awaitable[Result]) -> Result:
         try:
-            result = await call
+            result = await keep_cancellation(call)
         except BackendError as error:
             self._failed(self._reads, error)
             raise
@@ -299,7 +310,7 @@ class GuardedBackend:
         # A client library may retry for longer than its own deadline.
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await call
+                return await keep_cancellation(call)
         except TimeoutError:
             raise BackendUnavailable(
                 f"no answer in {self._timeout_seconds:g} s from the backend"

@@ -16,6 +16,7 @@ import pluggy
 from semantik_realtime.config import Settings, unknown_variables, variables_of
 from semantik_realtime.errors import ConfigError, RealtimeError
 from semantik_realtime.hookspecs import BACKEND_HOOKS, PROJECT, Backend, HostSpec, SinkProxy
+from semantik_realtime.job_control import JobControlSpec
 from semantik_realtime.urls import mask_text
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,27 @@ PLUGINS = "semantik_realtime.plugins"
 """Entry-point group of plugins: an object with hooks of `HostSpec`, or wrappers of `Backend`'s."""
 SETTINGS = "semantik_realtime.settings"
 """Entry-point group of settings: a class of pydantic-settings, named like its backend or plugin."""
+
+
+MakeBackend = Callable[[Settings], Backend]
+
+# Makes every backend while it is set, whatever the settings say. Set by `substitute`.
+_substitute: MakeBackend | None = None
+
+
+def substitute(make: MakeBackend | None) -> MakeBackend | None:
+    """Make backends by ``make`` from now on, or by their settings again. Return what did before.
+
+    For tests: no setting of the environment can lead them to a server.
+    """
+    global _substitute
+    before, _substitute = _substitute, make
+    return before
+
+
+def is_substituted() -> bool:
+    """Return True while `substitute` makes the backends."""
+    return _substitute is not None
 
 
 def backend_names() -> list[str]:
@@ -68,6 +90,8 @@ def load_backend(settings: Settings) -> Backend:
         ConfigError: the name is unknown, its distribution cannot be imported,
             or its settings are wrong; the message names the installed backends.
     """
+    if _substitute is not None:
+        return _substitute(settings)
     name = settings.backend
     found = list(entry_points(group=BACKENDS, name=name))
     if not found:
@@ -106,6 +130,7 @@ def build_plugins(backend: Backend, plugins: Iterable[object] = ()) -> pluggy.Pl
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(Backend)
     manager.add_hookspecs(HostSpec)
+    manager.add_hookspecs(JobControlSpec)
     try:
         manager.register(backend, name="backend")
     except pluggy.PluginValidationError as error:

@@ -104,6 +104,18 @@ def publish(topic: str, type: str, **options: str | None) -> None:
     click.echo(visible(run_publish(topic, type, **options)))
 
 
+@cli.command()
+@click.argument("modules", nargs=-1, required=True)
+def types(modules: tuple[str, ...]) -> None:
+    """Print the JSON Schema of the event types that MODULES declare with `event`.
+
+    Each member of the schema's object is the data of the type with its name.
+    """
+    from semantik_realtime.cli.types import run_types
+
+    click.echo(run_types(modules))
+
+
 def main() -> None:
     """Run the console script; a `RealtimeError` is printed as a sentence, without a traceback."""
     try:

@@ -43,11 +43,11 @@ MAX_HOLDER_CHARACTERS = 200
 MAX_HELD_RECORD_BYTES = 4096
 """Most bytes that are kept of a job which a worker process holds."""
 MAX_HELD_JOBS_A_CALL = 10_000
-"""Most jobs that one call of `hold` adds, and most that it removes."""
+"""Most jobs that one call of ``hold`` adds, and most that it removes."""
 MAX_GIVEN_HOLDERS = 16
-"""Most holders that one call of `overdue` returns."""
+"""Most holders that one call of ``overdue`` returns."""
 MAX_GIVEN_JOBS = 1000
-"""Jobs after which a call of `overdue` returns no further holder. The last one may exceed it."""
+"""Jobs after which a call of ``overdue`` returns no further holder. The last one may exceed it."""
 MAX_PACED_KEYS = 10_000
 """Keys whose last progress a process remembers, to pace the next one."""
 
@@ -60,6 +60,13 @@ LEASE_SECONDS = 30.0
 """After how long a job is lost whose process has died, unless the settings say otherwise."""
 QUEUED_SECONDS = 12 * 3600.0
 """After how long a job is lost that no worker begins, unless the settings say otherwise."""
+
+LOG_BURST = 100
+"""Log records of a job that may be sent at once."""
+LOG_PER_SECOND = 10.0
+"""Log records of a job that may be sent in a second after that; the others are counted."""
+MAX_LOG_CHARACTERS = 2000
+"""What is kept of the message of a log record."""
 
 KEEP_EVENTS = 100
 """Recent events that a channel keeps even when every watcher has them."""

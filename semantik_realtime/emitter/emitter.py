@@ -14,7 +14,6 @@ this, a step at a time.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
@@ -34,6 +33,7 @@ from semantik_realtime.emitter.spool_file import SpoolFile
 from semantik_realtime.emitter.spool_recovery import SpoolRecovery
 from semantik_realtime.emitter.throttle import Source, ThrottledSources
 from semantik_realtime.errors import BackendError
+from semantik_realtime.native_threads import Thread, get_ident, make_event, make_lock, make_thread
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Emitter:
         self._queue = Queue(self._max_drafts, self._max_bytes, self._drop)
         self._throttled = ThrottledSources(self.stats)
         # Set to run the thread's next step; the thread clears it.
-        self._wake = threading.Event()
+        self._wake = make_event()
         self.held = HeldJobs(self._times)
         self._sender = Sender(self._writer, self.stats, self._wake, self.held)
         self._file: SpoolFile | None = None
@@ -111,8 +111,8 @@ class Emitter:
             self._file = SpoolFile(self._directory, self._max_bytes)
             self._recovery = SpoolRecovery(self._directory, self._times.look)
         # Runs `_run`; None before the first draft and after `close`.
-        self._thread: threading.Thread | None = None
-        self._start_lock = threading.Lock()
+        self._thread: Thread | None = None
+        self._start_lock = make_lock()
         # Set by `close`, cleared by the thread that ends and by the next that starts.
         self._closing = False
 
@@ -202,7 +202,7 @@ class Emitter:
             return True
         if not while_failing and self._writer.fails_writes:
             return False
-        barrier = threading.Event()
+        barrier = make_event()
         self._queue.inbox.append(barrier)
         self._wake_thread()
         if while_failing:
@@ -252,13 +252,13 @@ class Emitter:
             self.flush(timeout_seconds, while_failing=while_failing)
         return not self.waiting
 
-    def close(self, timeout_seconds: float = 2.0) -> bool:
+    def close(self, timeout_seconds: float = 2.0, *, while_failing: bool = True) -> bool:
         """Flush, then end the thread. A later `emit` starts it again."""
-        done = self._end(timeout_seconds)
+        done = self._end(timeout_seconds, while_failing=while_failing)
         thread = self._thread
         self._closing = True
         self._wake.set()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.ident != get_ident():
             thread.join(timeout_seconds)
         return done
 
@@ -278,9 +278,7 @@ class Emitter:
             if self._thread is not None:
                 return
             self._closing = False
-            self._thread = threading.Thread(
-                target=self._run, name="semantik-realtime-emitter", daemon=True
-            )
+            self._thread = make_thread(self._run, "semantik-realtime-emitter")
             try:
                 self._thread.start()
             except RuntimeError as error:
@@ -308,9 +306,9 @@ class Emitter:
             self._closing = False
             # `emit` adds its draft first and looks for the thread after that. In this order
             # one of the two sees the other.
-            self._thread = None
+            thread, self._thread = self._thread, None
             if self._queue.inbox:
-                self._thread = threading.current_thread()
+                self._thread = thread
                 return False
             self._release_files()
             return True

@@ -8,10 +8,8 @@ once what is emitted in the meantime.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from typing import Protocol
 
 from semantik_realtime.backoff import Backoff
@@ -19,6 +17,7 @@ from semantik_realtime.core.event import Claim, Draft, Outcome, Receipt, number_
 from semantik_realtime.emitter.holding import HeldJobs, Holder
 from semantik_realtime.emitter.outcomes import EmitterStats
 from semantik_realtime.errors import AppendUncertain, BackendError, BackendUnavailable
+from semantik_realtime.native_threads import Event, make_thread
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +56,7 @@ class Sender:
         held: the attempts of this process, which the backend must know before their drafts.
     """
 
-    def __init__(
-        self, writer: Writer, stats: EmitterStats, wake: threading.Event, held: HeldJobs
-    ) -> None:
+    def __init__(self, writer: Writer, stats: EmitterStats, wake: Event, held: HeldJobs) -> None:
         self._writer = writer
         self._held = held
         self._stats = stats
@@ -71,8 +68,10 @@ class Sender:
         self._retry_at = 0.0
         # Whether a claim was refused; that is logged once.
         self._has_failed_claim = False
-        # The reply of the retry that a thread of its own makes; None while none runs.
-        self._retry: Future[Reply] | None = None
+        # Whether a retry runs, in a thread of its own, or its reply was not returned yet.
+        self._is_in_retry = False
+        # That reply, set by that thread; None before it has one.
+        self._reply: Reply | None = None
         self.retried: Sequence[Draft] = ()
         """The drafts of the last retry; none if it only renewed the lease."""
 
@@ -88,7 +87,7 @@ class Sender:
 
     def wait_seconds(self) -> float | None:
         """Return the seconds until `send` may be called; None while a retry runs."""
-        if self._retry is not None:
+        if self._is_in_retry:
             return None
         return max(0.0, self._retry_at - time.monotonic())
 
@@ -173,16 +172,15 @@ class Sender:
         """Send ``drafts``. A retry returns None: `retry_reply` will return its reply."""
         if not self.is_retrying:
             return self.call(drafts)
-        reply = self._retry = Future[Reply]()
+        self._is_in_retry, self._reply = True, None
         self.retried = drafts
 
         def retry() -> None:
-            reply.set_result(self.call(drafts))
+            self._reply = self.call(drafts)
             self._wake.set()
 
-        thread = threading.Thread(target=retry, name="semantik-realtime-retry", daemon=True)
         try:
-            thread.start()
+            make_thread(retry, "semantik-realtime-retry").start()
         except RuntimeError:
             # No more threads, or the interpreter ends.
             retry()
@@ -190,9 +188,9 @@ class Sender:
 
     def retry_reply(self) -> Reply | None:
         """Return the reply of a retry, once; None if there is none yet."""
-        if self._retry is None or not self._retry.done():
+        if self._reply is None:
             return None
-        reply, self._retry = self._retry.result(), None
+        reply, self._reply, self._is_in_retry = self._reply, None, False
         return reply
 
     def failed(self) -> bool:

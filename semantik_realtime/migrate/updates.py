@@ -9,7 +9,8 @@ from semantik_realtime.core.lifecycle import END_TYPES, STATUS_OF_TYPE
 from semantik_realtime.core.topic import plain_id
 from semantik_realtime.core.words import LIFE_TYPES
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.updates import apply_update
 from semantik_realtime.worker.values import make_error, note_misuse
 
@@ -86,9 +87,6 @@ class JobUpdates:
         if isinstance(status, str) and status in STATUS_OF_TYPE.values():
             del members["status"]
         error = members.pop("error", None)
-        percent = members.get("progress")
-        if isinstance(percent, int | float) and "current" not in members:
-            members |= {"current": members.pop("progress"), "total": 100, "unit": "%"}
         is_own = job is self._job
         if is_own and not self._has_begun and type != "job_queued":
             # Before the rest, which the emitter's thread may send at once.

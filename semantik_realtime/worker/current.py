@@ -11,20 +11,29 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-from typing import Any
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
+from typing import Any, ParamSpec, TypeVar
 
 from semantik_realtime.forks import on_fork
+from semantik_realtime.worker.bars import Bar
 from semantik_realtime.worker.job import Job
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _current: ContextVar[Job | None] = ContextVar("semantik_realtime_job", default=None)
+
+running_jobs: dict[str, Job] = {}
+"""The jobs whose tasks run in this process, by task id: from prerun to postrun."""
 
 
 class CurrentJob:
     """The job that runs in this context; outside a job every method does nothing.
 
-    A thread that a task starts has a context of its own: pass it
-    `current_job`, whose methods are the same.
+    A thread that a task starts has a context of its own: give it a function that
+    `wrap` has returned, or pass it `current_job`, whose methods are the same.
     """
 
     __slots__ = ()
@@ -41,6 +50,18 @@ class CurrentJob:
         running = _current.get()
         return None if running is None else running.attempt
 
+    @property
+    def is_cancelled(self) -> bool:
+        """See `Job.is_cancelled`; outside a job False."""
+        running = _current.get()
+        return running is not None and running.is_cancelled
+
+    def raise_if_cancelled(self) -> None:
+        """See `Job.raise_if_cancelled`."""
+        running = _current.get()
+        if running is not None:
+            running.raise_if_cancelled()
+
     def progress(
         self,
         current: float,
@@ -52,6 +73,28 @@ class CurrentJob:
         running = _current.get()
         if running is not None:
             running.progress(current, total, message, unit)
+
+    def bar(self, total: float | None = None, message: str = "", *, unit: str = "") -> Bar:
+        """Return a new progress bar of the job, for ``with``; outside a job it only counts."""
+        return Bar(_current.get(), total, message, unit)
+
+    def wrap(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return ``function`` for other threads of the task: there the job is this one.
+
+        It runs with all context variables of this moment; what it sets is not
+        seen outside. Threads may call it at the same time. Other processes cannot
+        have it.
+        """
+        if _current.get() is None:
+            return function
+        context = copy_context()
+
+        @functools.wraps(function)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+            # A copy for each call: a context cannot be entered twice at the same time.
+            return context.copy().run(function, *args, **kwargs)
+
+        return wrapped
 
     def message(self, text: str) -> None:
         """See `Job.message`."""
@@ -65,7 +108,7 @@ class CurrentJob:
         if running is not None:
             running.set(**fields)
 
-    def emit(self, type: str, /, **data: Any) -> None:
+    def emit(self, type: Any, /, **data: Any) -> None:
         """See `Job.emit`."""
         running = _current.get()
         if running is not None:

@@ -11,7 +11,8 @@ from typing import Any
 from semantik_realtime.clock import time_text
 from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_topic
 from semantik_realtime.errors import InvalidInput
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.values import note_misuse
 
 logger = logging.getLogger(__name__)
@@ -65,10 +66,10 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
     if _checked("task_id", job_topic, task_id, str(task_id)) is None:
         return None
     job_id = plain_id(task_id)
-    owner = _header(message, OWNER)
+    owner = read_header(message, OWNER)
     if owner is not None and _checked(OWNER, user_topic, owner, job_id) is None:
         owner = None
-    topics = _header(message, TOPICS)
+    topics = read_header(message, TOPICS)
     if isinstance(topics, str):
         topics = [topic.strip() for topic in topics.split(",")]
     elif not isinstance(topics, list | tuple):
@@ -78,7 +79,7 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
     if len(topics) > MAX_TOPICS:
         note_misuse(f"{TOPICS} cut, it has more than {MAX_TOPICS}", job_id, repr(topics))
     checked = [_checked(TOPICS, name_topic, topic, job_id) for topic in topics[:MAX_TOPICS]]
-    queued_at = _header(message, QUEUED_AT)
+    queued_at = read_header(message, QUEUED_AT)
     return JobMeta(
         id=job_id,
         name=name or message.get("task"),
@@ -103,13 +104,27 @@ def read_eta(eta: Any) -> str | None:
         return None
 
 
+def read_header(message: Any, name: str) -> Any:
+    """Return a header, or stamp, of a message or request; None if it is missing."""
+    value = message.get(name)
+    if value is None:
+        # The request of a task that was applied without a message has its headers in one member.
+        value = (message.get("headers") or {}).get(name)
+    if value is None:
+        value = (message.get("stamps") or {}).get(name)
+        # Celery makes lists of the stamps of a canvas.
+        if name == OWNER and isinstance(value, list | tuple) and len(value) == 1:
+            value = value[0]
+    return value
+
+
 def inherit(headers: dict[str, Any], parent: Any) -> None:
     """Give a message the owner and the topics of ``parent``, the message or request of the task
     that publishes it, unless it has its own. A header that is None is the message's own.
     """
     for name in (OWNER, TOPICS):
         if name not in headers and name not in (headers.get("stamps") or {}):
-            value = _header(parent, name)
+            value = read_header(parent, name)
             if value is not None:
                 headers[name] = value
 
@@ -117,7 +132,9 @@ def inherit(headers: dict[str, Any], parent: Any) -> None:
 def note_ownerless(message: Any) -> None:
     """Log that the jobs of a task have no owner, once for each task that the worker knows."""
     name = message.get("task")
-    if is_job(name) and _header(message, OWNER) is None and name not in _ownerless:
+    # A header that is None says that nobody shall watch it.
+    is_ownerless = OWNER not in message and read_header(message, OWNER) is None
+    if is_job(name) and is_ownerless and name not in _ownerless:
         _ownerless.add(name)
         logger.warning(
             "tracker: job without owner task=%s, nobody may watch it unless your authorize allows "
@@ -132,7 +149,7 @@ def count_attempts(message: Any) -> int:
 
     Celery does not count redeliveries; our header does, up to the last retry.
     """
-    counts = (message.get("retries"), _header(message, ATTEMPT))
+    counts = (message.get("retries"), read_header(message, ATTEMPT))
     return max((count for count in counts if isinstance(count, int)), default=0)
 
 
@@ -145,19 +162,6 @@ def headers_of(job: Job) -> dict[str, Any]:
         ATTEMPT: job.attempt,
     }
     return {name: value for name, value in headers.items() if value is not None}
-
-
-def _header(message: Any, name: str) -> Any:
-    value = message.get(name)
-    if value is None:
-        # The request of a task that was applied without a message has its headers in one member.
-        value = (message.get("headers") or {}).get(name)
-    if value is None:
-        value = (message.get("stamps") or {}).get(name)
-        # Celery makes lists of the stamps of a canvas.
-        if name == OWNER and isinstance(value, list | tuple) and len(value) == 1:
-            value = value[0]
-    return value
 
 
 def _checked(header: str, check: Callable[[Any], str], value: Any, job_id: str) -> str | None:

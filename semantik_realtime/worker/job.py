@@ -9,42 +9,35 @@ from __future__ import annotations
 
 import itertools
 import secrets
-import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Claim
-from semantik_realtime.core.leases import HeldJob
-from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES
+from semantik_realtime.core.lifecycle import END_TYPES, LOG, PROGRESS, RESERVED_TYPES
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import InvalidInput
+from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker.bars import Bar, inner_bars
+from semantik_realtime.worker.cancellable import Cancellable
+from semantik_realtime.worker.event_types import declared, read_event
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.job_state import JobState
+from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
+
+if TYPE_CHECKING:
+    from semantik_realtime.worker.task_logs import JobLog
 
 _serials = itertools.count()
 
 
-class JobMeta(msgspec.Struct, frozen=True):
-    """What a task's message states about the job.
-
-    ``topics`` get the job's states too, beside the owner's feed.
-    """
-
-    id: str
-    name: str | None = None
-    owner: str | None = None
-    topics: Sequence[str] = ()
-    queued_at: str | None = None
-    eta: str | None = None
-    """Before which no worker begins it."""
-
-
-class Job:
+class Job(Cancellable):
     """One attempt of a job, as this process sees it.
 
     Its methods may be called from any thread. The job's topic gets every
@@ -72,6 +65,7 @@ class Job:
         *,
         is_new: bool = False,
     ) -> None:
+        super().__init__()
         self.runtime = runtime
         self.meta = meta
         self.id = meta.id
@@ -87,10 +81,14 @@ class Job:
         self.declared_end: tuple[str, dict[str, str] | None] | None = None
         """Type and error of the end that the task announced before it raised ``Ignore``.
         Set by `declare_end`."""
+        self.mirrors = Mirrors()
+        """What of its task is reported beside its life. Set when the task begins."""
+        self.log: JobLog | None = None
+        """Counts and sends its log records. Set by the first one."""
         self.outer: Job | None = None
         """The job whose task called this one's task in the same context. Set by `nest_in`."""
-        self.open_loops = 0
-        """How many `track` loops run. Changed by `open_loop` and `close_loop`."""
+        self.bars: list[Bar] = []
+        """The open bars, in the order in which they were opened. Changed by `Bar`."""
         feeds = [] if meta.owner is None else [user_topic(meta.owner)]
         # The job's own topic, and its feeds, each with the owner that it gets.
         self._topics = {self.topic: meta.owner}
@@ -99,7 +97,7 @@ class Job:
         self._state = JobState(attempt, meta.name, meta.queued_at, known, eta=meta.eta)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         # What the task reported last, written without the lock by `progress` and `message` and
         # never cleared; and what of it is in `_state`, which `_update` compares by identity.
         self._progress: tuple[Any, Any, Any] | None = None
@@ -164,18 +162,20 @@ class Job:
         if has_changed and not self._is_due:
             self._schedule()
 
-    def emit(self, type: str, /, **data: Any) -> None:
+    def emit(self, type: Any, /, **data: Any) -> None:
         """Send an event of the application's own on the job's topic.
 
-        Types are lower-case words, ``file_completed``; those of a job's life are refused.
+        Types are lower-case words, ``file_completed``; those of a job's life are refused. An
+        object of a class with a shape is an event of the class's type (`event_types.event`).
         Where events come faster than the backend takes them, a call waits, at most a
         second (``Emitter.wait_for_room``); while the backend is away it does not.
         """
-        try:
-            reserved = type in RESERVED_TYPES
-        except TypeError:
-            reserved = False
-        if reserved:
+        if type.__class__ is not str or type in declared:
+            found = read_event(type, data, self.id)
+            if found is None:
+                return
+            type, data = found[0], dict(found[1])
+        if type in RESERVED_TYPES:
             note_misuse("reserved event type", self.id, type)
             return
         # Before the lock is taken: the emitter's thread needs it to go on.
@@ -193,12 +193,11 @@ class Job:
         with self._lock:
             if self.has_ended:
                 return
-            meta, held = self.meta, self.runtime.emitter.held
-            expected = self._attempt or 1
-            record = HeldJob(meta.name, meta.owner, meta.topics, meta.queued_at, expected)
+            held = self.runtime.emitter.held
             # Before the draft: from its first event on a server can end the attempt.
-            held.add(self.id, self.topic, record.encode())
+            held.add(self.id, self.topic, self.meta.held(self._attempt or 1))
             self._state.start(now_text(), held.holder)
+            self.note_start()
             self._send_everywhere("job_started")
 
     def queue(self) -> None:
@@ -223,10 +222,28 @@ class Job:
         with self._lock:
             if self.has_ended:
                 return
+            if self.log is not None:
+                self.log.finish()
             self._update()
             self._state.end(type, now_text(), error, message, eta)
             self._send_everywhere(type, data)
             self.has_ended = True
+
+    def send_log(self, data: Mapping[str, Any]) -> None:
+        """Send a log record on the job's topic; the state stays as it is. Never waits."""
+        with self._lock:
+            if not self.has_ended:
+                self._send(LOG, self._topics, data, has_state=False)
+
+    def request_cancel(self) -> None:
+        """Note that the job is being cancelled. Its states show that until it ends. Idempotent."""
+        with self._lock:
+            if self.has_ended or self.cancel_requested:
+                return
+            self.cancel_requested = True
+            self._state.cancel()
+        if not self._is_due:
+            self._schedule()
 
     def declare_end(self, type: str, error: dict[str, str]) -> None:
         """Note the end that the task announces. Nothing is sent before `end`."""
@@ -242,14 +259,10 @@ class Job:
         """Note which job was current before this one."""
         self.outer = outer
 
-    def open_loop(self) -> bool:
-        """Count one more `track` loop. Return True if it is the outermost one."""
-        self.open_loops += 1
-        return self.open_loops == 1
-
-    def close_loop(self) -> None:
-        """Undo `open_loop`."""
-        self.open_loops -= 1
+    def schedule(self) -> None:
+        """Have the emitter look at the job's bars when it is due."""
+        if not self._is_due:
+            self._schedule()
 
     @property
     def last_message(self) -> str | None:
@@ -258,9 +271,10 @@ class Job:
 
     def restart_in_child(self) -> None:
         """After a fork: forget what other threads of the parent held or had scheduled."""
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         self._is_due = False
         self._is_feed_due = False
+        self._is_watched = False
 
     def _schedule(self) -> None:
         self._is_due = True
@@ -301,7 +315,7 @@ class Job:
         if progress is not None and progress is not self._known_progress:
             self._known_progress = progress
             try:
-                self._state.set_progress(*progress)
+                self._state.set_progress(*progress, time.monotonic())
             except BAD_VALUE as error:
                 note_misuse("progress is not a number", self.id, str(error))
         message = self._message
@@ -311,6 +325,7 @@ class Job:
                 self._state.set_message(message)
             except BAD_VALUE as error:
                 note_misuse("message is not text", self.id, str(error))
+        self._state.set_inner(inner_bars(self.bars, self.id) if len(self.bars) > 1 else [])
 
     def _send_progress(self) -> None:
         if self.has_ended:
@@ -340,7 +355,9 @@ class Job:
         type: str,
         topics: Mapping[str, str | None],
         data: Mapping[str, Any] | None = None,
+        has_state: bool = True,
     ) -> bool:
+        self.watch_if_long()
         claim = self._claim
         if claim is not None and claim.number is not None:
             if claim.number == 0:
@@ -356,7 +373,7 @@ class Job:
                 type,
                 now_text(),
                 self.id,
-                state=self._state.members,
+                state=self._state.members if has_state else msgspec.UNSET,
                 data=data,
                 job=self.id,
                 attempt=self._attempt,

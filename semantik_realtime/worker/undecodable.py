@@ -13,17 +13,18 @@ from typing import Any
 
 from celery import bootsteps
 
+from semantik_realtime.worker.values import describe_error, make_error
+
 logger = logging.getLogger(__name__)
 
-Report = Callable[[Mapping[str, Any], BaseException | None], object]
-"""Gets the headers of a message, and why it could not be read."""
+End = Callable[..., object]
+"""`semantik_realtime.worker.tracker.TaskTracker._end`."""
 
 
-def report_undecodable(app: Any, report: Report) -> None:
-    """Call ``report`` for each message of a worker of ``app`` that cannot be read.
+def end_undecodable(app: Any, end: End) -> None:
+    """Call ``end`` for each message of a worker of ``app`` that cannot be read.
 
-    To be called before the worker makes its consumer (``worker_init``). ``report``
-    must not raise.
+    To be called before the worker makes its consumer (``worker_init``).
     """
 
     class Undecodable(bootsteps.Step):  # type: ignore[misc]
@@ -32,10 +33,10 @@ def report_undecodable(app: Any, report: Report) -> None:
         def __init__(self, parent: Any, **options: Any) -> None:
             super().__init__(parent, **options)
             parent.on_decode_error = _before(
-                parent.on_decode_error, lambda message, exc: _report(report, message, exc)
+                parent.on_decode_error, lambda message, exc: _end(end, message, exc)
             )
             parent.on_invalid_task = _before(
-                parent.on_invalid_task, lambda body, message, exc: _report(report, message, exc)
+                parent.on_invalid_task, lambda body, message, exc: _end(end, message, exc)
             )
 
     app.steps["consumer"].add(Undecodable)
@@ -54,7 +55,10 @@ def _before(method: Callable[..., Any], first: Callable[..., object]) -> Callabl
     return both
 
 
-def _report(report: Report, message: Any, error: BaseException | None) -> None:
+def _end(end: End, message: Any, error: object) -> None:
     headers = message.headers
-    if isinstance(headers, Mapping) and headers.get("id") is not None:
-        report(headers, error)
+    if not isinstance(headers, Mapping) or headers.get("id") is None:
+        return
+    reason = make_error("Undecodable", describe_error(error)["message"])
+    name = str(headers.get("task"))
+    end(str(headers["id"]), "job_failed", headers, name, reason, has_run=False)

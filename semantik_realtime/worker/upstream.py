@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from semantik_realtime.config import Settings
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.headers import OWNER, TOPICS, inherit, is_job, read_job_meta
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
+from semantik_realtime.worker.selection import mirrors_of
 from semantik_realtime.worker.values import make_error
 
 MAX_TASKS = 1000
@@ -46,16 +49,17 @@ def end_downstream(
     """Fail the jobs that never run because a task has failed (``error``) or was cancelled."""
     if runtime is None or not (request.get("chain") or request.get("chord")):
         return
-    for meta in never_run(request):
+    for meta in never_run(request, runtime.settings):
         Job(runtime, meta, 0).end("job_failed", error=upstream_error(name, str(task_id), error))
 
 
-def never_run(request: Any) -> list[JobMeta]:
+def never_run(request: Any, settings: Settings) -> list[JobMeta]:
     """Return the jobs of the tasks that wait for a task that failed.
 
     Args:
         request: of the failed task, as Celery's request or as the members of its message. Its
             ``chain`` has the next steps (the last one first), its ``chord`` the body.
+        settings: say which tasks are mirrored.
     """
     found: dict[str, JobMeta] = {}
     steps = request.get("chain")
@@ -66,6 +70,8 @@ def never_run(request: Any) -> list[JobMeta]:
         if task_id in found or task_id == request.get("id") or not is_job(name):
             continue
         message = dict(headers)
+        if mirrors_of(name, message, settings) is None:
+            continue
         inherit(message, request)
         # What Celery's canvas has of its own must not be read as a job's.
         known = {key: message[key] for key in (OWNER, TOPICS, "stamps") if key in message}

@@ -37,6 +37,7 @@ class Worker:
         self.settings = Settings(backend=place.backend, url=place.url, prefix=prefix)
         self.log_path = directory / f"{pool}.log"
         self.queue = prefix
+        self.pool = pool
         self._environment = {
             **os.environ,
             "REDIS_URL": broker,
@@ -118,9 +119,16 @@ class Worker:
 
 @contextlib.contextmanager
 def running(
-    broker: str, place: Place, pool: str, directory: Path, **environment: str
+    broker: str,
+    place: Place,
+    pool: str,
+    directory: Path,
+    *,
+    prefix: str | None = None,
+    **environment: str,
 ) -> Iterator[Worker]:
-    worker = Worker(broker, place, pool, directory, f"q{uuid.uuid4().hex[:8]}", **environment)
+    prefix = prefix or f"q{uuid.uuid4().hex[:8]}"
+    worker = Worker(broker, place, pool, directory, prefix, **environment)
     try:
         yield worker
     finally:

@@ -6,6 +6,7 @@ Broker and settings come from the environment.
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import time
 from typing import Any
 
 from celery import Celery, Task, chord, group
+from celery.contrib.abortable import AbortableTask
 from celery.exceptions import Ignore, Reject
 
 app = Celery("mirrored_app")
@@ -170,6 +172,30 @@ def wait() -> None:
 
     job.set(waiting=True)
     threading.Event().wait(60)
+
+
+@app.task
+def work(seconds: float, asks: bool) -> str:
+    """Report progress for some time; ask whether the job is cancelled, or not."""
+    from semantik_realtime import job
+
+    deadline = time.monotonic() + seconds
+    for number in itertools.count(1):
+        if asks:
+            job.raise_if_cancelled()
+        if time.monotonic() > deadline:
+            break
+        job.progress(number)
+        time.sleep(0.01)
+    return "done"
+
+
+@app.task(bind=True, base=AbortableTask)
+def work_until_aborted(self: AbortableTask) -> str:
+    deadline = time.monotonic() + 30
+    while not self.is_aborted() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return "aborted"
 
 
 @app.task(soft_time_limit=1)

@@ -10,7 +10,8 @@ from topic_log import Log
 from semantik_realtime import job, track
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.current import pop_job, push_job
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 
 Look = Callable[[str], Log]
 
@@ -92,4 +93,4 @@ def test_an_exception_of_the_body_passes_through(running: Job) -> None:
 
     with pytest.raises(ZeroDivisionError):
         loop()
-    assert running.open_loops == 0
+    assert running.bars == []

@@ -26,10 +26,13 @@ from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import BackendRefused, BackendUnavailable, TopicError
 from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker import elsewhere
 from semantik_realtime.worker import tracker as tracker_module
 from semantik_realtime.worker.current import current_job
 from semantik_realtime.worker.headers import read_job_meta
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
+from semantik_realtime.worker.receivers import AGAIN_SECONDS
 from semantik_realtime.worker.submit import submit
 from semantik_realtime.worker.tracker import TaskTracker, install
 from semantik_realtime.worker.values import misuse
@@ -368,7 +371,7 @@ def test_a_stored_state_of_any_shape_does_not_keep_a_job_from_its_end(
     job_id: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tracker_module, "read_stored_state", lambda *_: stored)
+    monkeypatch.setattr(elsewhere, "read_stored_state", lambda *_: stored)
     add.push_request(id=job_id)
     signals.task_failure.send(sender=add, task_id=job_id, exception=TimeoutError("slow"))
     add.pop_request()
@@ -394,7 +397,7 @@ def test_a_soft_time_limit_within_a_receiver_is_raised_again_in_the_task(
         if again:
             wait_until(lambda: raised)
         else:
-            time.sleep(5 * tracker_module.AGAIN_SECONDS)
+            time.sleep(5 * AGAIN_SECONDS)
     finally:
         signal.signal(signal.SIGUSR1, previous)
     assert len(raised) == again
@@ -741,7 +744,7 @@ def test_a_task_id_that_no_topic_can_have_is_logged_once_and_harms_no_task(
         ),
         ("PROGRESS", {"failed": [1], "bad": object}, {"fields": {"failed": [1]}}),
         (None, {"current": 1}, {"progress": {"current": 1, "total": None}}),
-        ("PROGRESS", "plain text", {}),
+        ("PROGRESS", "plain text", {"message": "plain text"}),
         ("PROGRESS", {5: 6, "current": "x"}, {"fields": {"current": "x"}}),
     ],
 )

@@ -48,12 +48,47 @@ export interface Realtime {
    * @throws Error after `close()`.
    */
   watch(topic: string, options?: WatchOptions): Subscription;
+  /**
+   * Ask the server to cancel a job, by its topic: `job:42`. `cancelled`: it was waiting, and has
+   * ended. `cancelling`: its task still runs, and the view shows `cancelling` until its end, which
+   * is another one if the task completes all the same.
+   *
+   * The promise rejects with a `CommandError`, a `TypeError` if it is not the topic of a job, or the error
+   * of `fetch` if there is no network.
+   */
+  cancel(job: string): Promise<CancelAnswer>;
+  /**
+   * Ask the server to start a job that has ended once more. Watch `topic` of the answer: another
+   * job, or the same one, whose views then go on with the next attempt. Rejects as `cancel`.
+   */
+  retry(job: string): Promise<RetryAnswer>;
   /** Call `listener` now and after each change of state; returns a function that stops this. */
   onConnection(listener: ConnectionListener): () => void;
   /** The state of the connection, not of a job. */
   readonly connection: ConnectionState;
   /** End everything. The connection listeners get `closed`; no other callback runs afterwards. */
   close(): void;
+}
+
+export interface CancelAnswer {
+  topic: string;
+  status: "cancelled" | "cancelling";
+}
+
+export interface RetryAnswer {
+  /** The id of the job that runs now. */
+  job: string;
+  topic: string;
+}
+
+export interface CommandError extends Error {
+  /**
+   * `not_found`, `forbidden`, `ended` (nothing to cancel), `not_ended` (nothing to start again),
+   * `not_implemented` (the server cannot do it), `busy`, or another code of the server.
+   */
+  code: string;
+  /** Of HTTP. 503: try again later; the job may be cancelled all the same. */
+  status: number;
 }
 
 export interface WatchOptions {
@@ -126,7 +161,15 @@ export interface State {
   /** 1 for the first execution; 0 while queued. */
   attempt?: number;
   /** `total` is null if it is unknown. */
-  progress?: { current: number; total: number | null; unit?: string } | null;
+  progress?: {
+    current: number;
+    total: number | null;
+    unit?: string;
+    /** Units a second over the last ten seconds, as of the event; only while the job runs. */
+    rate?: number;
+    /** Bars of the loops inside this one, outermost first; only while they run. */
+    inner?: { current: number; total: number | null; unit?: string; message?: string }[];
+  } | null;
   /** One line for people. */
   message?: string | null;
   /** Members set by the application. */
@@ -145,6 +188,7 @@ export type JobStatus =
   | "queued"
   | "running"
   | "retrying"
+  | "cancelling"
   | "completed"
   | "failed"
   | "cancelled"
