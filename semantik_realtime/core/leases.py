@@ -44,7 +44,7 @@ class LeaseTimes(NamedTuple):
         )
 
 
-class HeldJob(msgspec.Struct, frozen=True, omit_defaults=True):
+class HeldJob(msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_defaults=True):
     """What a web server must know of a job to end it in place of its process."""
 
     name: str | None = None
@@ -54,12 +54,14 @@ class HeldJob(msgspec.Struct, frozen=True, omit_defaults=True):
     queued_at: str | None = None
     expected: int = 1
     """The number that the task's message gives the attempt; the backend may give a higher one."""
+    workflow: str | None = None
+    """The job whose member it is, and whose topic has its events; None: it has its own."""
 
     def encode(self) -> bytes:
         """Return the record, with at most `MAX_RECORD_BYTES`.
 
         >>> HeldJob.decode(HeldJob("app.index", "7").encode())
-        HeldJob(name='app.index', owner='7', topics=(), queued_at=None, expected=1)
+        HeldJob(name='app.index', owner='7')
         """
         record = _encode(self)
         if len(record) > MAX_RECORD_BYTES:
@@ -71,7 +73,7 @@ class HeldJob(msgspec.Struct, frozen=True, omit_defaults=True):
         """Read a record. One that cannot be read, of another version, is empty.
 
         >>> HeldJob.decode(b"rubbish")
-        HeldJob(name=None, owner=None, topics=(), queued_at=None, expected=1)
+        HeldJob()
         """
         try:
             return _decode(record)

@@ -14,9 +14,10 @@ from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Draft, Outcome
 from semantik_realtime.core.leases import HeldJob, LeaseTimes
-from semantik_realtime.core.lifecycle import END_STATUSES
-from semantik_realtime.core.lost import end_of
+from semantik_realtime.core.lifecycle import END_STATUSES, STATUS_OF_TYPE
+from semantik_realtime.core.lost import End, end_of
 from semantik_realtime.core.topic import job_topic, user_topic
+from semantik_realtime.core.workflow import end_of as workflow_end
 from semantik_realtime.errors import AccessError, BackendError, BackendUnavailable, InvalidInput
 from semantik_realtime.hookspecs import NO_OPINION, Snapshot
 from semantik_realtime.runtime import Runtime
@@ -70,25 +71,50 @@ class JobEnds:
             reason: the ``data.reason`` of the event, for programs.
         """
         end = end_of(state, record, await self._ask(job), now_text(), why)
-        feeds = [] if record.owner is None else [user_topic(record.owner)]
-        topics = owners_of(job_topic(job), [*feeds, *record.topics], record.owner)
-        drafts = make_drafts(
+        topics = {job_topic(record.workflow or job): record.owner}
+        if record.workflow is None:
+            topics = _topics_of(job, record)
+        drafts = self._drafts(topics, job, end, attempt, {"reason": reason})
+        outcome = await self._send(drafts)
+        if outcome is Outcome.APPENDED:
+            self.counts[end.state["status"]] += 1
+        return outcome
+
+    async def end_workflow(self, record: HeldJob, snapshot: Snapshot) -> None:
+        """End a workflow whose member was ended here, if that is its end."""
+        if record.workflow is None:
+            return
+        states = {key: stored_state(snapshot, key)[0] for key in snapshot.states}
+        ending = workflow_end(states, record.workflow)
+        if ending is None:
+            return
+        outcome = {"status": STATUS_OF_TYPE[ending.type], "error": ending.error}
+        end = end_of(states.get(record.workflow), record, outcome, now_text(), "")
+        attempt = end.state["attempt"] = max(1, end.state["attempt"])
+        topics = _topics_of(record.workflow, record)
+        await self._send(self._drafts(topics, record.workflow, end, attempt, {"reason": "lease"}))
+
+    def _drafts(
+        self,
+        topics: Mapping[str, str | None],
+        job: str,
+        end: End,
+        attempt: int | None,
+        data: Mapping[str, Any],
+    ) -> list[Draft]:
+        return make_drafts(
             topics,
             end.type,
             now_text(),
             job,
             state=end.state,
-            data={"reason": reason},
+            data=data,
             job=job,
             attempt=attempt,
             terminal=True,
             # The state was accepted before, and has grown only a little.
             max_bytes=2 * self._runtime.settings.max_event_bytes,
         )
-        outcome = await self._send(drafts)
-        if outcome is Outcome.APPENDED:
-            self.counts[end.state["status"]] += 1
-        return outcome
 
     async def _send(self, drafts: Sequence[Draft]) -> Outcome:
         emitter = self._runtime.emitter
@@ -120,6 +146,11 @@ class JobEnds:
         if answer is NO_OPINION or not isinstance(answer, Mapping):
             return None
         return self._runtime.words.translate(answer)
+
+
+def _topics_of(job: str, record: HeldJob) -> dict[str, str | None]:
+    feeds = [] if record.owner is None else [user_topic(record.owner)]
+    return owners_of(job_topic(job), [*feeds, *record.topics], record.owner)
 
 
 def stored_state(snapshot: Snapshot, key: str) -> tuple[State | None, str]:

@@ -124,7 +124,7 @@ class LostJobs:
                 return True
 
     async def _end_now(self, worker: str, job: str, record: HeldJob) -> bool:
-        topic = topic_of(job)
+        topic = topic_of(record.workflow or job)
         if topic is None:
             return True
         before: object = None
@@ -144,6 +144,8 @@ class LostJobs:
                 why=f"its process was killed, or did not run for {self._times.held:g} s",
                 reason="lease",
             )
+            if outcome is Outcome.APPENDED and record.workflow is not None:
+                await self._ends.end_workflow(record, await self._hub.read(topic))
             if outcome is not Outcome.STALE:
                 return outcome is not Outcome.WAITING
             # A newer attempt has its number. If no event of it follows, its process died before

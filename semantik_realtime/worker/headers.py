@@ -13,6 +13,7 @@ from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_t
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.job_meta import JobMeta
+from semantik_realtime.worker.members import Member, read_member
 from semantik_realtime.worker.values import note_misuse
 
 logger = logging.getLogger(__name__)
@@ -20,6 +21,10 @@ logger = logging.getLogger(__name__)
 OWNER, TOPICS = "realtime_owner", "realtime_topics"
 """Headers, or stamps, that the application sets: a user id, and further topics (list, or
 comma-separated). What a task publishes inherits both (`inherit`)."""
+WORKFLOW = "realtime_job"
+"""Header that makes a task a member of the job with this id. Inherited, too."""
+MEMBER = "realtime_member"
+"""Header that this package sets: the task's place in that job. Never inherited."""
 QUEUED_AT, ATTEMPT = "realtime_queued_at", "realtime_attempt"
 """Headers that this package sets: when the job was published first, and its attempt so far."""
 MAX_TOPICS = 20
@@ -87,6 +92,7 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
         topics=tuple(topic for topic in checked if topic is not None),
         queued_at=queued_at if isinstance(queued_at, str) else None,
         eta=read_eta(message.get("eta")),
+        member=_read_member(message, job_id),
     )
 
 
@@ -113,16 +119,32 @@ def read_header(message: Any, name: str) -> Any:
     if value is None:
         value = (message.get("stamps") or {}).get(name)
         # Celery makes lists of the stamps of a canvas.
-        if name == OWNER and isinstance(value, list | tuple) and len(value) == 1:
+        if name in (OWNER, WORKFLOW) and isinstance(value, list | tuple) and len(value) == 1:
             value = value[0]
     return value
 
 
+def workflow_of(message: Any) -> str | None:
+    """Return the id of the job whose member a task is, by the headers of its message."""
+    value = read_header(message, WORKFLOW)
+    if value is None or _checked(WORKFLOW, job_topic, value, str(message.get("id"))) is None:
+        return None
+    return plain_id(value)
+
+
+def _read_member(message: Any, job_id: str) -> Member | None:
+    workflow = workflow_of(message)
+    # A job of one task is not its own member.
+    if workflow is None or workflow == job_id:
+        return None
+    return read_member(workflow, read_header(message, MEMBER), job_id)
+
+
 def inherit(headers: dict[str, Any], parent: Any) -> None:
-    """Give a message the owner and the topics of ``parent``, the message or request of the task
-    that publishes it, unless it has its own. A header that is None is the message's own.
+    """Give a message the owner, the topics and the workflow of ``parent``, the message or request
+    of the task that publishes it, unless it has its own. A header that is None is its own.
     """
-    for name in (OWNER, TOPICS):
+    for name in (OWNER, TOPICS, WORKFLOW):
         if name not in headers and name not in (headers.get("stamps") or {}):
             value = read_header(parent, name)
             if value is not None:
@@ -155,12 +177,14 @@ def count_attempts(message: Any) -> int:
 
 def headers_of(job: Job) -> dict[str, Any]:
     """Return the headers of a further message of ``job``: a retry, or a replacement."""
-    headers = {
+    headers: dict[str, Any] = {
         OWNER: job.meta.owner,
         TOPICS: list(job.meta.topics) or None,
         QUEUED_AT: job.meta.queued_at,
         ATTEMPT: job.attempt,
     }
+    if job.meta.member is not None:
+        headers |= {WORKFLOW: job.meta.member.workflow, MEMBER: job.meta.member.place}
     return {name: value for name, value in headers.items() if value is not None}
 
 

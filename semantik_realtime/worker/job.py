@@ -18,8 +18,14 @@ import msgspec
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Claim
-from semantik_realtime.core.lifecycle import END_TYPES, LOG, PROGRESS, RESERVED_TYPES
-from semantik_realtime.core.topic import job_topic, user_topic
+from semantik_realtime.core.lifecycle import (
+    END_TYPES,
+    LOG,
+    PROGRESS,
+    RESERVED_TYPES,
+    STATUS_OF_TYPE,
+)
+from semantik_realtime.core.topic import user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
@@ -28,6 +34,7 @@ from semantik_realtime.worker.cancellable import Cancellable
 from semantik_realtime.worker.event_types import declared, read_event
 from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.job_state import JobState
+from semantik_realtime.worker.members import tallies
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
 
@@ -69,7 +76,7 @@ class Job(Cancellable):
         self.runtime = runtime
         self.meta = meta
         self.id = meta.id
-        self.topic = job_topic(meta.id)
+        self.topic = meta.topic
         self.has_ended = False
         """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
         self._attempt = attempt
@@ -89,11 +96,16 @@ class Job(Cancellable):
         """The job whose task called this one's task in the same context. Set by `nest_in`."""
         self.bars: list[Bar] = []
         """The open bars, in the order in which they were opened. Changed by `Bar`."""
+        # Of a workflow the feeds get the state of the whole.
+        is_whole = meta.member is None
         feeds = [] if meta.owner is None else [user_topic(meta.owner)]
         # The job's own topic, and its feeds, each with the owner that it gets.
         self._topics = {self.topic: meta.owner}
-        self._feeds = owners_of(self.topic, [*feeds, *meta.topics], meta.owner)
+        others = [*feeds, *meta.topics] if is_whole else []
+        self._feeds = owners_of(self.topic, others, meta.owner)
         del self._feeds[self.topic]
+        if meta.member is not None:
+            known = {**(known or {}), "member": meta.member.as_state()}
         self._state = JobState(attempt, meta.name, meta.queued_at, known, eta=meta.eta)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
@@ -202,6 +214,9 @@ class Job(Cancellable):
 
     def queue(self) -> None:
         """Send that the job waits for a worker. May wait as `emit` does."""
+        if self.meta.member is not None and self.meta.member.is_counted(self.runtime):
+            # Too many may wait for each to have a key.
+            return
         self.runtime.emitter.wait_for_room()
         with self._lock:
             self._send_everywhere("job_queued")
@@ -228,6 +243,9 @@ class Job(Cancellable):
             self._state.end(type, now_text(), error, message, eta)
             self._send_everywhere(type, data)
             self.has_ended = True
+        if self.meta.member is not None and type in END_TYPES:
+            status = STATUS_OF_TYPE[type]
+            tallies.count(self.runtime, self.meta.member, self.meta.owner, status, self.id)
 
     def send_log(self, data: Mapping[str, Any]) -> None:
         """Send a log record on the job's topic; the state stays as it is. Never waits."""

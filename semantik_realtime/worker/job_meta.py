@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from semantik_realtime.core.leases import HeldJob
+from semantik_realtime.core.topic import job_topic
+from semantik_realtime.worker.members import Member
 
 
 class JobMeta(msgspec.Struct, frozen=True):
@@ -22,7 +24,25 @@ class JobMeta(msgspec.Struct, frozen=True):
     queued_at: str | None = None
     eta: str | None = None
     """Before which no worker begins it."""
+    member: Member | None = None
+    """Its place in a workflow, whose topic gets its events; None: it has a topic of its own."""
+
+    @property
+    def topic(self) -> str:
+        """The topic of the job's events.
+
+        Raises:
+            TopicError: the id cannot be the name of a topic.
+        """
+        return job_topic(self.id if self.member is None else self.member.workflow)
 
     def held(self, expected: int) -> bytes:
         """Return the record by which a server ends the attempt ``expected`` of a dead process."""
-        return HeldJob(self.name, self.owner, self.topics, self.queued_at, expected).encode()
+        return HeldJob(
+            name=self.name,
+            owner=self.owner,
+            topics=self.topics,
+            queued_at=self.queued_at,
+            expected=expected,
+            workflow=None if self.member is None else self.member.workflow,
+        ).encode()

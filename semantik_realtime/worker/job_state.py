@@ -11,7 +11,10 @@ from semantik_realtime.core.lifecycle import END_TYPES, STATUS_OF_TYPE
 from semantik_realtime.core.rate import Rate
 from semantik_realtime.worker.values import clean_line, clean_number, clean_text
 
-ESSENTIAL = ("status", "attempt", "queued_at", "eta", "started_at", "ended_at", "worker")
+ESSENTIAL = (
+    *("status", "attempt", "queued_at", "eta", "started_at", "ended_at", "worker"),
+    *("member", "workflow"),
+)
 """What is left of a state that is too big for an event, beside the type of its error."""
 
 _OF_RUNNING = frozenset({"rate", "inner"})

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from semantik_realtime.core.cancelling import CONTROL_TOPIC
-from semantik_realtime.core.topic import job_topic
 from semantik_realtime.hookspecs import Backend
 from semantik_realtime.native_threads import make_event, make_thread
 from semantik_realtime.runtime import Runtime
@@ -26,10 +25,11 @@ logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 
-def read_stored_state(runtime: Runtime, job_id: str) -> dict[str, Any]:
-    """Return the job's state from the backend; empty without an answer in ``flush_seconds``."""
+def read_stored_state(runtime: Runtime, topic: str, job_id: str) -> dict[str, Any]:
+    """Return the job's state in ``topic`` from the backend.
 
-    topic = job_topic(job_id)
+    Empty without an answer in ``flush_seconds``.
+    """
 
     async def read(backend: Backend) -> dict[str, Any]:
         snapshot = await backend.snapshot(topic, None, 0)

@@ -47,12 +47,14 @@ from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
+from semantik_realtime.worker.places import give_place
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active
 from semantik_realtime.worker.selection import mirrors_of, note_announced
 from semantik_realtime.worker.upstream import end_downstream, whole
 from semantik_realtime.worker.values import describe_error
+from semantik_realtime.worker.workflow import WorkflowFollower
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ class TaskTracker:
         # In the main process of a worker: the requests that Celery still holds, by task id.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self._running = running_jobs
+        self._workflows = WorkflowFollower(self.runtime)
         self._revoked_results = RevokedResults()
         self._process = WorkerProcess(
             self.runtime,
@@ -83,6 +86,8 @@ class TaskTracker:
             self._end,
         )
         receivers: list[tuple[Any, Callable[..., None]]] = [
+            # Before the process's own, which flush what these send.
+            *self._workflows.receivers(),
             *self._process.receivers(),
             (signals.beat_init, note_beat),
             (signals.before_task_publish, self._before_publish),
@@ -170,6 +175,7 @@ class TaskTracker:
             headers[OWNER] = str(owner)
         if job is None or job.id != str(message["id"]):
             headers.setdefault(QUEUED_AT, now_text())
+            give_place(runtime, headers, body, job)
         else:
             headers.update(headers_of(job))
 
@@ -290,6 +296,7 @@ class TaskTracker:
             note_ownerless(request.request_dict)
         elif is_job(request.name):
             note_announced(request.name, request.request_dict)
+        self._workflows.received(request)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any
@@ -347,6 +354,7 @@ class TaskTracker:
             return
         attempt = count_attempts(source) + has_run
         end_elsewhere(runtime, meta, attempt, has_run, type, error=error, data=data, eta=eta)
+        self._workflows.ended(meta)
 
 
 _tracker: TaskTracker | None = None

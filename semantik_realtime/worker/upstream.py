@@ -10,7 +10,14 @@ from typing import Any
 
 from semantik_realtime.config import Settings
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.headers import OWNER, TOPICS, inherit, is_job, read_job_meta
+from semantik_realtime.worker.headers import (
+    OWNER,
+    TOPICS,
+    inherit,
+    is_job,
+    read_job_meta,
+    workflow_of,
+)
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.selection import mirrors_of
@@ -48,6 +55,9 @@ def end_downstream(
 ) -> None:
     """Fail the jobs that never run because a task has failed (``error``) or was cancelled."""
     if runtime is None or not (request.get("chain") or request.get("chord")):
+        return
+    if workflow_of(request) is not None:
+        # The whole ends with its member, and counts those that do not run.
         return
     for meta in never_run(request, runtime.settings):
         Job(runtime, meta, 0).end("job_failed", error=upstream_error(name, str(task_id), error))

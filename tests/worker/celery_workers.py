@@ -19,6 +19,7 @@ from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import Settings
 
 HERE = Path(__file__).parent
+POOLS = ("prefork", "threads", "solo", "gevent", "eventlet")
 
 
 class Place(NamedTuple):

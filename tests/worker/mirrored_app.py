@@ -5,6 +5,7 @@ Broker and settings come from the environment.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 import os
@@ -301,6 +302,44 @@ def replace_by_group(self: Task) -> None:
     raise self.replace(group(add.s(1, n) for n in range(3)))
 
 
+@app.task(bind=True)
+def replace_by_chord(self: Task) -> None:
+    raise self.replace(chord([add.s(1, n) for n in range(3)], total.s()))
+
+
+@app.task(bind=True, autoretry_for=(ValueError,), default_retry_delay=0, max_retries=5)
+def retry_automatically(self: Task) -> int:
+    if self.request.retries < 2:
+        raise ValueError("not yet")
+    return self.request.retries
+
+
+@app.task
+def compute(seconds: float) -> int:
+    """Compute without a pause: in a greenlet, no other greenlet runs."""
+    from semantik_realtime import job
+
+    deadline, number = time.monotonic() + seconds, 0
+    while time.monotonic() < deadline:
+        number += 1
+        job.progress(number)
+    return number
+
+
+@app.task
+def hold_interpreter(seconds: float) -> None:
+    """Let no other thread of this process run, as a long call of a C library does."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
+
+
+@app.task
+def wait_calmly(seconds: float) -> None:
+    from semantik_realtime import job
+
+    job.set(waiting=True)
+    time.sleep(seconds)
+
+
 @app.task(acks_late=True)
 def sleep_late(seconds: float) -> None:
     sleep(seconds)
@@ -352,3 +391,18 @@ def outlive_parent(seconds: float) -> None:
 @app.task(bind=True, max_retries=3)
 def retry_later(self: Task) -> None:
     raise self.retry(countdown=600, exc=ValueError("not yet"))
+
+
+@app.task
+def list_of(number: int) -> list[int]:
+    return [number]
+
+
+@app.task
+def fail_after(number: int) -> None:
+    raise ValueError(f"the file is empty after {number}")
+
+
+@app.task
+def ignore_result_of(ids: list[str]) -> int:
+    return len(ids)

@@ -11,6 +11,8 @@ from celery_workers import Worker
 from mirrored_app import add, exit_process, fail, total
 from topic_log import Log, wait_until
 
+POOLS = pytest.mark.parametrize("worker", ["prefork", "threads"], indirect=True)
+
 
 @pytest.fixture(scope="module")
 def default_row() -> str:
@@ -31,6 +33,7 @@ def check_failed_by(worker: Worker, job_id: str, cause: str) -> Log:
     return log
 
 
+@POOLS
 def test_the_rest_of_a_chain_fails_with_its_step(worker: Worker) -> None:
     last = start(worker, chain(fail.si("secret"), add.s(1), add.s(2)))
     first = last.parent.parent.id
@@ -40,6 +43,7 @@ def test_the_rest_of_a_chain_fails_with_its_step(worker: Worker) -> None:
         assert log.state["name"] == "mirrored_app.add"
 
 
+@POOLS
 @pytest.mark.parametrize("has_more", [False, True])
 def test_the_body_of_a_chord_and_what_follows_it_fail_with_its_header(
     worker: Worker, has_more: bool
@@ -49,12 +53,14 @@ def test_the_body_of_a_chord_and_what_follows_it_fail_with_its_header(
     check_failed_by(worker, last.id, "mirrored_app.fail")
 
 
+@POOLS
 def test_the_members_of_a_group_at_the_end_of_a_chain_fail_with_it(worker: Worker) -> None:
     members = start(worker, chain(fail.si("secret"), group(add.s(1), add.s(2))))
     for child in members.children:
         check_failed_by(worker, child.id, "mirrored_app.fail")
 
 
+@POOLS
 def test_a_message_whose_body_cannot_be_read_fails_its_job(worker: Worker) -> None:
     for body, content_type in ((b"{not json", "application/json"), (b"[]", "application/x-python")):
         job_id = str(uuid.uuid4())

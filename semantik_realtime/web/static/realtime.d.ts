@@ -9,6 +9,54 @@
  */
 export function connect(options?: ConnectOptions): Realtime;
 
+/**
+ * Return how far a workflow is, from the states of its topic. A pure function:
+ * `summarize(view.states, id)` in `onChange`, and again with a timer for the time left.
+ *
+ * @param job the plain id of the workflow
+ * @param nowMs milliseconds since 1970. Default: now.
+ */
+export function summarize(
+  states: ReadonlyMap<string, State>,
+  job: string,
+  nowMs?: number,
+): Summary;
+
+/** The counts of members add up to `total`; a member that ran twice counts once. */
+export interface Summary {
+  total: number;
+  done: number;
+  failed: number;
+  cancelled: number;
+  lost: number;
+  /** They will not run, because a member before them did not succeed. */
+  skipped: number;
+  running: number;
+  /** Not published, or queued. */
+  waiting: number;
+  /** Of all members; each has the weight 1, unless it was submitted with another. */
+  weight: number;
+  /** Of the members that have ended, the skipped ones included. */
+  ended_weight: number;
+  /** Weight a second since the start; null: nothing to tell it by. */
+  rate: number | null;
+  /** Null: not known, or the workflow has ended. */
+  seconds_left: number | null;
+  /** The first 20 members that did not succeed. */
+  failures: Failure[];
+}
+
+export interface Failure {
+  /** The member's key in the topic: the id of its task. */
+  key: string;
+  /** Where it is in the workflow: `step 2/3, group 7/40`. Empty if it was not submitted with it. */
+  at: string;
+  /** The name of the task. */
+  name: string;
+  status: "failed" | "cancelled" | "lost";
+  error: State["error"];
+}
+
 export interface ConnectOptions {
   /**
    * The server's WebSocket; absolute, or relative to the page. `http` is replaced by `ws`.

@@ -11,6 +11,8 @@ import { Store } from "./store.js";
 import { Subscriptions } from "./subscriptions.js";
 import { Topic } from "./topic.js";
 
+export { summarize } from "./summary.js";
+
 /**
  * @typedef {import("./realtime.js").ConnectOptions} ConnectOptions
  * @typedef {import("./realtime.js").WatchOptions} WatchOptions
