@@ -36,6 +36,7 @@ from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.job_state import JobState
 from semantik_realtime.worker.members import tallies
 from semantik_realtime.worker.mirrors import Mirrors
+from semantik_realtime.worker.task_calls import TaskCalls
 from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 _serials = itertools.count()
 
 
-class Job(Cancellable):
+class Job(TaskCalls, Cancellable):
     """One attempt of a job, as this process sees it.
 
     Its methods may be called from any thread. The job's topic gets every
@@ -85,15 +86,10 @@ class Job(Cancellable):
         if is_new and attempt is not None:
             token = secrets.token_hex(8)
             self._claim = Claim(self.topic, self.id, token, expected=attempt, owner=meta.owner)
-        self.declared_end: tuple[str, dict[str, str] | None] | None = None
-        """Type and error of the end that the task announced before it raised ``Ignore``.
-        Set by `declare_end`."""
         self.mirrors = Mirrors()
         """What of its task is reported beside its life. Set when the task begins."""
         self.log: JobLog | None = None
         """Counts and sends its log records. Set by the first one."""
-        self.outer: Job | None = None
-        """The job whose task called this one's task in the same context. Set by `nest_in`."""
         self.bars: list[Bar] = []
         """The open bars, in the order in which they were opened. Changed by `Bar`."""
         # Of a workflow the feeds get the state of the whole.
@@ -235,7 +231,7 @@ class Job(Cancellable):
         ``job_retrying`` ends the attempt but not the job; ``eta`` is when the next one may begin.
         """
         with self._lock:
-            if self.has_ended:
+            if self.has_ended or self.replacements:
                 return
             if self.log is not None:
                 self.log.finish()
@@ -263,19 +259,11 @@ class Job(Cancellable):
         if not self._is_due:
             self._schedule()
 
-    def declare_end(self, type: str, error: dict[str, str]) -> None:
-        """Note the end that the task announces. Nothing is sent before `end`."""
-        self.declared_end = type, error
-
     def send_pending(self) -> None:
         """Send what is not yet sent, without waiting until it is due."""
         with self._lock:
             self._send_progress()
             self._send_feeds()
-
-    def nest_in(self, outer: Job | None) -> None:
-        """Note which job was current before this one."""
-        self.outer = outer
 
     def schedule(self) -> None:
         """Have the emitter look at the job's bars when it is due."""

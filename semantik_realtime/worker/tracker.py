@@ -208,6 +208,10 @@ class TaskTracker:
         mirrors = self._mirrors(task.name, task.request)
         if runtime is None or mirrors is None:
             return
+        outer = current_job()
+        if outer is not None and outer.id == task_id:
+            outer.replacements += 1
+            return
         meta = read_job_meta(task.request, id=task_id, name=task.name)
         if meta is None:
             return
@@ -230,6 +234,9 @@ class TaskTracker:
     ) -> None:
         job = self._job(task_id)
         if job is None:
+            return
+        if job.replacements:
+            job.replacements -= 1
             return
         try:
             self._end_after_run(job, task, state, retval)

@@ -815,3 +815,17 @@ def test_importing_needs_neither_a_server_nor_its_client_nor_a_web_framework(mod
     if module in ("worker.job", "worker.current", "worker.progress", "worker.headers"):
         code += "assert 'celery' not in sys.modules\n"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@app.task(bind=True)
+def replace_eagerly(self: Task, fails: bool) -> Any:
+    return self.replace(fail.si() if fails else add.s(1, 2))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_task_that_is_replaced_eagerly_is_one_attempt_that_ends_as_celery_says(
+    tracker: TaskTracker, log: Look, fails: bool
+) -> None:
+    result = replace_eagerly.apply((fails,), task_id="1")
+    status = {"SUCCESS": "completed", "FAILURE": "failed"}[result.state]
+    assert log("job:1").statuses == [(1, "running"), (1, status)]

@@ -1,0 +1,31 @@
+"""What a job knows of the calls of tasks that run it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from semantik_realtime.worker.job import Job
+
+
+class TaskCalls:
+    """The part of `semantik_realtime.worker.job.Job` that the nesting of tasks concerns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.declared_end: tuple[str, dict[str, str] | None] | None = None
+        """Type and error of the end that the task announced before it raised ``Ignore``.
+        Set by `declare_end`."""
+        self.outer: Job | None = None
+        """The job whose task called this one's task in the same context. Set by `nest_in`."""
+        self.replacements = 0
+        """How many tasks with the job's own id run inside its task: eager ones that replace it. The
+        job ends with the outermost. Changed by the tracker."""
+
+    def declare_end(self, type: str, error: dict[str, str]) -> None:
+        """Note the end that the task announces. Nothing is sent before `Job.end`."""
+        self.declared_end = type, error
+
+    def nest_in(self, outer: Job | None) -> None:
+        """Note which job was current before this one."""
+        self.outer = outer
