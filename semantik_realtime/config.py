@@ -32,6 +32,7 @@ from semantik_realtime.core.limits import (
     SPOOL_BYTES,
     SPOOL_DRAFTS,
 )
+from semantik_realtime.core.retention import Retention
 from semantik_realtime.core.setting_texts import check_paths, split_list, split_pairs
 from semantik_realtime.core.words import Words
 from semantik_realtime.errors import ConfigError
@@ -94,6 +95,12 @@ class Settings(BaseSettings):
     )
     retention_seconds: float = Field(
         86_400, gt=0, description="Seconds that a topic is kept after its last event."
+    )
+    open_seconds: float = Field(
+        30 * 86_400,
+        gt=0,
+        description="Seconds that a job's topic is kept instead while the job has not ended, after "
+        "its last event or after the time it waits for.",
     )
     grace_seconds: float = Field(
         3600, gt=0, description="Seconds that a job's topic is kept after the job has ended."
@@ -287,6 +294,12 @@ class Settings(BaseSettings):
         if self.spool_directory is None:
             return None
         return Path(self.spool_directory, f"{self.backend}-{self.prefix}")
+
+    @property
+    def retention(self) -> Retention:
+        """How long a topic is kept; while its job has not ended, never for less than a feed."""
+        open_seconds = max(self.open_seconds, self.retention_seconds)
+        return Retention(self.retention_seconds, self.grace_seconds, open_seconds)
 
     @property
     def is_development(self) -> bool:

@@ -58,7 +58,7 @@ SPOOL_BYTES = 16 * 2**20
 
 LEASE_SECONDS = 30.0
 """After how long a job is lost whose process has died, unless the settings say otherwise."""
-QUEUED_SECONDS = 12 * 3600.0
+QUEUED_SECONDS = 86_400.0
 """After how long a job is lost that no worker begins, unless the settings say otherwise."""
 
 LOG_BURST = 100

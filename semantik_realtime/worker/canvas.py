@@ -15,6 +15,7 @@ from celery.canvas import Signature, _basemap, chunks, maybe_signature
 from semantik_realtime.core.tally import MAX_MEMBERS
 from semantik_realtime.core.workflow import ALL, LAST
 from semantik_realtime.errors import InvalidInput
+from semantik_realtime.worker.selection import OPTION
 
 WEIGHT = "realtime_weight"
 """Header of a signature: the weight of the member, a number from 0; 1 if it has none."""
@@ -84,7 +85,14 @@ def plan_canvas(canvas: Any, headers: Mapping[str, Any], member_header: str) -> 
         if ends == LAST and number in planner.ends:
             place["ends"] = True
         own = leaf.signature["options"].get("headers") or {}
-        leaf.signature["options"]["headers"] = {**own, **headers, member_header: place}
+        # Whatever the task's option says: a member that nobody reports would never end.
+        option = own[OPTION] if isinstance(own.get(OPTION), Mapping) else True
+        leaf.signature["options"]["headers"] = {
+            **own,
+            **headers,
+            OPTION: option,
+            member_header: place,
+        }
     return Plan(
         canvas=maybe_signature(tree, app=getattr(canvas, "app", None)),
         name=f"{root['subtask_type']} of {total} task{'s' if total > 1 else ''}",

@@ -20,7 +20,6 @@ def end_elsewhere(
     *,
     error: dict[str, str] | None,
     data: Mapping[str, Any] | None,
-    eta: str | None,
 ) -> None:
     """End a job with its state from the backend, which only the other process knows.
 
@@ -32,7 +31,6 @@ def end_elsewhere(
         type: the event's.
         error: of the state.
         data: of the event.
-        eta: when a retry may begin.
     """
     known: dict[str, Any] = {"attempt": attempt}
     # None: the attempt that is newest when the backend appends the end.
@@ -53,4 +51,4 @@ def end_elsewhere(
     if "ended_at" in known:
         return
     for number in attempts:
-        Job(runtime, meta, number, known).end(type, error=error, data=data, eta=eta)
+        Job(runtime, meta, number, known).end(type, error=error, data=data)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any
 
-from semantik_realtime.clock import time_text
 from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import Member, read_member
-from semantik_realtime.worker.values import note_misuse
+from semantik_realtime.worker.values import due_time, note_misuse
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +53,7 @@ def job_message(task_name: Any, headers: Any, body: Any) -> Mapping[str, Any] | 
     if "id" in headers:
         return headers
     if isinstance(body, dict) and "id" in body:
-        return headers | {name: body.get(name) for name in ("id", "task", "retries")}
+        return headers | {name: body.get(name) for name in ("id", "task", "retries", "eta")}
     return None
 
 
@@ -91,23 +88,9 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
         owner=None if owner is None else plain_id(owner),
         topics=tuple(topic for topic in checked if topic is not None),
         queued_at=queued_at if isinstance(queued_at, str) else None,
-        eta=read_eta(message.get("eta")),
+        due_at=due_time(message.get("eta")),
         member=_read_member(message, job_id),
     )
-
-
-def read_eta(eta: Any) -> str | None:
-    """Return the ETA of a message, or of a retry, as events have it; None: it has none.
-
-    A retry may have a number: the seconds from now.
-    """
-    try:
-        if isinstance(eta, int | float):
-            return time_text(time.time() + eta)
-        when = datetime.fromisoformat(eta) if isinstance(eta, str) else eta
-        return time_text(when.timestamp()) if isinstance(when, datetime) else None
-    except (ValueError, OverflowError, OSError):
-        return None
 
 
 def read_header(message: Any, name: str) -> Any:

@@ -11,41 +11,31 @@ import itertools
 import secrets
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Claim
-from semantik_realtime.core.lifecycle import (
-    END_TYPES,
-    LOG,
-    PROGRESS,
-    RESERVED_TYPES,
-    STATUS_OF_TYPE,
-)
+from semantik_realtime.core.lifecycle import END_TYPES, LOG, PROGRESS, RESERVED_TYPES
 from semantik_realtime.core.topic import user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.bars import Bar, inner_bars
+from semantik_realtime.worker.bars import inner_bars
 from semantik_realtime.worker.cancellable import Cancellable
 from semantik_realtime.worker.event_types import declared, read_event
-from semantik_realtime.worker.job_meta import JobMeta
+from semantik_realtime.worker.job_meta import JobMeta as JobMeta
 from semantik_realtime.worker.job_state import JobState
 from semantik_realtime.worker.members import tallies
-from semantik_realtime.worker.mirrors import Mirrors
-from semantik_realtime.worker.task_calls import TaskCalls
-from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
-
-if TYPE_CHECKING:
-    from semantik_realtime.worker.task_logs import JobLog
+from semantik_realtime.worker.task_context import TaskContext
+from semantik_realtime.worker.values import BAD_VALUE, due_time, encode_fields, note_misuse
 
 _serials = itertools.count()
 
 
-class Job(TaskCalls, Cancellable):
+class Job(TaskContext, Cancellable):
     """One attempt of a job, as this process sees it.
 
     Its methods may be called from any thread. The job's topic gets every
@@ -86,12 +76,6 @@ class Job(TaskCalls, Cancellable):
         if is_new and attempt is not None:
             token = secrets.token_hex(8)
             self._claim = Claim(self.topic, self.id, token, expected=attempt, owner=meta.owner)
-        self.mirrors = Mirrors()
-        """What of its task is reported beside its life. Set when the task begins."""
-        self.log: JobLog | None = None
-        """Counts and sends its log records. Set by the first one."""
-        self.bars: list[Bar] = []
-        """The open bars, in the order in which they were opened. Changed by `Bar`."""
         # Of a workflow the feeds get the state of the whole.
         is_whole = meta.member is None
         feeds = [] if meta.owner is None else [user_topic(meta.owner)]
@@ -102,7 +86,7 @@ class Job(TaskCalls, Cancellable):
         del self._feeds[self.topic]
         if meta.member is not None:
             known = {**(known or {}), "member": meta.member.as_state()}
-        self._state = JobState(attempt, meta.name, meta.queued_at, known, eta=meta.eta)
+        self._state = JobState(attempt, meta.name, meta.queued_at, known, due_at=meta.due_at)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
         self._lock = make_rlock()
@@ -224,11 +208,10 @@ class Job(TaskCalls, Cancellable):
         error: dict[str, str] | None = None,
         data: Mapping[str, Any] | None = None,
         message: str | None = None,
-        eta: str | None = None,
     ) -> None:
         """Send how the attempt ended, once; nothing is sent afterwards.
 
-        ``job_retrying`` ends the attempt but not the job; ``eta`` is when the next one may begin.
+        ``job_retrying`` ends the attempt but not the job.
         """
         with self._lock:
             if self.has_ended or self.replacements:
@@ -236,12 +219,11 @@ class Job(TaskCalls, Cancellable):
             if self.log is not None:
                 self.log.finish()
             self._update()
-            self._state.end(type, now_text(), error, message, eta)
+            self._state.end(type, now_text(), error, message, self._due_at(type, data))
             self._send_everywhere(type, data)
             self.has_ended = True
         if self.meta.member is not None and type in END_TYPES:
-            status = STATUS_OF_TYPE[type]
-            tallies.count(self.runtime, self.meta.member, self.meta.owner, status, self.id)
+            tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.id)
 
     def send_log(self, data: Mapping[str, Any]) -> None:
         """Send a log record on the job's topic; the state stays as it is. Never waits."""
@@ -356,6 +338,12 @@ class Job(TaskCalls, Cancellable):
             self._send(type, topics)
         self._sent_version = self._feed_version = self._state.version
 
+    def _due_at(self, type: str, data: Mapping[str, Any] | None) -> float | None:
+        """Return when the job goes on, if the event says that it waits for a time."""
+        if type == "job_queued":
+            return self.meta.due_at
+        return due_time((data or {}).get("delay_seconds")) if type == "job_retrying" else None
+
     def _send(
         self,
         type: str,
@@ -385,6 +373,7 @@ class Job(TaskCalls, Cancellable):
                 attempt=self._attempt,
                 claim=claim,
                 terminal=type in END_TYPES,
+                due_at=self._due_at(type, data),
                 max_bytes=self.runtime.settings.max_event_bytes,
             )
         except BAD_VALUE as error:

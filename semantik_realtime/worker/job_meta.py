@@ -1,4 +1,4 @@
-"""What a task's message states about the job."""
+"""What a task's message states about its job."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class JobMeta(msgspec.Struct, frozen=True):
     owner: str | None = None
     topics: Sequence[str] = ()
     queued_at: str | None = None
-    eta: str | None = None
-    """Before which no worker begins it."""
+    due_at: float | None = None
+    """When the task is to start (its ETA), in seconds since 1970; None: as soon as possible."""
     member: Member | None = None
     """Its place in a workflow, whose topic gets its events; None: it has a topic of its own."""
 

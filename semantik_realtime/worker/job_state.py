@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from semantik_realtime.clock import time_text
 from semantik_realtime.core.lifecycle import END_TYPES, STATUS_OF_TYPE
 from semantik_realtime.core.rate import Rate
 from semantik_realtime.worker.values import clean_line, clean_number, clean_text
@@ -30,7 +31,7 @@ class JobState:
         attempt: the attempt's number; 0 while the job is queued, None if it is not known.
         name: the task's name.
         queued_at: when the task was published.
-        eta: before which no worker begins it.
+        due_at: before which no worker begins it, in seconds since 1970.
         known: members that another process has sent already; they replace the others.
     """
 
@@ -41,7 +42,7 @@ class JobState:
         queued_at: str | None = None,
         known: Mapping[str, Any] | None = None,
         *,
-        eta: str | None = None,
+        due_at: float | None = None,
     ) -> None:
         self.members: dict[str, Any] = {"status": "queued"}
         """The whole state, as events have it. Only this object's methods change it."""
@@ -51,8 +52,8 @@ class JobState:
             self.members["name"] = clean_text(name)
         if queued_at is not None:
             self.members["queued_at"] = queued_at
-        if eta is not None:
-            self.members["eta"] = eta
+        if due_at is not None:
+            self.members["eta"] = time_text(due_at)
         self.members.update(known or {})
         self.version = 0
         """How many changes `set_progress`, `set_inner`, `set_message` and `set_fields` have
@@ -84,12 +85,12 @@ class JobState:
         time: str,
         error: Mapping[str, str] | None,
         message: str | None,
-        eta: str | None = None,
+        due_at: float | None = None,
     ) -> None:
         """The attempt ended at ``time``. ``job_retrying`` ends the attempt but not the job."""
         self.members["status"] = STATUS_OF_TYPE[type]
-        if eta is not None:
-            self.members["eta"] = eta
+        if due_at is not None:
+            self.members["eta"] = time_text(due_at)
         progress = self.members.get("progress")
         if isinstance(progress, Mapping):
             # What runs no more has no rate and no loops.

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -23,6 +21,7 @@ from semantik_realtime.core.event import Event
 from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.forks import on_fork
 from semantik_realtime.hookspecs import Backend
+from semantik_realtime.native_threads import make_lock, make_rlock, make_thread
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
 
@@ -56,13 +55,11 @@ class CancelListener:
         # The jobs whose cancellation was requested, the newest last. At most `MAX_REQUESTS`.
         self._requested: OrderedDict[str, None] = OrderedDict()
         # Held while `_jobs` and `_requested` are compared, so that no request is missed between.
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         # Set by the thread; None before it has a loop.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._thread = threading.Thread(
-            target=self._run, name="semantik-realtime-cancel", daemon=True
-        )
+        self._thread = make_thread(self._run, "semantik-realtime-cancel")
 
     def start(self) -> None:
         """Start the thread, once."""
@@ -166,20 +163,14 @@ def requested_jobs(events: Sequence[Event]) -> list[str]:
 
 _listener: CancelListener | None = None
 """That of this process, with the runtime of its newest job. None after a fork."""
-_start_lock = threading.Lock()
+_start_lock = make_rlock()
 
 
 def watch(job: RunningJob) -> None:
-    """Make requests to cancel ``job`` reach it. Returns at once; the first call starts a thread.
-
-    Where threads are greenlets (gevent, eventlet) it does nothing: there the
-    process that Celery tells of a revoked task is the one that runs it.
-    """
+    """Make requests to cancel ``job`` reach it. Returns at once; the first call starts a thread."""
     global _listener
     listener = _listener
     if listener is None or listener.runtime is not job.runtime:
-        if _has_greenlets():
-            return
         with _start_lock:
             if _listener is None or _listener.runtime is not job.runtime:
                 close()
@@ -195,18 +186,10 @@ def close() -> None:
         _listener.close()
 
 
-def _has_greenlets() -> bool:
-    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
-    return bool(
-        (gevent is not None and gevent.is_module_patched("threading"))
-        or (eventlet is not None and eventlet.is_monkey_patched("thread"))
-    )
-
-
 def _restart_in_child() -> None:
     global _listener, _start_lock
     # Threads do not survive a fork, and another one may have held the lock.
-    _listener, _start_lock = None, threading.Lock()
+    _listener, _start_lock = None, make_rlock()
 
 
 on_fork(after_in_child=_restart_in_child)

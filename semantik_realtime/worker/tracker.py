@@ -16,12 +16,10 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import UUID
 
 from celery import signals
 from celery._state import get_current_task
 
-from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
@@ -32,28 +30,22 @@ from semantik_realtime.worker.current import current_job, pop_job, push_job, run
 from semantik_realtime.worker.elsewhere import end_elsewhere
 from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
 from semantik_realtime.worker.headers import (
-    OWNER,
-    QUEUED_AT,
     count_attempts,
-    headers_of,
     inherit,
-    is_job,
     job_message,
-    note_ownerless,
-    read_eta,
     read_job_meta,
 )
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
-from semantik_realtime.worker.places import give_place
+from semantik_realtime.worker.places import complete_headers
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active
-from semantik_realtime.worker.selection import mirrors_of, note_announced
+from semantik_realtime.worker.selection import mirrors_of, note_received
 from semantik_realtime.worker.upstream import end_downstream, whole
-from semantik_realtime.worker.values import describe_error
+from semantik_realtime.worker.values import describe_error, seconds_until
 from semantik_realtime.worker.workflow import WorkflowFollower
 
 logger = logging.getLogger(__name__)
@@ -104,7 +96,11 @@ class TaskTracker:
         self.is_connected = False
         """Whether Celery's signals call the receivers. Set by `connect` and `disconnect`."""
         self._receivers = [
-            (signal, f"semantik_realtime.{signal.name}", guarded(receiver, self.failures))
+            (
+                signal,
+                f"semantik_realtime.{signal.name}.{receiver.__qualname__}",
+                guarded(receiver, self.failures),
+            )
             for signal, receiver in receivers
         ]
 
@@ -168,16 +164,7 @@ class TaskTracker:
         message = job_message(sender, headers, body)
         if message is None or self._mirrors(sender, message) is None:
             return
-        job = current_job()
-        owner = headers.get(OWNER)
-        if isinstance(owner, UUID):
-            # Not every transport can encode one in a header.
-            headers[OWNER] = str(owner)
-        if job is None or job.id != str(message["id"]):
-            headers.setdefault(QUEUED_AT, now_text())
-            give_place(runtime, headers, body, job)
-        else:
-            headers.update(headers_of(job))
+        complete_headers(runtime, headers, body, str(message["id"]), current_job())
 
     def _publisher(self, headers: Mapping[str, Any]) -> Any:
         """Return the request of the task that publishes a message; None outside of tasks."""
@@ -281,8 +268,7 @@ class TaskTracker:
             request,
             sender.name,
             describe_error(cause) if cause is not None else None,
-            {"delay_seconds": when} if isinstance(when, int | float) else None,
-            eta=read_eta(when),
+            None if when is None else {"delay_seconds": seconds_until(when)},
         )
 
     # In the main process of a worker.
@@ -299,10 +285,8 @@ class TaskTracker:
 
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
-        if self._mirrors(request.name, request.request_dict) is not None:
-            note_ownerless(request.request_dict)
-        elif is_job(request.name):
-            note_announced(request.name, request.request_dict)
+        message = request.request_dict
+        note_received(message, self._mirrors(request.name, message))
         self._workflows.received(request)
 
     def _revoked(
@@ -319,9 +303,7 @@ class TaskTracker:
     def _mirrors(self, name: Any, message: Any) -> Mirrors | None:
         """Return what is mirrored of a task; None: nothing, or the tracker is off."""
         runtime = self.runtime()
-        if runtime is None or not is_job(name):
-            return None
-        return mirrors_of(str(name), message, runtime.settings)
+        return mirrors_of(name, message, None if runtime is None else runtime.settings)
 
     def _job(self, task_id: str | None) -> Job | None:
         """Return the job of a task that runs in this process."""
@@ -339,7 +321,6 @@ class TaskTracker:
         error: dict[str, str] | None,
         data: Mapping[str, Any] | None = None,
         has_run: bool = True,
-        eta: str | None = None,
     ) -> None:
         """End a job, in whichever process Celery sent the signal.
 
@@ -348,7 +329,7 @@ class TaskTracker:
         """
         job = self._job(task_id)
         if job is not None:
-            job.end(type, error=error, data=data, eta=eta)
+            job.end(type, error=error, data=data)
             return
         runtime = self.runtime()
         # In the main process `sender.request` is empty; the received request has the headers.
@@ -360,7 +341,7 @@ class TaskTracker:
         if meta is None:
             return
         attempt = count_attempts(source) + has_run
-        end_elsewhere(runtime, meta, attempt, has_run, type, error=error, data=data, eta=eta)
+        end_elsewhere(runtime, meta, attempt, has_run, type, error=error, data=data)
         self._workflows.ended(meta)
 
 

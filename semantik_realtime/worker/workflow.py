@@ -28,7 +28,7 @@ from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.core.workflow import end_of, progress_of, tallies_to_unite, uncounted
 from semantik_realtime.forks import on_fork
 from semantik_realtime.hookspecs import Backend
-from semantik_realtime.native_threads import Thread, make_event, make_thread
+from semantik_realtime.native_threads import Thread, make_event, make_rlock, make_thread
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
 from semantik_realtime.worker.headers import is_job, read_job_meta
@@ -110,6 +110,7 @@ class WorkflowFollower:
         self._references.clear()
         self._followed.clear()
         self._thread: Thread | None = None
+        self._start_lock = make_rlock()
         self._wake = make_event()
         # Never set: what waits for it pauses.
         self._pause = make_event()
@@ -167,9 +168,11 @@ class WorkflowFollower:
             tallies.send()
 
     def _wake_thread(self) -> None:
-        if self._thread is None:
-            self._thread = make_thread(self._run, "semantik-realtime-workflows")
-            self._thread.start()
+        with self._start_lock:
+            if self._thread is None:
+                thread = make_thread(self._run, "semantik-realtime-workflows")
+                thread.start()
+                self._thread = thread
         self._wake.set()
 
     def _run(self) -> None:

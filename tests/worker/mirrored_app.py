@@ -8,16 +8,19 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery import Celery, Task, chord, group
 from celery.contrib.abortable import AbortableTask
 from celery.exceptions import Ignore, Reject
+from celery.utils.log import get_task_logger
 
 app = Celery("mirrored_app")
 app.conf.update(
@@ -33,6 +36,16 @@ app.conf.update(
     task_protocol=int(os.environ.get("TEST_PROTOCOL", "2")),
     worker_max_tasks_per_child=int(os.environ.get("TEST_TASKS_PER_CHILD", "0")) or None,
 )
+if owner := os.environ.get("TEST_BEAT_OWNER"):
+    # Two entries: the owner of the first is its own, that of the second is the setting's.
+    app.conf.beat_max_loop_interval = 0.2
+    app.conf.beat_schedule = {
+        name: {"task": "mirrored_app.add", "schedule": 0.5, "args": (1, 2), "options": options}
+        for name, options in {
+            "own": {"headers": {"realtime_owner": owner}},
+            "of the setting": {},
+        }.items()
+    }
 
 
 @app.task
@@ -391,6 +404,72 @@ def outlive_parent(seconds: float) -> None:
 @app.task(bind=True, max_retries=3)
 def retry_later(self: Task) -> None:
     raise self.retry(countdown=600, exc=ValueError("not yet"))
+
+
+@app.task(bind=True)
+def report_in_thread(self: Task, meta: Any) -> None:
+    task_id = self.request.id
+    thread = threading.Thread(
+        target=lambda: self.update_state(task_id=task_id, state="PROGRESS", meta=meta)
+    )
+    thread.start()
+    thread.join()
+
+
+@app.task(realtime={"logs": "WARNING"})
+def write_log(count: int) -> None:
+    from semantik_realtime import job
+
+    logger, own = logging.getLogger("app.pdf"), get_task_logger("app.tasks")
+    logger.info("too quiet")
+    for number in range(count):
+        logger.warning("page %d has no text", number)
+    own.error("giving up")
+    print("printed")
+    job.emit("written")
+
+
+@app.task
+def write_log_unasked() -> str:
+    logging.getLogger("app.pdf").warning("secret")
+    return "done"
+
+
+@app.task
+def use_tqdm() -> None:
+    # Not before the task runs: a worker may never have imported it.
+    from tqdm import tqdm
+
+    from semantik_realtime import job, track
+
+    for _ in tqdm(range(20), "Pages", unit="pages"):
+        time.sleep(0.02)
+    job.emit("pages_read")
+    for _ in track(["a.pdf"], "Indexing", unit="files"):
+        with tqdm(total=8, desc="Words") as words:
+            words.update(3)
+            words.refresh()
+            job.emit("half")
+
+
+@app.task(realtime=False)
+def unseen() -> str | None:
+    from semantik_realtime import job
+
+    job.emit("note")
+    return job.id
+
+
+@app.task
+def use_threads() -> None:
+    from semantik_realtime import job
+
+    def read(number: int) -> None:
+        job.emit("read", number=number)
+        bar.advance()
+
+    with job.bar(20, "Reading", unit="files") as bar, ThreadPoolExecutor(4) as pool:
+        list(pool.map(job.wrap(read), range(20)))
 
 
 @app.task

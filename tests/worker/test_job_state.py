@@ -85,13 +85,13 @@ def test_fields_that_are_too_big_together_change_nothing() -> None:
 def test_a_retry_ends_the_attempt_but_not_the_job() -> None:
     state = JobState(1)
     state.start("t1", "w1")
-    state.end("job_retrying", "t2", None, None, "t9")
+    state.end("job_retrying", "t2", None, None, 0.5)
     assert state.members == {
         "status": "retrying",
         "attempt": 1,
         "started_at": "t1",
         "worker": "w1",
-        "eta": "t9",
+        "eta": "1970-01-01T00:00:00.500Z",
     }
     state.end("job_failed", "t3", {"type": "E", "message": "m"}, "stopped")
     assert state.members["status"] == "failed"

@@ -271,8 +271,8 @@ def test_a_sender_that_knows_the_option_reports_no_job(
 def test_the_main_process_reports_no_end_of_a_task_without_a_mirror(
     tracker: TaskTracker, log: Look, job_id: str
 ) -> None:
-    request = type("Request", (), {"id": job_id, "request_dict": {"id": job_id}, "name": ""})()
-    request.name = unseen.name
+    request = type("Request", (), {"id": job_id, "name": unseen.name})()
+    request.request_dict = {"id": job_id, "task": unseen.name}
     signals.task_received.send(sender=None, request=request)
     signals.task_revoked.send(
         sender=unseen, request=request, terminated=False, expired=False, signum=None

@@ -1,15 +1,19 @@
-"""What a job knows of the calls of tasks that run it."""
+"""What a process keeps of the task that runs as a job."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from semantik_realtime.worker.bars import Bar
+from semantik_realtime.worker.mirrors import Mirrors
+
 if TYPE_CHECKING:
     from semantik_realtime.worker.job import Job
+    from semantik_realtime.worker.task_logs import JobLog
 
 
-class TaskCalls:
-    """The part of `semantik_realtime.worker.job.Job` that the nesting of tasks concerns."""
+class TaskContext:
+    """The part of `semantik_realtime.worker.job.Job` that its task and the mirrors use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,6 +25,12 @@ class TaskCalls:
         self.replacements = 0
         """How many tasks with the job's own id run inside its task: eager ones that replace it. The
         job ends with the outermost. Changed by the tracker."""
+        self.bars: list[Bar] = []
+        """The open bars, in the order in which they were opened. Changed by `Bar`."""
+        self.mirrors = Mirrors()
+        """What of its task is reported beside its life. Set when the task begins."""
+        self.log: JobLog | None = None
+        """Counts and sends its log records. Set by the first one."""
 
     def declare_end(self, type: str, error: dict[str, str]) -> None:
         """Note the end that the task announces. Nothing is sent before `Job.end`."""
