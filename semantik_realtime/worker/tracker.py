@@ -96,12 +96,9 @@ class TaskTracker:
         self.is_connected = False
         """Whether Celery's signals call the receivers. Set by `connect` and `disconnect`."""
         self._receivers = [
-            (
-                signal,
-                f"semantik_realtime.{signal.name}.{receiver.__qualname__}",
-                guarded(receiver, self.failures),
-            )
-            for signal, receiver in receivers
+            # Celery connects one receiver for each uid of a signal.
+            (signal, f"semantik_realtime.{one.__qualname__}.{signal.name}", one)
+            for signal, one in ((signal, guarded(one, self.failures)) for signal, one in receivers)
         ]
 
     def connect(self) -> None:

@@ -15,6 +15,7 @@ from publisher import Publisher
 from waiting import until
 from web_servers import InProcessServer, serve_realtime
 
+from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.clock import time_text
 from semantik_realtime.config import Settings
 from semantik_realtime.core.leases import HeldJob
@@ -172,17 +173,17 @@ async def test_a_host_that_does_not_answer_delays_no_job(
 
 
 async def test_nobody_is_called_lost_during_an_outage_nor_for_one_lease_after_it(
-    web_server: InProcessServer, publisher: Publisher
+    web_server: InProcessServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(publisher, "1", 1, "w")
     await publisher.flush()
     lost = web_server.rt.web.lost
     await until(lambda: lost._look is not None, 15, "the first look")
-    web_server.rt.web.outage.since = time_text(time.time())
+    monkeypatch.setattr(GuardedBackend, "is_away", True)
     await hold(publisher, "w", "1")
     await asyncio.sleep(UNCHANGED_SECONDS)
     await wait_for(web_server, "1", "running")
-    web_server.rt.web.outage.since = None
+    monkeypatch.undo()
     returned = time.monotonic()
     await wait_for(web_server, "1", "lost")
     assert time.monotonic() - returned > 0.1
