@@ -8,9 +8,10 @@ from typing import Any
 
 from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_topic
 from semantik_realtime.errors import InvalidInput
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import Member, read_member
-from semantik_realtime.worker.values import note_misuse
+from semantik_realtime.worker.values import due_time, note_misuse
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def job_message(task_name: Any, headers: Any, body: Any) -> Mapping[str, Any] | 
     if "id" in headers:
         return headers
     if isinstance(body, dict) and "id" in body:
-        return headers | {name: body.get(name) for name in ("id", "task", "retries")}
+        return headers | {name: body.get(name) for name in ("id", "task", "retries", "eta")}
     return None
 
 
@@ -87,6 +88,7 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
         owner=None if owner is None else plain_id(owner),
         topics=tuple(topic for topic in checked if topic is not None),
         queued_at=queued_at if isinstance(queued_at, str) else None,
+        due_at=due_time(message.get("eta")),
         member=_read_member(message, job_id),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from semantik_realtime.core.event import Receipt
+from semantik_realtime.core.retention import Retention
 
 from semantik_realtime_nats.records import LogHeader
 
@@ -12,10 +13,11 @@ class Limits(msgspec.Struct, frozen=True):
     """What an append may not exceed, and how long a topic lives after it."""
 
     retention_events: int
-    retention_seconds: float
-    grace_seconds: float
+    retention: Retention
     max_keys: int
     max_event_bytes: int
+    own_job: str | None = None
+    """The job whose own topic it is; None: it is a feed."""
 
 
 class Plan(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt
+from semantik_realtime.core.retention import own_job
 from semantik_realtime.errors import AppendUncertain, BackendError
 
 from semantik_realtime_nats.errors import NoReply, SequenceConflict, explain
@@ -274,10 +275,10 @@ class TopicWriter:
         settings = self._settings
         return Limits(
             settings.retention_events,
-            settings.retention_seconds,
-            settings.grace_seconds,
+            settings.retention,
             self._max_keys,
             min(settings.max_event_bytes, stream.connection.max_payload_bytes - 2 * HEADER_BYTES),
+            own_job(self._topic),
         )
 
 

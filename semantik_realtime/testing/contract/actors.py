@@ -72,6 +72,7 @@ class Author:
         job: str | None = None,
         attempt: int | None = None,
         owner: str | None = None,
+        due_at: float | None = None,
         max_bytes: int = 10**9,
     ) -> Draft:
         """Return a draft with the next number of its topic. Without ``state`` it has none."""
@@ -96,6 +97,7 @@ class Author:
             job=job,
             attempt=attempt,
             owner=owner,
+            due_at=due_at,
         )
 
 
