@@ -8,8 +8,7 @@
 --         events, keys, producers, bytes: the limits of the log, of :state, of :seen, and of a body
 --         ttl_ms, grace_ms, open_ms: how long to keep the topic; grace_ms after the end of its own
 --               job, open_ms while that has not ended
---         own: the job whose own topic it is, "" for a feed; due_ms: when it is due; 0: it waits
---               for no time
+--         due_ms: when its own job is due; absent if it waits for no time
 --         channel, where the events are published
 --         runs: [producer, change, key, job, attempt, terminal, own, number, digests, owner], the
 --               drafts in order; those of a run differ in the digest, and in the number, which
@@ -119,8 +118,8 @@ local function begin_again()
   events, chains, states, key_count = {}, {}, {}, nil
 end
 
--- Whether the last event ended the topic's own job.
-local own_end = false
+-- Whether the last event ended the topic's own job, and that job if the batch has a draft of it.
+local own_end, own = false, nil
 local function append(run, number, digest)
   local producer, change, key, job, attempt = run[1], run[2], run[3], run[4], run[5]
   local draft_owner = run[10]
@@ -185,6 +184,7 @@ local function append(run, number, digest)
       current.changed = true
     end
     numbers[producer] = number
+    if run[7] == 1 then own = job end
     own_end = run[6] == 1 and run[7] == 1
     receipts[#receipts + 1] = 'a'
   end
@@ -231,16 +231,14 @@ if #events > 0 then
   local expiry = head.grace_ms
   if not own_end then
     local due = tonumber(position[6] or '0')
-    if head.due_ms > due then
+    if head.due_ms and head.due_ms > due then
       due = head.due_ms
       redis.call('HSET', meta, 'due', string.format('%d', due))
     end
-    local has_state = states[head.own]
-    if has_state then has_state = true end
-    expiry = expiry_of(fence, state, head.own, attempts[head.own], has_state,
-      head.ttl_ms, head.open_ms, due)
+    own = own or own_job(meta)
+    expiry = own and expiry_of(fence, state, own, attempts[own], states[own],
+      head.ttl_ms, head.open_ms, due) or head.ttl_ms
   end
-  expiry = string.format('%d', expiry)
   for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
   redis.call('PUBLISH', head.channel,
     epoch .. ' ' .. prev .. ' ' .. table.concat(chains, ' ') .. '\n'

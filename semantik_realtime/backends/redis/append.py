@@ -12,7 +12,6 @@ from semantik_realtime.backends.redis.script import milliseconds
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt, link
 from semantik_realtime.core.limits import MAX_PRODUCERS
-from semantik_realtime.core.retention import own_job
 
 DUPLICATE = Receipt(Outcome.DUPLICATE)
 
@@ -26,20 +25,20 @@ def append_arguments(
 ) -> list[bytes]:
     """Return the arguments of append.lua for drafts of one topic, each with its digest."""
     retention = settings.retention
-    header = {
+    header: dict[str, Any] = {
         "epoch": secrets.token_hex(5),
         "events": settings.retention_events,
         "ttl_ms": milliseconds(retention.retention_seconds),
         "grace_ms": milliseconds(retention.grace_seconds),
         "open_ms": milliseconds(retention.open_seconds),
-        "own": own_job(topic) or "",
-        "due_ms": round(1000 * max(draft.due_at or 0.0 for draft, _ in drafts)),
         "keys": settings.max_keys,
         "producers": MAX_PRODUCERS,
         "bytes": settings.max_event_bytes,
         "channel": channel,
         "runs": _runs(topic, drafts),
     }
+    if due_at := max(draft.due_at or 0.0 for draft, _ in drafts):
+        header["due_ms"] = round(1000 * due_at)
     return [_encode(header), *[draft.body[1:] for draft, _ in drafts]]
 
 
