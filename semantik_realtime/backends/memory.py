@@ -268,7 +268,7 @@ class MemoryBackend:
         log.owner = log.owner or draft.owner
         if draft.due_at is not None:
             log.due_at = max(log.due_at or 0.0, draft.due_at)
-        ends = draft.terminal and draft.topic == f"job:{draft.job}"
+        ends = draft.terminal and draft.job is not None and draft.job == own_job(draft.topic)
         self._set_expiry(draft.topic, log, ends=ends)
         self._logs.move_to_end(draft.topic)
         return Receipt(Outcome.APPENDED, log.cursor), event

@@ -233,7 +233,7 @@ class Ledger(msgspec.Struct):
             bodies.append(draft.body)
             receipts.append(Receipt(Outcome.APPENDED, self.cursor))
             self.owner = self.owner or draft.owner
-            ends = draft.terminal and draft.topic == f"job:{draft.job}"
+            ends = draft.terminal and draft.job is not None and draft.job == limits.own_job
             if draft.due_at is not None:
                 self.due_at = max(self.due_at or 0.0, draft.due_at)
         return self._plan(header, bodies, receipts, limits, ends)

@@ -8,7 +8,8 @@
 --         events, keys, producers, bytes: the limits of the log, of :state, of :seen, and of a body
 --         ttl_ms, grace_ms, open_ms: how long to keep the topic; grace_ms after the end of its own
 --               job, open_ms while that has not ended
---         due_ms: when its own job is due; absent if it waits for no time
+--         own: the job whose own topic it is, if its id is encoded in the topic's name, else absent
+--         due_ms: when that job is due; absent if it waits for no time
 --         channel, where the events are published
 --         runs: [producer, change, key, job, attempt, terminal, own, number, digests, owner], the
 --               drafts in order; those of a run differ in the digest, and in the number, which
@@ -235,7 +236,7 @@ if #events > 0 then
       due = head.due_ms
       redis.call('HSET', meta, 'due', string.format('%d', due))
     end
-    own = own or own_job(meta)
+    own = own or head.own or string.match(meta, '{job:(.*)}:meta$')
     expiry = own and expiry_of(fence, state, own, attempts[own], states[own],
       head.ttl_ms, head.open_ms, due) or head.ttl_ms
   end

@@ -12,6 +12,7 @@ from semantik_realtime.backends.redis.script import milliseconds
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt, link
 from semantik_realtime.core.limits import MAX_PRODUCERS
+from semantik_realtime.core.retention import own_job
 
 DUPLICATE = Receipt(Outcome.DUPLICATE)
 
@@ -24,7 +25,7 @@ def append_arguments(
     topic: str, channel: str, drafts: Sequence[tuple[Draft, int]], settings: Settings
 ) -> list[bytes]:
     """Return the arguments of append.lua for drafts of one topic, each with its digest."""
-    retention = settings.retention
+    retention, own = settings.retention, own_job(topic) or ""
     header: dict[str, Any] = {
         "epoch": secrets.token_hex(5),
         "events": settings.retention_events,
@@ -35,14 +36,16 @@ def append_arguments(
         "producers": MAX_PRODUCERS,
         "bytes": settings.max_event_bytes,
         "channel": channel,
-        "runs": _runs(topic, drafts),
+        "runs": _runs(own, drafts),
     }
+    if own and topic != f"job:{own}":
+        header["own"] = own
     if due_at := max(draft.due_at or 0.0 for draft, _ in drafts):
         header["due_ms"] = round(1000 * due_at)
     return [_encode(header), *[draft.body[1:] for draft, _ in drafts]]
 
 
-def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
+def _runs(own: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
     """Return the drafts without their bodies, as append.lua expects them, in runs."""
     runs: list[Any] = []
     shared: tuple[Any, ...] | None = None
@@ -56,7 +59,7 @@ def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
             draft.job or "",
             -1 if draft.attempt is None else draft.attempt,
             int(draft.terminal),
-            int(topic == f"job:{draft.job}"),
+            int(draft.job == own),
             draft.owner or "",
         )
         if shared == previous and draft.number == next_number:

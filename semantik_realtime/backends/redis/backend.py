@@ -47,6 +47,7 @@ from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.core.holding import Holding
 from semantik_realtime.core.limits import MAX_REPLAY
+from semantik_realtime.core.retention import own_job
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 from semantik_realtime.urls import mask_text, mask_urls
@@ -117,6 +118,7 @@ class RedisBackend:
             self._settings.max_keys,
             owner or "",
             milliseconds(self._settings.retention.open_seconds),
+            own_job(topic) or "",
         )
         return attempt
 

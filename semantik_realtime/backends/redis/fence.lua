@@ -13,11 +13,6 @@ local function write_attempt(fence, job, entry)
   redis.call('HSET', fence, job, string.format('%d %d %s', entry[1], entry[2], entry[3]))
 end
 
--- The job whose own topic it is, from the name of the topic's first key; nil for a feed.
-local function own_job(meta)
-  return string.match(meta, '{job:(.*)}:meta$')
-end
-
 -- How long to keep the topic of the job `own` after a change, in ms: ttl_ms, or, while the key of
 -- that job has a state and its newest attempt has not ended, open_ms from now or from the time when
 -- the job is due (ms since 1970; 0: it waits for none). The rule of expires_at() in

@@ -115,7 +115,8 @@ class TopicLog:
         if draft.due_at is not None:
             self._due_at = max(self._due_at or 0.0, draft.due_at)
         self._changed = True
-        self._ends = draft.terminal and self._topic == f"job:{draft.job}"
+        is_own = draft.job is not None and draft.job == own_job(self._topic)
+        self._ends = draft.terminal and is_own
         return Receipt(Outcome.APPENDED, self.cursor)
 
     def claim(self, job: str, token: str, owner: str | None) -> int:
