@@ -50,6 +50,21 @@ def demo(**options: Any) -> None:
 
 
 @cli.command()
+@click.option("-A", "--app", required=True, help="The Celery application, as celery -A names it.")
+@click.option("--port", type=int, help="Port of the page; default 8000, or a free one.")
+def serve(app: str, port: int | None) -> None:
+    """Show the tasks of an existing Celery application live in the browser.
+
+    For development: whoever is at this machine sees every task, and nobody
+    else. The tasks are those that its workers receive from now on, run by
+    workers with this package and with the same SEMANTIK_REALTIME_URL.
+    """
+    from semantik_realtime.cli.serve import run_serve
+
+    sys.exit(run_serve(app, port))
+
+
+@cli.command()
 @click.argument("job")
 @click.option(
     "--url",
@@ -127,7 +142,9 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package.startswith("semantik_realtime"):
             raise
-        extra = "demo" if sys.argv[1:2] == ["demo"] else "cli"
+        extra = {"demo": "demo", "serve": "celery,fastapi,uvicorn"}.get(
+            "".join(sys.argv[1:2]), "cli"
+        )
         sys.exit(
             f"semantik-realtime: {package} is missing: pip install 'semantik-realtime[{extra}]'"
         )

@@ -15,6 +15,7 @@ from celery.canvas import Signature, _basemap, chunks, maybe_signature
 from semantik_realtime.core.tally import MAX_MEMBERS
 from semantik_realtime.core.workflow import ALL, LAST
 from semantik_realtime.errors import InvalidInput
+from semantik_realtime.worker.selection import OPTION
 
 WEIGHT = "realtime_weight"
 """Header of a signature: the weight of the member, a number from 0; 1 if it has none."""
@@ -68,7 +69,8 @@ def plan_canvas(canvas: Any, headers: Mapping[str, Any], member_header: str) -> 
         InvalidInput: it has no members, or more than `MAX_MEMBERS`, or one that cannot be
             published with a place (`MAPS_KEEP_OPTIONS`).
     """
-    planner = _Planner()
+    app = getattr(canvas, "app", None)
+    planner = _Planner(app)
     root = _plain(canvas)
     tree = planner.walk(root, "", True)
     total = len(planner.leaves)
@@ -84,9 +86,16 @@ def plan_canvas(canvas: Any, headers: Mapping[str, Any], member_header: str) -> 
         if ends == LAST and number in planner.ends:
             place["ends"] = True
         own = leaf.signature["options"].get("headers") or {}
-        leaf.signature["options"]["headers"] = {**own, **headers, member_header: place}
+        # Whatever the task's option says: a member that nobody reports would never end.
+        option = own[OPTION] if isinstance(own.get(OPTION), Mapping) else True
+        leaf.signature["options"]["headers"] = {
+            **own,
+            **headers,
+            OPTION: option,
+            member_header: place,
+        }
     return Plan(
-        canvas=maybe_signature(tree, app=getattr(canvas, "app", None)),
+        canvas=maybe_signature(tree, app=app),
         name=f"{root['subtask_type']} of {total} task{'s' if total > 1 else ''}",
         total=total,
         ends=ends,
@@ -104,7 +113,9 @@ class _Leaf(msgspec.Struct):
 class _Planner:
     """Copies a canvas as plain dicts, and numbers its tasks in the order of the canvas."""
 
-    def __init__(self) -> None:
+    def __init__(self, app: Any) -> None:
+        # Of a signature that does not know its application: a canvas inside a canvas may lose it.
+        self._app = app
         self.leaves: list[_Leaf] = []
         self.ends: set[int] = set()
         """Numbers of the members after which nothing follows."""
@@ -129,6 +140,7 @@ class _Planner:
                 )
             if is_end:
                 self.ends.add(len(self.leaves))
+            copy = Signature(copy, app=getattr(node, "_app", None) or self._app)
             self.leaves.append(_Leaf(copy, at, []))
         return copy
 

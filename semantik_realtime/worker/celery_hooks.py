@@ -18,7 +18,7 @@ class CeleryHooks:
 
     @hookimpl
     def cancel(self, job: str, name: str | None, is_running: bool, terminate: str | None) -> Any:
-        if "celery" not in sys.modules:
+        if sys.modules.get("celery") is None:
             return None
         from semantik_realtime.worker import celery_control
 

@@ -10,66 +10,32 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Claim
-from semantik_realtime.core.lifecycle import (
-    END_TYPES,
-    LOG,
-    PROGRESS,
-    RESERVED_TYPES,
-    STATUS_OF_TYPE,
-)
-from semantik_realtime.core.topic import job_topic, user_topic
+from semantik_realtime.core.lifecycle import END_TYPES, LOG, PROGRESS, RESERVED_TYPES
+from semantik_realtime.core.topic import user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.bars import Bar, inner_bars
+from semantik_realtime.worker.bars import inner_bars
 from semantik_realtime.worker.cancellable import Cancellable
 from semantik_realtime.worker.event_types import declared, read_event
+from semantik_realtime.worker.job_meta import JobMeta as JobMeta
 from semantik_realtime.worker.job_state import JobState
-from semantik_realtime.worker.members import Member, tallies
-from semantik_realtime.worker.mirrors import Mirrors
+from semantik_realtime.worker.members import tallies
+from semantik_realtime.worker.task_context import TaskContext
 from semantik_realtime.worker.values import BAD_VALUE, due_time, encode_fields, note_misuse
-
-if TYPE_CHECKING:
-    from semantik_realtime.worker.task_logs import JobLog
 
 _serials = itertools.count()
 
 
-class JobMeta(msgspec.Struct, frozen=True):
-    """What a task's message states about the job.
-
-    ``topics`` get the job's states too, beside the owner's feed.
-    """
-
-    id: str
-    name: str | None = None
-    owner: str | None = None
-    topics: Sequence[str] = ()
-    queued_at: str | None = None
-    due_at: float | None = None
-    """When the task is to start (its ETA), in seconds since 1970; None: as soon as possible."""
-    member: Member | None = None
-    """Its place in a workflow, whose topic gets its events; None: it has a topic of its own."""
-
-    @property
-    def topic(self) -> str:
-        """The topic of the job's events.
-
-        Raises:
-            TopicError: the id cannot be the name of a topic.
-        """
-        return job_topic(self.id if self.member is None else self.member.workflow)
-
-
-class Job(Cancellable):
+class Job(TaskContext, Cancellable):
     """One attempt of a job, as this process sees it.
 
     Its methods may be called from any thread. The job's topic gets every
@@ -102,6 +68,7 @@ class Job(Cancellable):
         self.meta = meta
         self.id = meta.id
         self.topic = meta.topic
+        self.workflow = None if meta.member is None else meta.member.workflow
         self.has_ended = False
         """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
         self._attempt = attempt
@@ -110,17 +77,6 @@ class Job(Cancellable):
         if is_new and attempt is not None:
             token = secrets.token_hex(8)
             self._claim = Claim(self.topic, self.id, token, expected=attempt, owner=meta.owner)
-        self.declared_end: tuple[str, dict[str, str] | None] | None = None
-        """Type and error of the end that the task announced before it raised ``Ignore``.
-        Set by `declare_end`."""
-        self.mirrors = Mirrors()
-        """What of its task is reported beside its life. Set when the task begins."""
-        self.log: JobLog | None = None
-        """Counts and sends its log records. Set by the first one."""
-        self.outer: Job | None = None
-        """The job whose task called this one's task in the same context. Set by `nest_in`."""
-        self.bars: list[Bar] = []
-        """The open bars, in the order in which they were opened. Changed by `Bar`."""
         # Of a workflow the feeds get the state of the whole.
         is_whole = meta.member is None
         feeds = [] if meta.owner is None else [user_topic(meta.owner)]
@@ -131,7 +87,7 @@ class Job(Cancellable):
         del self._feeds[self.topic]
         if meta.member is not None:
             known = {**(known or {}), "member": meta.member.as_state()}
-        self._state = JobState(attempt, meta.name, meta.queued_at, known)
+        self._state = JobState(attempt, meta.name, meta.queued_at, known, due_at=meta.due_at)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
         self._lock = make_rlock()
@@ -203,7 +159,7 @@ class Job(Cancellable):
         """Send an event of the application's own on the job's topic.
 
         Types are lower-case words, ``file_completed``; those of a job's life are refused. An
-        object of a class with a shape is an event of the class's type (`event_types.event`).
+        object of a class with a shape is an event of the type that belongs to its class.
         Where events come faster than the backend takes them, a call waits, at most a
         second (``Emitter.wait_for_room``); while the backend is away it does not.
         """
@@ -230,7 +186,10 @@ class Job(Cancellable):
         with self._lock:
             if self.has_ended:
                 return
-            self._state.start(now_text())
+            held = self.runtime.emitter.held
+            # Before the draft: from its first event on a server can end the attempt.
+            held.add(self.id, self.topic, self.meta.held(self._attempt or 1))
+            self._state.start(now_text(), held.holder)
             self.note_start()
             self._send_everywhere("job_started")
 
@@ -256,17 +215,16 @@ class Job(Cancellable):
         ``job_retrying`` ends the attempt but not the job.
         """
         with self._lock:
-            if self.has_ended:
+            if self.has_ended or self.replacements:
                 return
             if self.log is not None:
                 self.log.finish()
             self._update()
-            self._state.end(type, now_text(), error, message)
+            self._state.end(type, now_text(), error, message, self._due_at(type, data))
             self._send_everywhere(type, data)
             self.has_ended = True
         if self.meta.member is not None and type in END_TYPES:
-            status = STATUS_OF_TYPE[type]
-            tallies.count(self.runtime, self.meta.member, self.meta.owner, status, self.id)
+            tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.id)
 
     def send_log(self, data: Mapping[str, Any]) -> None:
         """Send a log record on the job's topic; the state stays as it is. Never waits."""
@@ -284,19 +242,11 @@ class Job(Cancellable):
         if not self._is_due:
             self._schedule()
 
-    def declare_end(self, type: str, error: dict[str, str]) -> None:
-        """Note the end that the task announces. Nothing is sent before `end`."""
-        self.declared_end = type, error
-
     def send_pending(self) -> None:
         """Send what is not yet sent, without waiting until it is due."""
         with self._lock:
             self._send_progress()
             self._send_feeds()
-
-    def nest_in(self, outer: Job | None) -> None:
-        """Note which job was current before this one."""
-        self.outer = outer
 
     def schedule(self) -> None:
         """Have the emitter look at the job's bars when it is due."""

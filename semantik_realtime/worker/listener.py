@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -23,6 +21,7 @@ from semantik_realtime.core.event import Event
 from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.forks import on_fork
 from semantik_realtime.hookspecs import Backend
+from semantik_realtime.native_threads import make_lock, make_rlock, make_thread
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
 
@@ -41,6 +40,8 @@ class RunningJob(Protocol):
     """A job that runs in this process: `semantik_realtime.worker.job.Job`."""
 
     id: str
+    workflow: str | None
+    """The id of the workflow that it belongs to; a request for that one is one for this job."""
     runtime: Runtime
 
     def request_cancel(self) -> None:
@@ -56,13 +57,11 @@ class CancelListener:
         # The jobs whose cancellation was requested, the newest last. At most `MAX_REQUESTS`.
         self._requested: OrderedDict[str, None] = OrderedDict()
         # Held while `_jobs` and `_requested` are compared, so that no request is missed between.
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         # Set by the thread; None before it has a loop.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._thread = threading.Thread(
-            target=self._run, name="semantik-realtime-cancel", daemon=True
-        )
+        self._thread = make_thread(self._run, "semantik-realtime-cancel")
 
     def start(self) -> None:
         """Start the thread, once."""
@@ -72,7 +71,7 @@ class CancelListener:
         """Pass on requests for ``job`` from now on, and one that has come already."""
         with self._lock:
             self._jobs[job.id] = job
-            is_requested = job.id in self._requested
+            is_requested = job.id in self._requested or job.workflow in self._requested
         if is_requested:
             job.request_cancel()
 
@@ -101,8 +100,8 @@ class CancelListener:
             self._requested.move_to_end(job_id)
             if len(self._requested) > MAX_REQUESTS:
                 self._requested.popitem(last=False)
-            job = self._jobs.get(job_id)
-        if job is not None:
+            jobs = [job for job in self._jobs.values() if job_id in (job.id, job.workflow)]
+        for job in jobs:
             job.request_cancel()
 
     def _run(self) -> None:
@@ -166,20 +165,14 @@ def requested_jobs(events: Sequence[Event]) -> list[str]:
 
 _listener: CancelListener | None = None
 """That of this process, with the runtime of its newest job. None after a fork."""
-_start_lock = threading.Lock()
+_start_lock = make_rlock()
 
 
 def watch(job: RunningJob) -> None:
-    """Make requests to cancel ``job`` reach it. Returns at once; the first call starts a thread.
-
-    Where threads are greenlets (gevent, eventlet) it does nothing: there the
-    process that Celery tells of a revoked task is the one that runs it.
-    """
+    """Make requests to cancel ``job`` reach it. Returns at once; the first call starts a thread."""
     global _listener
     listener = _listener
     if listener is None or listener.runtime is not job.runtime:
-        if _has_greenlets():
-            return
         with _start_lock:
             if _listener is None or _listener.runtime is not job.runtime:
                 close()
@@ -195,18 +188,10 @@ def close() -> None:
         _listener.close()
 
 
-def _has_greenlets() -> bool:
-    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
-    return bool(
-        (gevent is not None and gevent.is_module_patched("threading"))
-        or (eventlet is not None and eventlet.is_monkey_patched("thread"))
-    )
-
-
 def _restart_in_child() -> None:
     global _listener, _start_lock
     # Threads do not survive a fork, and another one may have held the lock.
-    _listener, _start_lock = None, threading.Lock()
+    _listener, _start_lock = None, make_rlock()
 
 
 on_fork(after_in_child=_restart_in_child)

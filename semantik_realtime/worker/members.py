@@ -16,7 +16,7 @@ import msgspec
 
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts
-from semantik_realtime.core.lifecycle import PROGRESS
+from semantik_realtime.core.lifecycle import PROGRESS, STATUS_OF_TYPE
 from semantik_realtime.core.tally import (
     MAX_MEMBERS,
     OUTCOME_OF_STATUS,
@@ -175,12 +175,12 @@ class Tallies:
         return {"of": giver, "n": number}
 
     def count(
-        self, runtime: Runtime, member: Member, owner: str | None, status: str, key: str
+        self, runtime: Runtime, member: Member, owner: str | None, type: str, key: str
     ) -> None:
-        """A member has ended with ``status``; its last state is with the emitter."""
+        """A member has ended with an event of ``type``, which the emitter has."""
         if not member.is_counted(runtime):
             return
-        outcome = OUTCOME_OF_STATUS[status]
+        outcome = OUTCOME_OF_STATUS[STATUS_OF_TYPE[type]]
         if outcome == "done" and member.ends:
             # Its state says that the workflow has ended.
             return

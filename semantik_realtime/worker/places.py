@@ -1,4 +1,6 @@
-"""The places of tasks in a workflow, given as their messages are published."""
+"""What a task's message states about its job, and the place of the task in a workflow: added as
+the message is published.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,19 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+from semantik_realtime.clock import now_text
 from semantik_realtime.core.workflow import OPEN
 from semantik_realtime.forks import on_fork
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.headers import (
     MEMBER,
+    QUEUED_AT,
     headers_of,
     read_job_meta,
     workflow_of,
 )
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import tallies
 
 LAST = "realtime_last"
@@ -26,6 +31,20 @@ MAX_REMEMBERED = 1000
 _begun: OrderedDict[str, None] = OrderedDict()
 """Those jobs, oldest first."""
 on_fork(after_in_child=_begun.clear)
+
+
+def complete_headers(
+    runtime: Runtime, headers: dict[str, Any], body: Any, task_id: str, job: Job | None
+) -> None:
+    """Add what the message of a task states about its job, beside what it has inherited.
+
+    ``job`` is the one whose task publishes it, if there is one.
+    """
+    if job is None or job.id != task_id:
+        headers.setdefault(QUEUED_AT, now_text())
+        give_place(runtime, headers, body, job)
+    else:
+        headers.update(headers_of(job))
 
 
 def give_place(runtime: Runtime, headers: dict[str, Any], body: Any, job: Job | None) -> None:

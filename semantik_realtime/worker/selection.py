@@ -18,7 +18,7 @@ from typing import Any
 from celery import _state
 
 from semantik_realtime.config import Settings
-from semantik_realtime.worker.headers import QUEUED_AT, read_header
+from semantik_realtime.worker.headers import QUEUED_AT, is_job, note_ownerless, read_header
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.values import note_misuse
 
@@ -33,14 +33,17 @@ _announced: set[str] = set()
 """The tasks without a mirror whose senders report jobs, as logged by this process."""
 
 
-def mirrors_of(name: str, message: Any, settings: Settings) -> Mirrors | None:
+def mirrors_of(name: Any, message: Any, settings: Settings | None) -> Mirrors | None:
     """Return what is mirrored of a task; None: nothing.
 
     Args:
         name: the task's name.
         message: its message's headers, or Celery's request.
-        settings: of this process.
+        settings: of this process; None: the tracker is off.
     """
+    if settings is None or not is_job(name):
+        return None
+    name = str(name)
     # The weaker first. A process that does not have the task's code knows only its name.
     given = [_option_of(name), read_header(message, OPTION)]
     is_mirrored = _is_selected(name, tuple(settings.mirror_tasks))
@@ -62,6 +65,14 @@ def mirrors_of(name: str, message: Any, settings: Settings) -> Mirrors | None:
     for part in parts.keys() - PARTS:
         note_misuse(f"{OPTION} has an unknown member", name, part)
     return Mirrors(bool(parts["updates"]), bool(parts["tqdm"]), _level(parts["logs"], name))
+
+
+def note_received(message: Any, mirrors: Mirrors | None) -> None:
+    """Log what the sender of a task may have forgotten; once for each task."""
+    if mirrors is not None:
+        note_ownerless(message)
+    elif is_job(message.get("task")):
+        note_announced(message.get("task"), message)
 
 
 def note_announced(name: str, message: Any) -> None:

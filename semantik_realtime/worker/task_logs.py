@@ -35,7 +35,7 @@ class JobLog:
         self._lock = make_rlock()
 
     def add(self, record: logging.LogRecord) -> None:
-        """Send a record: level, logger, message, and type and message of its exception."""
+        """Send a record: level, logger, text, and type and message of its exception."""
         with self._lock:
             if not self._budget.admit(time.monotonic()):
                 return
@@ -43,11 +43,11 @@ class JobLog:
         data: dict[str, Any] = {
             "level": record.levelname.lower()[:20],
             "logger": clean_text(record.name)[:200],
-            "message": clean_text(record.getMessage()[:MAX_LOG_CHARACTERS]),
+            "text": clean_text(record.getMessage()[:MAX_LOG_CHARACTERS]),
         }
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if error is not None:
-            data["error"] = describe_error(error)
+            data["exception"] = describe_error(error)
         if dropped:
             data["dropped"] = dropped
         self._job.send_log(data)
@@ -57,8 +57,8 @@ class JobLog:
         with self._lock:
             dropped = self._budget.take_refused()
         if dropped:
-            message = f"{dropped} log records were left out"
-            data = {"level": "warning", "logger": __name__, "message": message, "dropped": dropped}
+            text = f"{dropped} log records were left out"
+            data = {"level": "warning", "logger": __name__, "text": text, "dropped": dropped}
             self._job.send_log(data)
 
 

@@ -39,6 +39,7 @@ class Worker:
         self.log_path = directory / f"{pool}.log"
         self.queue = prefix
         self.pool = pool
+        self.pool = pool
         self._environment = {
             **os.environ,
             "REDIS_URL": broker,
@@ -93,14 +94,15 @@ class Worker:
 
     def send(self, name: str, *args: Any, owner: str | None = "7", **options: Any) -> str:
         """Send a task with plain Celery; return its id."""
-        headers = {} if owner is None else {"realtime_owner": owner}
+        headers = ({} if owner is None else {"realtime_owner": owner}) | options.pop("headers", {})
         result = self.app.send_task(
             f"mirrored_app.{name}", args, queue=self.queue, headers=headers, **options
         )
         return str(result.id)
 
-    @property
+    @cached_property
     def app(self) -> Any:
+        """The application that sends the tasks; may be replaced."""
         import mirrored_app
 
         return mirrored_app.app

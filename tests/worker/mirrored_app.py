@@ -8,20 +8,23 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery import Celery, Task, chord, group
 from celery.contrib.abortable import AbortableTask
 from celery.exceptions import Ignore, Reject
+from celery.utils.log import get_task_logger
 
 app = Celery("mirrored_app")
 app.conf.update(
-    broker_url=os.environ.get("REDIS_URL", "memory://"),
+    broker_url=os.environ.get("TEST_BROKER_URL") or os.environ.get("REDIS_URL", "memory://"),
     result_backend=os.environ.get("REDIS_URL", "cache+memory://"),
     result_expires=600,
     worker_prefetch_multiplier=1,
@@ -33,6 +36,16 @@ app.conf.update(
     task_protocol=int(os.environ.get("TEST_PROTOCOL", "2")),
     worker_max_tasks_per_child=int(os.environ.get("TEST_TASKS_PER_CHILD", "0")) or None,
 )
+if owner := os.environ.get("TEST_BEAT_OWNER"):
+    # Two entries: the owner of the first is its own, that of the second is the setting's.
+    app.conf.beat_max_loop_interval = 0.2
+    app.conf.beat_schedule = {
+        name: {"task": "mirrored_app.add", "schedule": 0.5, "args": (1, 2), "options": options}
+        for name, options in {
+            "own": {"headers": {"realtime_owner": owner}},
+            "of the setting": {},
+        }.items()
+    }
 
 
 @app.task
@@ -332,6 +345,12 @@ def hold_interpreter(seconds: float) -> None:
     ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
 
 
+@app.task(bind=True, acks_late=True)
+def wait_until_redelivered(self: Task) -> None:
+    if not self.request.delivery_info.get("redelivered"):
+        time.sleep(60)
+
+
 @app.task
 def wait_calmly(seconds: float) -> None:
     from semantik_realtime import job
@@ -343,6 +362,120 @@ def wait_calmly(seconds: float) -> None:
 @app.task(acks_late=True)
 def sleep_late(seconds: float) -> None:
     sleep(seconds)
+
+
+@app.task(bind=True)
+def store_and_hang(self: Task, state: str) -> None:
+    """Store a result as Celery does at the end, and then hang: the end is never sent."""
+    from semantik_realtime import job
+
+    result = ValueError("no pages") if state == "FAILURE" else None
+    self.backend.store_result(self.request.id, result, state)
+    job.set(stored=True)
+    threading.Event().wait(60)
+
+
+@app.task
+def spin(seconds: float) -> None:
+    """Keep the interpreter busy, without a call that releases it."""
+    deadline = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < deadline:
+        number += 1
+
+
+@app.task
+def emit_without_end() -> None:
+    from semantik_realtime import job
+
+    number = 0
+    while True:
+        number += 1
+        job.emit("note", number=number)
+        job.progress(number)
+
+
+@app.task
+def outlive_parent(seconds: float) -> None:
+    """Survive the death of the worker's main process, as a child does on other systems."""
+    import ctypes
+
+    from semantik_realtime import job
+
+    ctypes.CDLL(None).prctl(1, 0)
+    job.set(ready=True)
+    sleep(seconds)
+
+
+@app.task(bind=True, max_retries=3)
+def retry_later(self: Task) -> None:
+    raise self.retry(countdown=600, exc=ValueError("not yet"))
+
+
+@app.task(bind=True)
+def report_in_thread(self: Task, meta: Any) -> None:
+    task_id = self.request.id
+    thread = threading.Thread(
+        target=lambda: self.update_state(task_id=task_id, state="PROGRESS", meta=meta)
+    )
+    thread.start()
+    thread.join()
+
+
+@app.task(realtime={"logs": "WARNING"})
+def write_log(count: int) -> None:
+    from semantik_realtime import job
+
+    logger, own = logging.getLogger("app.pdf"), get_task_logger("app.tasks")
+    logger.info("too quiet")
+    for number in range(count):
+        logger.warning("page %d has no text", number)
+    own.error("giving up")
+    print("printed")
+    job.emit("written")
+
+
+@app.task
+def write_log_unasked() -> str:
+    logging.getLogger("app.pdf").warning("secret")
+    return "done"
+
+
+@app.task
+def use_tqdm() -> None:
+    # Not before the task runs: a worker may never have imported it.
+    from tqdm import tqdm
+
+    from semantik_realtime import job, track
+
+    for _ in tqdm(range(20), "Pages", unit="pages"):
+        time.sleep(0.02)
+    job.emit("pages_read")
+    for _ in track(["a.pdf"], "Indexing", unit="files"):
+        with tqdm(total=8, desc="Words") as words:
+            words.update(3)
+            words.refresh()
+            job.emit("half")
+
+
+@app.task(realtime=False)
+def unseen() -> str | None:
+    from semantik_realtime import job
+
+    job.emit("note")
+    return job.id
+
+
+@app.task
+def use_threads() -> None:
+    from semantik_realtime import job
+
+    def read(number: int) -> None:
+        job.emit("read", number=number)
+        bar.advance()
+
+    with job.bar(20, "Reading", unit="files") as bar, ThreadPoolExecutor(4) as pool:
+        list(pool.map(job.wrap(read), range(20)))
 
 
 @app.task

@@ -117,6 +117,14 @@ def test_a_map_is_refused_if_celery_drops_its_headers(monkeypatch: pytest.Monkey
         plan(group(add.map([1, 2]), add.s(1)))
 
 
+def test_a_member_is_mirrored_whatever_its_option_says() -> None:
+    silent = add.s(1).set(headers={"realtime": False})
+    chosen = add.s(1).set(headers={"realtime": {"logs": "off"}})
+    first, second = plan(chain(silent, chosen)).canvas.tasks
+    assert first.options["headers"]["realtime"] is True
+    assert second.options["headers"]["realtime"] == {"logs": "off"}
+
+
 def test_weights_are_runs() -> None:
     heavy = add.s(1).set(headers={WEIGHT: 2.5})
     assert plan(chain(add.s(1), heavy, heavy, add.s(1))).weights == [(1, 1), (2, 2.5), (1, 1)]

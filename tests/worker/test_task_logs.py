@@ -19,7 +19,8 @@ from semantik_realtime.core.limits import LOG_BURST, MAX_LOG_CHARACTERS
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import tracker as tracker_module
 from semantik_realtime.worker.current import pop_job, push_job
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.task_logs import capture_logs, release_logs
 from semantik_realtime.worker.tracker import install
@@ -72,7 +73,7 @@ def test_a_record_is_an_event_without_a_state_on_the_jobs_topic_alone(
 ) -> None:
     running.progress(1, 2)
     logger.info("read %d of %d", 1, 2)
-    expected = {"level": "info", "logger": "reports.pdf", "message": "read 1 of 2"}
+    expected = {"level": "info", "logger": "reports.pdf", "text": "read 1 of 2"}
     assert records(log) == [expected]
     [event] = [event for event in log("job:1").events if event["type"] == "log"]
     assert (event["key"], "state" in event) == ("1", False)
@@ -85,7 +86,7 @@ def test_records_below_the_level_and_of_frameworks_are_not_sent(running: Job, lo
         logging.getLogger(name).warning("Task succeeded in 1s: 'secret'")
     task_logger.info("the task's own")
     logging.getLogger("celery.task").info("another of the task's own")
-    assert [one["message"] for one in records(log)] == [
+    assert [one["text"] for one in records(log)] == [
         "the task's own",
         "another of the task's own",
     ]
@@ -100,7 +101,7 @@ def test_a_task_logger_that_does_not_propagate_sends_each_record_once(
     logging.getLogger("celery.task").propagate = True
     capture_logs()
     task_logger.info("two")
-    assert [one["message"] for one in records(log)] == ["one", "two"]
+    assert [one["text"] for one in records(log)] == ["one", "two"]
 
 
 def test_an_exception_is_its_type_and_message(running: Job, log: Look) -> None:
@@ -109,13 +110,13 @@ def test_an_exception_is_its_type_and_message(running: Job, log: Look) -> None:
     except ValueError:
         logger.exception("page skipped")
     [record] = records(log)
-    assert record["error"] == {"type": "ValueError", "message": "no such page"}
+    assert record["exception"] == {"type": "ValueError", "message": "no such page"}
     assert "Traceback" not in str(record)
 
 
 def test_long_records_are_cut(running: Job, log: Look) -> None:
     logger.info("x" * 100_000)
-    assert len(records(log)[0]["message"]) == MAX_LOG_CHARACTERS
+    assert len(records(log)[0]["text"]) == MAX_LOG_CHARACTERS
 
 
 def test_a_flood_is_bounded_and_counted(running: Job, log: Look) -> None:
@@ -124,9 +125,9 @@ def test_a_flood_is_bounded_and_counted(running: Job, log: Look) -> None:
     running.end("job_completed")
     sent = records(log)
     assert LOG_BURST <= len(sent) < LOG_BURST * 4
-    shown = [one for one in sent if one["message"].startswith("record")]
+    shown = [one for one in sent if one["text"].startswith("record")]
     assert len(shown) + sum(one.get("dropped", 0) for one in sent) == LOG_BURST * 20
-    assert sent[-1]["message"].endswith("log records were left out")
+    assert sent[-1]["text"].endswith("log records were left out")
     assert log("job:1").types[-1] == "job_completed"
 
 
@@ -135,7 +136,7 @@ def test_only_threads_that_have_the_job_log_for_it(running: Job, log: Look) -> N
         thread = threading.Thread(target=target)
         thread.start()
         thread.join()
-    assert [one["message"] for one in records(log)] == ["with"]
+    assert [one["text"] for one in records(log)] == ["with"]
 
 
 def test_a_record_that_cannot_be_formatted_harms_nobody(running: Job, log: Look) -> None:
@@ -151,7 +152,7 @@ def test_a_record_that_cannot_be_formatted_harms_nobody(running: Job, log: Look)
         logging.raiseExceptions = True
     assert misuse["log record cannot be formatted"] == 2
     logger.info("after")
-    assert [one["message"] for one in records(log)] == ["after"]
+    assert [one["text"] for one in records(log)] == ["after"]
 
 
 def test_a_time_limit_while_a_record_is_formatted_is_the_tasks(running: Job) -> None:
@@ -170,7 +171,7 @@ def test_a_record_that_logs_again_ends(running: Job, log: Look) -> None:
             return "outer"
 
     logger.info("%s", Chatty())
-    assert "outer" in [one["message"] for one in records(log)]
+    assert "outer" in [one["text"] for one in records(log)]
 
 
 def test_a_job_without_the_mirror_and_no_job_send_nothing(running: Job, log: Look) -> None:
@@ -204,7 +205,7 @@ def test_option_and_setting_turn_it_on(
     task.apply(task_id=job_id)
     assert runtime.emitter.flush(5)
     events = Log(reader, f"job:{job_id}").events
-    sent = [event["data"]["message"] for event in events if event["type"] == "log"]
+    sent = [event["data"]["text"] for event in events if event["type"] == "log"]
     assert sent == ["the font 'Arial' is missing"] * count
     assert not tracker.failures
     tracker.disconnect()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from celery import chain, chord, group
 from celery_workers import Place, Worker, running
+from test_cancel import web_of
 from topic_log import Log, wait_until
 
 import semantik_realtime.worker.tracker as tracker_module
@@ -59,19 +64,27 @@ class Ended(NamedTuple):
 Run = Callable[..., Ended]
 
 
+@contextlib.contextmanager
+def submitting(worker: Worker) -> Iterator[Callable[..., Submitted]]:
+    """Submit canvases from this process, whose tasks the worker gets."""
+    runtime = Runtime(worker.settings)
+    tracker = tracker_module.install()
+    before = tracker._runtime
+    tracker.use(runtime)
+    tracker.connect()
+    yield lambda task, *args, **options: submit(task, *args, owner="7", **options)
+    if before is None:
+        tracker.disconnect()
+        tracker_module._tracker = None
+    else:
+        tracker.use(before)
+    runtime.close()
+
+
 @pytest.fixture(scope="module")
 def send(worker: Worker) -> Iterator[Callable[..., Submitted]]:
-    """Submit a canvas from this process, whose tasks the worker gets."""
-    runtime = Runtime(worker.settings)
-    tracker = tracker_module.install(runtime=runtime)
-
-    def send(task: Any, *args: Any, **options: Any) -> Submitted:
-        return submit(task, *args, owner="7", **options)
-
-    yield send
-    tracker.disconnect()
-    tracker_module._tracker = None
-    runtime.close()
+    with submitting(worker) as send:
+        yield send
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +115,16 @@ def completed(log: Log) -> int:
     return [state.get("status") for state in states_of(log).values()].count("completed")
 
 
-@pytest.fixture(scope="module")
-def task(worker: Worker) -> Callable[..., Any]:
-    """Return a signature of a task of the worker's application."""
+def tasks_of(worker: Worker) -> Callable[..., Any]:
+    """Return what makes a signature of a task of the worker's application."""
     import mirrored_app
 
-    def task(name: str, *args: Any, **options: Any) -> Any:
-        return getattr(mirrored_app, name).s(*args).set(queue=worker.queue, **options)
+    return lambda name, *args: getattr(mirrored_app, name).s(*args).set(queue=worker.queue)
 
-    return task
+
+@pytest.fixture(scope="module")
+def task(worker: Worker) -> Callable[..., Any]:
+    return tasks_of(worker)
 
 
 Task = Callable[..., Any]
@@ -311,3 +325,60 @@ def test_several_tasks_are_one_job_of_the_applications_own(
     assert ended.id == "nightly"
     assert ended.state["status"] == "completed"
     assert (ended.summary.done, ended.summary.total) == (3, 3)
+
+
+POOLS = ["threads", *(["gevent"] if importlib.util.find_spec("gevent") else [])]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_in_other_pools_too(broker: str, place: Place, tmp_path: Path, pool: str) -> None:
+    with running(broker, place, pool, tmp_path) as worker, submitting(worker) as send:
+        task = tasks_of(worker)
+        pair = [task("add", 1, 2), task("retry", 1)]
+        ended = finish(
+            worker, send(chain(task("add", 1, 2), task("list_of"), group(pair_of(task))))
+        )
+        assert ended.state["status"] == "completed"
+        failed = finish(worker, send(group(*pair, task("fail", "x"))))
+        assert failed.state["error"]["where"] == "group 3/3 · mirrored_app.fail"
+        assert (failed.summary.done, failed.summary.failed) == (2, 1)
+        assert "workflow: " not in worker.output
+
+
+def pair_of(task: Task) -> list[Any]:
+    return [task("total"), task("total")]
+
+
+def test_a_worker_that_stops_at_once_ends_its_workflows_first(
+    broker: str, place: Place, tmp_path: Path
+) -> None:
+    with running(broker, place, "prefork", tmp_path) as worker, submitting(worker) as send:
+        task = tasks_of(worker)
+        sent = send(group(task("add", 1, 2), task("add", 3, 4)))
+        log = worker.log(sent.topic)
+        wait_until(lambda: completed(log) >= 2, 20)
+        worker.process.terminate()
+        worker.process.wait(30)
+        assert states_of(log)[sent.id]["status"] == "completed"
+
+
+async def test_a_cancelled_workflow_ends_its_tasks_that_ask_and_starts_no_others(
+    worker: Worker, send: Callable[..., Submitted], task: Task
+) -> None:
+    async with web_of(worker) as web:
+        # More tasks than the worker has processes: some have begun, and some wait.
+        sent = await asyncio.to_thread(send, group(task("work", 60, True) for _ in range(5)))
+        log = worker.log(sent.topic)
+        await asyncio.to_thread(wait_until, lambda: running_members(log) == 2, 20)
+        await asyncio.to_thread(wait_until, lambda: states_of(log)[sent.id]["status"] == "running")
+        assert await web.cancel(sent.id) == (202, "cancelling")
+        ended = await asyncio.to_thread(finish, worker, sent)
+    assert ended.state["status"] == "cancelled"
+    assert (ended.summary.cancelled, ended.summary.total) == (5, 5)
+    started = {event["key"] for event in log.events if event["type"] == "job_started"}
+    assert len(started - {sent.id}) == 2
+
+
+def running_members(log: Log) -> int:
+    states = states_of(log).values()
+    return sum(state["status"] == "running" for state in states if "member" in state)

@@ -137,7 +137,7 @@ function typeText(type) {
 
 /** @param {Event} event @param {Record<string, any>} data */
 function detailText({ type, state }, data) {
-  if (type === "log") return data.dropped ? `${data.message} (${data.dropped} left out)` : data.message;
+  if (type === "log") return data.dropped ? `${data.text} (${data.dropped} left out)` : data.text;
   if (data.file !== undefined) {
     const tail = data.reason ?? (data.chunks === undefined ? "" : plural(data.chunks, "passage"));
     return tail ? `${data.file}, ${tail}` : String(data.file);
