@@ -33,19 +33,12 @@ from semantik_realtime.core.limits import (
     SPOOL_DRAFTS,
 )
 from semantik_realtime.core.retention import Retention
-from semantik_realtime.core.setting_texts import check_paths, split_list, split_pairs
-from semantik_realtime.core.words import Words
+from semantik_realtime.core.variables import check_paths, check_words, split_list, split_pairs
 from semantik_realtime.errors import ConfigError
 
 PREFIX = "SEMANTIK_REALTIME_"
 DEVELOPMENT = frozenset({"dev", "development", "local", "test", "testing"})
 """Values of ``environment``, in lower case, that allow ``disable_auth``."""
-
-
-def check_words(pairs: dict[str, str]) -> dict[str, str]:
-    """Return ``pairs``, which `semantik_realtime.core.words.Words` accepts."""
-    Words(pairs)
-    return pairs
 
 
 SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}

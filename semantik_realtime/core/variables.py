@@ -1,6 +1,8 @@
-"""Settings that are texts: lists and pairs with commas, paths."""
+"""Values of environment variables: texts in, values out."""
 
 from __future__ import annotations
+
+from semantik_realtime.core.words import Words
 
 
 def split_list(value: object) -> object:
@@ -42,3 +44,9 @@ def check_paths(paths: list[str]) -> list[str]:
         if not path.startswith("/"):
             raise ValueError(f"{path!r} does not begin with a slash")
     return paths
+
+
+def check_words(pairs: dict[str, str]) -> dict[str, str]:
+    """Return ``pairs``, which `semantik_realtime.core.words.Words` accepts."""
+    Words(pairs)
+    return pairs
