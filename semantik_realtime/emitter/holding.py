@@ -114,13 +114,13 @@ class HeldJobs:
         if self._has_failed:
             # Nobody knows what the backend has.
             self._added = self._records()
-        was_retry, self._has_failed = self._has_failed, True
+        self._has_failed = True
         try:
             is_kept = self._call(backend)
             if is_expected and not is_kept and self._jobs:
                 self._added = self._records()
                 self._call(backend)
-                if late > 0 or not was_retry:
+                if late > 0:
                     self._log_late(late)
         except BackendRefused as error:
             # The events must go on. The records are sent again with the next renewal.
@@ -188,6 +188,6 @@ class HeldJobs:
             "emitter: lease was over late_seconds=%.1f jobs=%d: this process did not run for so "
             "long, and its jobs count as lost; what they still send is refused "
             "(SEMANTIK_REALTIME_LEASE_SECONDS)",
-            max(0.0, late),
+            late,
             len(self._jobs),
         )
