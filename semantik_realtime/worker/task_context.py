@@ -17,7 +17,7 @@ class TaskContext:
 
     # Not in the object's dictionary: Python reads an object of more than about 30 members slower,
     # and `Job.progress` costs a fifth of a microsecond.
-    __slots__ = ("bars", "declared_end", "log", "mirrors", "outer")
+    __slots__ = ("bars", "declared_end", "log", "mirrors", "outer", "replacements")
 
     def __init__(self) -> None:
         super().__init__()
