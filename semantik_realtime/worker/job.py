@@ -314,7 +314,8 @@ class Job(TaskContext, Cancellable):
                 self._state.set_message(message)
             except BAD_VALUE as error:
                 note_misuse("message is not text", self.id, str(error))
-        self._state.set_inner(inner_bars(self.bars, self.id) if len(self.bars) > 1 else [])
+        if len(self.bars) > 1 or self._state.inner:
+            self._state.set_inner(inner_bars(self.bars, self.id))
 
     def _send_progress(self) -> None:
         if self.has_ended:
