@@ -19,7 +19,8 @@ from semantik_realtime.worker.headers import (
     read_job_meta,
     workflow_of,
 )
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import tallies
 
 LAST = "realtime_last"

@@ -19,7 +19,8 @@ from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import beat as beat_module
 from semantik_realtime.worker import tracker as tracker_module
 from semantik_realtime.worker.headers import note_ownerless
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.selection import mirrors_of, note_announced
 from semantik_realtime.worker.tracker import TaskTracker, install
