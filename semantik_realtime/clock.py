@@ -8,7 +8,16 @@ import time
 
 def now_text() -> str:
     """Return the time now, in UTC, as RFC 3339 with milliseconds: ``2026-01-31T09:30:00.000Z``."""
-    seconds, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+    return _text(time.time_ns() // 1_000_000)
+
+
+def time_text(seconds: float) -> str:
+    """Return a time, in seconds since 1970, in the same form."""
+    return _text(int(seconds * 1000))
+
+
+def _text(milliseconds: int) -> str:
+    seconds, milliseconds = divmod(milliseconds, 1000)
     return f"{_second_text(seconds)}.{milliseconds:03d}Z"
 
 

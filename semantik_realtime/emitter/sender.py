@@ -14,6 +14,7 @@ from typing import Protocol
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Claim, Draft, Outcome, Receipt, number_draft
+from semantik_realtime.emitter.holding import HeldJobs, Holder
 from semantik_realtime.emitter.outcomes import EmitterStats
 from semantik_realtime.errors import AppendUncertain, BackendError, BackendUnavailable
 from semantik_realtime.native_threads import Event, make_thread
@@ -28,7 +29,7 @@ Reply = Sequence[Receipt] | BackendError
 """The backend's receipts, or why there are none. No receipt for a draft: that draft is lost."""
 
 
-class Writer(Protocol):
+class Writer(Holder, Protocol):
     """Where drafts go: `semantik_realtime.backends.guard.GuardedBackend`."""
 
     @property
@@ -52,10 +53,12 @@ class Sender:
 
     Args:
         wake: set when a retry has its reply.
+        held: the attempts of this process, which the backend must know before their drafts.
     """
 
-    def __init__(self, writer: Writer, stats: EmitterStats, wake: Event) -> None:
+    def __init__(self, writer: Writer, stats: EmitterStats, wake: Event, held: HeldJobs) -> None:
         self._writer = writer
+        self._held = held
         self._stats = stats
         self._wake = wake
         # When the running call began; 0 while none runs.
@@ -69,6 +72,8 @@ class Sender:
         self._is_in_retry = False
         # That reply, set by that thread; None before it has one.
         self._reply: Reply | None = None
+        self.retried: Sequence[Draft] = ()
+        """The drafts of the last retry; none if it only renewed the lease."""
 
     @property
     def is_retrying(self) -> bool:
@@ -98,8 +103,10 @@ class Sender:
         self._called_at = time.monotonic()
         try:
             receipts: list[Receipt] = []
+            self._held.renew(self._writer)
             for attempt in self._by_attempt(drafts):
                 receipts += self._publish(attempt)
+            self._held.settle(drafts)
             return receipts
         except BackendError as error:
             self._stats.failures += 1
@@ -130,7 +137,8 @@ class Sender:
                     number_draft(draft)
             part.append(draft)
             jobs.add(draft.job)
-        yield part
+        if part:
+            yield part
 
     def _settle(self, claim: Claim) -> None:
         try:
@@ -165,6 +173,7 @@ class Sender:
         if not self.is_retrying:
             return self.call(drafts)
         self._is_in_retry, self._reply = True, None
+        self.retried = drafts
 
         def retry() -> None:
             self._reply = self.call(drafts)

@@ -68,6 +68,7 @@ class Job(TaskContext, Cancellable):
         self.meta = meta
         self.id = meta.id
         self.topic = meta.topic
+        self.workflow = None if meta.member is None else meta.member.workflow
         self.has_ended = False
         """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
         self._attempt = attempt
@@ -86,7 +87,7 @@ class Job(TaskContext, Cancellable):
         del self._feeds[self.topic]
         if meta.member is not None:
             known = {**(known or {}), "member": meta.member.as_state()}
-        self._state = JobState(attempt, meta.name, meta.queued_at, known)
+        self._state = JobState(attempt, meta.name, meta.queued_at, known, due_at=meta.due_at)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
         self._lock = make_rlock()
@@ -158,7 +159,7 @@ class Job(TaskContext, Cancellable):
         """Send an event of the application's own on the job's topic.
 
         Types are lower-case words, ``file_completed``; those of a job's life are refused. An
-        object of a class with a shape is an event of the class's type (`event_types.event`).
+        object of a class with a shape is an event of the type that belongs to its class.
         Where events come faster than the backend takes them, a call waits, at most a
         second (``Emitter.wait_for_room``); while the backend is away it does not.
         """
@@ -185,7 +186,10 @@ class Job(TaskContext, Cancellable):
         with self._lock:
             if self.has_ended:
                 return
-            self._state.start(now_text())
+            held = self.runtime.emitter.held
+            # Before the draft: from its first event on a server can end the attempt.
+            held.add(self.id, self.topic, self.meta.held(self._attempt or 1))
+            self._state.start(now_text(), held.holder)
             self.note_start()
             self._send_everywhere("job_started")
 
@@ -211,12 +215,12 @@ class Job(TaskContext, Cancellable):
         ``job_retrying`` ends the attempt but not the job.
         """
         with self._lock:
-            if self.has_ended:
+            if self.has_ended or self.replacements:
                 return
             if self.log is not None:
                 self.log.finish()
             self._update()
-            self._state.end(type, now_text(), error, message)
+            self._state.end(type, now_text(), error, message, self._due_at(type, data))
             self._send_everywhere(type, data)
             self.has_ended = True
         if self.meta.member is not None and type in END_TYPES:
