@@ -159,7 +159,7 @@ class Job(TaskContext, Cancellable):
         """Send an event of the application's own on the job's topic.
 
         Types are lower-case words, ``file_completed``; those of a job's life are refused. An
-        object of a class with a shape is an event of the class's type (`event_types.event`).
+        object of a class with a shape is an event of the type that belongs to its class.
         Where events come faster than the backend takes them, a call waits, at most a
         second (``Emitter.wait_for_room``); while the backend is away it does not.
         """

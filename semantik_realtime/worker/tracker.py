@@ -24,7 +24,7 @@ from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.aborts import follow_aborts
-from semantik_realtime.worker.beat import note_beat, set_beat_owner
+from semantik_realtime.worker.beat import complete_owner, note_beat
 from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
 from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
 from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
@@ -152,7 +152,7 @@ class TaskTracker:
         if parent is not None:
             # Celery's own messages too: a task of Celery publishes the body of a chord.
             inherit(headers, parent)
-        set_beat_owner(headers, runtime.settings.beat_owner)
+        complete_owner(headers, runtime.settings.beat_owner)
         message = job_message(sender, headers, body)
         if message is None or self._mirrors(sender, message) is None:
             return

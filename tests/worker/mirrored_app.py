@@ -24,7 +24,7 @@ from celery.utils.log import get_task_logger
 
 app = Celery("mirrored_app")
 app.conf.update(
-    broker_url=os.environ.get("REDIS_URL", "memory://"),
+    broker_url=os.environ.get("TEST_BROKER_URL") or os.environ.get("REDIS_URL", "memory://"),
     result_backend=os.environ.get("REDIS_URL", "cache+memory://"),
     result_expires=600,
     worker_prefetch_multiplier=1,
@@ -343,6 +343,12 @@ def compute(seconds: float) -> int:
 def hold_interpreter(seconds: float) -> None:
     """Let no other thread of this process run, as a long call of a C library does."""
     ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
+
+
+@app.task(bind=True, acks_late=True)
+def wait_until_redelivered(self: Task) -> None:
+    if not self.request.delivery_info.get("redelivered"):
+        time.sleep(60)
 
 
 @app.task

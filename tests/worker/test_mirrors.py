@@ -267,6 +267,15 @@ def test_a_sender_that_knows_the_option_reports_no_job(
     assert caplog.text.count("queued job is not mirrored task=mirrors_app.x") == 1
 
 
+@pytest.mark.usefixtures("tracker")
+def test_an_owner_that_is_a_uuid_travels_as_text_in_every_message() -> None:
+    owner = uuid.uuid4()
+    for task in (seen, unseen):
+        headers: dict[str, Any] = {"id": str(uuid.uuid4()), "realtime_owner": owner}
+        signals.before_task_publish.send(sender=task.name, headers=headers, body=((), {}, {}))
+        assert headers["realtime_owner"] == str(owner)
+
+
 def test_the_main_process_reports_no_end_of_a_task_without_a_mirror(
     tracker: TaskTracker, log: Look, job_id: str
 ) -> None:
