@@ -327,7 +327,7 @@ def test_several_tasks_are_one_job_of_the_applications_own(
     assert (ended.summary.done, ended.summary.total) == (3, 3)
 
 
-POOLS = ["threads", *(["gevent"] if importlib.util.find_spec("gevent") else [])]
+POOLS = ["threads", *(name for name in ("gevent", "eventlet") if importlib.util.find_spec(name))]
 
 
 @pytest.mark.parametrize("pool", POOLS)
