@@ -120,8 +120,8 @@ _decode_head = msgspec.json.Decoder(Head).decode
 
 
 class Claim(msgspec.Struct, eq=False):
-    """The number of a new attempt, which the backend assigns when the attempt's first draft is
-    sent. Until then the drafts have the number that is expected.
+    """The number of a new attempt: the expected one, if the backend appends the attempt's first
+    draft with it; otherwise the backend assigns one (`semantik_realtime.hookspecs.Backend.claim`).
     """
 
     topic: str
@@ -162,8 +162,12 @@ class Draft(msgspec.Struct, kw_only=True, eq=False, omit_defaults=True):
     """The job whose attempts the fence orders; None: the fence does not apply."""
     attempt: int | None = None
     """The job's attempt; None means the newest one."""
+    begins: bool = False
+    """Whether it is the first draft of its attempt: refused as stale unless no attempt of the job
+    has that number or a higher one. Then the drafts of the attempt in the same call are too."""
     claim: Claim | None = None
-    """To be settled before the draft is sent (`number_draft`); None: ``attempt`` is final."""
+    """None: ``attempt`` is final. Before it is settled (`number_draft`), the draft is sent only
+    to the job's own topic, with the expected number, in one call with the draft that ``begins``."""
     owner: str | None = None
     """Becomes the topic's owner if the topic has none yet (`semantik_realtime.core.ownership`).
     None: the topic's owner stays."""

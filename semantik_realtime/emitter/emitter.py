@@ -3,7 +3,9 @@
 Tasks and request handlers put drafts on a queue and go on; a thread, started
 at the first draft, sends them to the backend in batches. A draft that is alone
 is sent at once; drafts that arrive during a call are sent together in the next
-one. A retry sends the same drafts with the same numbers, so it is harmless.
+one, and in a busy process the starts and ends of jobs wait for each other
+(`Linger`). A retry sends the same drafts with the same numbers, so it is
+harmless.
 
 A draft waits in the `Queue`, the `Sender` sends it, and `Outcomes` records the
 backend's answer. `ThrottledSources` make drafts when their turn comes, and
@@ -23,11 +25,13 @@ from pathlib import Path
 from semantik_realtime.core.event import Draft, Receipt
 from semantik_realtime.core.limits import SPOOL_BYTES, SPOOL_DRAFTS
 from semantik_realtime.emitter import registry
+from semantik_realtime.emitter.attempts import Writer
 from semantik_realtime.emitter.dropped import DroppedEvents
 from semantik_realtime.emitter.handover import Handover
+from semantik_realtime.emitter.linger import Linger
 from semantik_realtime.emitter.outcomes import EmitterStats, Outcomes
 from semantik_realtime.emitter.queue import Queue
-from semantik_realtime.emitter.sender import Reply, Sender, Writer
+from semantik_realtime.emitter.sender import Reply, Sender
 from semantik_realtime.emitter.spool_file import SpoolFile
 from semantik_realtime.emitter.spool_recovery import SpoolRecovery
 from semantik_realtime.emitter.throttle import Source, ThrottledSources
@@ -98,6 +102,7 @@ class Emitter:
         self._throttled = ThrottledSources(self.stats)
         # Set to run the thread's next step; the thread clears it.
         self._wake = threading.Event()
+        self._linger = Linger()
         self._sender = Sender(self._writer, self.stats, self._wake)
         self._file: SpoolFile | None = None
         self._recovery: SpoolRecovery | None = None
@@ -137,8 +142,11 @@ class Emitter:
         """
         self._delayed = delayed
 
-    def emit(self, draft: Draft) -> None:
-        """Send ``draft`` soon. Costs less than a microsecond, and may drop it (`Queue.admits`)."""
+    def emit(self, draft: Draft, *, can_wait: bool = False) -> None:
+        """Send ``draft`` soon. Costs less than a microsecond, and may drop it (`Queue.admits`).
+
+        One that ``can_wait`` leaves with others, within `LINGER_SECONDS`, in a busy process.
+        """
         # Written out here, not as a method of the queue: one more call would cost a quarter more.
         queue = self._queue
         inbox = queue.inbox
@@ -149,6 +157,8 @@ class Emitter:
                 return
         inbox.append(draft)
         queue.inbox_bytes += len(draft.body)
+        if not can_wait:
+            self._linger.end()
         if self._thread is None or not self._wake.is_set():
             self._wake_thread()
 
@@ -184,7 +194,7 @@ class Emitter:
         is already due keeps its place.
         """
         self._throttled.add(key, interval_seconds, source)
-        self._wake_thread()
+        self._wake_now()
 
     def flush(self, timeout_seconds: float, *, while_failing: bool = True) -> bool:
         """Wait until the backend has acknowledged every draft emitted so far.
@@ -198,7 +208,7 @@ class Emitter:
             return False
         barrier = threading.Event()
         self._queue.inbox.append(barrier)
-        self._wake_thread()
+        self._wake_now()
         if while_failing:
             return barrier.wait(timeout_seconds)
         deadline = time.monotonic() + timeout_seconds
@@ -250,6 +260,7 @@ class Emitter:
         done = self.flush(timeout_seconds)
         thread = self._thread
         self._closing = True
+        self._linger.end()
         self._wake.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_seconds)
@@ -265,6 +276,10 @@ class Emitter:
             self._start()
         if not self._wake.is_set():
             self._wake.set()
+
+    def _wake_now(self) -> None:
+        self._linger.end()
+        self._wake_thread()
 
     def _start(self) -> None:
         with self._start_lock:
@@ -293,6 +308,8 @@ class Emitter:
                 pause = FAULT_SECONDS
             if pause is None or pause > 0:
                 self._wake.wait(pause)
+                # Still set while it lingers, so that no draft wakes it again.
+                self._linger.wait()
             self._wake.clear()
 
     def _is_finished(self) -> bool:
@@ -338,7 +355,10 @@ class Emitter:
 
     def _send(self) -> None:
         batch = self._queue.next_batch(MAX_BATCH)
-        reply = self._sender.send(batch) if batch else None
+        if not batch:
+            return
+        self._linger.called()
+        reply = self._sender.send(batch)
         if reply is not None:
             self._settle(batch, reply)
 

@@ -18,7 +18,7 @@ import msgspec
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Claim
-from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES
+from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES, STATUS_OF_TYPE
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.runtime import Runtime
@@ -359,6 +359,7 @@ class Job:
             kind = error.code if isinstance(error, InvalidInput) else "bad_event"
             note_misuse(f"event dropped, {kind}", self.id, str(error))
             return False
+        emit, can_wait = self.runtime.emitter.emit, type in STATUS_OF_TYPE
         for draft in drafts:
-            self.runtime.emitter.emit(draft)
+            emit(draft, can_wait=can_wait)
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from zlib import crc32
 
 import msgspec
@@ -176,14 +176,27 @@ class Ledger(msgspec.Struct):
         if not self.pages or header.offset - self.pages[-1][0] >= PAGE_EVENTS:
             self.pages.append((header.offset, seq))
 
-    def plan_append(self, drafts: Sequence[Draft], limits: Limits) -> Plan:
-        """Add the drafts that the fence accepts, and return the message to append."""
+    def plan_append(
+        self,
+        drafts: Sequence[Draft],
+        limits: Limits,
+        stale: Set[tuple[str | None, int | None]] = frozenset(),
+    ) -> Plan:
+        """Add the drafts that the fence accepts, and return the message to append.
+
+        ``stale`` are the job and attempt of each draft that begins an attempt and was refused
+        earlier in the call.
+        """
         header = self._header(limits.retention_seconds)
         receipts: list[Receipt] = []
         bodies: list[bytes] = []
         run: EventRun | None = None
         made_room = False
+        stale = set(stale)
         for draft in drafts:
+            if (draft.job, draft.attempt) in stale:
+                receipts.append(_REFUSALS[Outcome.STALE])
+                continue
             job = _NEW_JOB if draft.job is None else self.jobs.get(draft.job, _NEW_JOB)
             refusal = self._check(draft, job, limits)
             owner_change = check_owner(self.owner, self.offset, draft.owner)
@@ -205,6 +218,8 @@ class Ledger(msgspec.Struct):
                 else:
                     refusal = Outcome.TOO_MANY_KEYS
             if refusal is not None:
+                if draft.begins and refusal is Outcome.STALE:
+                    stale.add((draft.job, draft.attempt))
                 receipts.append(_REFUSALS[refusal])
                 continue
             attempt = job.attempt if draft.attempt is None else draft.attempt
@@ -300,7 +315,7 @@ class Ledger(msgspec.Struct):
             return Outcome.TOO_BIG
         if draft.job is not None:
             state = fence.AttemptState(job.attempt, job.ended_at > 0)
-            verdict = fence.check_fence(state, draft.attempt, draft.terminal)
+            verdict = fence.check_fence(state, draft.attempt, draft.terminal, draft.begins)
             if isinstance(verdict, fence.Refusal):
                 return Outcome(verdict.value)
         return None

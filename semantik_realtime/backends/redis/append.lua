@@ -8,11 +8,12 @@
 --         events, keys, producers, bytes: the limits of the log, of :state, of :seen, and of a body
 --         ttl_ms, grace_ms: how long to keep the topic; grace_ms after the end of its own job
 --         channel, where the events are published
---         runs: [producer, change, key, job, attempt, terminal, own, number, digests, owner], the
---               drafts in order; those of a run differ in the digest, and in the number, which
---               grows by 1
+--         runs: [producer, change, key, job, attempt, terminal, own, number, digests, owner,
+--               begins], the drafts in order; those of a run differ in the digest, and in the
+--               number, which grows by 1
 --               change "" | "set" | "drop"; attempt -1: the newest; own: 1 if the topic is the
---               job's own; number: of the first draft; owner "": none
+--               job's own; number: of the first draft; owner "": none; begins: 1 if it is the
+--               first draft of its attempt
 -- Return "EPOCH OFFSET CHAIN,receipt,receipt …": the end of the log before, and for each draft
 --         "a" | "a EPOCH OFFSET CHAIN" | "d OFFSET CHAIN" | "d" | "stale" | "closed" |
 --         "foreign_owner" | "too_big" | "too_many_keys"
@@ -47,6 +48,8 @@ local prev, prev_chain = string.format('%d', offset), string.format('%d', chain)
 -- What the batch changes, written to the keys at the end: the last number of each producer, the
 -- attempt state of each job, and the last event of each key (false: the key is deleted).
 local numbers, attempts, states = {}, {}, {}
+-- The attempts whose first draft is stale, by job and number.
+local stale_attempts = {}
 -- How many keys have a state; nil until that is needed.
 local key_count = nil
 
@@ -138,8 +141,11 @@ local function append(run, number, digest)
     -- The rule of check_fence() in core/fence.py; the contract suite tests both.
     current = attempt_of(job)
     if attempt < 0 then attempt = current[1] end
-    if attempt < current[1] then
+    local begins = run[11] == 1
+    if attempt < current[1] or (begins and attempt == current[1])
+      or stale_attempts[job .. ' ' .. attempt] then
       refusal = 'stale'
+      if begins then stale_attempts[job .. ' ' .. attempt] = true end
     elseif attempt == current[1] and current[2] > 0 then
       refusal = 'closed'
     end

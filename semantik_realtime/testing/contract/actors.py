@@ -71,6 +71,7 @@ class Author:
         terminal: bool = False,
         job: str | None = None,
         attempt: int | None = None,
+        begins: bool = False,
         owner: str | None = None,
         max_bytes: int = 10**9,
     ) -> Draft:
@@ -95,6 +96,7 @@ class Author:
             number=number,
             job=job,
             attempt=attempt,
+            begins=begins,
             owner=owner,
         )
 
