@@ -9,8 +9,8 @@ All are ordinary pluggy hooks::
         @hookimpl
         def publish(self, drafts): ...
 
-Writes (`publish`, `claim`, `delete`, `lease`, `release`) are synchronous, may
-come from any thread and have a deadline of their own, about 5 s. Reads are
+Writes (`publish`, `claim`, `delete`, `lease`, `release`, `hold`, `overdue`) are
+synchronous, may come from any thread and have a deadline of their own, about 5 s. Reads are
 coroutines on the loop that called `Backend.open`. Each promise of these
 docstrings is a test of the contract suite, `semantik_realtime.testing.contract`:
 a backend conforms when it passes the suite with its default settings.
@@ -51,6 +51,7 @@ import msgspec
 import pluggy
 
 from semantik_realtime.core.event import Cursor, Draft, Event, Receipt
+from semantik_realtime.core.holding import Holding
 from semantik_realtime.core.resume import Reason
 
 PROJECT = "semantik_realtime"
@@ -276,6 +277,39 @@ class Backend(Protocol):
     @hookspec(firstresult=True)
     def release(self, name: str, holder: str) -> bool:
         """Release a place. Return True if it was held."""
+
+    @hookspec(firstresult=True)
+    def hold(
+        self, holder: str, jobs: Mapping[str, bytes], ended: Sequence[str], seconds: float
+    ) -> bool:
+        """Hold jobs for a worker process, which lives for ``seconds`` more by the server's clock.
+
+        ``jobs`` (id to record, which the backend does not read) are added or
+        replaced; those in ``ended`` are removed, unless ``jobs`` has them too. The
+        others stay held, and the deadline counts for all of them. A holder
+        without jobs is forgotten. Idempotent.
+
+        Return True if something was held for ``holder`` before the call. False:
+        it is new, or all its jobs had ended, or `overdue` has given them to
+        somebody, or the engine has lost its memory; now only ``jobs`` are held. A
+        process that runs others too then calls again with all of them, and does
+        so after `AppendUncertain` too, because then the answer is lost.
+
+        Raises:
+            ValueError: ``holder`` has more than 200 characters, a record more than
+                4096 bytes, or the call more than 10,000 jobs.
+        """
+
+    @hookspec(firstresult=True)
+    def overdue(self, seconds: float) -> Sequence[Holding]:
+        """Return the jobs of processes whose deadline is over, the oldest first; often none.
+
+        Of several callers one gets them. They are given again to the next caller
+        after ``seconds``, until ``hold(holding.holder, {}, ended, …)`` has removed
+        them all; that call with no ``ended`` gets a longer time. A call returns
+        at most 16 holders, and none after one with which it has 1000 jobs. What
+        nobody asks for is forgotten a week after its deadline.
+        """
 
     @hookspec(firstresult=True)
     def open(self) -> Awaitable[None]:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.backends.loader import (
     bind_hooks,
     build_plugins,
+    is_substituted,
     load_backend,
     log_unknown_settings,
 )
@@ -47,6 +49,15 @@ logger = logging.getLogger(__name__)
 
 MAX_NEAR_MISSES = 100
 """How many members of states that may be misspelt a process logs."""
+REPLACE_SECONDS = 10.0
+"""How long `Runtime.replace_backend` waits for the backend before, if that answers."""
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+def configured_runtimes() -> list[Runtime]:
+    """Return the runtimes of this process whose backend follows from the settings."""
+    return list(_runtimes)
 
 
 class Runtime:
@@ -82,16 +93,40 @@ class Runtime:
         self.words = Words(self.settings.host_words)
         """The application's own words, which `publish` accepts."""
         self.backend = GuardedBackend(bind_hooks(self.plugins), self.settings.timeout_seconds)
-        self.emitter = Emitter(
-            self.backend,
-            max_drafts=self.settings.spool_drafts,
-            max_bytes=self.settings.spool_bytes,
-            directory=self.settings.spool_path,
-        )
+        self.emitter = self._make_emitter()
+        if self._is_configured_backend:
+            _runtimes.add(self)
         # Members of states that may be misspelt, as logged. At most `MAX_NEAR_MISSES`.
         self._near_misses: set[str] = set()
         # How many calls of `_top` use the backend that they opened.
         self._readers = 0
+
+    def _make_emitter(self) -> Emitter:
+        return Emitter(
+            self.backend,
+            max_drafts=self.settings.spool_drafts,
+            max_bytes=self.settings.spool_bytes,
+            # The drafts on disk belong to the configured backend.
+            directory=None if is_substituted() else self.settings.spool_path,
+        )
+
+    def replace_backend(self, backend: Backend) -> Callable[[], None]:
+        """Use ``backend`` from now on, in the web side too. Return what undoes that. For tests.
+
+        Drafts that wait go on waiting for the backend before, and none is sent meanwhile.
+        """
+        unguarded, emitter = self.unguarded, self.emitter
+        emitter.close(REPLACE_SECONDS, while_failing=False)
+        plugins = build_plugins(backend, self._given_plugins)
+        guarded = self.backend.replace(bind_hooks(plugins))
+        self.unguarded, self.emitter = backend, self._make_emitter()
+
+        def undo() -> None:
+            self.emitter.close(REPLACE_SECONDS, while_failing=False)
+            self.unguarded, self.emitter = unguarded, emitter
+            self.backend.replace(guarded)
+
+        return undo
 
     def second_backend(self) -> Backend | None:
         """Make another instance of the configured backend, with the same plugins.
@@ -193,7 +228,8 @@ class Runtime:
             return Receipt(Outcome.WAITING)
         timeout = self.settings.timeout_seconds if timeout_seconds is None else timeout_seconds
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(receipt), timeout)
+            async with asyncio.timeout(timeout):
+                return await asyncio.wrap_future(receipt)
         except TimeoutError:
             return Receipt(Outcome.WAITING)
 

@@ -322,6 +322,14 @@ class StrangersBackend:
         return True
 
     @hookimpl
+    def hold(self, holder, jobs, ended, seconds):
+        return True
+
+    @hookimpl
+    def overdue(self, seconds):
+        return []
+
+    @hookimpl
     async def subscribe(self, topic, sink):
         pass
 

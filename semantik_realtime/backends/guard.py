@@ -8,9 +8,9 @@ answer is big: then a small read decides.) While it is open, further calls fail
 without reaching the server, except for a few that find out whether it is back:
 
 - In a web process that is `probe`, called by `semantik_realtime.web.outage`.
-- In a process that never calls `probe`, such as a Celery worker, `publish` and
-  `claim` are never refused, because the emitter's retries are the probe. Of the
-  other calls one in `RETRY_SECONDS` is let through.
+- In a process that never calls `probe`, such as a Celery worker, `publish`,
+  `claim` and `hold` are never refused, because the emitter's retries are the
+  probe. Of the other calls one in `RETRY_SECONDS` is let through.
 
 Emitter, hub, tracker and routes ask this object or listen to it. None of them
 keeps a record of its own of whether the backend is up.
@@ -22,11 +22,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
+from semantik_realtime.cancellation import keep_cancellation
 from semantik_realtime.core.breaker import CircuitBreaker
 from semantik_realtime.core.event import Cursor, Draft, Event, Receipt
+from semantik_realtime.core.holding import Holding
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.hookspecs import Backend, Page, Sink, Snapshot, Status, Top
 
@@ -36,7 +38,7 @@ RETRY_SECONDS = 5.0
 """Between two calls that are let through an open breaker, in a process that does not probe."""
 
 HANG_SECONDS = 1.0
-"""After so long without a reply a running `publish` or `claim` makes `fails_writes` true."""
+"""After so long a `publish`, `claim` or `hold` without a reply makes `fails_writes` true."""
 
 WARN_SECONDS = 60.0
 """Between two log lines about reads that fail while the backend answers others."""
@@ -54,9 +56,10 @@ Listener = Callable[[BackendError], object]
 class GuardedBackend:
     """A backend with deadlines and circuit breakers. It is a `Backend` itself.
 
-    The writes `publish`, `claim`, `delete`, `lease` and `release` block, and may
-    be called from any thread. The coroutines belong to the loop on which `open`
-    was awaited. The properties may be read in any thread, except `is_open`.
+    The writes `publish`, `claim`, `delete`, `lease`, `release`, `hold` and
+    `overdue` block, and may be called from any thread. The coroutines belong to
+    the loop on which `open` was awaited. The properties may be read in any
+    thread, except `is_open`.
 
     Args:
         backend: the configured backend, or `bind_hooks` of it and its plugins.
@@ -92,12 +95,12 @@ class GuardedBackend:
 
     @property
     def is_away(self) -> bool:
-        """Whether a breaker is open, or a `publish` or `claim` hangs."""
+        """Whether a breaker is open, or a `publish`, `claim` or `hold` hangs."""
         return self._reads.is_open or self.fails_writes
 
     @property
     def fails_writes(self) -> bool:
-        """Whether the breaker of writes is open, or a `publish` or `claim` hangs."""
+        """Whether the breaker of writes is open, or a `publish`, `claim` or `hold` hangs."""
         if self._writes.is_open:
             return True
         # A copy: another thread's `publish` may begin or end here.
@@ -108,6 +111,16 @@ class GuardedBackend:
     def is_open(self) -> bool:
         """Whether `open` was awaited on the running loop, so that this coroutine may read."""
         return self._loop is asyncio.get_running_loop()
+
+    def replace(self, backend: Backend) -> Backend:
+        """Call ``backend`` from now on, with closed breakers. Return the one before.
+
+        A call that runs ends with the one before. While this is open, ``backend`` must work
+        without `open`.
+        """
+        before, self._backend = self._backend, backend
+        self._reset()
+        return before
 
     def listen(self, listener: Listener) -> None:
         """Call ``listener`` with the error each time a breaker opens.
@@ -165,6 +178,15 @@ class GuardedBackend:
     def release(self, name: str, holder: str) -> bool:
         self._check(self._writes)
         return self._write(lambda: self._backend.release(name, holder))
+
+    def hold(
+        self, holder: str, jobs: Mapping[str, bytes], ended: Sequence[str], seconds: float
+    ) -> bool:
+        return self._emit(lambda: self._backend.hold(holder, jobs, ended, seconds))
+
+    def overdue(self, seconds: float) -> Sequence[Holding]:
+        self._check(self._writes)
+        return self._write(lambda: self._backend.overdue(seconds))
 
     def close_writer(self) -> None:
         # Called after a fork too, where another thread of the parent may have been in the middle
@@ -245,7 +267,7 @@ class GuardedBackend:
 
     async def _read(self, call: Awaitable[Result]) -> Result:
         try:
-            result = await call
+            result = await keep_cancellation(call)
         except BackendError as error:
             self._failed(self._reads, error)
             raise
@@ -288,7 +310,7 @@ class GuardedBackend:
         # A client library may retry for longer than its own deadline.
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                return await call
+                return await keep_cancellation(call)
         except TimeoutError:
             raise BackendUnavailable(
                 f"no answer in {self._timeout_seconds:g} s from the backend"

@@ -28,6 +28,27 @@ SETTINGS = "semantik_realtime.settings"
 """Entry-point group of settings: a class of pydantic-settings, named like its backend or plugin."""
 
 
+MakeBackend = Callable[[Settings], Backend]
+
+# Makes every backend while it is set, whatever the settings say. Set by `substitute`.
+_substitute: MakeBackend | None = None
+
+
+def substitute(make: MakeBackend | None) -> MakeBackend | None:
+    """Make backends by ``make`` from now on, or by their settings again. Return what did before.
+
+    For tests: no setting of the environment can lead them to a server.
+    """
+    global _substitute
+    before, _substitute = _substitute, make
+    return before
+
+
+def is_substituted() -> bool:
+    """Return True while `substitute` makes the backends."""
+    return _substitute is not None
+
+
 def backend_names() -> list[str]:
     """Return the names of the installed backends."""
     return sorted(entry_points(group=BACKENDS).names)
@@ -68,6 +89,8 @@ def load_backend(settings: Settings) -> Backend:
         ConfigError: the name is unknown, its distribution cannot be imported,
             or its settings are wrong; the message names the installed backends.
     """
+    if _substitute is not None:
+        return _substitute(settings)
     name = settings.backend
     found = list(entry_points(group=BACKENDS, name=name))
     if not found:

@@ -6,9 +6,10 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
+from semantik_realtime.backends.memory_holders import Holders
 from semantik_realtime.backends.memory_log import NEW_JOB, Job, Log
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import (
@@ -22,6 +23,7 @@ from semantik_realtime.core.event import (
     with_offset,
 )
 from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
+from semantik_realtime.core.holding import Holding
 from semantik_realtime.core.limits import MAX_PRODUCERS
 from semantik_realtime.core.ownership import OwnerChange, check_owner
 from semantik_realtime.core.resume import LogInfo, Reason, plan_sync, take_bytes
@@ -49,8 +51,8 @@ class MemoryBackend:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
-        # Around every read and write of the logs and leases. A sink is scheduled under it too, so
-        # that it receives the events of a topic in the order of the log.
+        # Around every read and write of the logs, leases and holders. A sink is scheduled under it
+        # too, so that it receives the events of a topic in the order of the log.
         self._lock = threading.Lock()
         # The topic that changed longest ago comes first.
         self._logs: OrderedDict[str, Log] = OrderedDict()
@@ -60,6 +62,7 @@ class MemoryBackend:
         self._sinks: dict[str, Sink] = {}
         # For each name the holders of its places, with the time when each place is free again.
         self._leases: dict[str, dict[str, float]] = {}
+        self._holders = Holders()
         # The loop that `open` was called on, where sinks are called; None while closed.
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -192,6 +195,18 @@ class MemoryBackend:
             if not held:
                 self._leases.pop(name, None)
             return until is not None and until > self._clock()
+
+    @hookimpl
+    def hold(
+        self, holder: str, jobs: Mapping[str, bytes], ended: Sequence[str], seconds: float
+    ) -> bool:
+        with self._lock:
+            return self._holders.hold(holder, jobs, ended, seconds, self._clock())
+
+    @hookimpl
+    def overdue(self, seconds: float) -> list[Holding]:
+        with self._lock:
+            return self._holders.overdue(seconds, self._clock())
 
     @hookimpl
     async def open(self) -> None:

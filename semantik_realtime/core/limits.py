@@ -38,6 +38,16 @@ MAX_UNAUTHENTICATED = 200
 
 MAX_PRODUCERS = 256
 """Producers whose last number a topic remembers, to recognize a draft that is sent again."""
+MAX_HOLDER_CHARACTERS = 200
+"""Most characters of the name under which a worker process holds its jobs."""
+MAX_HELD_RECORD_BYTES = 4096
+"""Most bytes that are kept of a job which a worker process holds."""
+MAX_HELD_JOBS_A_CALL = 10_000
+"""Most jobs that one call of `hold` adds, and most that it removes."""
+MAX_GIVEN_HOLDERS = 16
+"""Most holders that one call of `overdue` returns."""
+MAX_GIVEN_JOBS = 1000
+"""Jobs after which a call of `overdue` returns no further holder. The last one may exceed it."""
 MAX_PACED_KEYS = 10_000
 """Keys whose last progress a process remembers, to pace the next one."""
 

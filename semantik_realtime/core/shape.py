@@ -50,7 +50,7 @@ _MEMBERS: Mapping[str, _Rule] = {
 }
 """The members of a job's state that readers know (docs/protocol.md). None counts as absent."""
 _INNER: Mapping[str, Mapping[str, _Rule]] = {
-    "progress": {"current": _NUMBER, "total": _NUMBER, "unit": _TEXT},
+    "progress": {"current": _NUMBER, "total": _NUMBER, "unit": _TEXT, "rate": _NUMBER},
     "error": {"type": _TEXT, "message": _TEXT},
 }
 

@@ -3,9 +3,8 @@
 Tasks and request handlers put drafts on a queue and go on; a thread, started
 at the first draft, sends them to the backend in batches. A draft that is alone
 is sent at once; drafts that arrive during a call are sent together in the next
-one, and in a busy process the starts and ends of jobs wait for each other
-(`Linger`). A retry sends the same drafts with the same numbers, so it is
-harmless.
+one (see `Wake` too). A retry sends the same drafts with the same numbers, so it
+is harmless.
 
 A draft waits in the `Queue`, the `Sender` sends it, and `Outcomes` records the
 backend's answer. `ThrottledSources` make drafts when their turn comes, and
@@ -16,7 +15,6 @@ this, a step at a time.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
@@ -28,14 +26,15 @@ from semantik_realtime.emitter import registry
 from semantik_realtime.emitter.attempts import Writer
 from semantik_realtime.emitter.dropped import DroppedEvents
 from semantik_realtime.emitter.handover import Handover
-from semantik_realtime.emitter.linger import Linger
 from semantik_realtime.emitter.outcomes import EmitterStats, Outcomes
 from semantik_realtime.emitter.queue import Queue
 from semantik_realtime.emitter.sender import Reply, Sender
 from semantik_realtime.emitter.spool_file import SpoolFile
 from semantik_realtime.emitter.spool_recovery import SpoolRecovery
 from semantik_realtime.emitter.throttle import Source, ThrottledSources
+from semantik_realtime.emitter.wake import Wake
 from semantik_realtime.errors import BackendError
+from semantik_realtime.native_threads import Thread, get_ident, make_event, make_lock, make_thread
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +100,7 @@ class Emitter:
         self._queue = Queue(self._max_drafts, self._max_bytes, self._drop)
         self._throttled = ThrottledSources(self.stats)
         # Set to run the thread's next step; the thread clears it.
-        self._wake = threading.Event()
-        self._linger = Linger()
+        self._wake = Wake()
         self._sender = Sender(self._writer, self.stats, self._wake)
         self._file: SpoolFile | None = None
         self._recovery: SpoolRecovery | None = None
@@ -110,8 +108,8 @@ class Emitter:
             self._file = SpoolFile(self._directory, self._max_bytes)
             self._recovery = SpoolRecovery(self._directory)
         # Runs `_run`; None before the first draft and after `close`.
-        self._thread: threading.Thread | None = None
-        self._start_lock = threading.Lock()
+        self._thread: Thread | None = None
+        self._start_lock = make_lock()
         # Set by `close`, cleared by the thread that ends and by the next that starts.
         self._closing = False
 
@@ -143,11 +141,10 @@ class Emitter:
         self._delayed = delayed
 
     def emit(self, draft: Draft, *, can_wait: bool = False) -> None:
-        """Send ``draft`` soon. Costs less than a microsecond, and may drop it (`Queue.admits`).
+        """Send ``draft`` soon; if it ``can_wait``, perhaps with others (`Wake`).
 
-        One that ``can_wait`` leaves with others, within `LINGER_SECONDS`, in a busy process.
+        Costs about a microsecond, and may drop it (`Queue.admits`).
         """
-        # Written out here, not as a method of the queue: one more call would cost a quarter more.
         queue = self._queue
         inbox = queue.inbox
         if len(inbox) >= queue.many_drafts or queue.inbox_bytes >= queue.many_bytes:
@@ -157,10 +154,7 @@ class Emitter:
                 return
         inbox.append(draft)
         queue.inbox_bytes += len(draft.body)
-        if not can_wait:
-            self._linger.end()
-        if self._thread is None or not self._wake.is_set():
-            self._wake_thread()
+        self._wake_thread(can_wait)
 
     def emit_and_confirm(self, draft: Draft) -> Future[Receipt]:
         """Send ``draft`` soon; the future gets the backend's receipt.
@@ -194,7 +188,7 @@ class Emitter:
         is already due keeps its place.
         """
         self._throttled.add(key, interval_seconds, source)
-        self._wake_now()
+        self._wake_thread()
 
     def flush(self, timeout_seconds: float, *, while_failing: bool = True) -> bool:
         """Wait until the backend has acknowledged every draft emitted so far.
@@ -206,9 +200,9 @@ class Emitter:
             return True
         if not while_failing and self._writer.fails_writes:
             return False
-        barrier = threading.Event()
+        barrier = make_event()
         self._queue.inbox.append(barrier)
-        self._wake_now()
+        self._wake_thread()
         if while_failing:
             return barrier.wait(timeout_seconds)
         deadline = time.monotonic() + timeout_seconds
@@ -255,14 +249,13 @@ class Emitter:
             time.sleep(NOTICE_SECONDS)
         return handover is None or handover.is_empty()
 
-    def close(self, timeout_seconds: float = 2.0) -> bool:
+    def close(self, timeout_seconds: float = 2.0, *, while_failing: bool = True) -> bool:
         """Flush, then end the thread. A later `emit` starts it again."""
-        done = self.flush(timeout_seconds)
+        done = self.flush(timeout_seconds, while_failing=while_failing)
         thread = self._thread
         self._closing = True
-        self._linger.end()
         self._wake.set()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.ident != get_ident():
             thread.join(timeout_seconds)
         return done
 
@@ -271,24 +264,17 @@ class Emitter:
         self._outcomes.drop(draft)
         self._dropped.add(draft)
 
-    def _wake_thread(self) -> None:
+    def _wake_thread(self, can_wait: bool = False) -> None:
         if self._thread is None:
             self._start()
-        if not self._wake.is_set():
-            self._wake.set()
-
-    def _wake_now(self) -> None:
-        self._linger.end()
-        self._wake_thread()
+        self._wake.set(can_wait)
 
     def _start(self) -> None:
         with self._start_lock:
             if self._thread is not None:
                 return
             self._closing = False
-            self._thread = threading.Thread(
-                target=self._run, name="semantik-realtime-emitter", daemon=True
-            )
+            self._thread = make_thread(self._run, "semantik-realtime-emitter")
             try:
                 self._thread.start()
             except RuntimeError as error:
@@ -308,8 +294,6 @@ class Emitter:
                 pause = FAULT_SECONDS
             if pause is None or pause > 0:
                 self._wake.wait(pause)
-                # Still set while it lingers, so that no draft wakes it again.
-                self._linger.wait()
             self._wake.clear()
 
     def _is_finished(self) -> bool:
@@ -318,9 +302,9 @@ class Emitter:
             self._closing = False
             # `emit` adds its draft first and looks for the thread after that. In this order
             # one of the two sees the other.
-            self._thread = None
+            thread, self._thread = self._thread, None
             if self._queue.inbox:
-                self._thread = threading.current_thread()
+                self._thread = thread
                 return False
             self._release_files()
             return True
@@ -355,12 +339,11 @@ class Emitter:
 
     def _send(self) -> None:
         batch = self._queue.next_batch(MAX_BATCH)
-        if not batch:
-            return
-        self._linger.called()
-        reply = self._sender.send(batch)
-        if reply is not None:
-            self._settle(batch, reply)
+        if batch:
+            self._wake.called()
+            reply = self._sender.send(batch)
+            if reply is not None:
+                self._settle(batch, reply)
 
     def _settle(self, batch: Sequence[Draft], reply: Reply) -> None:
         if isinstance(reply, BackendError):

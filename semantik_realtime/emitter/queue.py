@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import threading
 from collections import deque
 from collections.abc import Callable
 
 from semantik_realtime.core.event import Draft
 from semantik_realtime.core.spool import Spool
+from semantik_realtime.native_threads import Event, Thread, make_lock, make_thread
 
 MAX_NUMBERED_TOPICS = 10_000
 
@@ -29,7 +29,7 @@ class Queue:
     """
 
     def __init__(self, max_drafts: int, max_bytes: int, drop: Callable[[Draft], object]) -> None:
-        self.inbox: deque[Draft | threading.Event] = deque()
+        self.inbox: deque[Draft | Event] = deque()
         """Drafts, and barriers: an event that is set when all drafts before it have a receipt."""
         self.inbox_bytes = 0
         """About the bytes in the inbox: `emit` adds without the lock."""
@@ -42,16 +42,16 @@ class Queue:
         self._drop = drop
         # Guards everything below. Never taken in a task's thread: a time limit may interrupt it
         # there and leave the lock taken.
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         self._spool = Spool(max_drafts, max_bytes)
         # The last number given to a draft of each topic.
         self._numbers: dict[str, int] = {}
         # Barriers that left the inbox, with the count of drafts before them.
-        self._barriers: deque[tuple[int, threading.Event]] = deque()
+        self._barriers: deque[tuple[int, Event]] = deque()
         # Drafts before this running number of the spool were returned by `newly_delayed`.
         self._delayed = 0
         # Empties the inbox while the emitter's thread is busy.
-        self._relief: threading.Thread | None = None
+        self._relief: Thread | None = None
 
     def __len__(self) -> int:
         return len(self.inbox) + len(self._spool)
@@ -81,7 +81,7 @@ class Queue:
             size = 0
             for _ in range(len(self.inbox)):
                 item = self.inbox.popleft()
-                if isinstance(item, threading.Event):
+                if not isinstance(item, Draft):
                     self._barriers.append((self._spool.added, item))
                     continue
                 size += len(item.body)
@@ -137,9 +137,7 @@ class Queue:
             while len(self.inbox) >= self.many_drafts or self.inbox_bytes >= self.many_bytes:
                 self.drain()
 
-        self._relief = threading.Thread(
-            target=relieve, name="semantik-realtime-relief", daemon=True
-        )
+        self._relief = make_thread(relieve, "semantik-realtime-relief")
         # No more threads, or the interpreter ends.
         with contextlib.suppress(RuntimeError):
             self._relief.start()

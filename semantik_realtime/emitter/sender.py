@@ -8,16 +8,15 @@ once what is emitted in the meantime.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Draft, Receipt
 from semantik_realtime.emitter.attempts import AttemptPublisher, Writer
 from semantik_realtime.emitter.outcomes import EmitterStats
 from semantik_realtime.errors import BackendError
+from semantik_realtime.native_threads import Event, make_thread
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ class Sender:
         wake: set when a retry has its reply.
     """
 
-    def __init__(self, writer: Writer, stats: EmitterStats, wake: threading.Event) -> None:
+    def __init__(self, writer: Writer, stats: EmitterStats, wake: Event) -> None:
         self._writer = writer
         self._stats = stats
         self._wake = wake
@@ -48,8 +47,10 @@ class Sender:
         # When the next call may be made; in the past while the last one succeeded.
         self._retry_at = 0.0
         self._attempts = AttemptPublisher(writer, stats)
-        # The reply of the retry that a thread of its own makes; None while none runs.
-        self._retry: Future[Reply] | None = None
+        # Whether a retry runs, in a thread of its own, or its reply was not returned yet.
+        self._is_in_retry = False
+        # That reply, set by that thread; None before it has one.
+        self._reply: Reply | None = None
 
     @property
     def is_retrying(self) -> bool:
@@ -63,7 +64,7 @@ class Sender:
 
     def wait_seconds(self) -> float | None:
         """Return the seconds until `send` may be called; None while a retry runs."""
-        if self._retry is not None:
+        if self._is_in_retry:
             return None
         return max(0.0, self._retry_at - time.monotonic())
 
@@ -93,15 +94,14 @@ class Sender:
         """Send ``drafts``. A retry returns None: `retry_reply` will return its reply."""
         if not self.is_retrying:
             return self.call(drafts)
-        reply = self._retry = Future[Reply]()
+        self._is_in_retry, self._reply = True, None
 
         def retry() -> None:
-            reply.set_result(self.call(drafts))
+            self._reply = self.call(drafts)
             self._wake.set()
 
-        thread = threading.Thread(target=retry, name="semantik-realtime-retry", daemon=True)
         try:
-            thread.start()
+            make_thread(retry, "semantik-realtime-retry").start()
         except RuntimeError:
             # No more threads, or the interpreter ends.
             retry()
@@ -109,9 +109,9 @@ class Sender:
 
     def retry_reply(self) -> Reply | None:
         """Return the reply of a retry, once; None if there is none yet."""
-        if self._retry is None or not self._retry.done():
+        if self._reply is None:
             return None
-        reply, self._retry = self._retry.result(), None
+        reply, self._reply, self._is_in_retry = self._reply, None, False
         return reply
 
     def failed(self) -> bool:

@@ -84,7 +84,8 @@ class PublicKeys:
         running = self._start()
         if running is not None:
             try:
-                await asyncio.wait_for(asyncio.wrap_future(running), FETCH_SECONDS + 1.0)
+                async with asyncio.timeout(FETCH_SECONDS + 1.0):
+                    await asyncio.wrap_future(running)
             except TimeoutError:
                 self._note_failure(TimeoutError(f"no answer within {FETCH_SECONDS + 1.0:g} s"))
         if self._fails:

@@ -11,11 +11,17 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-from typing import Any
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
+from typing import Any, ParamSpec, TypeVar
 
 from semantik_realtime.forks import on_fork
+from semantik_realtime.worker.bars import Bar
 from semantik_realtime.worker.job import Job
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _current: ContextVar[Job | None] = ContextVar("semantik_realtime_job", default=None)
 
@@ -23,8 +29,8 @@ _current: ContextVar[Job | None] = ContextVar("semantik_realtime_job", default=N
 class CurrentJob:
     """The job that runs in this context; outside a job every method does nothing.
 
-    A thread that a task starts has a context of its own: pass it
-    `current_job`, whose methods are the same.
+    A thread that a task starts has a context of its own: give it a function that
+    `wrap` has returned, or pass it `current_job`, whose methods are the same.
     """
 
     __slots__ = ()
@@ -52,6 +58,28 @@ class CurrentJob:
         running = _current.get()
         if running is not None:
             running.progress(current, total, message, unit)
+
+    def bar(self, total: float | None = None, message: str = "", *, unit: str = "") -> Bar:
+        """Return a new progress bar of the job, for ``with``; outside a job it only counts."""
+        return Bar(_current.get(), total, message, unit)
+
+    def wrap(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return ``function`` for other threads of the task: there the job is this one.
+
+        It runs with all context variables of this moment; what it sets is not
+        seen outside. Threads may call it at the same time. Other processes cannot
+        have it.
+        """
+        if _current.get() is None:
+            return function
+        context = copy_context()
+
+        @functools.wraps(function)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+            # A copy for each call: a context cannot be entered twice at the same time.
+            return context.copy().run(function, *args, **kwargs)
+
+        return wrapped
 
     def message(self, text: str) -> None:
         """See `Job.message`."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from billiard.exceptions import TimeLimitExceeded
 from billiard.process import current_process
 from celery import Task
 
 from semantik_realtime.worker.values import describe_error, make_error
+
+WORKER_STOPPED = make_error("WorkerStopped", "the worker was stopped before the task ended")
 
 
 class Ending(NamedTuple):
@@ -45,9 +49,35 @@ def ending_of(
         if getattr(result, "requeue", False):
             return Ending("job_retrying", data={"rejected": True})
         return Ending("job_failed", _describe_rejection(result))
-    if state is None and (isinstance(raised, Exception) or not _is_process_ending(raised)):
+    if state is not None:
+        return None
+    if _is_from(raised, "greenlet", "GreenletExit"):
+        # So Celery terminates a task in a greenlet. Its signal for that comes after this one, and
+        # in a cold stop there is none.
+        if is_worker_stopping():
+            return Ending("job_failed", WORKER_STOPPED)
+        return Ending("job_cancelled", data={"how": "terminated"})
+    if _is_from(raised, "gevent", "Timeout"):
+        # Celery's hard time limit in the pool of gevent, or a timeout that the task did not catch.
+        seconds = getattr(raised, "seconds", None)
+        return Ending("job_failed", describe_error(TimeLimitExceeded(seconds)))
+    if isinstance(raised, Exception) or not _is_process_ending(raised):
         return Ending("job_failed", describe_error(raised))
     return None
+
+
+def _is_from(raised: BaseException | None, package: str, name: str) -> bool:
+    """Return True if the class of ``raised``, or a base of it, is a class of that package."""
+    return any(
+        base.__name__ == name and base.__module__.partition(".")[0] == package
+        for base in type(raised).__mro__
+    )
+
+
+def is_worker_stopping() -> bool:
+    """Return True in a cold stop of the worker whose main process this is."""
+    state = sys.modules.get("celery.worker.state")
+    return getattr(state, "should_terminate", None) not in (None, False)
 
 
 def _comes_from_replace(ignored: object) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +21,9 @@ from semantik_realtime.core.event import Claim
 from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES, STATUS_OF_TYPE
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import InvalidInput
+from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker.bars import Bar, inner_bars
 from semantik_realtime.worker.job_state import JobState
 from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
 
@@ -86,8 +88,8 @@ class Job:
         Set by `declare_end`."""
         self.outer: Job | None = None
         """The job whose task called this one's task in the same context. Set by `nest_in`."""
-        self.open_loops = 0
-        """How many `track` loops run. Changed by `open_loop` and `close_loop`."""
+        self.bars: list[Bar] = []
+        """The open bars, in the order in which they were opened. Changed by `Bar`."""
         feeds = [] if meta.owner is None else [user_topic(meta.owner)]
         # The job's own topic, and its feeds, each with the owner that it gets.
         self._topics = {self.topic: meta.owner}
@@ -96,7 +98,7 @@ class Job:
         self._state = JobState(attempt, meta.name, meta.queued_at, known)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         # What the task reported last, written without the lock by `progress` and `message` and
         # never cleared; and what of it is in `_state`, which `_update` compares by identity.
         self._progress: tuple[Any, Any, Any] | None = None
@@ -233,14 +235,10 @@ class Job:
         """Note which job was current before this one."""
         self.outer = outer
 
-    def open_loop(self) -> bool:
-        """Count one more `track` loop. Return True if it is the outermost one."""
-        self.open_loops += 1
-        return self.open_loops == 1
-
-    def close_loop(self) -> None:
-        """Undo `open_loop`."""
-        self.open_loops -= 1
+    def schedule(self) -> None:
+        """Have the emitter look at the job's bars when it is due."""
+        if not self._is_due:
+            self._schedule()
 
     @property
     def last_message(self) -> str | None:
@@ -249,7 +247,7 @@ class Job:
 
     def restart_in_child(self) -> None:
         """After a fork: forget what other threads of the parent held or had scheduled."""
-        self._lock = threading.RLock()
+        self._lock = make_rlock()
         self._is_due = False
         self._is_feed_due = False
 
@@ -292,7 +290,7 @@ class Job:
         if progress is not None and progress is not self._known_progress:
             self._known_progress = progress
             try:
-                self._state.set_progress(*progress)
+                self._state.set_progress(*progress, time.monotonic())
             except BAD_VALUE as error:
                 note_misuse("progress is not a number", self.id, str(error))
         message = self._message
@@ -302,6 +300,7 @@ class Job:
                 self._state.set_message(message)
             except BAD_VALUE as error:
                 note_misuse("message is not text", self.id, str(error))
+        self._state.set_inner(inner_bars(self.bars, self.id) if len(self.bars) > 1 else [])
 
     def _send_progress(self) -> None:
         if self.has_ended:

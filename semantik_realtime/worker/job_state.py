@@ -8,10 +8,14 @@ from typing import Any
 import msgspec
 
 from semantik_realtime.core.lifecycle import END_TYPES, STATUS_OF_TYPE
+from semantik_realtime.core.rate import Rate
 from semantik_realtime.worker.values import clean_line, clean_number, clean_text
 
 ESSENTIAL = ("status", "attempt", "queued_at", "started_at", "ended_at")
 """What is left of a state that is too big for an event, beside the type of its error."""
+
+_OF_RUNNING = frozenset({"rate", "inner"})
+"""Members of ``progress`` that a job has only while it runs."""
 
 
 class JobState:
@@ -43,7 +47,12 @@ class JobState:
             self.members["queued_at"] = queued_at
         self.members.update(known or {})
         self.version = 0
-        """How many changes `set_progress`, `set_message` and `set_fields` have made."""
+        """How many changes `set_progress`, `set_inner`, `set_message` and `set_fields` have
+        made."""
+        # The parts of the member ``progress``: the outermost bar, and those inside it.
+        self._progress: dict[str, Any] = {}
+        self._inner: list[dict[str, Any]] = []
+        self._rate = Rate()
         # The members of ``fields``, each as JSON. Encoded when they are set: a list may
         # change afterwards, and a bad value must not spoil later events.
         self._fields: dict[str, bytes] = {}
@@ -61,6 +70,12 @@ class JobState:
     ) -> None:
         """The attempt ended at ``time``. ``job_retrying`` ends the attempt but not the job."""
         self.members["status"] = STATUS_OF_TYPE[type]
+        progress = self.members.get("progress")
+        if isinstance(progress, Mapping):
+            # What runs no more has no rate and no loops.
+            self.members["progress"] = {
+                name: value for name, value in progress.items() if name not in _OF_RUNNING
+            }
         if type in END_TYPES:
             self.members["ended_at"] = time
         if error is not None:
@@ -68,8 +83,8 @@ class JobState:
         if message is not None:
             self.members["message"] = message
 
-    def set_progress(self, current: Any, total: Any, unit: Any) -> None:
-        """Replace the progress; ``total`` and ``unit`` may be None.
+    def set_progress(self, current: Any, total: Any, unit: Any, now: float) -> None:
+        """Replace the progress; ``total`` and ``unit`` may be None. ``now``: monotonic seconds.
 
         Raises:
             TypeError, ValueError, OverflowError: a value is not fit; nothing has changed.
@@ -80,7 +95,24 @@ class JobState:
         }
         if unit:
             progress["unit"] = clean_line(unit)
-        self._set("progress", progress)
+        if progress == {name: self._progress[name] for name in self._progress if name != "rate"}:
+            return
+        if progress.get("unit") != self._progress.get("unit"):
+            self._rate.clear()
+        rate = self._rate.add(progress["current"], now)
+        if rate is not None:
+            progress["rate"] = rate
+        self._progress = progress
+        self._set_progress()
+
+    def set_inner(self, bars: list[dict[str, Any]]) -> None:
+        """Replace the bars inside the progress."""
+        if bars != self._inner:
+            self._inner = bars
+            self._set_progress()
+
+    def _set_progress(self) -> None:
+        self._set("progress", self._progress | ({"inner": self._inner} if self._inner else {}))
 
     def set_message(self, text: Any) -> None:
         """Replace the message.

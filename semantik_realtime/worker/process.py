@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +13,7 @@ from celery import signals
 
 from semantik_realtime.backends.guard import log_warnings
 from semantik_realtime.emitter.handover import Handover
+from semantik_realtime.native_threads import make_thread
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.pool_imports import add_to_imports
 
@@ -66,7 +67,8 @@ class WorkerProcess:
         runtime = self._runtime()
         if runtime is not None:
             runtime.emitter.recover()
-            threading.Thread(target=_log_warnings, args=(runtime,), daemon=True).start()
+            log = functools.partial(_log_warnings, runtime)
+            make_thread(log, "semantik-realtime-warnings").start()
 
     def _process_shutdown(self, **_: Any) -> None:
         runtime = self._runtime()

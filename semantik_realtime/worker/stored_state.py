@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from typing import Any
 
 import msgspec
 
 from semantik_realtime.core.topic import job_topic
+from semantik_realtime.native_threads import make_event, make_thread
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
 
@@ -33,7 +33,7 @@ def read_stored_state(runtime: Runtime, job_id: str) -> dict[str, Any]:
         return {}
 
     state: dict[str, Any] = {}
-    is_read = threading.Event()
+    is_read = make_event()
 
     async def read() -> None:
         try:
@@ -50,5 +50,5 @@ def read_stored_state(runtime: Runtime, job_id: str) -> dict[str, Any]:
             is_read.set()
             await backend.close()
 
-    threading.Thread(target=lambda: asyncio.run(read()), daemon=True).start()
+    make_thread(lambda: asyncio.run(read()), "semantik-realtime-state").start()
     return dict(state) if is_read.wait(runtime.settings.flush_seconds) else {}

@@ -31,7 +31,7 @@ from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.current import current_job, pop_job, push_job
-from semantik_realtime.worker.endings import ending_of
+from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
 from semantik_realtime.worker.headers import (
     OWNER,
     QUEUED_AT,
@@ -48,7 +48,7 @@ from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.stored_state import read_stored_state
 from semantik_realtime.worker.updates import mirror_updates
-from semantik_realtime.worker.values import describe_error, make_error
+from semantik_realtime.worker.values import describe_error
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,8 @@ class TaskTracker:
             (signals.task_unknown, self._unknown),
             (signals.task_postrun, self._postrun),
         ]
+        self.is_connected = False
+        """Whether Celery's signals call the receivers. Set by `connect` and `disconnect`."""
         self._receivers = [
             (signal, f"semantik_realtime.{signal.name}", self._guarded(receiver))
             for signal, receiver in receivers
@@ -99,11 +101,13 @@ class TaskTracker:
         """Connect the receivers to Celery's signals. Idempotent."""
         for signal, uid, receiver in self._receivers:
             signal.connect(receiver, weak=False, dispatch_uid=uid)
+        self.is_connected = True
 
     def disconnect(self) -> None:
         """Undo `connect`."""
         for signal, uid, _ in self._receivers:
             signal.disconnect(dispatch_uid=uid)
+        self.is_connected = False
 
     def runtime(self) -> Runtime | None:
         """Return the runtime, made now if there is none yet; None if the tracker is off."""
@@ -252,8 +256,7 @@ class TaskTracker:
         if reason is None and not getattr(sender, "acks_late", False):
             # A cold stop of the worker. Celery calls it a retry, but the message is acknowledged,
             # so no worker gets it again.
-            error = make_error("WorkerStopped", "the worker was stopped before the task ended")
-            self._end(request.id, "job_failed", request, sender.name, error)
+            self._end(request.id, "job_failed", request, sender.name, WORKER_STOPPED)
             return
         cause = getattr(reason, "exc", None)
         when = getattr(reason, "when", None)
@@ -363,6 +366,13 @@ def install(app: object = None, runtime: Runtime | None = None) -> TaskTracker:
     else:
         _tracker.disconnect()
     return _tracker
+
+
+def swap_tracker(tracker: TaskTracker | None) -> TaskTracker | None:
+    """Make ``tracker`` the one that `install` returns; return the one before. Connects neither."""
+    global _tracker
+    before, _tracker = _tracker, tracker
+    return before
 
 
 def _raise_soft_time_limit() -> None:

@@ -18,6 +18,8 @@ REPLIES: dict[str, Any] = {
     "delete": True,
     "lease": True,
     "release": True,
+    "hold": True,
+    "overdue": [],
     "status": Status("fake", True, warnings=["set appendonly yes"]),
 }
 
@@ -34,7 +36,7 @@ class FakeBackend:
         """Hooks that do not return; set by the test."""
         self.release_publish = threading.Event()
         """Set by the test to let a hanging `publish` return."""
-        for name in ("claim", "delete", "lease", "release", "close_writer"):
+        for name in ("claim", "delete", "lease", "release", "hold", "overdue", "close_writer"):
             setattr(self, name, lambda *_, name=name: self.answer(name))
         reads = ("open", "close", "subscribe", "unsubscribe", "snapshot", "page", "tops", "status")
         for name in reads:

@@ -39,6 +39,8 @@ WRITES: dict[str, Callable[[GuardedBackend], Any]] = {
     "delete": lambda backend: backend.delete("job:1"),
     "lease": lambda backend: backend.lease("name", "holder", 1, 1.0),
     "release": lambda backend: backend.release("name", "holder"),
+    "hold": lambda backend: backend.hold("holder", {"1": b""}, [], 1.0),
+    "overdue": lambda backend: backend.overdue(1.0),
 }
 
 
@@ -226,7 +228,7 @@ async def test_without_a_prober_one_call_in_five_seconds_is_let_through(
     assert not backend.is_away
 
 
-@pytest.mark.parametrize("name", ["publish", "claim"])
+@pytest.mark.parametrize("name", ["publish", "claim", "hold"])
 async def test_without_a_prober_the_calls_of_the_emitter_are_always_let_through(
     name: str, backend: GuardedBackend, fake: FakeBackend
 ) -> None:

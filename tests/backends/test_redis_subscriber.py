@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -154,3 +156,35 @@ async def test_a_server_that_refuses_connections_is_tried_with_growing_pauses(
     await until(lambda: "resubscribed" in caplog.text, "the log line")
     assert caplog.text.count("subscriber: connection lost") == 1
     assert caplog.text.count("subscriber: resubscribed topics=1") == 1
+
+
+async def swallow(is_reached: asyncio.Event) -> None:
+    """Wait, and return when cancelled, as `asyncio.wait_for` can until Python 3.12."""
+    is_reached.set()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(20)
+
+
+@pytest.mark.parametrize("place", ["command", "canary"])
+def test_a_loop_ends_although_a_library_swallows_the_only_cancellation(place: str) -> None:
+    async def leave() -> None:
+        # As the loop of a single request: its end cancels the tasks that are left, once.
+        is_reached = asyncio.Event()
+
+        class Swallowing(Connection):
+            async def send_command(self, name: str, *channels: bytes, check_health: bool) -> None:
+                await super().send_command(name, *channels, check_health=check_health)
+                if place == "command":
+                    await swallow(is_reached)
+
+        async def publish(channel: str, text: str) -> None:
+            await swallow(is_reached)
+
+        connection = Swallowing()
+        made = Subscriber(lambda: connection, publish, lambda topic: topic, timeout_seconds=30.0)
+        await made.open()
+        await is_reached.wait()
+
+    began = time.monotonic()
+    asyncio.run(leave())
+    assert time.monotonic() - began < 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,13 +9,12 @@ from billiard.exceptions import WorkerLostError
 from fastapi.testclient import TestClient
 from installation import LogIn
 
-from semantik_realtime.config import Settings
 from semantik_realtime.demo import abandoned, routes
 from semantik_realtime.demo.abandoned import end_abandoned_jobs, end_killed_job
 from semantik_realtime.demo.indexing import run_job
 from semantik_realtime.demo.records import Document, Job, Sessions
 from semantik_realtime.demo.settings import DemoSettings
-from semantik_realtime.runtime import Runtime
+from semantik_realtime.pytest_plugin import RealtimeFixture
 
 ERROR = {"type": "WorkerLostError", "message": "signal 9"}
 
@@ -129,21 +127,18 @@ def test_a_job_whose_process_was_killed_has_failed_in_the_record_too(
     assert "ended_at" in state
 
 
-async def test_jobs_of_a_killed_worker_are_ended_as_lost_and_published(
-    sessions: Sessions, settings: DemoSettings, monkeypatch: pytest.MonkeyPatch
+def test_jobs_of_a_killed_worker_are_ended_as_lost_and_published(
+    sessions: Sessions,
+    settings: DemoSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    realtime: RealtimeFixture,
 ) -> None:
     monkeypatch.setattr(abandoned, "LOST_AFTER_SECONDS", -1)
-    published: list[Any] = []
-
-    async def publish(topic: str, type: str, **given: Any) -> None:
-        published.append((topic, type, given["owner"], given["also"], given["state"]["status"]))
-
-    runtime = Runtime(Settings(backend="memory"))
-    monkeypatch.setattr(runtime, "publish", publish)
     job_id = add_job(sessions, status="running", updated_at="2026-11-30T08:00:00.000Z")
-    await asyncio.to_thread(end_abandoned_jobs, settings, runtime)
+    end_abandoned_jobs(settings, realtime.runtime)
     assert find(sessions, job_id).status == "lost"
-    assert published == [(f"job:{job_id}", "job_lost", "1", ["user:1"], "lost")]
-    await asyncio.to_thread(end_abandoned_jobs, settings, runtime)
-    assert len(published) == 1
-    runtime.close()
+    assert realtime.owner(job_id) == "1"
+    for topic in (f"job:{job_id}", "user:1"):
+        assert realtime.wait_for(topic, "job_lost")["state"]["status"] == "lost"
+    end_abandoned_jobs(settings, realtime.runtime)
+    realtime.assert_events(job_id, ["job_lost"])

@@ -141,9 +141,10 @@ async def test_an_outage_is_reported_bridged_and_caught_up_with(
                 syncs = [sync for sync in snapshots if sync["topic"] == topic]
                 assert syncs[0]["reason"] == "new"
                 for before, sync in pairwise(syncs):
-                    # The reason is `new` only for a client without a cursor.
-                    expected = {"epoch", "recalled"} if before["cursor"] else {"new"}
-                    assert sync["reason"] in expected
+                    # Without a log, and so without a cursor, the states are the record's. That
+                    # may be read twice before the worker's drafts make a log again.
+                    from_log = "epoch" if before["cursor"] else "new"
+                    assert sync["reason"] == (from_log if sync["cursor"] else "recalled")
         else:
             assert [sync["reason"] for sync in snapshots] == ["new"] * 3
             assert client.numbers("job:1") == [3, 4, 5, 6, 7, 8, 9, 10]

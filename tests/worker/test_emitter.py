@@ -620,7 +620,7 @@ def test_retry_now_retries_at_once(
     emitter.emit(draft(0))
     wait_until(lambda: line.guard.fails_writes)
     emitter.retry_now()
-    wait_until(lambda: len(line.batches) == 2 and emitter._sender._retry is None)
+    wait_until(lambda: len(line.batches) == 2 and not emitter._sender._is_in_retry)
     line.is_away = False
     emitter.retry_now()
     assert emitter.flush(5)

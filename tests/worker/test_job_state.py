@@ -30,7 +30,7 @@ def test_what_another_process_sent_replaces_the_members() -> None:
 def test_the_version_grows_only_if_a_member_changes() -> None:
     state = JobState(1)
     for _ in range(2):
-        state.set_progress(1, 2, "files")
+        state.set_progress(1, 2, "files", 0.0)
         state.set_message("reading")
         state.set_fields({"a": b"1"}, 100)
     assert state.version == 3
@@ -44,11 +44,33 @@ def test_the_version_grows_only_if_a_member_changes() -> None:
 )
 def test_a_bad_progress_changes_nothing(progress: tuple[Any, Any, Any]) -> None:
     state = JobState(1)
-    state.set_progress(1, 2, None)
+    state.set_progress(1, 2, None, 0.0)
     before = dict(state.members)
     with pytest.raises(BAD_VALUE):
-        state.set_progress(*progress)
+        state.set_progress(*progress, 1.0)
     assert (state.members, state.version) == (before, 1)
+
+
+def test_the_progress_has_its_rate_while_the_job_runs() -> None:
+    state = JobState(1)
+    for second in range(4):
+        state.set_progress(12 * second, 100, "files", float(second))
+    assert state.members["progress"] == {"current": 36, "total": 100, "unit": "files", "rate": 12.0}
+    state.set_progress(36, 100, "files", 9.0)
+    assert state.version == 4, "the same progress is no change, although its rate has fallen"
+    state.set_progress(37, 100, "pages", 10.0)
+    assert "rate" not in state.members["progress"], "files a second are not pages a second"
+    state.set_progress(49, 100, "pages", 12.0)
+    state.set_inner([{"current": 1, "total": None}])
+    assert state.members["progress"]["rate"] == 6.0
+    state.end("job_completed", "t", None, None)
+    assert state.members["progress"] == {"current": 49, "total": 100, "unit": "pages"}
+
+
+def test_the_end_leaves_a_progress_of_another_shape_as_it_is() -> None:
+    state = JobState(1, known={"progress": "half"})
+    state.end("job_failed", "t", None, None)
+    assert state.members["progress"] == "half"
 
 
 def test_fields_that_are_too_big_together_change_nothing() -> None:

@@ -92,4 +92,4 @@ def test_an_exception_of_the_body_passes_through(running: Job) -> None:
 
     with pytest.raises(ZeroDivisionError):
         loop()
-    assert running.open_loops == 0
+    assert running.bars == []

@@ -515,8 +515,8 @@ def test_attempts_that_are_sent_together_do_not_make_each_other_stale(
     emitter = runtime.emitter
     with monkeypatch.context() as patch:
         # Nothing leaves the queue while all are emitted.
-        patch.setattr(emitter, "_wake_thread", lambda: None)
-        patch.setattr(emitter._wake, "set", lambda: None)
+        patch.setattr(emitter, "_wake_thread", lambda can_wait=False: None)
+        patch.setattr(emitter._wake, "set", lambda can_wait=False: None)
         for _ in range(3):
             add.apply((1, 2), task_id=job_id)
     attempts = [(number, status) for number in (1, 2, 3) for status in ("running", "completed")]

@@ -25,6 +25,9 @@ The model: one stream; a topic is a few subjects in it.
 ``<prefix>.lease.<name>``
     The holders of a lease, with a time to live.
 
+``<prefix>.held.<worker process>``
+    The jobs that a worker process holds, and its deadline.
+
 What follows: a writer knows a topic by folding its log (`ledger.Ledger`) and
 keeps the ledger between appends, so an append is one round trip. A snapshot is
 read in any order and then verified: the ledger knows the offset of each key's
@@ -34,8 +37,8 @@ the read, and the event that replaced it is in the log that follows.
 A topic without an append for the retention is unknown from then on, by the
 server's clock; its messages are purged by the next append to it or by `sweep`.
 
-Modules: `records` and `ledger` (pure) say what is stored and what it means.
-`client`, `connection` and `stream` talk to the server. `log` and `snapshot`
-read, `topic_writer`, `lease`, `writer` and `sweep` write, `subscriber` gets
+Modules: `records`, `ledger` and `held` (pure) say what is stored and what it
+means. `client`, `connection` and `stream` talk to the server. `log` and `snapshot`
+read, `topic_writer`, `lease`, `holders`, `writer` and `sweep` write, `subscriber` gets
 live events. `backend` has the hooks.
 """

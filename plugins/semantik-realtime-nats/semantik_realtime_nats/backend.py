@@ -10,6 +10,7 @@ from typing import Any
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Receipt
+from semantik_realtime.core.holding import Holding, check_hold
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 from semantik_realtime.urls import mask_urls
@@ -72,6 +73,17 @@ class NatsBackend:
     @hookimpl
     def release(self, name: str, holder: str) -> bool:
         return self._writer.run(lambda writer: writer.release(name, holder))
+
+    @hookimpl
+    def hold(
+        self, holder: str, jobs: Mapping[str, bytes], ended: Sequence[str], seconds: float
+    ) -> bool:
+        check_hold(holder, jobs, ended)
+        return self._writer.run(lambda writer: writer.hold(holder, jobs, ended, seconds))
+
+    @hookimpl
+    def overdue(self, seconds: float) -> list[Holding]:
+        return self._writer.run(lambda writer: writer.overdue(seconds))
 
     @hookimpl
     def close_writer(self) -> None:

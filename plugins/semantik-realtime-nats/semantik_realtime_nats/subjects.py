@@ -11,7 +11,7 @@ from semantik_realtime_nats.settings import NatsSettings
 
 
 class Subjects:
-    """The subjects of topics and leases, and the stream's name and configuration.
+    """The subjects of topics, leases and holders, and the stream's name and configuration.
 
     Where a topic is an argument, ``*`` gives the wildcard subject of all topics.
     """
@@ -35,7 +35,7 @@ class Subjects:
     def needed_config(self) -> dict[str, Any]:
         """Return the part of the configuration that an existing stream must have, too."""
         return {
-            "subjects": [f"{self._prefix}.topic.>", f"{self._prefix}.lease.*"],
+            "subjects": [f"{self._prefix}.{part}" for part in ("topic.>", "lease.*", "held.*")],
             "allow_direct": True,
             "allow_rollup_hdrs": True,
             "allow_msg_ttl": True,
@@ -73,6 +73,10 @@ class Subjects:
         """Return the subject of a lease."""
         return f"{self._prefix}.lease.{_digest(name)}"
 
+    def held(self, worker: str) -> str:
+        """Return the subject of the jobs that a worker process holds; ``*``: of all of them."""
+        return f"{self._prefix}.held.{worker if worker == '*' else _digest(worker)}"
+
     def _topic(self, topic: str, rest: str) -> str:
         return f"{self._prefix}.topic.{_token(topic)}.{rest}"
 
@@ -82,5 +86,5 @@ def _token(topic: str) -> str:
 
 
 def _digest(name: str) -> str:
-    # A key or a lease's name may be any text; a token of a subject may not.
+    # A key, or the name of a lease or a worker, may be any text; a token of a subject may not.
     return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Receipt
+from semantik_realtime.core.holding import Holding
 from semantik_realtime.errors import AppendUncertain, BackendUnavailable
 
 from semantik_realtime_nats.errors import NoReply, explain
+from semantik_realtime_nats.holders import Holders
 from semantik_realtime_nats.lease import acquire_lease, release_lease
 from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
@@ -39,6 +41,7 @@ class Writer:
         """Shared by the calls that wait for it; None when it has ended."""
         self._topics: OrderedDict[str, TopicWriter] = OrderedDict()
         """The one that was written to longest ago comes first."""
+        self._holders = Holders(subjects)
         self._topic_slots = asyncio.Semaphore(TOPICS_AT_ONCE)
         """Limits the appends that run side by side."""
 
@@ -102,6 +105,18 @@ class Writer:
         async with self._connected() as stream:
             return await release_lease(stream, self._subjects, name, holder)
 
+    async def hold(
+        self, holder: str, jobs: Mapping[str, bytes], ended: Sequence[str], seconds: float
+    ) -> bool:
+        """See `semantik_realtime.hookspecs.Backend.hold`."""
+        async with self._connected() as stream:
+            return await self._holders.hold(stream, holder, jobs, ended, seconds)
+
+    async def overdue(self, seconds: float) -> list[Holding]:
+        """See `semantik_realtime.hookspecs.Backend.overdue`."""
+        async with self._connected() as stream:
+            return await self._holders.overdue(stream, seconds)
+
     async def _append(self, stream: Stream, topic: str, drafts: list[Draft]) -> list[Receipt]:
         async with self._topic_slots:
             return await self._topic(topic).append(stream, drafts)
@@ -147,6 +162,7 @@ class Writer:
         # A server that lost its newest messages uses their sequences for others.
         for topic in self._topics.values():
             topic.forget()
+        self._holders.forget()
         return self._stream
 
     def _topic(self, topic: str) -> TopicWriter:

@@ -14,7 +14,7 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 from zlib import crc32
@@ -27,6 +27,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot
 from semantik_realtime.backends.redis.script import (
     APPEND,
@@ -43,6 +44,7 @@ from semantik_realtime.backends.redis.script import (
 from semantik_realtime.backends.redis.subscriber import Subscriber
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt, link
+from semantik_realtime.core.holding import Holding
 from semantik_realtime.core.limits import MAX_PRODUCERS, MAX_REPLAY
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
@@ -72,6 +74,7 @@ class RedisBackend:
         self._url = _canonical(settings.url or DEFAULT_URL)
         check_url(self._url)
         self._writer = Writer(self._url, settings.timeout_seconds)
+        self._holders = Holders(self._writer, settings.prefix)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._client: redis.asyncio.Redis | None = None
         self._subscriber: Subscriber | None = None
@@ -126,6 +129,16 @@ class RedisBackend:
     @hookimpl
     def release(self, name: str, holder: str) -> bool:
         return bool(self._writer.command("ZREM", self._lease_key(name), holder))
+
+    @hookimpl
+    def hold(
+        self, holder: str, jobs: Mapping[str, bytes], ended: Sequence[str], seconds: float
+    ) -> bool:
+        return self._holders.hold(holder, jobs, ended, seconds)
+
+    @hookimpl
+    def overdue(self, seconds: float) -> list[Holding]:
+        return self._holders.overdue(seconds)
 
     @hookimpl
     def close_writer(self) -> None:

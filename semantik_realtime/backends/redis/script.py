@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
@@ -29,6 +28,7 @@ from semantik_realtime.errors import (
     BackendUnavailable,
     ConfigError,
 )
+from semantik_realtime.native_threads import at_thread_end, make_lock, socket_owner
 from semantik_realtime.urls import find_fault, mask_text
 
 # The first words of errors with which a server refuses writes for a while.
@@ -60,7 +60,10 @@ PAGE = Script("entries", "page")
 CLAIM = Script("fence", "claim")
 DELETE = Script("delete")
 LEASE = Script("lease")
-WRITES = (APPEND, CLAIM, DELETE, LEASE)
+HOLD = Script("hold")
+OVERDUE = Script("overdue")
+GIVE = Script("give")
+WRITES = (APPEND, CLAIM, DELETE, LEASE, HOLD, OVERDUE, GIVE)
 
 
 def explain(error: Exception) -> BackendError:
@@ -121,9 +124,9 @@ class Writer:
             socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),
         )
-        # Connections that no call uses; taken and returned under the lock.
-        self._idle: list[Any] = []
-        self._lock = threading.Lock()
+        # Connections that no call uses, by their `socket_owner`; taken and returned under the lock.
+        self._idle: dict[int, list[Any]] = {}
+        self._lock = make_lock()
 
     def run(self, script: Script, keys: Sequence[str], *args: bytes | str | int | float) -> Any:
         """Run a script once and return its reply.
@@ -171,8 +174,15 @@ class Writer:
 
     def close(self) -> None:
         """Close idle connections; in a forked child too, where the parent's sockets stay open."""
-        self._lock = threading.Lock()
-        idle, self._idle = self._idle, []
+        self._lock = make_lock()
+        idle, self._idle = self._idle, {}
+        for connection in idle.get(socket_owner(), ()):
+            connection.disconnect()
+
+    def _close_own(self) -> None:
+        """Close the idle connections of a thread that ends."""
+        with self._lock:
+            idle = self._idle.pop(socket_owner(), [])
         for connection in idle:
             connection.disconnect()
 
@@ -182,13 +192,16 @@ class Writer:
 
     @contextmanager
     def _connection(self) -> Iterator[Any]:
+        owner = socket_owner()
         with self._lock:
-            connection = self._idle.pop() if self._idle else None
+            idle = self._idle.get(owner)
+            connection = idle.pop() if idle else None
         if connection is not None and self._is_stale(connection):
             connection.disconnect()
             connection = None
         if connection is None:
             connection = self._pool.connection_class(**self._pool.connection_kwargs)
+            at_thread_end(self._close_own)
             try:
                 connection.connect()
                 loads = [("SCRIPT", "LOAD", script.source) for script in WRITES]
@@ -207,7 +220,7 @@ class Writer:
             connection.disconnect()
             raise
         with self._lock:
-            self._idle.append(connection)
+            self._idle.setdefault(owner, []).append(connection)
 
     @staticmethod
     def _is_stale(connection: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from semantik_realtime.backoff import Backoff, spread
+from semantik_realtime.cancellation import keep_cancellation
 from semantik_realtime.core.event import Event
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink
@@ -94,7 +95,7 @@ class Subscriber:
         connection = self._connect()
         try:
             async with asyncio.timeout(self._timeout):
-                await connection.connect()
+                await keep_cancellation(connection.connect())
         except BaseException:
             await self._disconnect(connection)
             raise
@@ -108,12 +109,11 @@ class Subscriber:
     async def close(self) -> None:
         """End the tasks and the connection; no sink is called any more."""
         self._sinks.clear()
-        while self._tasks:
-            # redis-py can swallow a cancellation (until Python 3.12), so cancel until it works.
-            for task in self._tasks:
-                task.cancel()
-            _, running = await asyncio.wait(self._tasks, timeout=0.1)
-            self._tasks = list(running)
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def subscribe(self, topic: str, sink: Sink) -> None:
         """Subscribe, and return when the server has confirmed. Replaces the topic's sink.
@@ -158,9 +158,8 @@ class Subscriber:
             while True:
                 try:
                     async with asyncio.timeout(None) as self._reading:
-                        # Not wait_for, which can swallow a cancellation (until Python 3.12).
                         async with asyncio.timeout(self._timeout):
-                            await connection.connect()
+                            await keep_cancellation(connection.connect())
                         self._interrupted = set() if is_first else set(self._sinks)
                         await self._resubscribe(connection)
                         if not is_first:
@@ -168,7 +167,7 @@ class Subscriber:
                         is_first = False
                         self._backoff.reset()
                         while True:
-                            self._receive(await connection.read_response())
+                            self._receive(await keep_cancellation(connection.read_response()))
                 except Exception as error:
                     # Any error: without this task no event would be delivered any more.
                     if self._backoff.failures == 0:
@@ -196,7 +195,7 @@ class Subscriber:
         outstanding = set(channels)
         async with asyncio.timeout(self._timeout):
             while outstanding:
-                message = await connection.read_response()
+                message = await keep_cancellation(connection.read_response())
                 self._receive(message)
                 if message[0] == b"subscribe":
                     outstanding.discard(message[1])
@@ -209,7 +208,7 @@ class Subscriber:
             connection = self._connection
             self._canary_seen.clear()
             try:
-                await self._publish(self._canary.decode(), "canary")
+                await keep_cancellation(self._publish(self._canary.decode(), "canary"))
                 async with asyncio.timeout(self._timeout):
                     await self._canary_seen.wait()
             except Exception as error:
@@ -227,7 +226,8 @@ class Subscriber:
                 self._unconfirmed.update(channels)
             try:
                 async with asyncio.timeout(self._timeout):
-                    await connection.send_command(name, *channels, check_health=False)
+                    sending = connection.send_command(name, *channels, check_health=False)
+                    await keep_cancellation(sending)
             except (RedisError, OSError, TimeoutError):
                 self._close_connection(connection)
 
@@ -241,7 +241,7 @@ class Subscriber:
     async def _disconnect(self, connection: Any) -> None:
         with contextlib.suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(self._timeout):
-                await connection.disconnect(nowait=True)
+                await keep_cancellation(connection.disconnect(nowait=True))
 
     def _receive(self, message: Any) -> None:
         kind, channel = message[0], message[1]

@@ -30,7 +30,7 @@ pytest.register_assert_rewrite(
         f"{__name__}.{part}"
         for part in (
             *("appending", "fence", "ownership", "states", "resuming", "reading"),
-            *("lifetime", "live", "leases", "process"),
+            *("lifetime", "live", "leases", "holding", "process"),
         )
     )
 )

@@ -1,4 +1,4 @@
-"""The fixtures of every part of the contract, and the two options of a backend's author."""
+"""The fixtures of every part of the contract, and the options of a backend's author."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class Fixtures:
     the tests that need two instances are then left out."""
     dense_offsets = True
     """Whether the offsets of a topic are 1, 2, 3 … False: they only grow."""
+
+    uses_prefix = True
+    """Whether the setting ``prefix`` separates applications. False: each has a storage of its
+    own, a file for example, and every call of ``make_backend`` in a test uses the same one."""
 
     async def break_connection(self, backend: Any) -> None:
         """Break the connection over which ``backend``, an open instance, receives events.

@@ -126,7 +126,15 @@ export interface State {
   /** 1 for the first execution; 0 while queued. */
   attempt?: number;
   /** `total` is null if it is unknown. */
-  progress?: { current: number; total: number | null; unit?: string } | null;
+  progress?: {
+    current: number;
+    total: number | null;
+    unit?: string;
+    /** Units a second over the last ten seconds, as of the event; only while the job runs. */
+    rate?: number;
+    /** Bars of the loops inside this one, outermost first; only while they run. */
+    inner?: { current: number; total: number | null; unit?: string; message?: string }[];
+  } | null;
   /** One line for people. */
   message?: string | null;
   /** Members set by the application. */

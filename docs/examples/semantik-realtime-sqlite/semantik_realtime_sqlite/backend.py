@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Receipt
+from semantik_realtime.core.holding import Holding
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 from semantik_realtime_sqlite.database import Database
+from semantik_realtime_sqlite.holders import give_overdue, hold, sweep_holders
 from semantik_realtime_sqlite.log import TopicLog, delete_rows
 from semantik_realtime_sqlite.settings import load_sqlite_settings, path_of
 from semantik_realtime_sqlite.snapshot import read_page, read_snapshot, read_tops
@@ -106,6 +108,18 @@ class SqliteBackend:
         return removed > 0
 
     @hookimpl
+    def hold(
+        self, holder: str, jobs: Mapping[str, bytes], ended: Sequence[str], seconds: float
+    ) -> bool:
+        with self._writer.write() as db:
+            return hold(db, holder, jobs, ended, seconds, time.time())
+
+    @hookimpl
+    def overdue(self, seconds: float) -> list[Holding]:
+        with self._writer.write() as db:
+            return give_overdue(db, seconds, time.time())
+
+    @hookimpl
     def close_writer(self) -> None:
         self._writer.close()
 
@@ -179,10 +193,11 @@ class SqliteBackend:
 
 
 def _sweep(db: sqlite3.Connection, now: float) -> None:
-    """Remove topics and leases that have expired."""
+    """Remove topics, leases and holders that have expired."""
     expired = db.execute(
         "SELECT topic FROM topics WHERE expires_at <= ? LIMIT ?", [now, SWEEP_TOPICS]
     ).fetchall()
     for (topic,) in expired:
         delete_rows(db, topic)
     db.execute("DELETE FROM leases WHERE ends_at <= ?", [now])
+    sweep_holders(db, now)

@@ -22,7 +22,7 @@ from semantik_realtime.errors import (
     BackendUnavailable,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Stored in the file as ``user_version``."""
 BUSY_PAUSE_SECONDS = 0.01
 

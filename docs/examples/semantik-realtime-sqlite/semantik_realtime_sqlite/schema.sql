@@ -58,3 +58,17 @@ CREATE TABLE leases (
     ends_at REAL NOT NULL,
     PRIMARY KEY (name, holder)
 ) WITHOUT ROWID;
+
+-- For each worker process that runs jobs, when its deadline is over.
+CREATE TABLE holders (
+    holder TEXT PRIMARY KEY,
+    ends_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX holders_by_deadline ON holders (ends_at);
+
+CREATE TABLE held_jobs (
+    holder TEXT NOT NULL,
+    job TEXT NOT NULL,
+    record BLOB NOT NULL,
+    PRIMARY KEY (holder, job)
+);

@@ -14,6 +14,8 @@ from semantik_realtime.testing.contract import BackendContract
 
 
 class TestSqlite(BackendContract):
+    uses_prefix = False
+
     @pytest.fixture
     def make_backend(self, tmp_path: Path) -> Callable[..., Any]:
         url = f"sqlite:///{tmp_path}/realtime.db"
