@@ -8,7 +8,6 @@ and left out.
 from __future__ import annotations
 
 import itertools
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,11 +76,12 @@ class Job:
         self.topic = job_topic(meta.id)
         self.has_ended = False
         """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
+        serial = next(_serials)
         self._attempt = attempt
         # None: the attempt's number is final. It is settled by the emitter's thread.
         self._claim: Claim | None = None
         if is_new and attempt is not None:
-            token = secrets.token_hex(8)
+            token = f"{runtime.emitter.producer}-{serial}"
             self._claim = Claim(self.topic, self.id, token, expected=attempt, owner=meta.owner)
         self.declared_end: tuple[str, dict[str, str] | None] | None = None
         """Type and error of the end that the task announced before it raised ``Ignore``.
@@ -90,11 +90,13 @@ class Job:
         """The job whose task called this one's task in the same context. Set by `nest_in`."""
         self.bars: list[Bar] = []
         """The open bars, in the order in which they were opened. Changed by `Bar`."""
-        feeds = [] if meta.owner is None else [user_topic(meta.owner)]
         # The job's own topic, and its feeds, each with the owner that it gets.
         self._topics = {self.topic: meta.owner}
-        self._feeds = owners_of(self.topic, [*feeds, *meta.topics], meta.owner)
-        del self._feeds[self.topic]
+        self._feeds: dict[str, str | None] = {}
+        if meta.owner is not None or meta.topics:
+            feeds = [] if meta.owner is None else [user_topic(meta.owner)]
+            self._feeds = owners_of(self.topic, [*feeds, *meta.topics], meta.owner)
+            del self._feeds[self.topic]
         self._state = JobState(attempt, meta.name, meta.queued_at, known)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
@@ -114,7 +116,6 @@ class Job:
         self._is_feed_due = False
         # Keys of the throttle. Not the id alone: the source of an attempt that has ended may
         # still wait under its key, and would be called instead of this one.
-        serial = next(_serials)
         self._throttle_key = (self.id, serial)
         self._feed_throttle_key = (self.id, serial, "feeds")
 
@@ -192,8 +193,9 @@ class Job:
         with self._lock:
             if self.has_ended:
                 return
-            self._state.start(now_text())
-            self._send_everywhere("job_started")
+            time = now_text()
+            self._state.start(time)
+            self._send_everywhere("job_started", time=time)
 
     def queue(self) -> None:
         """Send that the job waits for a worker. May wait as `emit` does."""
@@ -217,8 +219,9 @@ class Job:
             if self.has_ended:
                 return
             self._update()
-            self._state.end(type, now_text(), error, message)
-            self._send_everywhere(type, data)
+            time = now_text()
+            self._state.end(type, time, error, message)
+            self._send_everywhere(type, data, time)
             self.has_ended = True
 
     def declare_end(self, type: str, error: dict[str, str]) -> None:
@@ -317,9 +320,11 @@ class Job:
         if self._send(PROGRESS, self._feeds):
             self._feed_version = self._state.version
 
-    def _send_everywhere(self, type: str, data: Mapping[str, Any] | None = None) -> None:
+    def _send_everywhere(
+        self, type: str, data: Mapping[str, Any] | None = None, time: str | None = None
+    ) -> None:
         topics = self._topics | self._feeds
-        if not self._send(type, topics, data):
+        if not self._send(type, topics, data, time):
             # An end must arrive, even if what the task set leaves no room for it.
             self._state.shrink()
             self._send(type, topics)
@@ -330,6 +335,7 @@ class Job:
         type: str,
         topics: Mapping[str, str | None],
         data: Mapping[str, Any] | None = None,
+        time: str | None = None,
     ) -> bool:
         claim = self._claim
         if claim is not None and claim.number is not None:
@@ -344,7 +350,7 @@ class Job:
             drafts = make_drafts(
                 topics,
                 type,
-                now_text(),
+                time or now_text(),
                 self.id,
                 state=self._state.members,
                 data=data,
