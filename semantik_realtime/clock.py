@@ -5,11 +5,20 @@ from __future__ import annotations
 import functools
 import time
 
+# The last millisecond and its text. A loop that emits asks for the same one many times.
+_last = (0, "")
+
 
 def now_text() -> str:
     """Return the time now, in UTC, as RFC 3339 with milliseconds: ``2026-01-31T09:30:00.000Z``."""
-    seconds, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
-    return f"{_second_text(seconds)}.{milliseconds:03d}Z"
+    global _last
+    now = time.time_ns() // 1_000_000
+    # Read once: another thread may replace it.
+    last = _last
+    if last[0] != now:
+        seconds, milliseconds = divmod(now, 1000)
+        _last = last = (now, f"{_second_text(seconds)}.{milliseconds:03d}Z")
+    return last[1]
 
 
 @functools.lru_cache(maxsize=2)

@@ -333,7 +333,7 @@ class Emitter:
         """Return the seconds until something other than a source is due; None: a wake."""
         if self.is_retrying:
             return self._sender.wait_seconds()
-        if len(self._queue):
+        if self._queue.is_batch_left:
             return 0.0
         return None if self._recovery is None else self._recovery.wait_seconds()
 

@@ -7,7 +7,7 @@ import time
 from semantik_realtime.core.pacing import CallPacer
 from semantik_realtime.native_threads import make_event
 
-LINGER_SECONDS = 0.02
+LINGER_SECONDS = 0.05
 """Longest time that a draft waits for others, and the least time between the calls of a busy
 process."""
 BURST_CALLS = 10
@@ -41,21 +41,25 @@ class Wake:
             self._event.set()
 
     def is_set(self) -> bool:
-        """Return True if the thread is to wake, or lingers."""
+        """Return True if `set` was called since `clear`."""
         return self._event.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait at most ``timeout`` seconds, and a little longer for what can wait."""
-        self._event.wait(timeout)
-        seconds = 0.0 if self._is_urgent else self._pacer.wait_seconds(time.monotonic())
+        """Wait at most ``timeout`` seconds: first until a call may be made, then for `set`.
+
+        The first wait is not for the event, so that nothing that can wait ends it.
+        """
+        seconds = self._pacer.wait_seconds(time.monotonic())
         if seconds > 0:
-            # The event stays set, so that nothing that can wait wakes the thread.
+            if timeout is not None:
+                seconds = min(seconds, timeout)
+                timeout -= seconds
             self._is_lingering = True
             if not self._is_urgent:
                 self._urgent.wait(seconds)
             self._is_lingering = False
             self._urgent.clear()
-        return self._event.is_set()
+        return self._event.wait(timeout)
 
     def clear(self) -> None:
         """Wait again for what comes from now on."""

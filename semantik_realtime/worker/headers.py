@@ -99,7 +99,7 @@ def inherit(headers: dict[str, Any], parent: Any) -> None:
 def note_ownerless(message: Any) -> None:
     """Log that the jobs of a task have no owner, once for each task that the worker knows."""
     name = message.get("task")
-    if is_job(name) and _header(message, OWNER) is None and name not in _ownerless:
+    if name not in _ownerless and is_job(name) and _header(message, OWNER) is None:
         _ownerless.add(name)
         logger.warning(
             "tracker: job without owner task=%s, nobody may watch it unless your authorize allows "

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from semantik_realtime.clock import now_text
-from semantik_realtime.core.drafts import make_drafts, owners_of
+from semantik_realtime.core.drafts import make_checked_drafts, owners_of
 from semantik_realtime.core.event import Claim
 from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES, STATUS_OF_TYPE
 from semantik_realtime.core.topic import job_topic, user_topic
@@ -347,7 +347,7 @@ class Job:
             self._state.set_attempt(claim.number)
             claim = None
         try:
-            drafts = make_drafts(
+            drafts = make_checked_drafts(
                 topics,
                 type,
                 time or now_text(),
