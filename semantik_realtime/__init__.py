@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from semantik_realtime.hookspecs import Identity as Identity
     from semantik_realtime.hookspecs import hookimpl as hookimpl
     from semantik_realtime.web.realtime import Realtime as Realtime
+    from semantik_realtime.worker.cancelled import JobCancelled as JobCancelled
     from semantik_realtime.worker.current import job as job
+    from semantik_realtime.worker.event_types import event as event
     from semantik_realtime.worker.progress import track as track
     from semantik_realtime.worker.tracker import install as install
 
@@ -21,9 +23,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "AccessError": "semantik_realtime.errors",
     "Identity": "semantik_realtime.hookspecs",
+    "JobCancelled": "semantik_realtime.worker.cancelled",
     "NO_OPINION": "semantik_realtime.hookspecs",
     "Realtime": "semantik_realtime.web.realtime",
     "Settings": "semantik_realtime.config",
+    "event": "semantik_realtime.worker.event_types",
     "hookimpl": "semantik_realtime.hookspecs",
     "install": "semantik_realtime.worker.tracker",
     "job": "semantik_realtime.worker.current",

@@ -30,6 +30,7 @@ from semantik_realtime.core.limits import (
     SPOOL_BYTES,
     SPOOL_DRAFTS,
 )
+from semantik_realtime.core.retention import Retention
 from semantik_realtime.core.words import Words
 from semantik_realtime.errors import ConfigError
 
@@ -133,6 +134,12 @@ class Settings(BaseSettings):
     retention_seconds: float = Field(
         86_400, gt=0, description="Seconds that a topic is kept after its last event."
     )
+    open_seconds: float = Field(
+        30 * 86_400,
+        gt=0,
+        description="Seconds that a job's topic is kept instead while the job has not ended, after "
+        "its last event or after the time it waits for.",
+    )
     grace_seconds: float = Field(
         3600, gt=0, description="Seconds that a job's topic is kept after the job has ended."
     )
@@ -155,11 +162,34 @@ class Settings(BaseSettings):
     )
 
     mirror: bool = Field(True, description="Whether events are emitted for every Celery task.")
+    mirror_tasks: Names = Field(
+        [],
+        description="Patterns of the names of the tasks that are mirrored, separated by commas: "
+        "`docs.*,!docs.clean`. With `!`: those that are not. Empty: all.",
+    )
+    mirror_updates: bool = Field(True, description="Whether `update_state` is mirrored.")
+    mirror_tqdm: bool = Field(True, description="Whether the bars of tqdm are.")
+    mirror_logs: str = Field(
+        "off",
+        pattern=r"^(?i:off|debug|info|warning|error|critical)$",
+        description="The lowest level of a task's log records that are sent to the watchers of its "
+        "job, for example `INFO`. Records may have arguments and secrets in them: off.",
+    )
+    beat_owner: Annotated[str | None, UnsetIfEmpty] = Field(
+        None,
+        description="Owner of the jobs that `celery beat` starts, unless their entry names one.",
+    )
     progress_seconds: float = Field(
         0.1, ge=0, description="Shortest time between two progress events of a job, in seconds."
     )
     feed_seconds: float = Field(
         0.5, ge=0, description="The same in the feed of the job's owner, in seconds."
+    )
+    cancel_signal: Annotated[str | None, UnsetIfEmpty] = Field(
+        None,
+        pattern=r"^SIG[A-Z0-9]{2,10}$",
+        description="Signal that ends the process of a running task when its job is cancelled, for "
+        "example SIGTERM (prefork only). Unset: the task runs on until it asks.",
     )
     flush_seconds: float = Field(
         2.0, ge=0, description="How long a process that ends waits for its last events, in seconds."
@@ -290,6 +320,12 @@ class Settings(BaseSettings):
         if self.spool_directory is None:
             return None
         return Path(self.spool_directory, f"{self.backend}-{self.prefix}")
+
+    @property
+    def retention(self) -> Retention:
+        """How long a topic is kept; while its job has not ended, never for less than a feed."""
+        open_seconds = max(self.open_seconds, self.retention_seconds)
+        return Retention(self.retention_seconds, self.grace_seconds, open_seconds)
 
     @property
     def is_development(self) -> bool:

@@ -294,7 +294,7 @@ class Backend(Protocol):
         it is new, or all its jobs had ended, or `overdue` has given them to
         somebody, or the engine has lost its memory; now only ``jobs`` are held. A
         process that runs others too then calls again with all of them, and does
-        so after `AppendUncertain` too, because then the answer is lost.
+        so after an ``AppendUncertain`` too, because then the answer is lost.
 
         Raises:
             ValueError: ``holder`` has more than 200 characters, a record more than

@@ -252,8 +252,12 @@ def _destroy_hub() -> None:
     if hub is not None:
         hub.destroy(destroy_loop=True)
     eventlet = sys.modules.get("eventlet.hubs")
-    if eventlet is not None and hasattr(eventlet._threadlocal, "hub"):
-        eventlet._threadlocal.hub.abort(wait=True)
+    hub = None if eventlet is None else getattr(eventlet._threadlocal, "hub", None)
+    if hub is not None:
+        hub.abort(wait=True)
+        # Its greenlet may outlive the thread, and with it the file descriptor.
+        if hasattr(hub, "poll"):
+            hub.poll.close()
 
 
 class _FromThreads(logging.Filter):

@@ -45,8 +45,12 @@ def other_value(name: str, field: FieldInfo) -> tuple[str, object]:
             "success": "completed",
             "done": "job_completed",
         }
+    if name == "cancel_signal":
+        return "SIGTERM", "SIGTERM"
     if name == "worker_metrics":
         return "other:1", "other:1"
+    if name == "mirror_logs":
+        return "WARNING", "WARNING"
     default = field.default
     match default:
         case bool():
@@ -82,7 +86,8 @@ def test_a_keyword_comes_before_every_variable(name, monkeypatch):
     if name in ALIASES:
         monkeypatch.setenv(ALIASES[name], text)
     default = FIELDS[name].default
-    given = SecretStr("mine") if name in SECRETS else "mine:1" if default is None else default
+    unset = "SIGINT" if name == "cancel_signal" else "mine:1"
+    given = SecretStr("mine") if name in SECRETS else unset if default is None else default
     assert getattr(load_settings(**{name: given}), name) == given != value
 
 

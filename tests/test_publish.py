@@ -303,7 +303,7 @@ def test_a_wrong_shape_is_refused_by_the_name_of_the_member(
         {},
         {"status": "paused"},
         {"status": None, "progress": None, "message": None},
-        {"status": "running", "progress": {"current": 0.5, "total": None, "rate": ["fast"]}},
+        {"status": "running", "progress": {"current": 0.5, "total": None, "lane": ["fast"]}},
         {"status": "running", "colour": {"any": ["shape"]}},
         {"colour": "red"},
     ],

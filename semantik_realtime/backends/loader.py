@@ -16,6 +16,7 @@ import pluggy
 from semantik_realtime.config import Settings, unknown_variables, variables_of
 from semantik_realtime.errors import ConfigError, RealtimeError
 from semantik_realtime.hookspecs import BACKEND_HOOKS, PROJECT, Backend, HostSpec, SinkProxy
+from semantik_realtime.job_control import JobControlSpec
 from semantik_realtime.urls import mask_text
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,7 @@ def build_plugins(backend: Backend, plugins: Iterable[object] = ()) -> pluggy.Pl
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(Backend)
     manager.add_hookspecs(HostSpec)
+    manager.add_hookspecs(JobControlSpec)
     try:
         manager.register(backend, name="backend")
     except pluggy.PluginValidationError as error:

@@ -27,6 +27,7 @@ from semantik_realtime.core.holding import Holding
 from semantik_realtime.core.limits import MAX_PRODUCERS
 from semantik_realtime.core.ownership import OwnerChange, check_owner
 from semantik_realtime.core.resume import LogInfo, Reason, plan_sync, take_bytes
+from semantik_realtime.core.retention import expires_at, own_job
 from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 
 MAX_LOGS = 10_000
@@ -34,7 +35,8 @@ MAX_LOGS = 10_000
 MAX_LOG_BYTES = 256 * 2**20
 """Bytes of the events in all logs and states. The topic that changed last is never dropped; the
 settings bound its size."""
-
+SWEEP_SECONDS = 60.0
+"""Least time between two walks over all topics for those that have expired."""
 
 Batch = tuple[str, int, list[Event]]
 """The epoch, the offset before the first event, and the events."""
@@ -58,6 +60,8 @@ class MemoryBackend:
         self._logs: OrderedDict[str, Log] = OrderedDict()
         # The sum of the logs' bytes.
         self._bytes = 0
+        # When the topics that have expired are dropped next.
+        self._sweep_at = 0.0
         # The sink of each subscribed topic; cleared by `close`.
         self._sinks: dict[str, Sink] = {}
         # For each name the holders of its places, with the time when each place is free again.
@@ -111,7 +115,7 @@ class MemoryBackend:
                 return known.state.attempt
             attempt = known.state.attempt + 1
             self._set_job(log, job, Job(AttemptState(attempt), 0, token))
-            log.expires_at = self._clock() + self._settings.retention_seconds
+            self._set_expiry(topic, log, ends=False)
             self._logs.move_to_end(topic)
             self._make_room()
             return attempt
@@ -270,12 +274,22 @@ class MemoryBackend:
         if len(log.numbers) > MAX_PRODUCERS:
             log.numbers.popitem(last=False)
         log.owner = log.owner or draft.owner
-        ended = draft.terminal and draft.topic == f"job:{draft.job}"
-        log.expires_at = self._clock() + (
-            self._settings.grace_seconds if ended else self._settings.retention_seconds
-        )
+        if draft.due_at is not None:
+            log.due_at = max(log.due_at or 0.0, draft.due_at)
+        ends = draft.terminal and draft.topic == f"job:{draft.job}"
+        self._set_expiry(draft.topic, log, ends=ends)
         self._logs.move_to_end(draft.topic)
         return Receipt(Outcome.APPENDED, log.cursor), event
+
+    def _set_expiry(self, topic: str, log: Log, *, ends: bool) -> None:
+        own = own_job(topic)
+        is_open = own in log.states and not log.jobs.get(own or "", NEW_JOB).state.ended
+        now = self._clock()
+        # The clock may be any, and the job's time is one of the day.
+        due_at = None if log.due_at is None else now + (log.due_at - time.time())
+        log.expires_at = expires_at(
+            now, self._settings.retention, ends=ends, is_open=is_open, due_at=due_at
+        )
 
     @staticmethod
     def _position(log: Log, draft: Draft) -> Cursor | None:
@@ -333,17 +347,14 @@ class MemoryBackend:
             self._bytes -= log.bytes
 
     def _make_room(self) -> None:
-        """Drop topics beyond the bounds and those that have expired, as far as they are oldest."""
+        """Drop topics that have expired, from time to time, and the oldest beyond the bounds."""
         now = self._clock()
-        while len(self._logs) > 1:
-            topic, oldest = next(iter(self._logs.items()))
-            if (
-                len(self._logs) <= MAX_LOGS
-                and self._bytes <= MAX_LOG_BYTES
-                and oldest.expires_at > now
-            ):
-                break
-            self._remove(topic)
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_SECONDS
+            for topic in [name for name, log in self._logs.items() if log.expires_at <= now]:
+                self._remove(topic)
+        while len(self._logs) > 1 and (len(self._logs) > MAX_LOGS or self._bytes > MAX_LOG_BYTES):
+            self._remove(next(iter(self._logs)))
 
     def _schedule(self, call: Callable[..., None], *args: object) -> None:
         """Schedule a call of a sink on its loop. From any thread, under the lock."""

@@ -44,6 +44,8 @@ class Log:
         """The one that changed longest ago comes first."""
         self.numbers: OrderedDict[str, int] = OrderedDict()
         """The last number of each producer; the one that appended longest ago comes first."""
+        self.due_at: float | None = None
+        """When the topic's own job is to start, in seconds since 1970; None: no draft said so."""
         self.expires_at = 0.0
         """When the topic is forgotten, on the backend's clock."""
         self.deleted = False

@@ -50,6 +50,21 @@ def demo(**options: Any) -> None:
 
 
 @cli.command()
+@click.option("-A", "--app", required=True, help="The Celery application, as celery -A names it.")
+@click.option("--port", type=int, help="Port of the page; default 8000, or a free one.")
+def serve(app: str, port: int | None) -> None:
+    """Show the tasks of an existing Celery application live in the browser.
+
+    For development: whoever is at this machine sees every task, and nobody
+    else. The tasks are those that its workers receive from now on, run by
+    workers with this package and with the same SEMANTIK_REALTIME_URL.
+    """
+    from semantik_realtime.cli.serve import run_serve
+
+    sys.exit(run_serve(app, port))
+
+
+@cli.command()
 @click.argument("job")
 @click.option(
     "--url",
@@ -104,6 +119,18 @@ def publish(topic: str, type: str, **options: str | None) -> None:
     click.echo(visible(run_publish(topic, type, **options)))
 
 
+@cli.command()
+@click.argument("modules", nargs=-1, required=True)
+def types(modules: tuple[str, ...]) -> None:
+    """Print the JSON Schema of the event types that MODULES declare with `event`.
+
+    Each member of the schema's object is the data of the type with its name.
+    """
+    from semantik_realtime.cli.types import run_types
+
+    click.echo(run_types(modules))
+
+
 def main() -> None:
     """Run the console script; a `RealtimeError` is printed as a sentence, without a traceback."""
     try:
@@ -115,7 +142,9 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package.startswith("semantik_realtime"):
             raise
-        extra = "demo" if sys.argv[1:2] == ["demo"] else "cli"
+        extra = {"demo": "demo", "serve": "celery,fastapi,uvicorn"}.get(
+            "".join(sys.argv[1:2]), "cli"
+        )
         sys.exit(
             f"semantik-realtime: {package} is missing: pip install 'semantik-realtime[{extra}]'"
         )

@@ -51,6 +51,7 @@ def make_drafts(
     attempt: int | None = None,
     claim: Claim | None = None,
     terminal: bool = False,
+    due_at: float | None = None,
     max_bytes: int = MAX_EVENT_BYTES,
 ) -> list[Draft]:
     """Return one draft for each of ``topics``; the body is encoded once.
@@ -66,6 +67,7 @@ def make_drafts(
         attempt: the number of the attempt; None means the newest one.
         claim: the attempt, if the backend has not assigned its number yet.
         terminal: whether it ends the attempt.
+        due_at: when the job is to start, in seconds since 1970, if it waits for a time.
         max_bytes: limit of the encoded event.
 
     Raises:
@@ -89,6 +91,7 @@ def make_drafts(
         attempt=attempt,
         claim=claim,
         terminal=terminal,
+        due_at=due_at,
         max_bytes=max_bytes,
     )
 
@@ -105,6 +108,7 @@ def make_checked_drafts(
     attempt: int | None,
     claim: Claim | None,
     terminal: bool,
+    due_at: float | None,
     max_bytes: int,
 ) -> list[Draft]:
     """Return what `make_drafts` does; all ``topics`` are names of topics."""
@@ -127,6 +131,7 @@ def make_checked_drafts(
             attempt=attempt,
             claim=claim,
             owner=owner,
+            due_at=due_at,
         )
         for topic, owner in topics.items()
     ]

@@ -171,6 +171,9 @@ class Draft(msgspec.Struct, kw_only=True, eq=False, omit_defaults=True, gc=False
     owner: str | None = None
     """Becomes the topic's owner if the topic has none yet (`semantik_realtime.core.ownership`).
     None: the topic's owner stays."""
+    due_at: float | None = None
+    """When the job is to start, in seconds since 1970; None: as soon as a worker is free. Its own
+    topic is kept longer than that (`semantik_realtime.core.retention`)."""
 
     @property
     def digest(self) -> int:

@@ -1,4 +1,4 @@
-"""Which worker process runs which jobs: what the hooks `hold` and `overdue` agree on."""
+"""Which worker process runs which jobs: what the hooks ``hold`` and ``overdue`` agree on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Holding(msgspec.Struct, frozen=True):
     """The jobs of a worker process that did not renew its deadline.
 
     ``worker`` is the name under which the process held them. ``holder`` is the
-    name under which they are held now, for whoever got them from `overdue`: end
+    name under which they are held now, for whoever got them from ``overdue``: end
     each job, and then call ``hold(holder, {}, ended, seconds)`` with its id.
     ``jobs`` maps the id of each job to its record.
     """
@@ -33,7 +33,7 @@ class Holding(msgspec.Struct, frozen=True):
 
 
 def given_name(holder: str, token: str) -> str:
-    """Return the name under which jobs of ``holder`` are held after `overdue` has given them.
+    """Return the name under which jobs of ``holder`` are held after ``overdue`` has given them.
 
     The process that held them may come back, and its new jobs must not be
     removed by whoever ends the old ones. Jobs that were given before keep their
@@ -57,7 +57,7 @@ def worker_of(holder: str) -> str:
 
 
 def check_hold(holder: str, jobs: Mapping[str, bytes], ended: Sequence[str]) -> None:
-    """Check what is passed to the hook `hold`.
+    """Check what is passed to the hook ``hold``.
 
     Raises:
         ValueError: a name, a record or the number of jobs is out of its bounds.

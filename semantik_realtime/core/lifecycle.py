@@ -10,6 +10,7 @@ STATUS_OF_TYPE: Mapping[str, str] = {
     "job_queued": "queued",
     "job_started": "running",
     "job_retrying": "retrying",
+    "job_cancelling": "cancelling",
     "job_completed": "completed",
     "job_failed": "failed",
     "job_cancelled": "cancelled",
@@ -25,7 +26,9 @@ PROGRESS = "job_progress"
 left out."""
 EVENTS_DROPPED = "events_dropped"
 """Type of the event that reports, in ``data.count``, how many events of its topic were dropped."""
-RESERVED_TYPES = frozenset({*STATUS_OF_TYPE, PROGRESS, EVENTS_DROPPED, "job_deleted", "log"})
+LOG = "log"
+"""Type of the events that have a log record of the task, in ``data``, and no state."""
+RESERVED_TYPES = frozenset({*STATUS_OF_TYPE, PROGRESS, EVENTS_DROPPED, "job_deleted", LOG})
 """Types that this package sends itself; a task cannot emit them."""
 
 

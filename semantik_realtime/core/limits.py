@@ -43,11 +43,11 @@ MAX_HOLDER_CHARACTERS = 200
 MAX_HELD_RECORD_BYTES = 4096
 """Most bytes that are kept of a job which a worker process holds."""
 MAX_HELD_JOBS_A_CALL = 10_000
-"""Most jobs that one call of `hold` adds, and most that it removes."""
+"""Most jobs that one call of ``hold`` adds, and most that it removes."""
 MAX_GIVEN_HOLDERS = 16
-"""Most holders that one call of `overdue` returns."""
+"""Most holders that one call of ``overdue`` returns."""
 MAX_GIVEN_JOBS = 1000
-"""Jobs after which a call of `overdue` returns no further holder. The last one may exceed it."""
+"""Jobs after which a call of ``overdue`` returns no further holder. The last one may exceed it."""
 MAX_PACED_KEYS = 10_000
 """Keys whose last progress a process remembers, to pace the next one."""
 
@@ -55,6 +55,13 @@ SPOOL_DRAFTS = 10_000
 """Drafts that may wait in a process, unless the settings say otherwise."""
 SPOOL_BYTES = 16 * 2**20
 """Bytes of the drafts that may wait in a process, unless the settings say otherwise."""
+
+LOG_BURST = 100
+"""Log records of a job that may be sent at once."""
+LOG_PER_SECOND = 10.0
+"""Log records of a job that may be sent in a second after that; the others are counted."""
+MAX_LOG_CHARACTERS = 2000
+"""What is kept of the message of a log record."""
 
 KEEP_EVENTS = 100
 """Recent events that a channel keeps even when every watcher has them."""

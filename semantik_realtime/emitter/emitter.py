@@ -2,9 +2,8 @@
 
 Tasks and request handlers put drafts on a queue and go on; a thread, started
 at the first draft, sends them to the backend in batches. A draft that is alone
-is sent at once; drafts that arrive during a call are sent together in the next
-one (see `Wake` too). A retry sends the same drafts with the same numbers, so it
-is harmless.
+is sent at once; those that arrive during a call, or together with others
+(`Wake`), share the next one. A retry repeats their numbers, so it is harmless.
 
 A draft waits in the `Queue`, the `Sender` sends it, and `Outcomes` records the
 backend's answer. `ThrottledSources` make drafts when their turn comes, and
@@ -300,8 +299,7 @@ class Emitter:
         """Return True if the closing thread may end: not if a draft has come since."""
         with self._start_lock:
             self._closing = False
-            # `emit` adds its draft first and looks for the thread after that. In this order
-            # one of the two sees the other.
+            # `emit` adds its draft first, and then looks for the thread: one sees the other.
             thread, self._thread = self._thread, None
             if self._queue.inbox:
                 self._thread = thread

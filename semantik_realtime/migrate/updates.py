@@ -86,9 +86,6 @@ class JobUpdates:
         if isinstance(status, str) and status in STATUS_OF_TYPE.values():
             del members["status"]
         error = members.pop("error", None)
-        percent = members.get("progress")
-        if isinstance(percent, int | float) and "current" not in members:
-            members |= {"current": members.pop("progress"), "total": 100, "unit": "%"}
         is_own = job is self._job
         if is_own and not self._has_begun and type != "job_queued":
             # Before the rest, which the emitter's thread may send at once.

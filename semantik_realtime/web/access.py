@@ -41,6 +41,10 @@ class Access:
         self._settings = settings
         self._plugins = plugins
         self._origins = Origins(settings.allowed_origins, allows_local=settings.is_development)
+        self._named_origins = Origins(
+            [origin for origin in settings.allowed_origins if origin != "*"],
+            allows_local=settings.is_development,
+        )
         self._tokens = TokenRule(settings)
         # Set by `check` when nothing is wrong; plugins are only added.
         self._is_checked = False
@@ -77,6 +81,16 @@ class Access:
     def allows_origin(self, connection: HTTPConnection) -> bool:
         """Return True if the page may connect: `Origins.allows`."""
         return self._origins.allows(connection)
+
+    def allows_command(self, connection: HTTPConnection) -> bool:
+        """Return True if the page may send a request that changes something.
+
+        As `allows_origin`, but a star does not allow a page to use the user's cookies: browsers
+        send them with a POST of any page. A header of its own only an allowed page can send.
+        """
+        if "authorization" in connection.headers:
+            return self.allows_origin(connection)
+        return self._named_origins.allows(connection)
 
     async def authenticate(self, credentials: Credentials) -> CheckedIdentity:
         """Return the user of ``credentials``: the id as a text, the expiry in seconds.
@@ -122,6 +136,24 @@ class Access:
         kind, ident = split_topic(topic)
         if kind == "user":
             return ident == user
+        return owner is not None and owner == user
+
+    async def may(self, hook: str, user: str, topic: str, owner: str | None) -> bool:
+        """Return True if ``user`` may do something to a job: the host decides, else its owner may.
+
+        ``hook`` is ``may_cancel`` or ``may_retry``.
+
+        Raises:
+            BackendUnavailable: the host does not answer now.
+        """
+        if self._settings.disable_auth:
+            return True
+        try:
+            allowed = await ask_host(self._plugins, hook, user=user, topic=topic, owner=owner)
+        except AccessError:
+            return False
+        if allowed is not None and allowed is not NO_OPINION:
+            return bool(allowed)
         return owner is not None and owner == user
 
     def _identity(self, answer: Any) -> CheckedIdentity:

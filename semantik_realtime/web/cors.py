@@ -34,13 +34,13 @@ def share(web: WebState, request: Request, response: Response) -> Response:
 
 
 def answer_preflight(web: WebState, request: Request) -> Response:
-    """Return whether the page may send a GET with headers of its own; 403: it may not."""
+    """Return whether the page may send a request with headers of its own; 403: it may not."""
     response = share(web, request, Response(status_code=204))
     response.headers.add_vary_header("Access-Control-Request-Headers")
     if "Access-Control-Allow-Origin" not in response.headers:
         response.status_code = 403
         return response
-    response.headers["Access-Control-Allow-Methods"] = "GET"
+    response.headers["Access-Control-Allow-Methods"] = "GET, POST"
     if asked := request.headers.get(_ASKED):
         response.headers["Access-Control-Allow-Headers"] = asked
     response.headers["Access-Control-Max-Age"] = str(PREFLIGHT_SECONDS)

@@ -25,7 +25,7 @@ _PASSING = frozenset({408, 429})
 """Statuses from 400 to 499 that refuse only for now."""
 
 
-async def ask_host(plugins: pluggy.PluginManager, name: str, **arguments: Any) -> Any:
+async def ask_host(plugins: pluggy.PluginManager, name: str, /, **arguments: Any) -> Any:
     """Return the first answer of a plugin's hook ``name`` that is neither None nor `NO_OPINION`.
 
     Without one it returns None if a plugin has returned None, else

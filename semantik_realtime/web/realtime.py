@@ -29,7 +29,7 @@ from semantik_realtime.hookspecs import (
 )
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.web.cors import answer_preflight, share
-from semantik_realtime.web.endpoints import rest, sse
+from semantik_realtime.web.endpoints import control, rest, sse
 from semantik_realtime.web.endpoints.websocket import serve_compat, serve_native
 from semantik_realtime.web.routing import add_public, add_socket, find_hiding
 from semantik_realtime.web.state import WebState
@@ -139,6 +139,16 @@ class Realtime(Runtime):
         async def job_events(request: Request, job_id: str) -> Response:
             """Stream the events of a job, as server-sent events."""
             return share(web, request, await sse.get_events(request, web, job_id))
+
+        @router.post(f"{base}/jobs/{{job_id:path}}/cancel", name="realtime_cancel", status_code=202)
+        async def cancel(request: Request, job_id: str) -> Response:
+            """Cancel a job: 200 if it has ended by that, 202 if its task still runs."""
+            return share(web, request, await control.cancel_job(request, web, job_id))
+
+        @router.post(f"{base}/jobs/{{job_id:path}}/retry", name="realtime_retry", status_code=202)
+        async def retry(request: Request, job_id: str) -> Response:
+            """Start a job that has ended again; the answer names the job to watch."""
+            return share(web, request, await control.retry_job(request, web, job_id))
 
         @router.get(f"{base}/jobs/{{job_id:path}}", name="realtime_job")
         async def job(request: Request, job_id: str) -> Response:

@@ -16,6 +16,7 @@ from starlette.requests import HTTPConnection
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_urls
 from semantik_realtime.web.access import Access
+from semantik_realtime.web.control import JobControl
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.permission import Permissions
 from semantik_realtime.web.limiter import ConnectionLimiter
@@ -58,6 +59,7 @@ class WebState:
         runtime.emitter.on_delayed(self.outage.add_delayed)
         self.hub = Hub(runtime.backend, self.outage)
         self.permissions = Permissions(self.access, self.hub.top, self.hub.stats, self.refusals)
+        self.control = JobControl(runtime, self.access, self.hub)
         self.answers = Answers()
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
         self.server_limits = ServerLimits()

@@ -25,6 +25,9 @@ R = TypeVar("R")
 
 _current: ContextVar[Job | None] = ContextVar("semantik_realtime_job", default=None)
 
+running_jobs: dict[str, Job] = {}
+"""The jobs whose tasks run in this process, by task id: from prerun to postrun."""
+
 
 class CurrentJob:
     """The job that runs in this context; outside a job every method does nothing.
@@ -46,6 +49,18 @@ class CurrentJob:
         """Which execution of the job this is, from 1."""
         running = _current.get()
         return None if running is None else running.attempt
+
+    @property
+    def is_cancelled(self) -> bool:
+        """See `Job.is_cancelled`; outside a job False."""
+        running = _current.get()
+        return running is not None and running.is_cancelled
+
+    def raise_if_cancelled(self) -> None:
+        """See `Job.raise_if_cancelled`."""
+        running = _current.get()
+        if running is not None:
+            running.raise_if_cancelled()
 
     def progress(
         self,
@@ -93,7 +108,7 @@ class CurrentJob:
         if running is not None:
             running.set(**fields)
 
-    def emit(self, type: str, /, **data: Any) -> None:
+    def emit(self, type: Any, /, **data: Any) -> None:
         """See `Job.emit`."""
         running = _current.get()
         if running is not None:

@@ -10,6 +10,7 @@ from billiard.exceptions import TimeLimitExceeded
 from billiard.process import current_process
 from celery import Task
 
+from semantik_realtime.worker.cancelled import JobCancelled
 from semantik_realtime.worker.values import describe_error, make_error
 
 WORKER_STOPPED = make_error("WorkerStopped", "the worker was stopped before the task ended")
@@ -38,6 +39,8 @@ def ending_of(
         declared: the end that the task set itself, with ``update_state("FAILURE")`` before it
             raised ``Ignore``.
     """
+    if state == "IGNORED" and isinstance(result, JobCancelled):
+        return Ending("job_cancelled", data={"how": "stopped"})
     if state == "IGNORED":
         if declared is not None:
             return Ending(*declared)

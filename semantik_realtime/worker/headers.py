@@ -9,13 +9,18 @@ from typing import Any
 from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.worker.job import Job, JobMeta
-from semantik_realtime.worker.values import note_misuse
+from semantik_realtime.worker.members import Member, read_member
+from semantik_realtime.worker.values import due_time, note_misuse
 
 logger = logging.getLogger(__name__)
 
 OWNER, TOPICS = "realtime_owner", "realtime_topics"
 """Headers, or stamps, that the application sets: a user id, and further topics (list, or
 comma-separated). What a task publishes inherits both (`inherit`)."""
+WORKFLOW = "realtime_job"
+"""Header that makes a task a member of the job with this id. Inherited, too."""
+MEMBER = "realtime_member"
+"""Header that this package sets: the task's place in that job. Never inherited."""
 QUEUED_AT, ATTEMPT = "realtime_queued_at", "realtime_attempt"
 """Headers that this package sets: when the job was published first, and its attempt so far."""
 MAX_TOPICS = 20
@@ -47,7 +52,7 @@ def job_message(task_name: Any, headers: Any, body: Any) -> Mapping[str, Any] | 
     if "id" in headers:
         return headers
     if isinstance(body, dict) and "id" in body:
-        return headers | {name: body.get(name) for name in ("id", "task", "retries")}
+        return headers | {name: body.get(name) for name in ("id", "task", "retries", "eta")}
     return None
 
 
@@ -62,10 +67,10 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
     if _checked("task_id", job_topic, task_id, str(task_id)) is None:
         return None
     job_id = plain_id(task_id)
-    owner = _header(message, OWNER)
+    owner = read_header(message, OWNER)
     if owner is not None and _checked(OWNER, user_topic, owner, job_id) is None:
         owner = None
-    topics = _header(message, TOPICS)
+    topics = read_header(message, TOPICS)
     if isinstance(topics, str):
         topics = [topic.strip() for topic in topics.split(",")]
     elif not isinstance(topics, list | tuple):
@@ -75,23 +80,55 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
     if len(topics) > MAX_TOPICS:
         note_misuse(f"{TOPICS} cut, it has more than {MAX_TOPICS}", job_id, repr(topics))
     checked = [_checked(TOPICS, name_topic, topic, job_id) for topic in topics[:MAX_TOPICS]]
-    queued_at = _header(message, QUEUED_AT)
+    queued_at = read_header(message, QUEUED_AT)
     return JobMeta(
         id=job_id,
         name=name or message.get("task"),
         owner=None if owner is None else plain_id(owner),
         topics=tuple(topic for topic in checked if topic is not None),
         queued_at=queued_at if isinstance(queued_at, str) else None,
+        due_at=due_time(message.get("eta")),
+        member=_read_member(message, job_id),
     )
 
 
+def read_header(message: Any, name: str) -> Any:
+    """Return a header, or stamp, of a message or request; None if it is missing."""
+    value = message.get(name)
+    if value is None:
+        # The request of a task that was applied without a message has its headers in one member.
+        value = (message.get("headers") or {}).get(name)
+    if value is None:
+        value = (message.get("stamps") or {}).get(name)
+        # Celery makes lists of the stamps of a canvas.
+        if name in (OWNER, WORKFLOW) and isinstance(value, list | tuple) and len(value) == 1:
+            value = value[0]
+    return value
+
+
+def workflow_of(message: Any) -> str | None:
+    """Return the id of the job whose member a task is, by the headers of its message."""
+    value = read_header(message, WORKFLOW)
+    if value is None or _checked(WORKFLOW, job_topic, value, str(message.get("id"))) is None:
+        return None
+    return plain_id(value)
+
+
+def _read_member(message: Any, job_id: str) -> Member | None:
+    workflow = workflow_of(message)
+    # A job of one task is not its own member.
+    if workflow is None or workflow == job_id:
+        return None
+    return read_member(workflow, read_header(message, MEMBER), job_id)
+
+
 def inherit(headers: dict[str, Any], parent: Any) -> None:
-    """Give a message the owner and the topics of ``parent``, the message or request of the task
-    that publishes it, unless it has its own. A header that is None is the message's own.
+    """Give a message the owner, the topics and the workflow of ``parent``, the message or request
+    of the task that publishes it, unless it has its own. A header that is None is its own.
     """
-    for name in (OWNER, TOPICS):
+    for name in (OWNER, TOPICS, WORKFLOW):
         if name not in headers and name not in (headers.get("stamps") or {}):
-            value = _header(parent, name)
+            value = read_header(parent, name)
             if value is not None:
                 headers[name] = value
 
@@ -99,7 +136,11 @@ def inherit(headers: dict[str, Any], parent: Any) -> None:
 def note_ownerless(message: Any) -> None:
     """Log that the jobs of a task have no owner, once for each task that the worker knows."""
     name = message.get("task")
-    if name not in _ownerless and is_job(name) and _header(message, OWNER) is None:
+    if name in _ownerless:
+        return
+    # A header that is None says that nobody shall watch it.
+    is_ownerless = OWNER not in message and read_header(message, OWNER) is None
+    if is_job(name) and is_ownerless:
         _ownerless.add(name)
         logger.warning(
             "tracker: job without owner task=%s, nobody may watch it unless your authorize allows "
@@ -114,32 +155,21 @@ def count_attempts(message: Any) -> int:
 
     Celery does not count redeliveries; our header does, up to the last retry.
     """
-    counts = (message.get("retries"), _header(message, ATTEMPT))
+    counts = (message.get("retries"), read_header(message, ATTEMPT))
     return max((count for count in counts if isinstance(count, int)), default=0)
 
 
 def headers_of(job: Job) -> dict[str, Any]:
     """Return the headers of a further message of ``job``: a retry, or a replacement."""
-    headers = {
+    headers: dict[str, Any] = {
         OWNER: job.meta.owner,
         TOPICS: list(job.meta.topics) or None,
         QUEUED_AT: job.meta.queued_at,
         ATTEMPT: job.attempt,
     }
+    if job.meta.member is not None:
+        headers |= {WORKFLOW: job.meta.member.workflow, MEMBER: job.meta.member.place}
     return {name: value for name, value in headers.items() if value is not None}
-
-
-def _header(message: Any, name: str) -> Any:
-    value = message.get(name)
-    if value is None:
-        # The request of a task that was applied without a message has its headers in one member.
-        value = (message.get("headers") or {}).get(name)
-    if value is None:
-        value = (message.get("stamps") or {}).get(name)
-        # Celery makes lists of the stamps of a canvas.
-        if name == OWNER and isinstance(value, list | tuple) and len(value) == 1:
-            value = value[0]
-    return value
 
 
 def _checked(header: str, check: Callable[[Any], str], value: Any, job_id: str) -> str | None:

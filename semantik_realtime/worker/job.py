@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,32 +17,30 @@ import msgspec
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_checked_drafts, owners_of
 from semantik_realtime.core.event import Claim
-from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, RESERVED_TYPES, STATUS_OF_TYPE
-from semantik_realtime.core.topic import job_topic, user_topic
+from semantik_realtime.core.lifecycle import (
+    END_TYPES,
+    LOG,
+    PROGRESS,
+    RESERVED_TYPES,
+    STATUS_OF_TYPE,
+)
+from semantik_realtime.core.topic import user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.bars import Bar, inner_bars
+from semantik_realtime.worker.bars import inner_bars
+from semantik_realtime.worker.cancellable import Cancellable
+from semantik_realtime.worker.event_types import declared, read_event
+from semantik_realtime.worker.job_meta import JobMeta as JobMeta
 from semantik_realtime.worker.job_state import JobState
-from semantik_realtime.worker.values import BAD_VALUE, encode_fields, note_misuse
+from semantik_realtime.worker.members import tallies
+from semantik_realtime.worker.task_context import TaskContext
+from semantik_realtime.worker.values import BAD_VALUE, due_time, encode_fields, note_misuse
 
 _serials = itertools.count()
 
 
-class JobMeta(msgspec.Struct, frozen=True):
-    """What a task's message states about the job.
-
-    ``topics`` get the job's states too, beside the owner's feed.
-    """
-
-    id: str
-    name: str | None = None
-    owner: str | None = None
-    topics: Sequence[str] = ()
-    queued_at: str | None = None
-
-
-class Job:
+class Job(TaskContext, Cancellable):
     """One attempt of a job, as this process sees it.
 
     Its methods may be called from any thread. The job's topic gets every
@@ -70,10 +68,11 @@ class Job:
         *,
         is_new: bool = False,
     ) -> None:
+        super().__init__()
         self.runtime = runtime
         self.meta = meta
         self.id = meta.id
-        self.topic = job_topic(meta.id)
+        self.topic = meta.topic
         self.has_ended = False
         """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
         serial = next(_serials)
@@ -83,17 +82,13 @@ class Job:
         if is_new and attempt is not None:
             token = f"{runtime.emitter.producer}-{serial}"
             self._claim = Claim(self.topic, self.id, token, expected=attempt, owner=meta.owner)
-        self.declared_end: tuple[str, dict[str, str] | None] | None = None
-        """Type and error of the end that the task announced before it raised ``Ignore``.
-        Set by `declare_end`."""
-        self.outer: Job | None = None
-        """The job whose task called this one's task in the same context. Set by `nest_in`."""
-        self.bars: list[Bar] = []
-        """The open bars, in the order in which they were opened. Changed by `Bar`."""
         # The job's own topic, and its feeds, each with the owner that it gets.
         self._topics = {self.topic: meta.owner}
         self._feeds: dict[str, str | None] = {}
-        if meta.owner is not None or meta.topics:
+        if meta.member is not None:
+            # Of a workflow the feeds get the state of the whole.
+            known = {**(known or {}), "member": meta.member.as_state()}
+        elif meta.owner is not None or meta.topics:
             feeds = [] if meta.owner is None else [user_topic(meta.owner)]
             self._feeds = owners_of(self.topic, [*feeds, *meta.topics], meta.owner)
             del self._feeds[self.topic]
@@ -164,18 +159,20 @@ class Job:
         if has_changed and not self._is_due:
             self._schedule()
 
-    def emit(self, type: str, /, **data: Any) -> None:
+    def emit(self, type: Any, /, **data: Any) -> None:
         """Send an event of the application's own on the job's topic.
 
-        Types are lower-case words, ``file_completed``; those of a job's life are refused.
+        Types are lower-case words, ``file_completed``; those of a job's life are refused. An
+        object of a class with a shape is an event of the class's type (`event_types.event`).
         Where events come faster than the backend takes them, a call waits, at most a
         second (``Emitter.wait_for_room``); while the backend is away it does not.
         """
-        try:
-            reserved = type in RESERVED_TYPES
-        except TypeError:
-            reserved = False
-        if reserved:
+        if type.__class__ is not str or type in declared:
+            found = read_event(type, data, self.id)
+            if found is None:
+                return
+            type, data = found[0], dict(found[1])
+        if type in RESERVED_TYPES:
             note_misuse("reserved event type", self.id, type)
             return
         # Before the lock is taken: the emitter's thread needs it to go on.
@@ -193,12 +190,16 @@ class Job:
         with self._lock:
             if self.has_ended:
                 return
-            time = now_text()
-            self._state.start(time)
-            self._send_everywhere("job_started", time=time)
+            now = now_text()
+            self._state.start(now)
+            self.note_start()
+            self._send_everywhere("job_started", at=now)
 
     def queue(self) -> None:
         """Send that the job waits for a worker. May wait as `emit` does."""
+        if self.meta.member is not None and self.meta.member.is_counted(self.runtime):
+            # Too many may wait for each to have a key.
+            return
         self.runtime.emitter.wait_for_room()
         with self._lock:
             self._send_everywhere("job_queued")
@@ -218,25 +219,37 @@ class Job:
         with self._lock:
             if self.has_ended:
                 return
+            if self.log is not None:
+                self.log.finish()
             self._update()
-            time = now_text()
-            self._state.end(type, time, error, message)
-            self._send_everywhere(type, data, time)
+            now = now_text()
+            self._state.end(type, now, error, message)
+            self._send_everywhere(type, data, now)
             self.has_ended = True
+        if self.meta.member is not None and type in END_TYPES:
+            tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.id)
 
-    def declare_end(self, type: str, error: dict[str, str]) -> None:
-        """Note the end that the task announces. Nothing is sent before `end`."""
-        self.declared_end = type, error
+    def send_log(self, data: Mapping[str, Any]) -> None:
+        """Send a log record on the job's topic; the state stays as it is. Never waits."""
+        with self._lock:
+            if not self.has_ended:
+                self._send(LOG, self._topics, data, has_state=False)
+
+    def request_cancel(self) -> None:
+        """Note that the job is being cancelled. Its states show that until it ends. Idempotent."""
+        with self._lock:
+            if self.has_ended or self.cancel_requested:
+                return
+            self.cancel_requested = True
+            self._state.cancel()
+        if not self._is_due:
+            self._schedule()
 
     def send_pending(self) -> None:
         """Send what is not yet sent, without waiting until it is due."""
         with self._lock:
             self._send_progress()
             self._send_feeds()
-
-    def nest_in(self, outer: Job | None) -> None:
-        """Note which job was current before this one."""
-        self.outer = outer
 
     def schedule(self) -> None:
         """Have the emitter look at the job's bars when it is due."""
@@ -253,6 +266,7 @@ class Job:
         self._lock = make_rlock()
         self._is_due = False
         self._is_feed_due = False
+        self._is_watched = False
 
     def _schedule(self) -> None:
         self._is_due = True
@@ -321,22 +335,30 @@ class Job:
             self._feed_version = self._state.version
 
     def _send_everywhere(
-        self, type: str, data: Mapping[str, Any] | None = None, time: str | None = None
+        self, type: str, data: Mapping[str, Any] | None = None, at: str | None = None
     ) -> None:
         topics = self._topics | self._feeds
-        if not self._send(type, topics, data, time):
+        if not self._send(type, topics, data, at):
             # An end must arrive, even if what the task set leaves no room for it.
             self._state.shrink()
             self._send(type, topics)
         self._sent_version = self._feed_version = self._state.version
+
+    def _due_at(self, type: str, data: Mapping[str, Any] | None) -> float | None:
+        """Return when the job goes on, if the event says that it waits for a time."""
+        if type == "job_queued":
+            return self.meta.due_at
+        return due_time((data or {}).get("delay_seconds")) if type == "job_retrying" else None
 
     def _send(
         self,
         type: str,
         topics: Mapping[str, str | None],
         data: Mapping[str, Any] | None = None,
-        time: str | None = None,
+        at: str | None = None,
+        has_state: bool = True,
     ) -> bool:
+        self.watch_if_long()
         claim = self._claim
         if claim is not None and claim.number is not None:
             if claim.number == 0:
@@ -350,14 +372,15 @@ class Job:
             drafts = make_checked_drafts(
                 topics,
                 type,
-                time or now_text(),
+                at or now_text(),
                 self.id,
-                state=self._state.members,
+                state=self._state.members if has_state else msgspec.UNSET,
                 data=data,
                 job=self.id,
                 attempt=self._attempt,
                 claim=claim,
                 terminal=type in END_TYPES,
+                due_at=self._due_at(type, data),
                 max_bytes=self.runtime.settings.max_event_bytes,
             )
         except BAD_VALUE as error:

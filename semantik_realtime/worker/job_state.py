@@ -11,7 +11,7 @@ from semantik_realtime.core.lifecycle import END_TYPES, STATUS_OF_TYPE
 from semantik_realtime.core.rate import Rate
 from semantik_realtime.worker.values import clean_line, clean_number, clean_text
 
-ESSENTIAL = ("status", "attempt", "queued_at", "started_at", "ended_at")
+ESSENTIAL = ("status", "attempt", "queued_at", "started_at", "ended_at", "member", "workflow")
 """What is left of a state that is too big for an event, beside the type of its error."""
 
 _OF_RUNNING = frozenset({"rate", "inner"})
@@ -56,6 +56,10 @@ class JobState:
         # The members of ``fields``, each as JSON. Encoded when they are set: a list may
         # change afterwards, and a bad value must not spoil later events.
         self._fields: dict[str, bytes] = {}
+
+    def cancel(self) -> None:
+        """Somebody has requested that the attempt is cancelled, which has not ended yet."""
+        self._set("status", STATUS_OF_TYPE["job_cancelling"])
 
     def set_attempt(self, number: int) -> None:
         """The attempt has the number ``number``."""

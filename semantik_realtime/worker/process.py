@@ -15,7 +15,11 @@ from semantik_realtime.backends.guard import log_warnings
 from semantik_realtime.emitter.handover import Handover
 from semantik_realtime.native_threads import make_thread
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker import listener
+from semantik_realtime.worker.cancelled import RevokedResults
 from semantik_realtime.worker.pool_imports import add_to_imports
+from semantik_realtime.worker.revokes import follow_revokes, note_revoked
+from semantik_realtime.worker.stored_state import read_cancelled_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +32,19 @@ class WorkerProcess:
 
     Args:
         runtime: returns the process's runtime, or None while the tracker is off.
+        results: what the process still stores when it ends.
+        on_revoked: called in a worker's main process with each task that it is told to revoke.
     """
 
-    def __init__(self, runtime: Callable[[], Runtime | None]) -> None:
+    def __init__(
+        self,
+        runtime: Callable[[], Runtime | None],
+        results: RevokedResults,
+        on_revoked: Callable[[str], None],
+    ) -> None:
         self._runtime = runtime
+        self._results = results
+        self._on_revoked = on_revoked
         # In the main process of a prefork worker without a spool directory: where the processes of
         # the pool leave what they could not send. Made at the worker's start, removed at its end.
         self._handover: Handover | None = None
@@ -51,6 +64,11 @@ class WorkerProcess:
 
     def _worker_init(self, sender: Any, **_: Any) -> None:
         runtime = self._runtime()
+        if runtime is not None:
+            # Celery itself forgets them when its last worker stops, and tells no worker of those
+            # that were revoked while none ran.
+            note_revoked(read_cancelled_jobs(runtime))
+            follow_revokes(self._on_revoked)
         # With a directory of the settings all processes share that one.
         if runtime is None or runtime.settings.spool_path is not None or not _is_prefork(sender):
             return
@@ -73,10 +91,17 @@ class WorkerProcess:
     def _process_shutdown(self, **_: Any) -> None:
         runtime = self._runtime()
         if runtime is not None:
+            self._end_threads(runtime)
             runtime.emitter.leave_to_parent(runtime.settings.flush_seconds)
+
+    def _end_threads(self, runtime: Runtime) -> None:
+        listener.close()
+        self._results.wait(runtime.settings.flush_seconds)
 
     def _worker_shutdown(self, **_: Any) -> None:
         runtime, handover = self._runtime(), self._handover
+        if runtime is not None:
+            self._end_threads(runtime)
         if runtime is not None and handover is not None:
             runtime.emitter.collect(runtime.settings.flush_seconds)
             handover.remove()

@@ -10,52 +10,44 @@ Which signals Celery sends in which case is measured in
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
 import sys
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import UUID
 
-from billiard.exceptions import SoftTimeLimitExceeded
-from billiard.pool import SIG_SOFT_TIMEOUT
 from celery import signals
 from celery._state import get_current_task
 
-from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.current import current_job, pop_job, push_job
+from semantik_realtime.worker.aborts import follow_aborts
+from semantik_realtime.worker.beat import note_beat, set_beat_owner
+from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
+from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
 from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
 from semantik_realtime.worker.headers import (
-    OWNER,
-    QUEUED_AT,
     count_attempts,
-    headers_of,
     inherit,
-    is_job,
     job_message,
-    note_ownerless,
     read_job_meta,
 )
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.metrics import export_metrics
+from semantik_realtime.worker.mirroring import start_mirrors
+from semantik_realtime.worker.mirrors import Mirrors
+from semantik_realtime.worker.places import complete_headers
 from semantik_realtime.worker.process import WorkerProcess
+from semantik_realtime.worker.receivers import guarded
+from semantik_realtime.worker.revokes import is_active
+from semantik_realtime.worker.selection import mirrors_of, note_received
 from semantik_realtime.worker.stored_state import read_stored_state
-from semantik_realtime.worker.updates import mirror_updates
 from semantik_realtime.worker.values import describe_error
+from semantik_realtime.worker.workflow import WorkflowFollower
 
 logger = logging.getLogger(__name__)
-
-RUN_BY_TASK = frozenset({"prerun", "before_publish", "after_publish"})
-"""Receivers that Celery calls before or while a task's own code runs."""
-AGAIN_SECONDS = 0.01
-"""After how long a soft time limit that a receiver got is raised again, in the task."""
 
 
 class TaskTracker:
@@ -75,10 +67,17 @@ class TaskTracker:
         self._is_off = False
         # In the main process of a worker: the requests that Celery still holds, by task id.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-        # The jobs whose tasks run in this process, by task id: from prerun to postrun.
-        self._running: dict[str, Job] = {}
+        self._running = running_jobs
+        self._workflows = WorkflowFollower(self.runtime)
+        self._revoked_results = RevokedResults()
+        self._process = WorkerProcess(
+            self.runtime, self._revoked_results, guarded(self._task_revoked, self.failures)
+        )
         receivers: list[tuple[Any, Callable[..., None]]] = [
-            *WorkerProcess(self.runtime).receivers(),
+            # Before the process's own, which flush what these send.
+            *self._workflows.receivers(),
+            *self._process.receivers(),
+            (signals.beat_init, note_beat),
             (signals.before_task_publish, self._before_publish),
             (signals.after_task_publish, self._after_publish),
             (signals.task_received, self._received),
@@ -93,7 +92,7 @@ class TaskTracker:
         self.is_connected = False
         """Whether Celery's signals call the receivers. Set by `connect` and `disconnect`."""
         self._receivers = [
-            (signal, f"semantik_realtime.{signal.name}", self._guarded(receiver))
+            (signal, f"semantik_realtime.{signal.name}", guarded(receiver, self.failures))
             for signal, receiver in receivers
         ]
 
@@ -143,47 +142,21 @@ class TaskTracker:
         self._is_off = True
         self.disconnect()
 
-    def _guarded(self, receiver: Callable[..., None]) -> Callable[..., None]:
-        name = receiver.__name__.strip("_")
-        in_task = name in RUN_BY_TASK
-
-        @functools.wraps(receiver)
-        def guarded(**kwargs: Any) -> None:
-            try:
-                receiver(**kwargs)
-            except SoftTimeLimitExceeded:
-                # Celery logs and ignores what a receiver raises, also this, which is the task's.
-                if in_task and SIG_SOFT_TIMEOUT is not None:
-                    threading.Timer(AGAIN_SECONDS, _raise_soft_time_limit).start()
-            except Exception as error:
-                kind = f"{name}: {type(error).__name__}"
-                self.failures[kind] += 1
-                if self.failures[kind] == 1:
-                    logger.exception("tracker: receiver failed kind=%s (logged once)", kind)
-
-        return guarded
-
     # In a process that publishes a task.
 
     def _before_publish(self, sender: Any, headers: Any, body: Any = None, **_: Any) -> None:
-        if not isinstance(headers, dict) or self.runtime() is None:
+        runtime = self.runtime()
+        if not isinstance(headers, dict) or runtime is None:
             return
         parent = self._publisher(headers)
         if parent is not None:
             # Celery's own messages too: a task of Celery publishes the body of a chord.
             inherit(headers, parent)
+        set_beat_owner(headers, runtime.settings.beat_owner)
         message = job_message(sender, headers, body)
-        if message is None:
+        if message is None or self._mirrors(sender, message) is None:
             return
-        job = current_job()
-        owner = headers.get(OWNER)
-        if isinstance(owner, UUID):
-            # Not every transport can encode one in a header.
-            headers[OWNER] = str(owner)
-        if job is None or job.id != str(message["id"]):
-            headers.setdefault(QUEUED_AT, now_text())
-        else:
-            headers.update(headers_of(job))
+        complete_headers(runtime, headers, body, str(message["id"]), current_job())
 
     def _publisher(self, headers: Mapping[str, Any]) -> Any:
         """Return the request of the task that publishes a message; None outside of tasks."""
@@ -200,6 +173,8 @@ class TaskTracker:
             return
         runtime = self.runtime()
         job = current_job()
+        if self._mirrors(sender, message) is None:
+            return
         if runtime is not None and (job is None or job.id != str(message["id"])):
             meta = read_job_meta(message)
             if meta is not None:
@@ -209,7 +184,8 @@ class TaskTracker:
 
     def _prerun(self, task_id: str, task: Any, **_: Any) -> None:
         runtime = self.runtime()
-        if runtime is None or not is_job(task.name):
+        mirrors = self._mirrors(task.name, task.request)
+        if runtime is None or mirrors is None:
             return
         meta = read_job_meta(task.request, id=task_id, name=task.name)
         if meta is None:
@@ -218,30 +194,37 @@ class TaskTracker:
         self._running[task_id] = job
         push_job(job)
         job.begin()
-        mirror_updates(task)
+        start_mirrors(job, task, mirrors)
+        follow_aborts(task)
 
     def _success(self, sender: Any, **_: Any) -> None:
         job = self._job(sender.request.id)
-        if job is not None:
+        if job is not None and job.is_aborted:
+            job.end("job_cancelled", data={"how": "stopped"})
+        elif job is not None:
             job.end("job_completed")
 
-    def _postrun(self, task_id: str, state: str | None, retval: Any = None, **_: Any) -> None:
+    def _postrun(
+        self, task_id: str, state: str | None, retval: Any = None, task: Any = None, **_: Any
+    ) -> None:
         job = self._job(task_id)
         if job is None:
             return
         try:
-            self._end_after_run(job, state, retval)
+            self._end_after_run(job, task, state, retval)
         finally:
             pop_job(job)
             if self._running.get(task_id) is job:
                 del self._running[task_id]
 
-    def _end_after_run(self, job: Job, state: str | None, retval: Any) -> None:
+    def _end_after_run(self, job: Job, task: Any, state: str | None, retval: Any) -> None:
         """End a job that no other signal has ended, by the state that Celery passes."""
         if job.has_ended:
             return
         ending = ending_of(state, retval, sys.exc_info()[1], job.declared_end)
         if ending is not None:
+            if isinstance(retval, JobCancelled):
+                self._revoked_results.store(task)
             job.end(ending.type, error=ending.error, data=ending.data)
         elif state is None:
             # The main process notices that this process ends, and sends the job's end.
@@ -271,9 +254,21 @@ class TaskTracker:
 
     # In the main process of a worker.
 
+    def _task_revoked(self, task_id: str) -> None:
+        """Celery has told this worker that a task is revoked."""
+        job, received = self._job(task_id), self._requests.get(task_id)
+        if job is not None:
+            # Its task runs in this process: threads, gevent.
+            job.request_cancel()
+        elif received is not None and not is_active(received):
+            data = {"how": "revoked"}
+            self._end(task_id, "job_cancelled", None, received.name, None, data, has_run=False)
+
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
-        note_ownerless(request.request_dict)
+        message = request.request_dict
+        note_received(message, self._mirrors(request.name, message))
+        self._workflows.received(request)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any
@@ -284,6 +279,11 @@ class TaskTracker:
     def _unknown(self, message: Any, name: str, id: str, **_: Any) -> None:
         error = {"type": "NotRegistered", "message": f"no worker knows the task {name}"}
         self._end(id, "job_failed", message.headers or {}, name, error, has_run=False)
+
+    def _mirrors(self, name: Any, message: Any) -> Mirrors | None:
+        """Return what is mirrored of a task; None: nothing, or the tracker is off."""
+        runtime = self.runtime()
+        return mirrors_of(name, message, None if runtime is None else runtime.settings)
 
     def _job(self, task_id: str | None) -> Job | None:
         """Return the job of a task that runs in this process."""
@@ -312,11 +312,11 @@ class TaskTracker:
             job.end(type, error=error, data=data)
             return
         runtime = self.runtime()
-        if runtime is None or not is_job(name):
-            return
         # In the main process `sender.request` is empty; the received request has the headers.
         received = self._requests.get(task_id)
         source = request if received is None else received.request_dict
+        if runtime is None or self._mirrors(name, source) is None:
+            return
         meta = read_job_meta(source, id=task_id, name=name)
         if meta is None:
             return
@@ -324,7 +324,7 @@ class TaskTracker:
         # None: the attempt that is newest when the backend appends the end.
         attempts: list[int | None] = [None]
         if has_run:
-            stored = read_stored_state(runtime, meta.id)
+            stored = read_stored_state(runtime, meta.topic, meta.id)
             # An application may have stored another shape.
             stored_attempt = stored.get("attempt")
             if not isinstance(stored_attempt, int):
@@ -340,6 +340,7 @@ class TaskTracker:
             return
         for attempt in attempts:
             Job(runtime, meta, attempt, known).end(type, error=error, data=data)
+        self._workflows.ended(meta)
 
 
 _tracker: TaskTracker | None = None
@@ -373,11 +374,6 @@ def swap_tracker(tracker: TaskTracker | None) -> TaskTracker | None:
     global _tracker
     before, _tracker = _tracker, tracker
     return before
-
-
-def _raise_soft_time_limit() -> None:
-    # As Celery's main process does when the limit is over.
-    os.kill(os.getpid(), SIG_SOFT_TIMEOUT)
 
 
 def _is_enabled(runtime: Runtime | None) -> bool:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import numbers
+import time
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -29,10 +31,34 @@ BAD_VALUE = (InvalidInput, TypeError, ValueError, OverflowError, RecursionError)
 """What a bad value raises, and nothing else: Celery raises its time limits in
 the middle of any call, and those must pass through."""
 
+MAX_DUE_SECONDS = 10 * 365 * 86_400.0
+"""A job that waits for longer is treated as one that waits so long."""
+
 misuse: Counter[str] = Counter()
 """How many values could not be sent, by kind, since the process began."""
 
 _encode = msgspec.json.Encoder().encode
+
+
+def due_time(when: Any) -> float | None:
+    """Return the time that Celery gives to a task, in seconds since 1970; None if it is none.
+
+    Args:
+        when: an ETA as messages have it (ISO 8601, UTC if it has no zone), or a countdown in
+            seconds.
+    """
+    now = time.time()
+    try:
+        if isinstance(when, str):
+            moment = datetime.fromisoformat(when)
+            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        elif isinstance(when, int | float):
+            seconds = now + float(when)
+        else:
+            return None
+    except (ValueError, OverflowError):
+        return None
+    return min(seconds, now + MAX_DUE_SECONDS) if seconds > now else None
 
 
 def note_misuse(kind: str, job_id: str, what: str) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import redis
@@ -19,6 +19,7 @@ from semantik_realtime.backends.redis import script
 from semantik_realtime.backends.redis.backend import RedisBackend
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Outcome
+from semantik_realtime.core.holding import Holding
 from semantik_realtime.errors import BackendRefused
 from semantik_realtime.testing.contract import Author, BackendContract, Recorder, until
 from semantik_realtime.testing.servers import (
@@ -94,8 +95,8 @@ def url(server: RedisServer, user: str) -> Iterator[str]:
         admin.execute_command("ACL", "LOG", "RESET")
         yield url_for(server, user)
         refused = {entry["object"] for entry in admin.acl_log()}
-    # A reader's attempt to write begins with SCRIPT LOAD; ZREM is of a web server only.
-    expected = {READER: {"script|load", "zrem"}, WORKER: {"zrem"}, WEB: set()}
+    # A reader's attempt to write begins with SCRIPT LOAD. Only a web server gets overdue jobs.
+    expected = {READER: {"script|load", "zrem"}, WORKER: {"zrangebyscore"}, WEB: set()}
     assert refused <= {"client|setinfo"} | expected[user]
 
 
@@ -132,12 +133,18 @@ def test_the_page_has_three_users() -> None:
 
 
 def test_the_page_allows_no_command_that_the_backend_does_not_use() -> None:
-    scripts = "".join(path.read_text() for path in Path(script.__file__).parent.glob("*.lua"))
-    in_scripts = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", scripts)}
+    texts = {path.stem: path.read_text() for path in Path(script.__file__).parent.glob("*.lua")}
+    in_scripts = {
+        name: {command.lower() for command in re.findall(r"redis\.call\('(\w+)'", text)}
+        for name, text in texts.items()
+    }
+    of_web_servers = in_scripts.pop("overdue") | in_scripts.pop("give")
+    of_writers = set[str]().union(*in_scripts.values())
     in_python = {"ping", "select", "info", "subscribe", "unsubscribe", "eval", "evalsha"}
     allowed = {user: set(re.findall(r" \+(\S+)", line)) for user, line in LINES.items()}
-    assert allowed[WORKER] == in_scripts | in_python | {"script|load"}
-    assert allowed[WEB] == allowed[WORKER] | {"zrem"}
+    assert allowed[WORKER] == of_writers | in_python | {"script|load"}
+    assert allowed[WEB] == allowed[WORKER] | of_web_servers
+    assert {"rename", "zrangebyscore"} == of_web_servers - of_writers
     in_reading = {"hmget", "hgetall", "xrange", "xrevrange"}
     assert in_reading == {
         name.lower()
@@ -147,10 +154,33 @@ def test_the_page_allows_no_command_that_the_backend_does_not_use() -> None:
     assert allowed[READER] == in_reading | in_python | {"time"}
 
 
+def grant(server: RedisServer, user: str, prefix: str) -> None:
+    """Grant a user the same rights for another prefix."""
+    with redis.Redis.from_url(server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", user, f"~{prefix}:*", f"&{prefix}:*")
+
+
+class Pair(NamedTuple):
+    """A worker, which holds jobs, and a web server, which gets those that are overdue."""
+
+    worker: RedisBackend
+    web: RedisBackend
+
+    def hold(self, *args: Any) -> bool:
+        return self.worker.hold(*args)
+
+    def overdue(self, seconds: float) -> list[Holding]:
+        return self.web.overdue(seconds)
+
+
 class Contract(BackendContract):
     @pytest.fixture
-    def make_backend(self, url: str) -> Callable[..., Any]:
-        return lambda **settings: RedisBackend(load_settings(url=url, **settings))
+    def make_backend(self, server: RedisServer, user: str, url: str) -> Callable[..., Any]:
+        def make(prefix: str = "semantik", **settings: Any) -> RedisBackend:
+            grant(server, user, prefix)
+            return RedisBackend(load_settings(url=url, prefix=prefix, **settings))
+
+        return make
 
 
 @pytest.mark.parametrize("user", [WEB])
@@ -160,13 +190,42 @@ class TestWebContract(Contract):
 
 @pytest.mark.parametrize("user", [WORKER])
 class TestWorkerContract(Contract):
-    """The same with the rights of a worker, which acquires leases only in the doctor."""
+    """The same with the rights of a worker, which gets no overdue jobs of another one."""
 
-    async def test_no_more_than_the_limit_hold_a_lease(self, backend: Any) -> None:
-        assert backend.lease("name", "one", 1, 60.0)
-        assert not backend.lease("name", "two", 1, 60.0)
-        with pytest.raises(BackendRefused, match=REFUSAL):
-            backend.release("name", "one")
+    @pytest.fixture
+    def fleet(
+        self, server: RedisServer, make_backend: Callable[..., Any], url: str
+    ) -> Iterator[Callable[[], Pair]]:
+        prefix = f"semantik.{secrets.token_hex(4)}"
+        grant(server, WEB, prefix)
+        web = RedisBackend(load_settings(url=url_for(server, WEB), prefix=prefix))
+        made: list[RedisBackend] = []
+
+        def make() -> Pair:
+            made.append(make_backend(prefix=prefix))
+            return Pair(made[-1], web)
+
+        with closing_writer(web):
+            yield make
+        for backend in made:
+            backend.close_writer()
+
+    async def test_holders_of_another_prefix_are_not_seen(
+        self, fleet: Callable[[], Any], make_backend: Callable[..., Any]
+    ) -> None:
+        """It is of the web server's contract."""
+
+    async def test_a_worker_holds_jobs_and_gets_none(
+        self, make_backend: Callable[..., Any]
+    ) -> None:
+        holder = secrets.token_hex(6)
+        with closing_writer(make_backend()) as worker:
+            assert worker.hold(holder, {"1": b"one", "2": b"two"}, [], 60.0) is False
+            assert worker.hold(holder, {}, ["1"], 60.0) is True
+            assert worker.hold(holder, {}, ["2"], 60.0) is True
+            assert worker.hold(holder, {}, [], 60.0) is False
+            with pytest.raises(BackendRefused, match=REFUSAL):
+                worker.overdue(60.0)
 
 
 @pytest.mark.parametrize("user", WRITERS)
@@ -219,6 +278,8 @@ def test_a_reader_writes_nothing(url: str, topic: str) -> None:
             lambda: backend.delete(topic),
             lambda: backend.lease("name", "holder", 1, 60.0),
             lambda: backend.release("name", "holder"),
+            lambda: backend.hold("holder", {"1": b"one"}, [], 60.0),
+            lambda: backend.overdue(60.0),
         ):
             with pytest.raises(BackendRefused, match=REFUSAL):
                 write()

@@ -257,7 +257,7 @@ def test_publish_ends_a_job_with_its_status(server_url: Callable[[str], str]) ->
         assert re.match(r"appended \w+\.1\.", done.stdout), done.stderr
         runtime = Runtime(Settings(url=url))
         expected = json.loads(options[1]) if options else {}
-        assert read_stored_state(runtime, job) == {"status": "failed"} | expected
+        assert read_stored_state(runtime, f"job:{job}", job) == {"status": "failed"} | expected
         runtime.close()
 
 

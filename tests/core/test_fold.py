@@ -95,7 +95,11 @@ def test_the_states_of_a_snapshots_frame_are_not_changed():
 
 
 job_states = st.fixed_dictionaries(
-    {"status": st.sampled_from(["queued", "running", "retrying", *sorted(END_STATUSES)])},
+    {
+        "status": st.sampled_from(
+            ["queued", "running", "retrying", "cancelling", *sorted(END_STATUSES)]
+        )
+    },
     optional={
         "attempt": st.sampled_from([0, 1, 1, 2, None, "1", True]),
         "progress": st.sampled_from([None, {}, {"current": None}, {"current": "3"}])

@@ -19,6 +19,7 @@ def test_the_types_and_statuses_are_those_of_the_protocol():
         "job_queued": "queued",
         "job_started": "running",
         "job_retrying": "retrying",
+        "job_cancelling": "cancelling",
         "job_completed": "completed",
         "job_failed": "failed",
         "job_cancelled": "cancelled",

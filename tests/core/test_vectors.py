@@ -13,6 +13,7 @@ from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
 from semantik_realtime.core.fold import View, fold
 from semantik_realtime.core.lifecycle import is_finished
 from semantik_realtime.core.resume import LogInfo, plan_sync
+from semantik_realtime.core.summary import summarize
 from semantik_realtime.core.topic import check_topic, job_topic, name_topic, split_topic
 from semantik_realtime.errors import TopicError
 
@@ -192,3 +193,9 @@ def test_overlay(case):
 @cases("finished")
 def test_finished(case):
     assert is_finished(case["topic"], case["states"]) is case["finished"]
+
+
+@cases("summary")
+def test_summary(case):
+    summary = summarize(case["states"], case["job"], case["now_ms"])
+    assert msgspec.to_builtins(summary) == case["summary"]

@@ -112,7 +112,7 @@ def test_a_founding_application_keeps_its_pages_at_each_step(
             [state, *_] = messages_of(address, "/ws/operations/op-1", "current_state")
             assert state["data"]["status"] == "completed"
     runtime = Runtime(Settings(url=environment["REDIS_URL"], prefix=environment[PREFIX]))
-    assert read_stored_state(runtime, "op-2")["status"] == "cancelled"
+    assert read_stored_state(runtime, "job:op-2", "op-2")["status"] == "cancelled"
     runtime.close()
 
 
@@ -141,7 +141,7 @@ def test_a_task_reports_its_progress(
         runtime = Runtime(Settings(url=environment["REDIS_URL"], prefix=environment[PREFIX]))
 
         def ended() -> dict[str, Any] | None:
-            state = read_stored_state(runtime, "t-1")
+            state = read_stored_state(runtime, "job:t-1", "t-1")
             return state if state.get("status") == "completed" else None
 
         state = wait_for(ended)

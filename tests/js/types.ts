@@ -6,6 +6,8 @@
 
 import { connect } from "../../semantik_realtime/web/static/realtime.js";
 import type {
+  CancelAnswer,
+  CommandError,
   ConnectionInfo,
   ConnectionListener,
   ConnectionState,
@@ -14,6 +16,7 @@ import type {
   JobStatus,
   Realtime,
   RealtimeEvent,
+  RetryAnswer,
   SnapshotReason,
   State,
   Subscription,
@@ -33,7 +36,10 @@ type Named<T> = keyof {
 
 export const members: [
   Same<keyof ConnectOptions, "url" | "token" | "storage" | "WebSocket">,
-  Same<keyof Realtime, "watch" | "onConnection" | "connection" | "close">,
+  Same<keyof Realtime, "watch" | "cancel" | "retry" | "onConnection" | "connection" | "close">,
+  Same<keyof CancelAnswer, "topic" | "status">,
+  Same<keyof RetryAnswer, "job" | "topic">,
+  Same<keyof CommandError, keyof Error | "code" | "status">,
   Same<keyof WatchOptions, "history" | "onChange" | "onEvent" | "onDenied" | "onGone">,
   Same<keyof Subscription, "topic" | "close">,
   Same<keyof ConnectionInfo, "code" | "reason" | "since">,
@@ -51,7 +57,7 @@ export const members: [
     Named<RealtimeEvent>,
     "offset" | "type" | "time" | "key" | "state" | "data" | "terminal"
   >,
-] = [true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true];
 
 const tokens: Token[] = ["jwt", "", null, undefined];
 
@@ -86,6 +92,7 @@ const icons: Record<JobStatus, string> = {
   queued: "…",
   running: "▶",
   retrying: "↻",
+  cancelling: "…",
   completed: "✓",
   failed: "✗",
   cancelled: "–",
@@ -138,6 +145,20 @@ function note(event: RealtimeEvent, how: { replayed: boolean }): void {
 function deny({ topic, code, message }: DeniedInfo): string {
   return [topic, code, message].join();
 }
+
+async function stop(job: string): Promise<string> {
+  try {
+    const answer: CancelAnswer = await live.cancel(job);
+    return answer.status === "cancelled" ? answer.topic : icons[answer.status];
+  } catch (error) {
+    const { code, status, message } = error as CommandError;
+    if (code !== "ended") return `${status}: ${message}`;
+    const { job: id, topic }: RetryAnswer = await live.retry(job);
+    live.watch(topic);
+    return id;
+  }
+}
+void stop("job:42");
 
 const all: WatchOptions = { history: 100, onChange: show, onEvent: note, onDenied: deny };
 const subscription: Subscription = live.watch("job:42", { ...all, onGone: () => {} });

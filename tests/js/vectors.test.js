@@ -4,7 +4,7 @@ import { test } from "node:test";
 
 import { plainId } from "../../semantik_realtime/web/static/protocol.js";
 import { applyPart, EMPTY_VIEW } from "../../semantik_realtime/web/static/reader.js";
-import { connect } from "../../semantik_realtime/web/static/realtime.js";
+import { connect, summarize } from "../../semantik_realtime/web/static/realtime.js";
 import { isFinished } from "../../semantik_realtime/web/static/rest.js";
 
 function read(name) {
@@ -46,6 +46,12 @@ for (const { name, topic, states, finished } of cases("finished")) {
     const job = topic.startsWith("job:") ? plainId(topic) : null;
     const view = { ...EMPTY_VIEW, states: new Map(Object.entries(states)), synced: true };
     assert.equal(isFinished(job, view), finished);
+  });
+}
+
+for (const { name, states, job, now_ms, summary } of cases("summary")) {
+  test(`summary: ${name}`, () => {
+    assert.deepEqual(summarize(new Map(Object.entries(states)), job, now_ms), summary);
   });
 }
 

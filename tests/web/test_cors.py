@@ -65,7 +65,7 @@ async def test_a_preflight_is_answered_without_a_credential(settings: Settings, 
         allowed = await http.options(path, headers={"Origin": PAGE, **asks})
         assert allowed.status_code == 204
         assert allowed.headers["access-control-allow-origin"] == PAGE
-        assert allowed.headers["access-control-allow-methods"] == "GET"
+        assert allowed.headers["access-control-allow-methods"] == "GET, POST"
         assert allowed.headers["access-control-allow-headers"] == "authorization,last-event-id"
         assert "Origin" in allowed.headers["vary"]
         refused = await http.options(path, headers={"Origin": OTHER, **asks})

@@ -19,6 +19,7 @@ from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import Settings
 
 HERE = Path(__file__).parent
+POOLS = ("prefork", "threads", "solo", "gevent", "eventlet")
 
 
 class Place(NamedTuple):
@@ -37,6 +38,8 @@ class Worker:
         self.settings = Settings(backend=place.backend, url=place.url, prefix=prefix)
         self.log_path = directory / f"{pool}.log"
         self.queue = prefix
+        self.pool = pool
+        self.pool = pool
         self._environment = {
             **os.environ,
             "REDIS_URL": broker,
@@ -91,7 +94,7 @@ class Worker:
 
     def send(self, name: str, *args: Any, owner: str | None = "7", **options: Any) -> str:
         """Send a task with plain Celery; return its id."""
-        headers = {} if owner is None else {"realtime_owner": owner}
+        headers = ({} if owner is None else {"realtime_owner": owner}) | options.pop("headers", {})
         result = self.app.send_task(
             f"mirrored_app.{name}", args, queue=self.queue, headers=headers, **options
         )
@@ -118,9 +121,16 @@ class Worker:
 
 @contextlib.contextmanager
 def running(
-    broker: str, place: Place, pool: str, directory: Path, **environment: str
+    broker: str,
+    place: Place,
+    pool: str,
+    directory: Path,
+    *,
+    prefix: str | None = None,
+    **environment: str,
 ) -> Iterator[Worker]:
-    worker = Worker(broker, place, pool, directory, f"q{uuid.uuid4().hex[:8]}", **environment)
+    prefix = prefix or f"q{uuid.uuid4().hex[:8]}"
+    worker = Worker(broker, place, pool, directory, prefix, **environment)
     try:
         yield worker
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery_workers import Place, Worker, running
+from celery_workers import POOLS, Place, Worker, running
 from topic_log import Log, Reader, wait_until
 
 from semantik_realtime.backends.loader import load_backend
@@ -89,7 +89,7 @@ def place(row: str, server_url: Callable[[str], str]) -> Place:
     return Place(ROWS[row].backend, server_url(row))
 
 
-@pytest.fixture(scope="module", params=["prefork", "threads"])
+@pytest.fixture(scope="module", params=POOLS)
 def worker(
     request: pytest.FixtureRequest,
     broker: str,

@@ -5,16 +5,22 @@ Broker and settings come from the environment.
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import itertools
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery import Celery, Task, chord, group
+from celery.contrib.abortable import AbortableTask
 from celery.exceptions import Ignore, Reject
+from celery.utils.log import get_task_logger
 
 app = Celery("mirrored_app")
 app.conf.update(
@@ -30,6 +36,16 @@ app.conf.update(
     task_protocol=int(os.environ.get("TEST_PROTOCOL", "2")),
     worker_max_tasks_per_child=int(os.environ.get("TEST_TASKS_PER_CHILD", "0")) or None,
 )
+if owner := os.environ.get("TEST_BEAT_OWNER"):
+    # Two entries: the owner of the first is its own, that of the second is the setting's.
+    app.conf.beat_max_loop_interval = 0.2
+    app.conf.beat_schedule = {
+        name: {"task": "mirrored_app.add", "schedule": 0.5, "args": (1, 2), "options": options}
+        for name, options in {
+            "own": {"headers": {"realtime_owner": owner}},
+            "of the setting": {},
+        }.items()
+    }
 
 
 @app.task
@@ -172,6 +188,30 @@ def wait() -> None:
     threading.Event().wait(60)
 
 
+@app.task
+def work(seconds: float, asks: bool) -> str:
+    """Report progress for some time; ask whether the job is cancelled, or not."""
+    from semantik_realtime import job
+
+    deadline = time.monotonic() + seconds
+    for number in itertools.count(1):
+        if asks:
+            job.raise_if_cancelled()
+        if time.monotonic() > deadline:
+            break
+        job.progress(number)
+        time.sleep(0.01)
+    return "done"
+
+
+@app.task(bind=True, base=AbortableTask)
+def work_until_aborted(self: AbortableTask) -> str:
+    deadline = time.monotonic() + 30
+    while not self.is_aborted() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return "aborted"
+
+
 @app.task(soft_time_limit=1)
 def overrun_softly() -> None:
     from semantik_realtime import job
@@ -275,6 +315,125 @@ def replace_by_group(self: Task) -> None:
     raise self.replace(group(add.s(1, n) for n in range(3)))
 
 
+@app.task(bind=True)
+def replace_by_chord(self: Task) -> None:
+    raise self.replace(chord([add.s(1, n) for n in range(3)], total.s()))
+
+
+@app.task(bind=True, autoretry_for=(ValueError,), default_retry_delay=0, max_retries=5)
+def retry_automatically(self: Task) -> int:
+    if self.request.retries < 2:
+        raise ValueError("not yet")
+    return self.request.retries
+
+
+@app.task
+def compute(seconds: float) -> int:
+    """Compute without a pause: in a greenlet, no other greenlet runs."""
+    from semantik_realtime import job
+
+    deadline, number = time.monotonic() + seconds, 0
+    while time.monotonic() < deadline:
+        number += 1
+        job.progress(number)
+    return number
+
+
+@app.task
+def hold_interpreter(seconds: float) -> None:
+    """Let no other thread of this process run, as a long call of a C library does."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
+
+
+@app.task
+def wait_calmly(seconds: float) -> None:
+    from semantik_realtime import job
+
+    job.set(waiting=True)
+    time.sleep(seconds)
+
+
 @app.task(acks_late=True)
 def sleep_late(seconds: float) -> None:
     sleep(seconds)
+
+
+@app.task(bind=True)
+def report_in_thread(self: Task, meta: Any) -> None:
+    task_id = self.request.id
+    thread = threading.Thread(
+        target=lambda: self.update_state(task_id=task_id, state="PROGRESS", meta=meta)
+    )
+    thread.start()
+    thread.join()
+
+
+@app.task(realtime={"logs": "WARNING"})
+def write_log(count: int) -> None:
+    from semantik_realtime import job
+
+    logger, own = logging.getLogger("app.pdf"), get_task_logger("app.tasks")
+    logger.info("too quiet")
+    for number in range(count):
+        logger.warning("page %d has no text", number)
+    own.error("giving up")
+    print("printed")
+    job.emit("written")
+
+
+@app.task
+def write_log_unasked() -> str:
+    logging.getLogger("app.pdf").warning("secret")
+    return "done"
+
+
+@app.task
+def use_tqdm() -> None:
+    # Not before the task runs: a worker may never have imported it.
+    from tqdm import tqdm
+
+    from semantik_realtime import job, track
+
+    for _ in tqdm(range(20), "Pages", unit="pages"):
+        time.sleep(0.02)
+    job.emit("pages_read")
+    for _ in track(["a.pdf"], "Indexing", unit="files"):
+        with tqdm(total=8, desc="Words") as words:
+            words.update(3)
+            words.refresh()
+            job.emit("half")
+
+
+@app.task(realtime=False)
+def unseen() -> str | None:
+    from semantik_realtime import job
+
+    job.emit("note")
+    return job.id
+
+
+@app.task
+def use_threads() -> None:
+    from semantik_realtime import job
+
+    def read(number: int) -> None:
+        job.emit("read", number=number)
+        bar.advance()
+
+    with job.bar(20, "Reading", unit="files") as bar, ThreadPoolExecutor(4) as pool:
+        list(pool.map(job.wrap(read), range(20)))
+
+
+@app.task
+def list_of(number: int) -> list[int]:
+    return [number]
+
+
+@app.task
+def fail_after(number: int) -> None:
+    raise ValueError(f"the file is empty after {number}")
+
+
+@app.task
+def ignore_result_of(ids: list[str]) -> int:
+    return len(ids)

@@ -31,6 +31,7 @@ from semantik_realtime.worker import tracker as tracker_module
 from semantik_realtime.worker.current import current_job
 from semantik_realtime.worker.headers import read_job_meta
 from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.receivers import AGAIN_SECONDS
 from semantik_realtime.worker.submit import submit
 from semantik_realtime.worker.tracker import TaskTracker, install
 from semantik_realtime.worker.values import misuse
@@ -395,7 +396,7 @@ def test_a_soft_time_limit_within_a_receiver_is_raised_again_in_the_task(
         if again:
             wait_until(lambda: raised)
         else:
-            time.sleep(5 * tracker_module.AGAIN_SECONDS)
+            time.sleep(5 * AGAIN_SECONDS)
     finally:
         signal.signal(signal.SIGUSR1, previous)
     assert len(raised) == again
@@ -765,7 +766,7 @@ def test_a_task_id_that_no_topic_can_have_is_logged_once_and_harms_no_task(
         ),
         ("PROGRESS", {"failed": [1], "bad": object}, {"fields": {"failed": [1]}}),
         (None, {"current": 1}, {"progress": {"current": 1, "total": None}}),
-        ("PROGRESS", "plain text", {}),
+        ("PROGRESS", "plain text", {"message": "plain text"}),
         ("PROGRESS", {5: 6, "current": "x"}, {"fields": {"current": "x"}}),
     ],
 )

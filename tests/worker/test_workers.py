@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from celery_workers import Place, Worker, running
+from celery_workers import POOLS, Place, Worker, running
 from topic_log import Log, wait_until
 
 from semantik_realtime.testing.servers import ROWS, RedisServer, Server, valkey_program
@@ -152,14 +152,48 @@ def test_a_replaced_task_continues_the_same_job(worker: Worker) -> None:
     assert sum(event.get("terminal", False) for event in log.events) == 1
 
 
+def test_a_task_that_retries_automatically_is_a_new_attempt_each_time(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("retry_automatically"), "completed")
+    assert [pair for pair in log.statuses if pair[1] != "retrying"][-2:] == [
+        (3, "running"),
+        (3, "completed"),
+    ]
+    assert log.types.count("job_completed") == 1
+
+
+def test_a_task_replaced_by_a_chord_ends_with_its_body(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("replace_by_chord"), "completed", 40)
+    assert_continued(log)
+    assert log.owner == "7"
+
+
+def test_a_task_that_the_worker_does_not_know_fails_its_job(worker: Worker) -> None:
+    log = worker.wait_for(worker.send("no_such_task"), "failed")
+    assert log.state["error"]["type"] == "NotRegistered"
+    assert log.owner == "7"
+
+
 def test_a_task_replaced_by_a_chain_ends_with_its_last_task(worker: Worker) -> None:
     log = worker.wait_for(worker.send("replace_by_chain"), "completed")
     assert_continued(log)
 
 
 @pytest.mark.every_backend(shares_storage=True)
+@pytest.mark.parametrize("worker", [pool for pool in POOLS if pool != "solo"], indirect=True)
 def test_a_task_that_exits_fails_its_job(worker: Worker) -> None:
-    log = worker.wait_for(worker.send("exit_process", "exit"), "failed")
+    assert_exited(worker.wait_for(worker.send("exit_process", "exit"), "failed"))
+
+
+def test_a_task_that_exits_ends_a_solo_worker_and_fails_its_job(
+    broker: str, place: Place, tmp_path: Path
+) -> None:
+    with running(broker, place, "solo", tmp_path) as worker:
+        job_id = worker.send("exit_process", "exit")
+        worker.process.wait(30)
+        assert_exited(worker.wait_for(job_id, "failed"))
+
+
+def assert_exited(log: Log) -> None:
     assert log.state["fields"] == {"done": 3}
     assert log.state["progress"]["current"] == 3
     assert sum(event["type"] == "job_failed" for event in log.events) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from zlib import crc32
 
 import msgspec
@@ -18,8 +18,9 @@ from semantik_realtime.core.event import (
     with_offset,
 )
 from semantik_realtime.core.ownership import OwnerChange, check_owner
+from semantik_realtime.core.retention import expires_at
 
-from semantik_realtime_nats.plan import Limits, Plan
+from semantik_realtime_nats.plan import Limits, Plan, Stale
 from semantik_realtime_nats.records import (
     AttemptClaimed,
     EventRun,
@@ -83,6 +84,8 @@ class Ledger(msgspec.Struct):
     """For each key that changed since the checkpoint, the event with its state."""
     checkpoint_offset: int = 0
     """The offset of the last checkpoint; 0 without one."""
+    due_at: float | None = None
+    """When the topic's own job is to start, as far as drafts say so while it has not ended."""
     alive_until: float = float("inf")
     """When the topic expires, by the server's clock in seconds since 1970."""
     deleted: bool = False
@@ -172,29 +175,21 @@ class Ledger(msgspec.Struct):
     def commit(self, header: LogHeader, seq: int, stored_at: float) -> None:
         """The message with ``header``, whose facts are part of the ledger, is stored as ``seq``."""
         self.seq = self.expected_seq = seq
-        self.alive_until = stored_at + header.keep_seconds
+        self.alive_until = header.expires_at(stored_at)
+        self.due_at = header.due_at
         if not self.pages or header.offset - self.pages[-1][0] >= PAGE_EVENTS:
             self.pages.append((header.offset, seq))
 
-    def plan_append(
-        self,
-        drafts: Sequence[Draft],
-        limits: Limits,
-        stale: Set[tuple[str | None, int | None]] = frozenset(),
-    ) -> Plan:
-        """Add the drafts that the fence accepts, and return the message to append.
-
-        ``stale`` are the job and attempt of each draft that begins an attempt and was refused
-        earlier in the call.
-        """
-        header = self._header(limits.retention_seconds)
+    def plan_append(self, drafts: Sequence[Draft], limits: Limits, stale: Stale = ()) -> Plan:
+        """Add the drafts that the fence accepts, and return the message to append."""
+        header = self._header()
         receipts: list[Receipt] = []
         bodies: list[bytes] = []
         run: EventRun | None = None
-        made_room = False
-        stale = set(stale)
+        made_room = ends = False
+        stale_attempts = set(stale)
         for draft in drafts:
-            if (draft.job, draft.attempt) in stale:
+            if (draft.job, draft.attempt) in stale_attempts:
                 receipts.append(_REFUSALS[Outcome.STALE])
                 continue
             job = _NEW_JOB if draft.job is None else self.jobs.get(draft.job, _NEW_JOB)
@@ -204,7 +199,7 @@ class Ledger(msgspec.Struct):
                 if header.facts:
                     # A message belongs to one epoch.
                     break
-                header = self._begin_again(draft.job, job, limits)
+                header = self._begin_again(draft.job, job)
             is_new = draft.change is StateChange.SET and draft.key not in self.keys
             if refusal is None and is_new and len(self.keys) >= limits.max_keys:
                 if made_room:
@@ -219,11 +214,11 @@ class Ledger(msgspec.Struct):
                     refusal = Outcome.TOO_MANY_KEYS
             if refusal is not None:
                 if draft.begins and refusal is Outcome.STALE:
-                    stale.add((draft.job, draft.attempt))
+                    stale_attempts.add((draft.job, draft.attempt))
                 receipts.append(_REFUSALS[refusal])
                 continue
             attempt = job.attempt if draft.attempt is None else draft.attempt
-            if run is not None and _continues(run, draft, attempt):
+            if run is not None and run.continues_with(draft, attempt):
                 run.count += 1
             else:
                 run = EventRun(
@@ -244,9 +239,10 @@ class Ledger(msgspec.Struct):
             bodies.append(draft.body)
             receipts.append(Receipt(Outcome.APPENDED, self.cursor))
             self.owner = self.owner or draft.owner
-            ended = draft.terminal and draft.topic == f"job:{draft.job}"
-            header.keep_seconds = limits.grace_seconds if ended else limits.retention_seconds
-        return self._plan(header, bodies, receipts)
+            ends = draft.terminal and draft.topic == f"job:{draft.job}"
+            if draft.due_at is not None:
+                self.due_at = max(self.due_at or 0.0, draft.due_at)
+        return self._plan(header, bodies, receipts, limits, ends)
 
     def plan_claim(
         self, job: str, token: str, owner: str | None, limits: Limits
@@ -268,17 +264,17 @@ class Ledger(msgspec.Struct):
             return known.attempt, None
         claimed = AttemptClaimed(job, known.attempt + 1, token)
         self._set_attempt(job, JobAttempt(claimed.attempt, 0, token))
-        header = self._header(limits.retention_seconds)
+        header = self._header()
         header.facts.append(claimed)
         header.facts.extend(self._forget_stateless(limits.max_keys))
-        return claimed.attempt, self._plan(header, (), [])
+        return claimed.attempt, self._plan(header, (), [], limits)
 
     def plan_delete(self, limits: Limits) -> Plan:
         """Return the message that deletes the topic. The ledger is unchanged."""
-        header = LogHeader(self.epoch, 0, 0, 0, 0, limits.grace_seconds, deleted=True)
+        header = LogHeader(self.epoch, 0, 0, 0, 0, limits.retention.grace_seconds, deleted=True)
         return Plan(header, header.encode(()), [])
 
-    def _begin_again(self, name: str | None, job: JobAttempt, limits: Limits) -> LogHeader:
+    def _begin_again(self, name: str | None, job: JobAttempt) -> LogHeader:
         """Begin a new epoch, in which only the attempt of the job ``name`` is known.
 
         Return the header of its first message.
@@ -286,21 +282,30 @@ class Ledger(msgspec.Struct):
         begun = Ledger.begin(self.expected_seq)
         for field in begun.__struct_fields__:
             setattr(self, field, getattr(begun, field))
-        header = self._header(limits.retention_seconds)
+        header = self._header()
         if name is not None and job.attempt:
             header.facts.append(AttemptClaimed(name, job.attempt, job.token))
             self._set_attempt(name, JobAttempt(job.attempt, 0, job.token))
         return header
 
-    def _header(self, keep_seconds: float) -> LogHeader:
-        return LogHeader(
-            self.epoch, self.seq, self.offset, self.chain, self.chain, keep_seconds, facts=[]
-        )
+    def _header(self) -> LogHeader:
+        return LogHeader(self.epoch, self.seq, self.offset, self.chain, self.chain, 0.0, facts=[])
 
-    def _plan(self, header: LogHeader, bodies: Sequence[bytes], receipts: list[Receipt]) -> Plan:
+    def _plan(
+        self,
+        header: LogHeader,
+        bodies: Sequence[bytes],
+        receipts: list[Receipt],
+        limits: Limits,
+        ends: bool = False,
+    ) -> Plan:
         if not header.facts:
             return Plan(header, None, receipts)
         header.last_chain, header.owner = self.chain, self.owner
+        own = limits.own_job
+        is_open = own in self.keys and not self.jobs.get(own or "", _NEW_JOB).ended_at
+        header.keep_seconds = expires_at(0.0, limits.retention, ends=ends, is_open=is_open)
+        header.due_at = self.due_at if is_open else None
         return Plan(header, header.encode(bodies), receipts)
 
     def _check(self, draft: Draft, job: JobAttempt, limits: Limits) -> Outcome | None:
@@ -384,19 +389,6 @@ class Ledger(msgspec.Struct):
         self.jobs.pop(job, None)
         self.keys.pop(job, None)
         self.changed.pop(job, None)
-
-
-def _continues(run: EventRun, draft: Draft, attempt: int) -> bool:
-    """Return True if the draft is the next event of the run."""
-    return (
-        run.producer == draft.producer
-        and run.number + run.count == draft.number
-        and run.key == draft.key
-        and run.change is draft.change
-        and run.job == draft.job
-        and run.attempt == attempt
-        and run.terminal == draft.terminal
-    )
 
 
 _NEW_JOB = JobAttempt()

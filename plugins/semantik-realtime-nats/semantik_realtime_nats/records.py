@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from zlib import crc32
 
 import msgspec
-from semantik_realtime.core.event import Cursor, Event, StateChange, link, with_offset
+from semantik_realtime.core.event import Cursor, Draft, Event, StateChange, link, with_offset
 
 _encode = msgspec.json.Encoder().encode
 
@@ -23,6 +23,18 @@ class EventRun(msgspec.Struct, array_like=True, tag="run"):
     job: str | None
     attempt: int
     terminal: bool
+
+    def continues_with(self, draft: Draft, attempt: int) -> bool:
+        """Return True if ``draft``, of ``attempt``, is the next event of the run."""
+        return (
+            self.producer == draft.producer
+            and self.number + self.count == draft.number
+            and self.key == draft.key
+            and self.change is draft.change
+            and self.job == draft.job
+            and self.attempt == attempt
+            and self.terminal == draft.terminal
+        )
 
 
 class JobForgotten(msgspec.Struct, array_like=True, tag="forgotten"):
@@ -57,9 +69,15 @@ class LogHeader(msgspec.Struct, omit_defaults=True):
     """The chain after its last event."""
     keep_seconds: float
     """The topic expires this long after the message, unless another one follows."""
+    due_at: float | None = None
+    """By a clock, in seconds since 1970: ``keep_seconds`` begin then, if that is later."""
     owner: str | None = None
     facts: list[Fact] = []
     deleted: bool = False
+
+    def expires_at(self, stored_at: float) -> float:
+        """Return when the topic expires, in seconds since 1970, like ``stored_at``."""
+        return max(stored_at, self.due_at or 0.0) + self.keep_seconds
 
     def encode(self, bodies: Sequence[bytes]) -> bytes:
         """Return the message: this header, and each event's body in a line of its own."""
@@ -103,7 +121,7 @@ class LogMessage(msgspec.Struct, frozen=True):
 
     def is_expired(self, now: float) -> bool:
         """Return True if the topic has expired, provided that this is its last message."""
-        return now >= self.stored_at + self.header.keep_seconds
+        return now >= self.header.expires_at(self.stored_at)
 
     def events(self) -> Iterator[Event]:
         """Yield its events."""

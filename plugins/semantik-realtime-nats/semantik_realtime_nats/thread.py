@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from semantik_realtime.errors import AppendUncertain, BackendUnavailable
+from semantik_realtime.native_threads import Event, Thread, make_event, make_lock, make_thread
 
 Worker = TypeVar("Worker")
 Result = TypeVar("Result")
@@ -22,8 +22,39 @@ MAX_CALL_SECONDS = 60.0
 class _Running(NamedTuple, Generic[Worker]):
     pid: int
     loop: asyncio.AbstractEventLoop
-    thread: threading.Thread
+    thread: Thread
     worker: Worker
+
+
+class _Call(Generic[Result]):
+    """A call that the loop runs for another thread.
+
+    Not a future of `concurrent.futures`: its lock would be one for greenlets where gevent or
+    eventlet replaces those of `threading`.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Result]) -> None:
+        self.coroutine = coroutine
+        self.is_done: Event = make_event()
+        # The task that runs it; None before the loop begins with it.
+        self.task: asyncio.Task[Result] | None = None
+
+    def begin(self) -> None:
+        """Run it. On the loop."""
+        self.task = asyncio.ensure_future(self.coroutine)
+        self.task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[Result]) -> None:
+        if not task.cancelled():
+            # Retrieved, so that asyncio does not log it: `result` raises it, if anyone waits.
+            task.exception()
+        self.is_done.set()
+
+    def result(self) -> Result:
+        """Return what it has returned. After `is_done` is set, in any thread."""
+        if self.task is None:
+            raise asyncio.CancelledError
+        return self.task.result()
 
 
 class LoopThread(Generic[Worker]):
@@ -44,7 +75,7 @@ class LoopThread(Generic[Worker]):
         """
         self._make = make
         self._end = end
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         """Held to start or stop the thread, and to hand it a call. A child gets a new one."""
         self._running: _Running[Worker] | None = None
         """The thread; in a child that of the parent, until the first call. None without one."""
@@ -64,13 +95,17 @@ class LoopThread(Generic[Worker]):
         with self._lock:
             if self._running is None:
                 self._running = self._start()
-            future = asyncio.run_coroutine_threadsafe(
-                call(self._running.worker), self._running.loop
-            )
+            loop = self._running.loop
+            running = _Call(call(self._running.worker))
+            loop.call_soon_threadsafe(running.begin)
         try:
-            return future.result(MAX_CALL_SECONDS)
-        except (CancelledError, TimeoutError) as error:
-            future.cancel()
+            if running.is_done.wait(MAX_CALL_SECONDS):
+                return running.result()
+            task = running.task
+            with suppress(RuntimeError):  # The loop is closed.
+                loop.call_soon_threadsafe(lambda: task and task.cancel())
+            raise AppendUncertain("the writer is stuck")
+        except asyncio.CancelledError as error:
             raise AppendUncertain("the writer was closed") from error
 
     def close(self) -> None:
@@ -81,35 +116,43 @@ class LoopThread(Generic[Worker]):
             # remove them from the parent's selector. Its lock may be held by a thread that does
             # not exist here.
             self._inherited.append(running)
-            self._running, self._lock = None, threading.Lock()
+            self._running, self._lock = None, make_lock()
             return
         with self._lock:
             running, self._running = self._running, None
         if running is None:
             return
-        asyncio.run_coroutine_threadsafe(self._finish(running.worker), running.loop)
+        ending = _Call(self._finish(running.worker))
+        running.loop.call_soon_threadsafe(ending.begin)
         running.thread.join(STOP_SECONDS)
 
     def _start(self) -> _Running[Worker]:
-        # Not the policy's loop, because uvloop does not survive a fork.
-        loop = asyncio.SelectorEventLoop()
-        thread = threading.Thread(
-            target=self._run_loop, args=(loop,), name="semantik-realtime-nats", daemon=True
-        )
+        loops: list[asyncio.AbstractEventLoop] = []
+        is_made = make_event()
+
+        def run() -> None:
+            try:
+                # In the thread: with gevent its selector belongs to the thread that makes it. And
+                # not the policy's loop, because uvloop does not survive a fork.
+                loop = asyncio.SelectorEventLoop()
+                loops.append(loop)
+            finally:
+                is_made.set()
+            asyncio.set_event_loop(loop)
+            try:
+                loop.run_forever()
+            finally:
+                loop.close()
+
+        thread = make_thread(run, "semantik-realtime-nats")
         try:
             thread.start()
         except RuntimeError as error:
-            loop.close()
             raise BackendUnavailable(f"no thread: {error}") from error
-        return _Running(os.getpid(), loop, thread, self._make())
-
-    @staticmethod
-    def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
-        try:
-            loop.run_forever()
-        finally:
-            loop.close()
+        is_made.wait()
+        if not loops:
+            raise BackendUnavailable("no event loop: see the log")
+        return _Running(os.getpid(), loops[0], thread, self._make())
 
     async def _finish(self, worker: Worker) -> None:
         loop = asyncio.get_running_loop()

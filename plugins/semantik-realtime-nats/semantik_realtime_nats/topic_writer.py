@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt
+from semantik_realtime.core.retention import own_job
 from semantik_realtime.errors import AppendUncertain, BackendError
 
 from semantik_realtime_nats.errors import NoReply, SequenceConflict, explain
 from semantik_realtime_nats.ledger import Gap, Ledger
 from semantik_realtime_nats.log import TopicLog, catch_up, encode_checkpoint, read_messages
-from semantik_realtime_nats.plan import Limits, Plan
+from semantik_realtime_nats.plan import Limits, Plan, Stale
 from semantik_realtime_nats.stream import Stream, retry_conflicts
 from semantik_realtime_nats.subjects import Subjects
 
@@ -117,7 +118,7 @@ class TopicWriter:
         return existed
 
     async def _append_message(
-        self, stream: Stream, drafts: list[Draft], stale: set[tuple[str | None, int | None]]
+        self, stream: Stream, drafts: list[Draft], stale: Stale
     ) -> list[Receipt]:
         """Append the first drafts, as many as one message has room for; return their receipts."""
         receipts: list[Receipt] = []
@@ -283,10 +284,10 @@ class TopicWriter:
         settings = self._settings
         return Limits(
             settings.retention_events,
-            settings.retention_seconds,
-            settings.grace_seconds,
+            settings.retention,
             self._max_keys,
             min(settings.max_event_bytes, stream.connection.max_payload_bytes - 2 * HEADER_BYTES),
+            own_job(self._topic),
         )
 
 

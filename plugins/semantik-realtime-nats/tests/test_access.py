@@ -36,6 +36,8 @@ async def works(backend: NatsBackend) -> bool:
     await sink.wait_for_events(100)
     assert len((await backend.snapshot(topic, None, 100)).events) == 100
     assert backend.lease(topic, "holder", 1, 60.0)
+    assert not backend.hold("holder", {"1": b"one"}, [], 60.0)
+    assert not backend.overdue(60.0)
     assert backend.delete(topic)
     return {receipt.outcome for receipt in receipts} == {Outcome.APPENDED}
 
@@ -166,7 +168,7 @@ async def test_the_permissions_that_the_readme_lists_are_enough(
 ) -> None:
     block = README.read_text().partition("publish:")[2].partition("```")[0]
     publish, subscribe = (part.split() for part in block.split("subscribe:"))
-    assert len(publish) == 6
+    assert len(publish) == 7
     server = start_server(config=allow(publish, subscribe))
     assert await works(make_backend(server.url.replace("://", "://u:p@")))
 

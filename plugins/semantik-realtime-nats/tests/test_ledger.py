@@ -8,6 +8,7 @@ import uuid
 
 import pytest
 from semantik_realtime.core.event import Draft, Outcome
+from semantik_realtime.core.retention import Retention
 from semantik_realtime.testing.contract import Author
 
 from semantik_realtime_nats.ledger import (
@@ -23,7 +24,8 @@ from semantik_realtime_nats.records import EventRun, LogMessage
 from semantik_realtime_nats.settings import MAX_KEYS_LIMIT
 from semantik_realtime_nats.topic_writer import CROWDED, HEADER_BYTES
 
-LIMITS = Limits(1000, 86_400.0, 3600.0, max_keys=5, max_event_bytes=65_536)
+RETENTION = Retention(86_400.0, 3600.0, 30 * 86_400.0)
+LIMITS = Limits(1000, RETENTION, max_keys=5, max_event_bytes=65_536)
 TOPIC = "user:7"
 
 
@@ -158,7 +160,7 @@ def ledger_with_ended_jobs(count: int, limits: Limits, name: str = "{:036d}") ->
 
 @pytest.mark.parametrize("name", ["{:036d}", "{:0200d}", "𝄞" * 190 + "{:010d}"])
 def test_the_jobs_forgotten_for_a_new_key_fit_in_the_header(name: str) -> None:
-    limits = Limits(1000, 86_400.0, 3600.0, max_keys=1000, max_event_bytes=65_536)
+    limits = Limits(1000, RETENTION, max_keys=1000, max_event_bytes=65_536)
     ledger = ledger_with_ended_jobs(1000, limits, name)
     plan = ledger.plan_append([Author().draft(TOPIC, key="new", state={})], limits)
     assert [receipt.outcome for receipt in plan.receipts] == [Outcome.APPENDED]
@@ -167,13 +169,13 @@ def test_the_jobs_forgotten_for_a_new_key_fit_in_the_header(name: str) -> None:
 
 
 def test_drafts_that_need_more_forgotten_jobs_than_fit_in_a_message_get_several() -> None:
-    limits = Limits(1000, 86_400.0, 3600.0, max_keys=1000, max_event_bytes=65_536)
+    limits = Limits(1000, RETENTION, max_keys=1000, max_event_bytes=65_536)
     ledger = ledger_with_ended_jobs(1000, limits)
     reader = Ledger.restore(ledger.copy().checkpoint(1000))
     author = Author()
     rest = [author.draft(TOPIC, key=f"new{n}", state={}) for n in range(300)]
     # The operator has lowered the limit in the meantime.
-    limits = Limits(1000, 86_400.0, 3600.0, max_keys=800, max_event_bytes=65_536)
+    limits = Limits(1000, RETENTION, max_keys=800, max_event_bytes=65_536)
     seq = 1000
     while rest:
         plan = ledger.plan_append(rest, limits)
@@ -215,7 +217,7 @@ def test_the_index_finds_a_message_at_or_before_every_offset() -> None:
 
 
 def test_a_checkpoint_of_a_feed_with_a_thousand_jobs_has_less_than_100_kilobytes() -> None:
-    limits = Limits(1000, 86_400.0, 3600.0, max_keys=1000, max_event_bytes=65_536)
+    limits = Limits(1000, RETENTION, max_keys=1000, max_event_bytes=65_536)
     author, ledger = Author(), Ledger.begin(0)
     for n in range(1000):
         job = f"{n:036d}"

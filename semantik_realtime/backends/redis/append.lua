@@ -6,7 +6,10 @@
 --       would copy each body
 -- header: epoch, of a new log
 --         events, keys, producers, bytes: the limits of the log, of :state, of :seen, and of a body
---         ttl_ms, grace_ms: how long to keep the topic; grace_ms after the end of its own job
+--         ttl_ms, grace_ms, open_ms: how long to keep the topic; grace_ms after the end of its own
+--               job, open_ms while that has not ended
+--         own: the job whose own topic it is, "" for a feed; due_ms: when it is due; 0: it waits
+--               for no time
 --         channel, where the events are published
 --         runs: [producer, change, key, job, attempt, terminal, own, number, digests, owner,
 --               begins], the drafts in order; those of a run differ in the digest, and in the
@@ -22,7 +25,7 @@
 --         on. Receipts that are all "a" are left out.
 local meta, log, state, fence, seen = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local head = cjson.decode(ARGV[1])
-local position = redis.call('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted')
+local position = redis.call('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted', 'due')
 local receipts = {}
 
 if position[5] then
@@ -219,19 +222,19 @@ if #events > 0 then
       redis.call('HDEL', state, key)
     end
   end
-  local may_be_many = false
+  local may_be_many = is_new and not is_empty
   for job, current in pairs(attempts) do
     if current.changed and write_attempt(fence, job, current) == 1 then may_be_many = true end
   end
   for _, event in pairs(states) do
     if not event then may_be_many = true end
   end
-  if may_be_many and not (is_empty and #events <= head.keys) then
+  if may_be_many and not (is_empty and #receipts <= head.keys) then
     drop_stateless(fence, state, head.keys)
   end
   for producer, number in pairs(numbers) do
     local added = redis.call('HSET', seen, producer, string.format('%d %d', number, offset))
-    if added == 1 and not (is_empty and #events <= head.producers)
+    if added == 1 and not (is_empty and #receipts <= head.producers)
       and redis.call('HLEN', seen) > head.producers then
       -- A producer is a process, and a user's feed outlives many of them: drop the half that
       -- appended nothing for longest.
@@ -243,7 +246,19 @@ if #events > 0 then
       for i = 1, head.producers / 2 do redis.call('HDEL', seen, by_age[i][2]) end
     end
   end
-  local expiry = own_end and head.grace_ms or head.ttl_ms
+  local expiry = head.grace_ms
+  if not own_end then
+    local due = tonumber(position[6] or '0')
+    if head.due_ms > due then
+      due = head.due_ms
+      redis.call('HSET', meta, 'due', string.format('%d', due))
+    end
+    local has_state = states[head.own]
+    if has_state then has_state = true end
+    expiry = expiry_of(fence, state, head.own, attempts[head.own], has_state,
+      head.ttl_ms, head.open_ms, due)
+  end
+  expiry = string.format('%d', expiry)
   for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
   redis.call('PUBLISH', head.channel,
     epoch .. ' ' .. prev .. ' ' .. table.concat(chains, ' ') .. '\n'

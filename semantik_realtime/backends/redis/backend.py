@@ -14,12 +14,11 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 from zlib import crc32
 
-import msgspec
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
@@ -27,6 +26,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from semantik_realtime.backends.redis.append import DUPLICATE, append_arguments, read_receipts
 from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot
 from semantik_realtime.backends.redis.script import (
@@ -40,12 +40,14 @@ from semantik_realtime.backends.redis.script import (
     Writer,
     check_url,
     explain,
+    milliseconds,
 )
 from semantik_realtime.backends.redis.subscriber import Subscriber
 from semantik_realtime.config import Settings
-from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt, link
+from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.core.holding import Holding
-from semantik_realtime.core.limits import MAX_PRODUCERS, MAX_REPLAY
+from semantik_realtime.core.limits import MAX_REPLAY
+from semantik_realtime.core.retention import own_job
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 from semantik_realtime.urls import mask_text, mask_urls
@@ -55,11 +57,6 @@ READ_CONNECTIONS = 16
 """Most connections for reading, beside the subscriber's."""
 SAFE_EVICTION = "noeviction"
 """The maxmemory-policy under which the server deletes no key that has not expired."""
-
-_encode = msgspec.json.Encoder().encode
-_DUPLICATE = Receipt(Outcome.DUPLICATE)
-# What append.lua replies for a draft that it does not append.
-_REFUSALS = {"d": _DUPLICATE} | {outcome.value: Receipt(outcome) for outcome in Outcome}
 
 
 class RedisBackend:
@@ -90,13 +87,21 @@ class RedisBackend:
             by_topic.setdefault(draft.topic, []).append(place)
             digests.append(crc32(draft.body))
         calls = [
-            self._append_call(topic, [(drafts[place], digests[place]) for place in places])
+            (
+                self._keys(topic),
+                append_arguments(
+                    topic,
+                    self._channel(topic),
+                    [(drafts[place], digests[place]) for place in places],
+                    self._settings,
+                ),
+            )
             for topic, places in by_topic.items()
         ]
         replies = self._writer.run_all(APPEND, calls)
-        receipts: list[Receipt] = [_DUPLICATE] * len(drafts)
+        receipts: list[Receipt] = [DUPLICATE] * len(drafts)
         for places, reply in zip(by_topic.values(), replies, strict=True):
-            read = _receipts(reply.decode(), [digests[place] for place in places])
+            read = read_receipts(reply.decode(), [digests[place] for place in places])
             for place, receipt in zip(places, read, strict=True):
                 receipts[place] = receipt
         return receipts
@@ -109,21 +114,23 @@ class RedisBackend:
             secrets.token_hex(5),
             job,
             token,
-            _milliseconds(self._settings.retention_seconds),
+            milliseconds(self._settings.retention_seconds),
             self._settings.max_keys,
             owner or "",
+            milliseconds(self._settings.retention.open_seconds),
+            own_job(topic) or "",
         )
         return attempt
 
     @hookimpl
     def delete(self, topic: str) -> bool:
-        grace = _milliseconds(self._settings.grace_seconds)
+        grace = milliseconds(self._settings.grace_seconds)
         return bool(self._writer.run(DELETE, self._keys(topic), grace, self._channel(topic)))
 
     @hookimpl
     def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
         return bool(
-            self._writer.run(LEASE, [self._lease_key(name)], holder, limit, _milliseconds(seconds))
+            self._writer.run(LEASE, [self._lease_key(name)], holder, limit, milliseconds(seconds))
         )
 
     @hookimpl
@@ -258,23 +265,6 @@ class RedisBackend:
         version = info.get("valkey_version") or info.get("redis_version") or "(version unknown)"
         return Status("redis", True, f"{name} {version}", _warnings(info), ahead, address)
 
-    def _append_call(
-        self, topic: str, drafts: Sequence[tuple[Draft, int]]
-    ) -> tuple[Sequence[str], Sequence[Any]]:
-        settings = self._settings
-        header = {
-            "epoch": secrets.token_hex(5),
-            "events": settings.retention_events,
-            "ttl_ms": _milliseconds(settings.retention_seconds),
-            "grace_ms": _milliseconds(settings.grace_seconds),
-            "keys": settings.max_keys,
-            "producers": MAX_PRODUCERS,
-            "bytes": settings.max_event_bytes,
-            "channel": self._channel(topic),
-            "runs": _runs(topic, drafts),
-        }
-        return self._keys(topic), [_encode(header), *[draft.body[1:] for draft, _ in drafts]]
-
     async def _run(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
         try:
             return await self._execute("EVALSHA", script.sha, len(keys), *keys, *args)
@@ -306,52 +296,6 @@ class RedisBackend:
         return f"{self._settings.prefix}:lease:{{{name}}}"
 
 
-def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
-    """Return the drafts without their bodies, as append.lua expects them, in runs."""
-    runs: list[Any] = []
-    shared: tuple[Any, ...] | None = None
-    next_number = 0
-    for draft, digest in drafts:
-        previous = shared
-        shared = (
-            draft.producer,
-            draft.change,
-            draft.key,
-            draft.job or "",
-            -1 if draft.attempt is None else draft.attempt,
-            int(draft.terminal),
-            int(topic == f"job:{draft.job}"),
-            draft.owner or "",
-            int(draft.begins),
-        )
-        if shared == previous and draft.number == next_number:
-            runs[-1][8].append(digest)
-        else:
-            runs.append((*shared[:7], draft.number, [digest], *shared[7:]))
-        next_number = draft.number + 1
-    return runs
-
-
-def _receipts(reply: str, digests: Sequence[int]) -> Iterator[Receipt]:
-    """Return the receipts in a reply of append.lua; ``digests`` are those of its drafts."""
-    before, *texts = reply.split(",")
-    epoch, offset_text, chain_text = before.split(" ")
-    offset, chain = int(offset_text), int(chain_text)
-    for text, digest in zip(texts or ["a"] * len(digests), digests, strict=True):
-        if text == "a":
-            offset, chain = offset + 1, link(chain, digest)
-            yield Receipt(Outcome.APPENDED, Cursor(epoch, offset, chain))
-        elif text.startswith("d "):
-            _, first, first_chain = text.split(" ")
-            yield Receipt(Outcome.DUPLICATE, Cursor(epoch, int(first), int(first_chain, 16)))
-        elif text.startswith("a "):
-            _, before_epoch, own_offset, own_chain = text.split(" ")
-            place = Cursor(before_epoch, int(own_offset), int(own_chain, 16))
-            yield Receipt(Outcome.APPENDED, place)
-        else:
-            yield _REFUSALS[text]
-
-
 def _canonical(url: str) -> str:
     # In Celery's configuration the values have the names of Python's ssl module.
     url = re.sub(
@@ -369,10 +313,6 @@ def _canonical(url: str) -> str:
     if "ssl_check_hostname" not in options and options.get("ssl_cert_reqs", [""])[0] != "none":
         address += ("&" if "?" in address else "?") + "ssl_check_hostname=true"
     return address + hash_sign + fragment
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
 
 
 def _warnings(info: dict[str, Any]) -> list[str]:

@@ -1,10 +1,11 @@
 -- Count a job's next attempt. The same token gets the same number again.
 --
 -- KEYS  meta log state fence seen
--- ARGV  epoch (of a new log), job, token, ttl_ms, keys, owner ('': none)
+-- ARGV  epoch (of a new log), job, token, ttl_ms, keys, owner ('': none), open_ms, own (see
+--       append.lua)
 -- Return the attempt; 0 if the topic was deleted, -1 if it belongs to another owner.
 local meta, fence, owner = KEYS[1], KEYS[4], ARGV[6]
-local position = redis.call('HMGET', meta, 'epoch', 'deleted', 'offset', 'owner')
+local position = redis.call('HMGET', meta, 'epoch', 'deleted', 'offset', 'owner', 'due')
 if position[2] then return 0 end
 if owner ~= '' and position[4] and position[4] ~= owner then return -1 end
 if not position[1] then
@@ -21,6 +22,7 @@ redis.call('HDEL', fence, ARGV[2])
 drop_stateless(fence, KEYS[3], ARGV[5] - 1)
 local attempt = newest[1] + 1
 write_attempt(fence, ARGV[2], {attempt, -(position[3] or 0), ARGV[3]})
-redis.call('PEXPIRE', meta, ARGV[4])
-redis.call('PEXPIRE', fence, ARGV[4])
+local expiry = string.format('%d', expiry_of(fence, KEYS[3], ARGV[8], nil, nil,
+  tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(position[5] or '0')))
+for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
 return attempt

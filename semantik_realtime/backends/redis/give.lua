@@ -19,7 +19,7 @@ if name ~= holder then
   redis.call('ZREM', due, holder)
   redis.call('RENAME', held, given)
 end
-local keep = ARGV[3] + ARGV[4]
-redis.call('PEXPIRE', given, string.format('%d', keep))
-if redis.call('PTTL', due) < keep then redis.call('PEXPIRE', due, string.format('%d', keep)) end
+local keep = string.format('%d', ARGV[3] + ARGV[4])
+redis.call('PEXPIRE', given, keep)
+redis.call('PEXPIRE', due, keep)
 return redis.call('HGETALL', given)

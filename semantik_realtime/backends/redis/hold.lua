@@ -22,13 +22,11 @@ end
 for from = 5, first - 1, CHUNK do
   redis.call('HDEL', jobs, unpack(ARGV, from, math.min(from + CHUNK - 1, first - 1)))
 end
-if redis.call('HLEN', jobs) == 0 then
+if first > 5 and redis.call('HLEN', jobs) == 0 then
   redis.call('ZREM', due, holder)
 else
-  local keep = ARGV[2] + ARGV[3]
-  redis.call('PEXPIRE', jobs, string.format('%d', keep))
-  if redis.call('PTTL', due) < keep then
-    redis.call('PEXPIRE', due, string.format('%d', keep))
-  end
+  local keep = string.format('%d', ARGV[2] + ARGV[3])
+  redis.call('PEXPIRE', jobs, keep)
+  redis.call('PEXPIRE', due, keep)
 end
 return known and 1 or 0

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from semantik_realtime.backends.redis.script import GIVE, HOLD, OVERDUE, Writer
+from semantik_realtime.backends.redis.script import GIVE, HOLD, OVERDUE, Writer, milliseconds
 from semantik_realtime.core.holding import (
     HELD_KEEP_SECONDS,
     Holding,
@@ -49,7 +49,7 @@ class Holders:
         for begin in begins:
             end = begin + _JOBS_A_CALL
             removed = gone[begin:end]
-            args = (holder, _milliseconds(seconds), _KEEP_MS, len(removed), *removed)
+            args = (holder, milliseconds(seconds), _KEEP_MS, len(removed), *removed)
             calls.append((keys, (*args, *flat[2 * begin : 2 * end])))
         return bool(self._writer.run_all(HOLD, calls)[0])
 
@@ -63,7 +63,7 @@ class Holders:
                 break
             name = given_name(holder, token)
             keys = [self._due, self._jobs(holder), self._jobs(name)]
-            flat = self._writer.run(GIVE, keys, holder, name, _milliseconds(seconds), _KEEP_MS)
+            flat = self._writer.run(GIVE, keys, holder, name, milliseconds(seconds), _KEEP_MS)
             jobs = {job.decode(): record for job, record in zip(flat[::2], flat[1::2], strict=True)}
             if jobs:
                 given.append(Holding(name, worker_of(holder), jobs))
@@ -72,7 +72,3 @@ class Holders:
 
     def _jobs(self, holder: str) -> str:
         return f"{self._due}:{holder}"
-
-
-def _milliseconds(seconds: float) -> int:
-    return max(1, round(seconds * 1000))

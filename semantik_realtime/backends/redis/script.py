@@ -66,6 +66,11 @@ GIVE = Script("give")
 WRITES = (APPEND, CLAIM, DELETE, LEASE, HOLD, OVERDUE, GIVE)
 
 
+def milliseconds(seconds: float) -> int:
+    """Return a duration as the scripts need it: whole, and not 0."""
+    return max(1, round(seconds * 1000))
+
+
 def explain(error: Exception) -> BackendError:
     """Return the error of this package for an error of redis-py or of the server."""
     text = mask_text(str(error))

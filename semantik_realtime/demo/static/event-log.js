@@ -14,6 +14,7 @@ const TYPE_TEXT = {
   job_retrying: "retrying",
   job_completed: "done",
   job_failed: "failed",
+  job_cancelling: "cancelling",
   job_cancelled: "cancelled",
   job_lost: "lost",
   log: "log",
@@ -136,6 +137,7 @@ function typeText(type) {
 
 /** @param {Event} event @param {Record<string, any>} data */
 function detailText({ type, state }, data) {
+  if (type === "log") return data.dropped ? `${data.text} (${data.dropped} left out)` : data.text;
   if (data.file !== undefined) {
     const tail = data.reason ?? (data.chunks === undefined ? "" : plural(data.chunks, "passage"));
     return tail ? `${data.file}, ${tail}` : String(data.file);

@@ -20,6 +20,7 @@ const STATUS_TEXT = {
   retrying: "Retrying",
   completed: "Done",
   failed: "Failed",
+  cancelling: "Cancelling",
   cancelled: "Cancelled",
   lost: "Lost",
 };

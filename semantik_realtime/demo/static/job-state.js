@@ -10,7 +10,7 @@
 
 // Not imported from the realtime client: without the plugin there is none.
 const END_STATUSES = new Set(["completed", "failed", "cancelled", "lost"]);
-const RANK = { queued: 0, running: 1, retrying: 2 };
+const RANK = { queued: 0, running: 1, retrying: 2, cancelling: 2 };
 
 /** @param {State} state */
 export function hasEnded(state) {

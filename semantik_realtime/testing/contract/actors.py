@@ -73,6 +73,7 @@ class Author:
         attempt: int | None = None,
         begins: bool = False,
         owner: str | None = None,
+        due_at: float | None = None,
         max_bytes: int = 10**9,
     ) -> Draft:
         """Return a draft with the next number of its topic. Without ``state`` it has none."""
@@ -98,6 +99,7 @@ class Author:
             attempt=attempt,
             begins=begins,
             owner=owner,
+            due_at=due_at,
         )
 
 

@@ -161,7 +161,7 @@ class Holders(Fixtures):
         self, fleet: Callable[[], Any]
     ) -> None:
         backend = fleet()
-        names = [f"w{number}" for number in range(MAX_GIVEN_HOLDERS + 2)]
+        names = [f"w{number:02}" for number in range(MAX_GIVEN_HOLDERS + 2)]
         for name in names:
             backend.hold(name, {"1": b"one"}, [], SHORT)
         await asyncio.sleep(2 * SHORT)

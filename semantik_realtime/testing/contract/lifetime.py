@@ -56,6 +56,94 @@ class Lifetime(Fixtures):
         await until_unknown(backend, topic)
         assert (await backend.snapshot(feed, None, 1)).cursor is not None
 
+    async def test_a_job_that_has_not_ended_is_kept_beyond_the_retention(
+        self, open_backend: Callable[..., Any]
+    ) -> None:
+        backend = await open_backend(retention_seconds=0.1, grace_seconds=0.1)
+        name = secrets.token_hex(6)
+        topic, feed = f"job:{name}", f"user:{name}"
+        author = Author()
+
+        def publish(place: str, job: str, **given: Any) -> None:
+            [receipt] = backend.publish([author.draft(place, key=job, job=job, **given)])
+            assert receipt.outcome is Outcome.APPENDED
+
+        # The queued job, its first attempt, and what others append to its topic in between.
+        for changed in (
+            lambda: publish(topic, name, attempt=0, state={"status": "queued"}),
+            lambda: publish(topic, name, attempt=1, state={"status": "running"}),
+            lambda: publish(topic, "child", attempt=1, state={"status": "running"}),
+            lambda: publish(topic, "child", attempt=1, state={"n": 1}, terminal=True),
+            lambda: backend.publish([author.draft(topic, key="note")]),
+            lambda: backend.claim(topic, "other", "token", None),
+            lambda: backend.claim(topic, name, "token", None),
+        ):
+            changed()
+            publish(feed, name, attempt=1, state={"status": "running"})
+            await until_unknown(backend, feed)
+            snapshot = await backend.snapshot(topic, None, 10)
+            assert name in snapshot.states
+        publish(topic, name, attempt=2, state={"status": "completed"}, terminal=True)
+        await until_unknown(backend, topic)
+
+    async def test_a_topic_that_is_written_to_after_its_jobs_end_has_the_usual_retention(
+        self, open_backend: Callable[..., Any]
+    ) -> None:
+        backend = await open_backend(retention_seconds=0.3)
+        name = secrets.token_hex(6)
+        topic = f"job:{name}"
+        author = Author()
+        ends = author.draft(topic, key=name, job=name, attempt=1, state={"n": 1}, terminal=True)
+        backend.publish([ends])
+        backend.publish([author.draft(topic, key="child", state={"n": 1})])
+        await until_unknown(backend, topic)
+
+    async def test_a_topic_whose_job_has_no_state_has_the_usual_retention(
+        self, open_backend: Callable[..., Any]
+    ) -> None:
+        backend = await open_backend(retention_seconds=0.3)
+        name = secrets.token_hex(6)
+        topic = f"job:{name}"
+        author = Author()
+        backend.publish([author.draft(topic, key=name, job=name)])
+        await until_unknown(backend, topic)
+        backend.publish([author.draft(topic, key=name, job=name, state={"n": 1})])
+        backend.publish([author.draft(topic, key=name, job=name, state=None)])
+        await until_unknown(backend, topic)
+
+    async def test_a_job_that_never_ends_is_kept_for_a_time_of_its_own(
+        self, open_backend: Callable[..., Any]
+    ) -> None:
+        backend = await open_backend(retention_seconds=0.1, open_seconds=0.5)
+        name = secrets.token_hex(6)
+        topic = f"job:{name}"
+        author = Author()
+        began_at = time.monotonic()
+        backend.publish([author.draft(topic, key=name, job=name, state={"n": 1})])
+        await until_unknown(backend, topic)
+        assert time.monotonic() - began_at >= 0.4
+
+    async def test_a_job_that_waits_for_a_time_is_kept_until_after_that_time(
+        self, open_backend: Callable[..., Any]
+    ) -> None:
+        backend = await open_backend(retention_seconds=0.1, open_seconds=0.2)
+        name = secrets.token_hex(6)
+        topic, feed = f"job:{name}", f"user:{name}"
+        author = Author()
+        due_at = time.time() + 1.0
+        for place in (topic, feed):
+            backend.publish(
+                [author.draft(place, key=name, job=name, state={"n": 1}, due_at=due_at)]
+            )
+        # What is appended before the time does not shorten it.
+        backend.publish([author.draft(topic, key="note")])
+        await until_unknown(backend, feed)
+        known = (await backend.snapshot(topic, None, 0)).cursor is not None
+        assert known or time.time() > due_at
+        await until_unknown(backend, topic)
+        # A process may estimate the time of the server.
+        assert time.time() > due_at - 0.1
+
     async def test_a_deleted_topic_is_unknown_and_refuses_late_drafts(
         self, backend: Any, topic: str
     ) -> None:

@@ -31,7 +31,7 @@ async def get_job(request: Request, web: WebState, job_id: str) -> Response:
     """Return the state of a job now; ETag is the cursor."""
     topic, user, permission = None, "", Permission(False)
     try:
-        topic, user, permission = await _authorized(request, web, job_id)
+        topic, user, permission = await authorized(request, web, job_id)
         known = request.headers.get("if-none-match", "")
         if known and (top := await web.hub.top(topic)) and top.cursor.epoch == permission.epoch:
             if _matches(known, _etag(top.cursor)):
@@ -71,10 +71,10 @@ async def _provisional(
             if states is not None:
                 body = {**_states(topic, None, states), "provisional": True}
                 return JsonAnswer(body, user, web)
-    return _unavailable(error)
+    return unavailable(error)
 
 
-def _unavailable(error: BackendError) -> Response:
+def unavailable(error: BackendError) -> Response:
     """Answer 503, and log the reason, which may have addresses and names of the operator's."""
     logger.warning("http: not answered error=%s", error)
     return Refused(503, error.code, "not available now, try again later").response
@@ -88,7 +88,7 @@ async def get_history(request: Request, web: WebState, job_id: str) -> Response:
     try:
         after = integer(request, "after", 0, 2**53)
         limit = integer(request, "limit", 100, MAX_HISTORY)
-        topic, user, permission = await _authorized(request, web, job_id)
+        topic, user, permission = await authorized(request, web, job_id)
         async with web.hub.reads.request_turn(user):
             page = await web.hub.page(topic, after, max(1, limit))
         await _check_epoch(web, user, topic, permission.epoch, page.cursor)
@@ -97,7 +97,7 @@ async def get_history(request: Request, web: WebState, job_id: str) -> Response:
     except Busy as busy:
         return refuse_busy(web, busy)
     except BackendError as error:
-        return _unavailable(error)
+        return unavailable(error)
     # A page has one event at least, but the request may ask for none.
     events = page.events[:limit]
     body = {
@@ -170,7 +170,7 @@ async def identify(request: Request, web: WebState) -> CheckedIdentity:
         raise Refused(403 if error.code == "forbidden" else 401, error.code, str(error)) from None
 
 
-async def _authorized(request: Request, web: WebState, job_id: str) -> tuple[str, str, Permission]:
+async def authorized(request: Request, web: WebState, job_id: str) -> tuple[str, str, Permission]:
     """Return the job's topic and the user, if the user may watch it, and in which epoch of whom.
 
     Another user's job and a job that does not exist get the same answer.

@@ -110,7 +110,7 @@ export function deniedCode(code) {
 /** The status of a job whose attempt is over. */
 const END_STATUSES = new Set(["completed", "failed", "cancelled", "lost"]);
 /** The status of a job that goes on. */
-const OPEN_STATUSES = new Set(["queued", "running", "retrying"]);
+const OPEN_STATUSES = new Set(["queued", "running", "retrying", "cancelling"]);
 
 /** @param {import("./realtime.js").State} state */
 export function hasEnded({ status }) {

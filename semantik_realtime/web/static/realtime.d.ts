@@ -9,6 +9,54 @@
  */
 export function connect(options?: ConnectOptions): Realtime;
 
+/**
+ * Return how far a workflow is, from the states of its topic. A pure function:
+ * `summarize(view.states, id)` in `onChange`, and again with a timer for the time left.
+ *
+ * @param job the plain id of the workflow
+ * @param nowMs milliseconds since 1970. Default: now.
+ */
+export function summarize(
+  states: ReadonlyMap<string, State>,
+  job: string,
+  nowMs?: number,
+): Summary;
+
+/** The counts of members add up to `total`; a member that ran twice counts once. */
+export interface Summary {
+  total: number;
+  done: number;
+  failed: number;
+  cancelled: number;
+  lost: number;
+  /** They will not run, because a member before them did not succeed. */
+  skipped: number;
+  running: number;
+  /** Not published, or queued. */
+  waiting: number;
+  /** Of all members; each has the weight 1, unless it was submitted with another. */
+  weight: number;
+  /** Of the members that have ended, the skipped ones included. */
+  ended_weight: number;
+  /** Weight a second since the start; null: nothing to tell it by. */
+  rate: number | null;
+  /** Null: not known, or the workflow has ended. */
+  seconds_left: number | null;
+  /** The first 20 members that did not succeed. */
+  failures: Failure[];
+}
+
+export interface Failure {
+  /** The member's key in the topic: the id of its task. */
+  key: string;
+  /** Where it is in the workflow: `step 2/3, group 7/40`. Empty if it was not submitted with it. */
+  at: string;
+  /** The name of the task. */
+  name: string;
+  status: "failed" | "cancelled" | "lost";
+  error: State["error"];
+}
+
 export interface ConnectOptions {
   /**
    * The server's WebSocket; absolute, or relative to the page. `http` is replaced by `ws`.
@@ -48,12 +96,47 @@ export interface Realtime {
    * @throws Error after `close()`.
    */
   watch(topic: string, options?: WatchOptions): Subscription;
+  /**
+   * Ask the server to cancel a job, by its topic: `job:42`. `cancelled`: it was waiting, and has
+   * ended. `cancelling`: its task still runs, and the view shows `cancelling` until its end, which
+   * is another one if the task completes all the same.
+   *
+   * The promise rejects with a `CommandError`, a `TypeError` if it is not the topic of a job, or the error
+   * of `fetch` if there is no network.
+   */
+  cancel(job: string): Promise<CancelAnswer>;
+  /**
+   * Ask the server to start a job that has ended once more. Watch `topic` of the answer: another
+   * job, or the same one, whose views then go on with the next attempt. Rejects as `cancel`.
+   */
+  retry(job: string): Promise<RetryAnswer>;
   /** Call `listener` now and after each change of state; returns a function that stops this. */
   onConnection(listener: ConnectionListener): () => void;
   /** The state of the connection, not of a job. */
   readonly connection: ConnectionState;
   /** End everything. The connection listeners get `closed`; no other callback runs afterwards. */
   close(): void;
+}
+
+export interface CancelAnswer {
+  topic: string;
+  status: "cancelled" | "cancelling";
+}
+
+export interface RetryAnswer {
+  /** The id of the job that runs now. */
+  job: string;
+  topic: string;
+}
+
+export interface CommandError extends Error {
+  /**
+   * `not_found`, `forbidden`, `ended` (nothing to cancel), `not_ended` (nothing to start again),
+   * `not_implemented` (the server cannot do it), `busy`, or another code of the server.
+   */
+  code: string;
+  /** Of HTTP. 503: try again later; the job may be cancelled all the same. */
+  status: number;
 }
 
 export interface WatchOptions {
@@ -153,6 +236,7 @@ export type JobStatus =
   | "queued"
   | "running"
   | "retrying"
+  | "cancelling"
   | "completed"
   | "failed"
   | "cancelled"

@@ -1,4 +1,5 @@
 import { socketAddress } from "./address.js";
+import { Commands } from "./commands.js";
 import { Connection } from "./connection.js";
 import { Hints } from "./hints.js";
 import { call, listenToPage, ownStorage } from "./page.js";
@@ -9,6 +10,8 @@ import { Rest } from "./rest.js";
 import { Store } from "./store.js";
 import { Subscriptions } from "./subscriptions.js";
 import { Topic } from "./topic.js";
+
+export { summarize } from "./summary.js";
 
 /**
  * @typedef {import("./realtime.js").ConnectOptions} ConnectOptions
@@ -22,6 +25,7 @@ export function connect(options = {}) {
 }
 
 class Realtime {
+  #commands;
   #connection;
   #hints;
   #rest = new Rest();
@@ -37,6 +41,7 @@ class Realtime {
   /** @param {ConnectOptions} options */
   constructor({ url, token, storage, WebSocket = globalThis.WebSocket }) {
     const address = socketAddress(url);
+    this.#commands = new Commands(address, token);
     this.#hints = new Hints(address, token !== undefined);
     this.#store = new Store(
       storage === undefined ? ownStorage() : storage,
@@ -96,6 +101,19 @@ class Realtime {
     if (this.connection === "idle") this.#connection.wake();
     this.#restIfFinished();
     return { topic: name, close: () => this.#removeWatcher(topic, watcher) };
+  }
+
+  /** @param {string} job */
+  cancel(job) {
+    return this.#commands.send(job, "cancel");
+  }
+
+  /** @param {string} job */
+  async retry(job) {
+    const answer = await this.#commands.send(job, "retry");
+    // A job that had ended, which a page that is idle watches, may go on.
+    if (this.connection === "idle") this.#connection.wake();
+    return answer;
   }
 
   close() {

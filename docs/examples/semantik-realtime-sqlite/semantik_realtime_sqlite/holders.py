@@ -45,7 +45,7 @@ def hold(
 def give_overdue(db: sqlite3.Connection, seconds: float, now: float) -> list[Holding]:
     """See `semantik_realtime.hookspecs.Backend.overdue`. ``now``: seconds since 1970."""
     found = db.execute(
-        "SELECT holder FROM holders WHERE ends_at <= ? ORDER BY ends_at LIMIT ?",
+        "SELECT holder FROM holders WHERE ends_at <= ? ORDER BY ends_at, holder LIMIT ?",
         [now, MAX_GIVEN_HOLDERS],
     ).fetchall()
     token = secrets.token_hex(4)

@@ -17,6 +17,7 @@ from semantik_realtime.core.event import (
     with_offset,
 )
 from semantik_realtime.core.ownership import OwnerChange, check_owner
+from semantik_realtime.core.retention import expires_at, own_job
 
 MAX_PRODUCERS = 256
 """Most producers of a topic whose numbers are kept; those that wrote longest ago are removed."""
@@ -42,15 +43,20 @@ class TopicLog:
         self._now = now
         """Seconds since 1970."""
         row = db.execute(
-            "SELECT epoch, offset, chain, owner, expires_at, deleted FROM topics WHERE topic = ?",
+            "SELECT epoch, offset, chain, owner, due_at, expires_at, deleted "
+            "FROM topics WHERE topic = ?",
             [topic],
         ).fetchone()
-        if row is None or row[4] <= now:
+        if row is None or row[5] <= now:
             delete_rows(db, topic)
-            row = (secrets.token_hex(5), 0, 0, None, 0.0, 0)
+            row = (secrets.token_hex(5), 0, 0, None, None, 0.0, 0)
         # As of the last append; written to the topic's row by `save`.
-        self.epoch, self.offset, self.chain, self.owner, self._expires_at, deleted = row
+        self.epoch, self.offset, self.chain, self.owner, due_at, self._expires_at, deleted = row
         self.is_deleted = bool(deleted)
+        self._due_at: float | None = due_at
+        """When the topic's own job is to start, if a draft said so."""
+        self._changed = self._ends = False
+        """Whether something was appended or claimed, and whether that ended the own job."""
         self._changed_job: str | None = None
         """The job whose attempt changed last in this transaction; None if none did."""
         self._stale: set[tuple[str | None, int | None]] = set()
@@ -112,10 +118,10 @@ class TopicLog:
             [self._topic, draft.producer, draft.number, self.offset],
         )
         self.owner = self.owner or draft.owner
-        if draft.terminal and self._topic == f"job:{draft.job}":
-            self._expires_at = self._now + self._settings.grace_seconds
-        else:
-            self._expires_at = self._now + self._settings.retention_seconds
+        if draft.due_at is not None:
+            self._due_at = max(self._due_at or 0.0, draft.due_at)
+        self._changed = True
+        self._ends = draft.terminal and self._topic == f"job:{draft.job}"
         return Receipt(Outcome.APPENDED, self.cursor)
 
     def claim(self, job: str, token: str, owner: str | None) -> int:
@@ -134,7 +140,7 @@ class TopicLog:
         if known_token == token:
             return int(attempt)
         self._set_attempt(job, attempt + 1, False, token)
-        self._expires_at = self._now + self._settings.retention_seconds
+        self._changed = True
         return int(attempt) + 1
 
     def delete(self) -> bool:
@@ -151,14 +157,23 @@ class TopicLog:
 
     def save(self) -> None:
         """Write the topic's row, and remove what is over the limits."""
+        if self._changed:
+            self._expires_at = expires_at(
+                self._now,
+                self._settings.retention,
+                ends=self._ends,
+                is_open=self._is_open(),
+                due_at=self._due_at,
+            )
         self._db.execute(
-            "INSERT OR REPLACE INTO topics VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO topics VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 self._topic,
                 self.epoch,
                 self.offset,
                 self.chain,
                 self.owner,
+                self._due_at,
                 self._expires_at,
                 self.is_deleted,
             ],
@@ -182,6 +197,16 @@ class TopicLog:
                 "ORDER BY job = ?2 DESC, abs(ended_at) DESC LIMIT -1 OFFSET ?3)",
                 [self._topic, self._changed_job, self._settings.max_keys],
             )
+
+    def _is_open(self) -> bool:
+        """Return True if the topic's own job has a state and has not ended."""
+        own = own_job(self._topic)
+        row = self._db.execute(
+            "SELECT coalesce(ended_at, 0) FROM states LEFT JOIN attempts "
+            "ON attempts.topic = ?1 AND job = key WHERE states.topic = ?1 AND key = ?2",
+            [self._topic, own],
+        ).fetchone()
+        return row is not None and row[0] <= 0
 
     def _begin_again(self) -> None:
         """Begin a new epoch without events and states; the fence stays."""

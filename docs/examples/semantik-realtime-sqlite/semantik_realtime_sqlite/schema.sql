@@ -5,6 +5,7 @@ CREATE TABLE topics (
     offset INTEGER NOT NULL,
     chain INTEGER NOT NULL,
     owner TEXT,
+    due_at REAL,
     expires_at REAL NOT NULL,
     deleted INTEGER NOT NULL
 ) WITHOUT ROWID;

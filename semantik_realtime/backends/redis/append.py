@@ -1,0 +1,89 @@
+"""The arguments of append.lua, and its reply."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from semantik_realtime.backends.redis.script import milliseconds
+from semantik_realtime.config import Settings
+from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt, link
+from semantik_realtime.core.limits import MAX_PRODUCERS
+from semantik_realtime.core.retention import own_job
+
+DUPLICATE = Receipt(Outcome.DUPLICATE)
+
+_encode = msgspec.json.Encoder().encode
+# What append.lua replies for a draft that it does not append.
+_REFUSALS = {"d": DUPLICATE} | {outcome.value: Receipt(outcome) for outcome in Outcome}
+
+
+def append_arguments(
+    topic: str, channel: str, drafts: Sequence[tuple[Draft, int]], settings: Settings
+) -> list[bytes]:
+    """Return the arguments of append.lua for drafts of one topic, each with its digest."""
+    retention = settings.retention
+    header = {
+        "epoch": secrets.token_hex(5),
+        "events": settings.retention_events,
+        "ttl_ms": milliseconds(retention.retention_seconds),
+        "grace_ms": milliseconds(retention.grace_seconds),
+        "open_ms": milliseconds(retention.open_seconds),
+        "own": own_job(topic) or "",
+        "due_ms": round(1000 * max(draft.due_at or 0.0 for draft, _ in drafts)),
+        "keys": settings.max_keys,
+        "producers": MAX_PRODUCERS,
+        "bytes": settings.max_event_bytes,
+        "channel": channel,
+        "runs": _runs(topic, drafts),
+    }
+    return [_encode(header), *[draft.body[1:] for draft, _ in drafts]]
+
+
+def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
+    """Return the drafts without their bodies, as append.lua expects them, in runs."""
+    runs: list[Any] = []
+    shared: tuple[Any, ...] | None = None
+    next_number = 0
+    for draft, digest in drafts:
+        previous = shared
+        shared = (
+            draft.producer,
+            draft.change,
+            draft.key,
+            draft.job or "",
+            -1 if draft.attempt is None else draft.attempt,
+            int(draft.terminal),
+            int(topic == f"job:{draft.job}"),
+            draft.owner or "",
+            int(draft.begins),
+        )
+        if shared == previous and draft.number == next_number:
+            runs[-1][8].append(digest)
+        else:
+            runs.append((*shared[:7], draft.number, [digest], *shared[7:]))
+        next_number = draft.number + 1
+    return runs
+
+
+def read_receipts(reply: str, digests: Sequence[int]) -> Iterator[Receipt]:
+    """Return the receipts in a reply of append.lua; ``digests`` are those of its drafts."""
+    before, *texts = reply.split(",")
+    epoch, offset_text, chain_text = before.split(" ")
+    offset, chain = int(offset_text), int(chain_text)
+    for text, digest in zip(texts or ["a"] * len(digests), digests, strict=True):
+        if text == "a":
+            offset, chain = offset + 1, link(chain, digest)
+            yield Receipt(Outcome.APPENDED, Cursor(epoch, offset, chain))
+        elif text.startswith("d "):
+            _, first, first_chain = text.split(" ")
+            yield Receipt(Outcome.DUPLICATE, Cursor(epoch, int(first), int(first_chain, 16)))
+        elif text.startswith("a "):
+            _, before_epoch, own_offset, own_chain = text.split(" ")
+            place = Cursor(before_epoch, int(own_offset), int(own_chain, 16))
+            yield Receipt(Outcome.APPENDED, place)
+        else:
+            yield _REFUSALS[text]

@@ -1,0 +1,36 @@
+"""What a task's message states about its job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from semantik_realtime.core.topic import job_topic
+from semantik_realtime.worker.members import Member
+
+
+class JobMeta(msgspec.Struct, frozen=True):
+    """What a task's message states about the job.
+
+    ``topics`` get the job's states too, beside the owner's feed.
+    """
+
+    id: str
+    name: str | None = None
+    owner: str | None = None
+    topics: Sequence[str] = ()
+    queued_at: str | None = None
+    due_at: float | None = None
+    """When the task is to start (its ETA), in seconds since 1970; None: as soon as possible."""
+    member: Member | None = None
+    """Its place in a workflow, whose topic gets its events; None: it has a topic of its own."""
+
+    @property
+    def topic(self) -> str:
+        """The topic of the job's events.
+
+        Raises:
+            TopicError: the id cannot be the name of a topic.
+        """
+        return job_topic(self.id if self.member is None else self.member.workflow)

@@ -1,0 +1,38 @@
+"""What a process keeps of the task that runs as a job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from semantik_realtime.worker.bars import Bar
+from semantik_realtime.worker.mirrors import Mirrors
+
+if TYPE_CHECKING:
+    from semantik_realtime.worker.job import Job
+    from semantik_realtime.worker.task_logs import JobLog
+
+
+class TaskContext:
+    """The part of `semantik_realtime.worker.job.Job` that its task and the mirrors use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.declared_end: tuple[str, dict[str, str] | None] | None = None
+        """Type and error of the end that the task announced before it raised ``Ignore``.
+        Set by `declare_end`."""
+        self.outer: Job | None = None
+        """The job whose task called this one's task in the same context. Set by `nest_in`."""
+        self.bars: list[Bar] = []
+        """The open bars, in the order in which they were opened. Changed by `Bar`."""
+        self.mirrors = Mirrors()
+        """What of its task is reported beside its life. Set when the task begins."""
+        self.log: JobLog | None = None
+        """Counts and sends its log records. Set by the first one."""
+
+    def declare_end(self, type: str, error: dict[str, str]) -> None:
+        """Note the end that the task announces. Nothing is sent before `Job.end`."""
+        self.declared_end = type, error
+
+    def nest_in(self, outer: Job | None) -> None:
+        """Note which job was current before this one."""
+        self.outer = outer

@@ -1,0 +1,360 @@
+"""Workflows as one job, with real workers: where each member is, and when the whole has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from celery import chain, chord, group
+from celery_workers import Place, Worker, running
+from topic_log import Log, wait_until
+
+import semantik_realtime.worker.tracker as tracker_module
+from semantik_realtime.core.lifecycle import has_ended, is_finished
+from semantik_realtime.core.summary import Summary, summarize
+from semantik_realtime.core.workflow import KEPT_FAILURES, KEPT_MEMBERS
+from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker.canvas import MAPS_KEEP_OPTIONS
+from semantik_realtime.worker.submit import Submitted, submit
+
+
+@pytest.fixture(scope="module")
+def default_row() -> str:
+    return "valkey"
+
+
+@pytest.fixture(scope="module")
+def worker(broker: str, place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    directory = tmp_path_factory.mktemp("worker")
+    with running(broker, place, "prefork", directory) as worker:
+        yield worker
+        for fault in ("receiver failed", "step failed", "source failed", "workflow: "):
+            assert fault not in worker.output
+
+
+class Ended(NamedTuple):
+    """A workflow whose topic is finished."""
+
+    id: str
+    states: dict[str, Any]
+    summary: Summary
+    log: Log
+
+    @property
+    def state(self) -> Any:
+        return self.states[self.id]
+
+    def names(self) -> list[str]:
+        """The name and the place of each member that has a key, in the order of their places."""
+        members = [state for state in self.states.values() if "member" in state]
+        members.sort(key=lambda state: (state["member"].get("of", ""), state["member"]["n"]))
+        return [
+            " ".join([state["name"].rpartition(".")[2], state["member"].get("at", "")]).strip()
+            for state in members
+        ]
+
+
+Run = Callable[..., Ended]
+
+
+@contextlib.contextmanager
+def submitting(worker: Worker) -> Iterator[Callable[..., Submitted]]:
+    """Submit canvases from this process, whose tasks the worker gets."""
+    runtime = Runtime(worker.settings)
+    tracker = tracker_module.install()
+    before = tracker._runtime
+    tracker.use(runtime)
+    tracker.connect()
+    yield lambda task, *args, **options: submit(task, *args, owner="7", **options)
+    if before is None:
+        tracker.disconnect()
+        tracker_module._tracker = None
+    else:
+        tracker.use(before)
+    runtime.close()
+
+
+@pytest.fixture(scope="module")
+def send(worker: Worker) -> Iterator[Callable[..., Submitted]]:
+    with submitting(worker) as send:
+        yield send
+
+
+@pytest.fixture(scope="module")
+def run(worker: Worker, send: Callable[..., Submitted]) -> Run:
+    return lambda *args, **options: finish(worker, send(*args, **options))
+
+
+def finish(worker: Worker, sent: Submitted, seconds: float = 40) -> Ended:
+    log = worker.log(sent.topic)
+
+    def is_over() -> bool:
+        return is_finished(sent.topic, states_of(log))
+
+    try:
+        wait_until(is_over, seconds)
+    except AssertionError:
+        raise AssertionError(f"{states_of(log)}\n{worker.output[-3000:]}") from None
+    states = states_of(log)
+    return Ended(sent.id, states, summarize(states, sent.id, 0), log)
+
+
+def states_of(log: Log) -> dict[str, Any]:
+    events = {key: json.loads(event) for key, event in log.snapshot().states.items()}
+    return {key: event["state"] for key, event in events.items()}
+
+
+def completed(log: Log) -> int:
+    return [state.get("status") for state in states_of(log).values()].count("completed")
+
+
+def tasks_of(worker: Worker) -> Callable[..., Any]:
+    """Return what makes a signature of a task of the worker's application."""
+    import mirrored_app
+
+    return lambda name, *args: getattr(mirrored_app, name).s(*args).set(queue=worker.queue)
+
+
+@pytest.fixture(scope="module")
+def task(worker: Worker) -> Callable[..., Any]:
+    return tasks_of(worker)
+
+
+Task = Callable[..., Any]
+
+
+def test_a_chain_is_one_job_that_ends_with_its_last_step(run: Run, task: Task) -> None:
+    ended = run(chain(task("add", 1, 2), task("add", 3), task("add", 4)), job_id="import:42")
+    assert ended.id == "import:42"
+    assert ended.names() == ["add step 1/3", "add step 2/3", "add step 3/3"]
+    assert ended.state["status"] == "completed"
+    assert ended.state["name"] == "chain of 3 tasks"
+    assert ended.state["progress"] == {"current": 3, "total": 3, "unit": "tasks"}
+    assert ended.state["queued_at"] <= ended.state["started_at"] <= ended.state["ended_at"]
+    assert (ended.summary.done, ended.summary.total) == (3, 3)
+    assert ended.log.owner == "7"
+
+
+def test_the_owners_feed_shows_the_whole_and_no_member(
+    worker: Worker, run: Run, task: Task
+) -> None:
+    ended = run(group(task("add", 1, n) for n in range(3)), topics=["collection:wf"])
+    for topic in ("user:7", "collection:wf"):
+        feed = worker.log(topic).events
+        assert not {event["key"] for event in feed} & (ended.states.keys() - {ended.id})
+        shown = [event["state"]["status"] for event in feed if event["key"] == ended.id]
+        assert shown[0] == "queued"
+        assert shown[-1] == "completed"
+
+
+@pytest.mark.parametrize("kind", ["group", "chord", "nested", "chains", "chain and group"])
+def test_every_canvas_is_one_job(run: Run, task: Task, kind: str) -> None:
+    one = task("add", 1, 2)
+    pair = [task("add", 1, 2), task("add", 3, 4)]
+    canvas, names = {
+        "group": (group(pair), ["add group 1/2", "add group 2/2"]),
+        "chord": (chord(pair, task("total")), ["add header 1/2", "add header 2/2", "total body"]),
+        "nested": (
+            chain(one, task("list_of"), chord([task("total"), task("total")], task("total"))),
+            [
+                *("add step 1/3", "list_of step 2/3"),
+                *("total step 3/3, header 1/2", "total step 3/3, header 2/2"),
+                "total step 3/3, body",
+            ],
+        ),
+        "chains": (
+            group(chain(task("add", 1, n), task("add", 1)) for n in range(2)),
+            [
+                *("add group 1/2, step 1/2", "add group 1/2, step 2/2"),
+                *("add group 2/2, step 1/2", "add group 2/2, step 2/2"),
+            ],
+        ),
+        "chain and group": (
+            chain(task("add", 1, 2), group(task("add", 1), task("add", 2))),
+            ["add step 1/2", "add step 2/2, group 1/2", "add step 2/2, group 2/2"],
+        ),
+    }[kind]
+    ended = run(canvas)
+    assert ended.names() == names
+    assert ended.state["status"] == "completed"
+    assert (ended.summary.done, ended.summary.total) == (len(names), len(names))
+
+
+@pytest.mark.skipif(not MAPS_KEEP_OPTIONS, reason="this release of Celery drops their options")
+def test_a_map_is_one_member(worker: Worker, run: Run, task: Task) -> None:
+    import mirrored_app
+
+    many = mirrored_app.add.starmap([(1, 2), (3, 4)]).set(queue=worker.queue)
+    ended = run(group(many, task("add", 1, 2)))
+    assert ended.names() == ["starmap group 1/2", "add group 2/2"]
+    assert ended.state["status"] == "completed"
+
+
+FAILURES = {
+    "first step": ([("fail", "x"), ("add", 1), ("add", 2)], 0, 2),
+    "last step": ([("add", 1, 2), ("add", 3), ("fail_after",)], 2, 0),
+}
+
+
+@pytest.mark.parametrize(("steps", "failed", "skipped"), FAILURES.values(), ids=FAILURES)
+def test_a_failed_step_of_a_chain_fails_the_whole(
+    run: Run, task: Task, steps: list[tuple[Any, ...]], failed: int, skipped: int
+) -> None:
+    ended = run(chain(task(*step) for step in steps))
+    where = f"step {failed + 1}/3 · mirrored_app.{steps[failed][0]}"
+    assert ended.state["status"] == "failed"
+    assert ended.state["error"]["type"] == "ValueError"
+    assert ended.state["error"]["where"] == where
+    assert ended.states[ended.state["error"]["key"]]["status"] == "failed"
+    summary = ended.summary
+    assert (summary.done, summary.failed, summary.skipped) == (failed, 1, skipped)
+    assert [failure.at for failure in summary.failures] == [f"step {failed + 1}/3"]
+
+
+def test_a_failed_member_of_a_chord_fails_the_whole_before_the_others_end(
+    worker: Worker, send: Callable[..., Submitted], task: Task
+) -> None:
+    sent = send(chord([task("fail", "x"), task("sleep", 3.0)], task("total")))
+    log = worker.log(sent.topic)
+    wait_until(lambda: has_ended(states_of(log).get(sent.id)), 20)
+    assert "running" in {state["status"] for state in states_of(log).values()}
+    ended = finish(worker, sent)
+    assert ended.state["error"]["where"] == "header 1/2 · mirrored_app.fail"
+    summary = ended.summary
+    assert (summary.done, summary.failed, summary.skipped) == (1, 1, 1)
+
+
+def test_a_failed_body_fails_the_whole(run: Run, task: Task) -> None:
+    ended = run(chord([task("add", 1, 2)] * 2, task("fail")))
+    assert ended.state["error"]["where"] == "body · mirrored_app.fail"
+    assert (ended.summary.done, ended.summary.failed) == (2, 1)
+
+
+def test_a_group_with_a_failed_member_fails_when_all_have_ended(run: Run, task: Task) -> None:
+    ended = run(
+        group(task("fail", "x"), chain(task("fail", "y"), task("add", 1)), task("sleep", 1))
+    )
+    assert ended.state["status"] == "failed"
+    assert ended.state["error"]["where"].startswith("group ")
+    summary = ended.summary
+    assert (summary.done, summary.failed, summary.skipped) == (1, 2, 1)
+    assert [failure.at for failure in summary.failures] == ["group 1/3", "group 2/3, step 1/2"]
+    last = max(state["ended_at"] for state in ended.states.values() if "member" in state)
+    assert ended.state["ended_at"] >= last
+
+
+def test_a_retried_member_counts_once(run: Run, task: Task) -> None:
+    ended = run(group(task("retry", 2), task("add", 1, 2)))
+    assert (ended.summary.done, ended.summary.total) == (2, 2)
+    assert {state["attempt"] for state in ended.states.values() if "member" in state} == {1, 3}
+
+
+def test_a_member_whose_process_was_killed_and_that_ran_again_counts_once(
+    run: Run, task: Task
+) -> None:
+    ended = run(group(task("exit_process_once"), task("add", 1, 2)))
+    assert ended.state["status"] == "completed"
+    assert (ended.summary.done, ended.summary.total) == (2, 2)
+
+
+def test_a_member_whose_process_was_killed_fails_the_group(run: Run, task: Task) -> None:
+    ended = run(group(task("exit_process", "kill"), task("add", 1, 2)))
+    assert ended.state["status"] == "failed"
+    assert ended.state["error"]["where"] == "group 1/2 · mirrored_app.exit_process"
+
+
+@pytest.mark.parametrize("name", ["replace", "replace_by_chain", "replace_by_group"])
+def test_a_replaced_member_keeps_its_place(run: Run, task: Task, name: str) -> None:
+    ended = run(group(task(name), task("add", 1, 2)))
+    assert ended.state["status"] == "completed"
+    assert ended.summary.done == ended.summary.total
+    submitted = [
+        state["member"]
+        for state in ended.states.values()
+        if "member" in state and "of" not in state["member"]
+    ]
+    assert sorted(member["at"] for member in submitted) == ["group 1/2", "group 2/2"]
+
+
+@pytest.mark.parametrize(("kind", "children"), [("delay", 1), ("chain", 3), ("chord", 4)])
+def test_what_a_member_publishes_is_a_member_too(
+    run: Run, task: Task, kind: str, children: int
+) -> None:
+    ended = run(chain(task("start", kind), task("ignore_result_of")))
+    assert ended.state["status"] == "completed"
+    assert (ended.summary.done, ended.summary.total) == (2 + children, 2 + children)
+
+
+def test_a_big_group_keeps_few_keys_and_counts_each_member(run: Run, task: Task) -> None:
+    members = [task("add", 1, n) for n in range(300)]
+    members[7:7] = [task("fail", "x"), task("fail", "y")]
+    ended = run(group(members))
+    assert ended.state["status"] == "failed"
+    assert ended.state["error"]["where"].startswith("group ")
+    wait_until(lambda: len(states_of(ended.log)) < KEPT_FAILURES)
+    states = states_of(ended.log)
+    summary = summarize(states, ended.id, 0)
+    assert (summary.done, summary.failed, summary.total) == (300, 2, 302)
+    assert {failure.at for failure in summary.failures} == {"group 8/302", "group 9/302"}
+    assert len(states) < KEPT_MEMBERS
+
+
+def test_several_tasks_are_one_job_of_the_applications_own(
+    worker: Worker, send: Callable[..., Submitted], task: Task
+) -> None:
+    import mirrored_app
+
+    send(task("add", 1, 2), member_of="nightly")
+    log = worker.log("job:nightly")
+    wait_until(lambda: completed(log) == 1)
+    assert states_of(log)["nightly"]["status"] in ("queued", "running")
+    # With Celery's own call and the header alone.
+    mirrored_app.add.apply_async(
+        (3, 4), queue=worker.queue, headers={"realtime_owner": "7", "realtime_job": "nightly"}
+    )
+    wait_until(lambda: completed(log) == 2)
+    assert not has_ended(states_of(log)["nightly"])
+    ended = finish(worker, send(task("sleep", 0.1), member_of="nightly", is_last=True))
+    assert ended.id == "nightly"
+    assert ended.state["status"] == "completed"
+    assert (ended.summary.done, ended.summary.total) == (3, 3)
+
+
+POOLS = ["threads", *(["gevent"] if importlib.util.find_spec("gevent") else [])]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_in_other_pools_too(broker: str, place: Place, tmp_path: Path, pool: str) -> None:
+    with running(broker, place, pool, tmp_path) as worker, submitting(worker) as send:
+        task = tasks_of(worker)
+        pair = [task("add", 1, 2), task("retry", 1)]
+        ended = finish(
+            worker, send(chain(task("add", 1, 2), task("list_of"), group(pair_of(task))))
+        )
+        assert ended.state["status"] == "completed"
+        failed = finish(worker, send(group(*pair, task("fail", "x"))))
+        assert failed.state["error"]["where"] == "group 3/3 · mirrored_app.fail"
+        assert (failed.summary.done, failed.summary.failed) == (2, 1)
+        assert "workflow: " not in worker.output
+
+
+def pair_of(task: Task) -> list[Any]:
+    return [task("total"), task("total")]
+
+
+def test_a_worker_that_stops_at_once_ends_its_workflows_first(
+    broker: str, place: Place, tmp_path: Path
+) -> None:
+    with running(broker, place, "prefork", tmp_path) as worker, submitting(worker) as send:
+        task = tasks_of(worker)
+        sent = send(group(task("add", 1, 2), task("add", 3, 4)))
+        log = worker.log(sent.topic)
+        wait_until(lambda: completed(log) >= 2, 20)
+        worker.process.terminate()
+        worker.process.wait(30)
+        assert states_of(log)[sent.id]["status"] == "completed"
