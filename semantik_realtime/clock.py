@@ -16,9 +16,18 @@ def now_text() -> str:
     # Read once: another thread may replace it.
     last = _last
     if last[0] != now:
-        seconds, milliseconds = divmod(now, 1000)
-        _last = last = (now, f"{_second_text(seconds)}.{milliseconds:03d}Z")
+        _last = last = (now, _text(now))
     return last[1]
+
+
+def time_text(seconds: float) -> str:
+    """Return a time, in seconds since 1970, in the same form."""
+    return _text(int(seconds * 1000))
+
+
+def _text(milliseconds: int) -> str:
+    seconds, milliseconds = divmod(milliseconds, 1000)
+    return f"{_second_text(seconds)}.{milliseconds:03d}Z"
 
 
 @functools.lru_cache(maxsize=2)

@@ -20,70 +20,25 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from semantik_realtime.core.limits import (
     COMPAT_HISTORY,
+    LEASE_SECONDS,
     MAX_EVENT_BYTES,
     MAX_HISTORY,
     MAX_KEYS,
     MAX_READ_BYTES,
     MAX_TOPICS,
     MAX_UNAUTHENTICATED,
+    QUEUED_SECONDS,
     RETENTION_EVENTS,
     SPOOL_BYTES,
     SPOOL_DRAFTS,
 )
 from semantik_realtime.core.retention import Retention
-from semantik_realtime.core.words import Words
+from semantik_realtime.core.variables import check_paths, check_words, split_list, split_pairs
 from semantik_realtime.errors import ConfigError
 
 PREFIX = "SEMANTIK_REALTIME_"
 DEVELOPMENT = frozenset({"dev", "development", "local", "test", "testing"})
 """Values of ``environment``, in lower case, that allow ``disable_auth``."""
-
-
-def split_list(value: object) -> object:
-    """Return the items of a text with commas; any other value as it is.
-
-    >>> split_list("HS256, RS256")
-    ['HS256', 'RS256']
-    """
-    if isinstance(value, str):
-        return [item.strip() for item in value.split(",") if item.strip()]
-    return value
-
-
-def split_pairs(value: object) -> object:
-    """Return the pairs of a text with commas; any other value as it is.
-
-    >>> split_pairs("operation_failed=job_failed, processing=running")
-    {'operation_failed': 'job_failed', 'processing': 'running'}
-    """
-    if not isinstance(value, str):
-        return value
-    pairs: dict[str, str] = {}
-    for item in value.split(","):
-        theirs, _, ours = (part.strip() for part in item.partition("="))
-        if theirs in pairs:
-            raise ValueError(f"{theirs} is named twice")
-        if item.strip():
-            pairs[theirs] = ours
-    return pairs
-
-
-def check_paths(paths: list[str]) -> list[str]:
-    """Return ``paths``, each of which begins with a slash.
-
-    Raises:
-        ValueError: one of them does not.
-    """
-    for path in paths:
-        if not path.startswith("/"):
-            raise ValueError(f"{path!r} does not begin with a slash")
-    return paths
-
-
-def check_words(pairs: dict[str, str]) -> dict[str, str]:
-    """Return ``pairs``, which `semantik_realtime.core.words.Words` accepts."""
-    Words(pairs)
-    return pairs
 
 
 SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
@@ -201,6 +156,18 @@ class Settings(BaseSettings):
     spool_directory: Annotated[str | None, UnsetIfEmpty] = Field(
         None,
         description="Directory where unsent events are stored too; unset: in memory only.",
+    )
+    lease_seconds: float = Field(
+        LEASE_SECONDS,
+        ge=1,
+        description="Seconds after which a job is lost whose process was killed or does not run. "
+        "The same for workers and web servers.",
+    )
+    queued_seconds: float = Field(
+        QUEUED_SECONDS,
+        gt=0,
+        description="Seconds that a job may wait for a worker, from its ETA if it has one, before "
+        "a server that shows it calls it lost.",
     )
     worker_metrics: Annotated[str | None, UnsetIfEmpty] = Field(
         None,

@@ -383,3 +383,10 @@ class HostSpec:
         Raises:
             Exception: any; the record cannot be read now, and is asked for again later.
         """
+
+    @hookspec(firstresult=True)
+    def outcome(self, job: str) -> Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None:
+        """Return how a job ended: members of a state, with a ``status`` that has ended, or None.
+
+        Called before a job is called lost. Without an answer in time it is lost.
+        """

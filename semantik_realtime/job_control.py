@@ -53,7 +53,8 @@ class JobControlSpec:
     ) -> bool | Awaitable[bool | None] | None:
         """Tell what runs the tasks that ``job`` is cancelled. Idempotent.
 
-        The job's state is not the hook's business: the server appends the event.
+        Return True if it was told, False if this job cannot be cancelled, and
+        None if it is not this plugin's. The server itself appends the event.
 
         Args:
             job: the job's id.
@@ -61,9 +62,6 @@ class JobControlSpec:
             is_running: False if the job waits: in a queue, for its time, or for a retry.
             terminate: the signal that ends the process of a task that runs, ``SIGTERM`` for
                 example; None: the task runs on, unless it asks whether it is cancelled.
-
-        Returns:
-            True: it was told. False: this job cannot be cancelled. None: not mine.
 
         Raises:
             Exception: any; the client is asked to try again later.
@@ -75,9 +73,8 @@ class JobControlSpec:
     ) -> str | UUID | bool | Awaitable[str | UUID | bool | None] | None:
         """Start ``job``, which has ended, once more for ``user``.
 
-        Returns:
-            The id of the job that runs now, the same one or a new one. False: this job cannot be
-            started again. None: not mine.
+        Return the id of the job that runs now, the same one or a new one; False
+        if this job cannot be started again, and None if it is not this plugin's.
 
         Raises:
             Exception: any; the client is asked to try again later.

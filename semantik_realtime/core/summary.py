@@ -24,7 +24,7 @@ _TIME = re.compile(
     r"([0-9]{4})-(0[1-9]|1[0-2])-([0-2][1-9]|[123]0|31)"
     r"T([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9])\.([0-9]{3})Z"
 )
-RUNNING_STATUSES = frozenset({"running", "retrying"})
+RUNNING_STATUSES = frozenset({"running", "retrying", "cancelling"})
 MAX_FAILURES = 20
 """Failures of members that a summary names."""
 

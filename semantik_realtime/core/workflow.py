@@ -104,7 +104,8 @@ def progress_of(states: Mapping[str, object], job: str, now: str) -> dict[str, A
     starts = [time for time in began if milliseconds_of(time) is not None]
     attempt = count.own.get("attempt")
     state = dict(count.own) | {
-        "status": "running",
+        # What somebody asked for stays until it is done.
+        "status": "cancelling" if count.own.get("status") == "cancelling" else "running",
         "attempt": attempt if isinstance(attempt, int) and attempt > 0 else 1,
         "started_at": count.own.get("started_at") or min([*starts, now], key=str),
         "progress": {"current": ended, "total": total, "unit": "tasks"},

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from semantik_realtime.core.event import Claim, Draft, Outcome, Receipt, number_draft
+from semantik_realtime.emitter.holding import Holder
 from semantik_realtime.emitter.outcomes import EmitterStats
 from semantik_realtime.errors import AppendUncertain, BackendUnavailable
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 _CLOSED = Receipt(Outcome.CLOSED)
 
 
-class Writer(Protocol):
+class Writer(Holder, Protocol):
     """Where drafts go: `semantik_realtime.backends.guard.GuardedBackend`."""
 
     @property
@@ -56,6 +57,8 @@ class AttemptPublisher:
         Raises:
             BackendError: send all of them again.
         """
+        if not drafts:
+            return ()
         first, later = _split(drafts)
         if not later and all(draft.claim is None for draft in drafts):
             return self._writer.publish(drafts)

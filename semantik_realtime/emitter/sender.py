@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Draft, Receipt
 from semantik_realtime.emitter.attempts import AttemptPublisher, Writer
+from semantik_realtime.emitter.holding import HeldJobs
 from semantik_realtime.emitter.outcomes import EmitterStats
 from semantik_realtime.errors import BackendError
 from semantik_realtime.native_threads import Event, make_thread
@@ -35,10 +36,12 @@ class Sender:
 
     Args:
         wake: set when a retry has its reply.
+        held: the attempts of this process, which the backend must know before their drafts.
     """
 
-    def __init__(self, writer: Writer, stats: EmitterStats, wake: Event) -> None:
+    def __init__(self, writer: Writer, stats: EmitterStats, wake: Event, held: HeldJobs) -> None:
         self._writer = writer
+        self._held = held
         self._stats = stats
         self._wake = wake
         # When the running call began; 0 while none runs.
@@ -51,6 +54,8 @@ class Sender:
         self._is_in_retry = False
         # That reply, set by that thread; None before it has one.
         self._reply: Reply | None = None
+        self.retried: Sequence[Draft] = ()
+        """The drafts of the last retry; none if it only renewed the lease."""
 
     @property
     def is_retrying(self) -> bool:
@@ -79,7 +84,10 @@ class Sender:
         """
         self._called_at = time.monotonic()
         try:
-            return self._attempts.publish(drafts)
+            self._held.renew(self._writer, drafts)
+            receipts = self._attempts.publish(drafts)
+            self._held.settle(drafts)
+            return receipts
         except BackendError as error:
             self._stats.failures += 1
             return error
@@ -95,6 +103,7 @@ class Sender:
         if not self.is_retrying:
             return self.call(drafts)
         self._is_in_retry, self._reply = True, None
+        self.retried = drafts
 
         def retry() -> None:
             self._reply = self.call(drafts)

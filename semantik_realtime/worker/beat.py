@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from typing import Any
+from uuid import UUID
 
 from semantik_realtime.worker.headers import OWNER
 
@@ -28,8 +29,13 @@ def is_from_beat(headers: dict[str, Any]) -> bool:
     return BEAT_HEADER in headers or threading.get_ident() in _threads
 
 
-def set_beat_owner(headers: dict[str, Any], owner: str | None) -> None:
-    """Make ``owner`` the owner of a message that beat sends, unless its entry names one."""
+def complete_owner(headers: dict[str, Any], owner: str | None) -> None:
+    """Make ``owner`` the owner of a message that beat sends, unless its entry names one.
+
+    An owner that is a UUID becomes a text, because not every transport can encode one in a header.
+    """
     named = OWNER in headers or OWNER in (headers.get("stamps") or {})
     if owner is not None and not named and is_from_beat(headers):
         headers[OWNER] = owner
+    if isinstance(headers.get(OWNER), UUID):
+        headers[OWNER] = str(headers[OWNER])

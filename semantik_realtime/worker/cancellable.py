@@ -16,6 +16,7 @@ class Cancellable:
     """The part of `semantik_realtime.worker.job.Job` that a cancellation concerns."""
 
     id: str
+    workflow: str | None
     runtime: Runtime
 
     def __init__(self) -> None:

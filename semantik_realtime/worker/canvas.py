@@ -69,7 +69,8 @@ def plan_canvas(canvas: Any, headers: Mapping[str, Any], member_header: str) -> 
         InvalidInput: it has no members, or more than `MAX_MEMBERS`, or one that cannot be
             published with a place (`MAPS_KEEP_OPTIONS`).
     """
-    planner = _Planner()
+    app = getattr(canvas, "app", None)
+    planner = _Planner(app)
     root = _plain(canvas)
     tree = planner.walk(root, "", True)
     total = len(planner.leaves)
@@ -94,7 +95,7 @@ def plan_canvas(canvas: Any, headers: Mapping[str, Any], member_header: str) -> 
             member_header: place,
         }
     return Plan(
-        canvas=maybe_signature(tree, app=getattr(canvas, "app", None)),
+        canvas=maybe_signature(tree, app=app),
         name=f"{root['subtask_type']} of {total} task{'s' if total > 1 else ''}",
         total=total,
         ends=ends,
@@ -112,7 +113,9 @@ class _Leaf(msgspec.Struct):
 class _Planner:
     """Copies a canvas as plain dicts, and numbers its tasks in the order of the canvas."""
 
-    def __init__(self) -> None:
+    def __init__(self, app: Any) -> None:
+        # Of a signature that does not know its application: a canvas inside a canvas may lose it.
+        self._app = app
         self.leaves: list[_Leaf] = []
         self.ends: set[int] = set()
         """Numbers of the members after which nothing follows."""
@@ -137,6 +140,7 @@ class _Planner:
                 )
             if is_end:
                 self.ends.add(len(self.leaves))
+            copy = Signature(copy, app=getattr(node, "_app", None) or self._app)
             self.leaves.append(_Leaf(copy, at, []))
         return copy
 

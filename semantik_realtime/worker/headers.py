@@ -8,7 +8,8 @@ from typing import Any
 
 from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_topic
 from semantik_realtime.errors import InvalidInput
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import Member, read_member
 from semantik_realtime.worker.values import due_time, note_misuse
 

@@ -73,6 +73,7 @@ class Job(TaskContext, Cancellable):
         self.meta = meta
         self.id = meta.id
         self.topic = meta.topic
+        self.workflow = None if meta.member is None else meta.member.workflow
         self.has_ended = False
         """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
         serial = next(_serials)
@@ -92,7 +93,7 @@ class Job(TaskContext, Cancellable):
             feeds = [] if meta.owner is None else [user_topic(meta.owner)]
             self._feeds = owners_of(self.topic, [*feeds, *meta.topics], meta.owner)
             del self._feeds[self.topic]
-        self._state = JobState(attempt, meta.name, meta.queued_at, known)
+        self._state = JobState(attempt, meta.name, meta.queued_at, known, due_at=meta.due_at)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
         self._lock = make_rlock()
@@ -163,7 +164,7 @@ class Job(TaskContext, Cancellable):
         """Send an event of the application's own on the job's topic.
 
         Types are lower-case words, ``file_completed``; those of a job's life are refused. An
-        object of a class with a shape is an event of the class's type (`event_types.event`).
+        object of a class with a shape is an event of the type that belongs to its class.
         Where events come faster than the backend takes them, a call waits, at most a
         second (``Emitter.wait_for_room``); while the backend is away it does not.
         """
@@ -190,8 +191,10 @@ class Job(TaskContext, Cancellable):
         with self._lock:
             if self.has_ended:
                 return
-            now = now_text()
-            self._state.start(now)
+            held, now = self.runtime.emitter.held, now_text()
+            # Before the draft: from its first event on a server can end the attempt.
+            held.add(self.id, self.topic, self.meta.held(self._attempt or 1))
+            self._state.start(now, held.holder)
             self.note_start()
             self._send_everywhere("job_started", at=now)
 
@@ -217,13 +220,13 @@ class Job(TaskContext, Cancellable):
         ``job_retrying`` ends the attempt but not the job.
         """
         with self._lock:
-            if self.has_ended:
+            if self.has_ended or self.replacements:
                 return
             if self.log is not None:
                 self.log.finish()
             self._update()
             now = now_text()
-            self._state.end(type, now, error, message)
+            self._state.end(type, now, error, message, self._due_at(type, data))
             self._send_everywhere(type, data, now)
             self.has_ended = True
         if self.meta.member is not None and type in END_TYPES:

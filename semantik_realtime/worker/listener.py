@@ -40,6 +40,8 @@ class RunningJob(Protocol):
     """A job that runs in this process: `semantik_realtime.worker.job.Job`."""
 
     id: str
+    workflow: str | None
+    """The id of the workflow that it belongs to; a request for that one is one for this job."""
     runtime: Runtime
 
     def request_cancel(self) -> None:
@@ -69,7 +71,7 @@ class CancelListener:
         """Pass on requests for ``job`` from now on, and one that has come already."""
         with self._lock:
             self._jobs[job.id] = job
-            is_requested = job.id in self._requested
+            is_requested = job.id in self._requested or job.workflow in self._requested
         if is_requested:
             job.request_cancel()
 
@@ -98,8 +100,8 @@ class CancelListener:
             self._requested.move_to_end(job_id)
             if len(self._requested) > MAX_REQUESTS:
                 self._requested.popitem(last=False)
-            job = self._jobs.get(job_id)
-        if job is not None:
+            jobs = [job for job in self._jobs.values() if job_id in (job.id, job.workflow)]
+        for job in jobs:
             job.request_cancel()
 
     def _run(self) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
-from uuid import UUID
 
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.workflow import OPEN
@@ -15,13 +14,13 @@ from semantik_realtime.forks import on_fork
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.headers import (
     MEMBER,
-    OWNER,
     QUEUED_AT,
     headers_of,
     read_job_meta,
     workflow_of,
 )
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import tallies
 
 LAST = "realtime_last"
@@ -41,10 +40,6 @@ def complete_headers(
 
     ``job`` is the one whose task publishes it, if there is one.
     """
-    owner = headers.get(OWNER)
-    if isinstance(owner, UUID):
-        # Not every transport can encode one in a header.
-        headers[OWNER] = str(owner)
     if job is None or job.id != task_id:
         headers.setdefault(QUEUED_AT, now_text())
         give_place(runtime, headers, body, job)

@@ -38,6 +38,11 @@ def is_active(request: Any) -> bool:
     return request in worker_state.active_requests
 
 
+def is_revoked(job_id: str) -> bool:
+    """Return True if this worker was told to revoke this task, or all tasks of this workflow."""
+    return job_id in worker_state.revoked
+
+
 def note_revoked(job_ids: Iterable[str]) -> None:
     """Make this worker discard these tasks, before it gets its first message."""
     worker_state.revoked.update(job_ids)

@@ -22,6 +22,9 @@ class TaskContext:
         Set by `declare_end`."""
         self.outer: Job | None = None
         """The job whose task called this one's task in the same context. Set by `nest_in`."""
+        self.replacements = 0
+        """How many tasks with the job's own id run inside its task: eager ones that replace it. The
+        job ends with the outermost. Changed by the tracker."""
         self.bars: list[Bar] = []
         """The open bars, in the order in which they were opened. Changed by `Bar`."""
         self.mirrors = Mirrors()

@@ -32,8 +32,9 @@ from semantik_realtime.native_threads import Thread, make_event, make_rlock, mak
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
 from semantik_realtime.worker.headers import is_job, read_job_meta
-from semantik_realtime.worker.job import JobMeta
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import tallies
+from semantik_realtime.worker.revokes import is_revoked, note_revoked
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,8 @@ class WorkflowFollower:
         # What has happened to tasks: the workflow, and 1 received, -1 released, 0 ended. Appended
         # by any thread, also by the garbage collector, so without a lock.
         self._news: deque[tuple[JobMeta | str, int]] = deque()
-        # Keeps each reference to a request until the request is released.
-        self._references: dict[int, weakref.ref[Any]] = {}
+        # Keeps each reference to a request until the request is released, with its workflow.
+        self._references: dict[int, tuple[str, weakref.ref[Any]]] = {}
         self._serials = itertools.count()
         self._followed: dict[str, _Followed] = {}
         self._begin()
@@ -140,9 +141,20 @@ class WorkflowFollower:
             self._references.pop(serial, None)
             self._news.append((workflow, -1))
 
-        self._references[serial] = weakref.ref(request, released)
+        self._references[serial] = workflow, weakref.ref(request, released)
+        if is_revoked(workflow):
+            # Celery discards it before it runs.
+            note_revoked([request.id])
         self._news.append((meta, 1))
         self._wake_thread()
+
+    def revoked(self, workflow: str, on_revoked: Callable[[str], None]) -> None:
+        """A workflow is revoked: so are its tasks that wait here, and ``on_revoked`` gets each."""
+        for name, reference in list(self._references.values()):
+            request = reference() if name == workflow else None
+            if request is not None:
+                note_revoked([request.id])
+                on_revoked(request.id)
 
     def ended(self, meta: JobMeta) -> None:
         """This process has sent the end of a task that it may not have received."""

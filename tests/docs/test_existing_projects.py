@@ -52,11 +52,10 @@ class Project:
             wait_for(lambda: "enabled by remote" in (self.folder / "log").read_text())
             yield
 
-    def call(self, task: str, *arguments: str) -> str:
-        """Send a task as a stranger does, and return its id."""
-        command = [sys.executable, "-m", "celery", "-A", "proj", "call", task, *arguments]
+    def run(self, *command: str) -> list[str]:
+        """Run Python with a command, as a stranger does; return the words of its output."""
         done = subprocess.run(
-            command,
+            [sys.executable, *command],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
@@ -64,7 +63,7 @@ class Project:
             timeout=60,
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout.split()[-1]
+        return done.stdout.split()
 
     def shown(self, id: str) -> dict[str, Any]:
         """Return the state that the page shows when the task has ended."""
@@ -90,18 +89,23 @@ def test_a_project_in_celerys_layout_is_shown_without_an_edit(
 ) -> None:
     project = start("next_steps")
     with project.running():
-        added = project.call("proj.tasks.add", "--args=[2, 2]")
-        divided = project.call("proj.tasks.divide", "--args=[1, 0]")
-        fetched = project.call("proj.tasks.fetch", '--args=["https://example.org"]')
-        resized = project.call("proj.tasks.resize", "--args=[3]")
-        assert project.shown(added)["status"] == "completed"
+        [called] = project.run(
+            "-m", "celery", "-A", "proj", "call", "proj.tasks.add", "--args=[2, 2]"
+        )
+        divided, fetched, resized = project.run(
+            "-c",
+            "from proj.tasks import divide, fetch, resize\n"
+            "print(divide.delay(1, 0), fetch.delay('https://example.org'), resize.delay(3))",
+        )
+        assert project.shown(called)["status"] == "completed"
         assert project.shown(divided)["error"]["type"] == "ZeroDivisionError"
         assert project.shown(fetched)["attempt"] == 2
         state = project.shown(resized)
         assert state["progress"] == {"current": 3, "total": 3}
         assert state["message"] == "Resizing pictures"
-        names = [task["name"] for task in project.client.get("/tasks").json()["tasks"]]
-        assert names[0] == "proj.tasks.resize"
+        shown = project.client.get("/tasks").json()
+        assert shown["title"] == "proj"
+        assert shown["tasks"][0] == {"id": resized, "name": "proj.tasks.resize"}
         assert "realtime.js" in project.client.get("/").text
 
 
@@ -110,21 +114,18 @@ def test_a_project_in_djangos_layout_is_shown_without_an_edit(
 ) -> None:
     pytest.importorskip("django", reason="Django is missing: pip install django")
     project = start("django_site")
+    project.run("manage.py", "migrate", "--verbosity", "0")
     with project.running():
-        imported = project.call("shop.tasks.import_products", '--args=[["soap", "rope"]]')
+        # As a view of the site sends them.
+        imported, counted, charged = project.run(
+            *("manage.py", "shell", "-c"),
+            "from shop.tasks import charge, count_products, import_products\n"
+            "tasks = import_products.delay(['soap', 'rope']), count_products.delay()\n"
+            "print('sent', *tasks, charge.delay('4111'))",
+        )[-3:]
         state = project.shown(imported)
         assert state["status"] == "completed"
         assert state["progress"] == {"current": 2, "total": 2}
         assert state["fields"]["product"] == "rope"
-        # As a view of the site would send it.
-        script = "from shop.tasks import count_products as task; print(task.delay().id)"
-        done = subprocess.run(
-            [sys.executable, "manage.py", "shell", "-c", script],
-            cwd=project.folder,
-            env=project.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        assert project.shown(done.stdout.split()[-1])["status"] == "completed"
+        assert project.shown(counted)["status"] == "completed"
+        assert project.shown(charged)["error"]["message"] == "the card 4111 has expired"

@@ -4,7 +4,7 @@
  * It is compiled, not run. `@ts-expect-error` marks lines that the compiler must refuse.
  */
 
-import { connect } from "../../semantik_realtime/web/static/realtime.js";
+import { connect, summarize } from "../../semantik_realtime/web/static/realtime.js";
 import type {
   CancelAnswer,
   CommandError,
@@ -13,6 +13,7 @@ import type {
   ConnectionState,
   ConnectOptions,
   DeniedInfo,
+  Failure,
   JobStatus,
   Realtime,
   RealtimeEvent,
@@ -20,6 +21,7 @@ import type {
   SnapshotReason,
   State,
   Subscription,
+  Summary,
   Token,
   View,
   WatchOptions,
@@ -35,6 +37,12 @@ type Named<T> = keyof {
 };
 
 export const members: [
+  Same<keyof Failure, "key" | "at" | "name" | "status" | "error">,
+  Same<
+    keyof Summary,
+    | ("total" | "done" | "failed" | "cancelled" | "lost" | "skipped" | "running" | "waiting")
+    | ("weight" | "ended_weight" | "rate" | "seconds_left" | "failures")
+  >,
   Same<keyof ConnectOptions, "url" | "token" | "storage" | "WebSocket">,
   Same<keyof Realtime, "watch" | "cancel" | "retry" | "onConnection" | "connection" | "close">,
   Same<keyof CancelAnswer, "topic" | "status">,
@@ -57,7 +65,7 @@ export const members: [
     Named<RealtimeEvent>,
     "offset" | "type" | "time" | "key" | "state" | "data" | "terminal"
   >,
-] = [true, true, true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true];
 
 const tokens: Token[] = ["jwt", "", null, undefined];
 
@@ -172,3 +180,9 @@ live.connection = now;
 subscription.close();
 stopListening();
 live.close();
+
+const summary: Summary = summarize(new Map<string, State>(), "42", 0);
+const shown: number = summary.total + summary.done + (summary.rate ?? 0);
+const failure: Failure | undefined = summary.failures[0];
+const again: Summary = summarize(new Map(), "42");
+export const summaries = [shown, failure?.at, again.waiting];

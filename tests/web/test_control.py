@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import logging
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
-from clients import NativeClient
+from clients import CompatClient, NativeClient
 from configuration import make_settings, token
 from publisher import Publisher
 from waiting import until
@@ -133,6 +135,26 @@ async def test_a_job_that_runs_is_cancelling_until_its_worker_sends_the_end(
         assert (answer.status_code, answer.json()["code"]) == (409, "ended")
 
 
+async def test_a_page_of_the_compatibility_wire_is_shown_both(
+    settings: Settings, publisher: Publisher
+) -> None:
+    await begin(publisher, "1")
+    async with serving(settings, Runner()) as (web_server, http):
+        async with CompatClient(web_server.compat_url("1")) as browser:
+            await browser.wait_for("current_state")
+            await http.post("/realtime/jobs/1/cancel")
+            message = await browser.wait_for("job_cancelling")
+            assert (message["data"]["status"], message["data"]["current"]) == ("cancelling", 3)
+            await publisher.end("job:1", "job_cancelled")
+            message = await browser.wait_for("job_cancelled")
+            assert message["data"]["status"] == "cancelled"
+        # A page that is loaded meanwhile.
+        await begin(publisher, "1", "running", 2)
+        await http.post("/realtime/jobs/1/cancel")
+        async with CompatClient(web_server.compat_url("1")) as browser:
+            assert (await browser.wait_for("current_state"))["data"]["status"] == "cancelling"
+
+
 async def test_a_job_that_starts_meanwhile_is_cancelling_and_not_cancelled(
     settings: Settings, publisher: Publisher
 ) -> None:
@@ -236,6 +258,15 @@ async def test_a_broker_that_fails_or_hangs_is_503_and_shows_nothing_as_cancelle
         assert [event["type"] for event in await history(http, "1")] == ["job_queued"]
 
 
+def test_the_hooks_for_celery_need_no_celery() -> None:
+    program = (
+        "import sys; sys.modules['celery'] = None\n"
+        "from semantik_realtime.worker.celery_hooks import celery_hooks\n"
+        "assert celery_hooks.cancel('1', None, True, None) is None"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 @pytest.mark.parametrize("command", ["cancel", "retry"])
 async def test_without_a_runner_the_answer_is_501_and_a_line_names_the_hook(
     settings: Settings,
@@ -245,7 +276,7 @@ async def test_without_a_runner_the_answer_is_501_and_a_line_names_the_hook(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # As in a web server that sends no task.
-    monkeypatch.delitem(__import__("sys").modules, "celery", raising=False)
+    monkeypatch.delitem(sys.modules, "celery", raising=False)
     await begin(publisher, "1")
     if command == "retry":
         await publisher.end("job:1", "job_failed")

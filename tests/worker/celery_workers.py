@@ -100,8 +100,9 @@ class Worker:
         )
         return str(result.id)
 
-    @property
+    @cached_property
     def app(self) -> Any:
+        """The application that sends the tasks; may be replaced."""
         import mirrored_app
 
         return mirrored_app.app

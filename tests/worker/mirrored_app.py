@@ -24,7 +24,7 @@ from celery.utils.log import get_task_logger
 
 app = Celery("mirrored_app")
 app.conf.update(
-    broker_url=os.environ.get("REDIS_URL", "memory://"),
+    broker_url=os.environ.get("TEST_BROKER_URL") or os.environ.get("REDIS_URL", "memory://"),
     result_backend=os.environ.get("REDIS_URL", "cache+memory://"),
     result_expires=600,
     worker_prefetch_multiplier=1,
@@ -345,6 +345,12 @@ def hold_interpreter(seconds: float) -> None:
     ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
 
 
+@app.task(bind=True, acks_late=True)
+def wait_until_redelivered(self: Task) -> None:
+    if not self.request.delivery_info.get("redelivered"):
+        time.sleep(60)
+
+
 @app.task
 def wait_calmly(seconds: float) -> None:
     from semantik_realtime import job
@@ -356,6 +362,54 @@ def wait_calmly(seconds: float) -> None:
 @app.task(acks_late=True)
 def sleep_late(seconds: float) -> None:
     sleep(seconds)
+
+
+@app.task(bind=True)
+def store_and_hang(self: Task, state: str) -> None:
+    """Store a result as Celery does at the end, and then hang: the end is never sent."""
+    from semantik_realtime import job
+
+    result = ValueError("no pages") if state == "FAILURE" else None
+    self.backend.store_result(self.request.id, result, state)
+    job.set(stored=True)
+    threading.Event().wait(60)
+
+
+@app.task
+def spin(seconds: float) -> None:
+    """Keep the interpreter busy, without a call that releases it."""
+    deadline = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < deadline:
+        number += 1
+
+
+@app.task
+def emit_without_end() -> None:
+    from semantik_realtime import job
+
+    number = 0
+    while True:
+        number += 1
+        job.emit("note", number=number)
+        job.progress(number)
+
+
+@app.task
+def outlive_parent(seconds: float) -> None:
+    """Survive the death of the worker's main process, as a child does on other systems."""
+    import ctypes
+
+    from semantik_realtime import job
+
+    ctypes.CDLL(None).prctl(1, 0)
+    job.set(ready=True)
+    sleep(seconds)
+
+
+@app.task(bind=True, max_retries=3)
+def retry_later(self: Task) -> None:
+    raise self.retry(countdown=600, exc=ValueError("not yet"))
 
 
 @app.task(bind=True)

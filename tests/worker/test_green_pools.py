@@ -12,6 +12,7 @@ import celery
 import pytest
 from celery_workers import Place, Worker, running
 from topic_log import wait_until
+from web_side import web_of
 
 from semantik_realtime.testing.servers import Server
 
@@ -57,6 +58,16 @@ def test_progress_of_a_greenlet_that_computes_is_sent_while_it_does(green: Worke
     assert log.state["progress"]["current"] > first["progress"]["current"]
     # The others go on.
     green.wait_for(waiting, "completed")
+
+
+async def test_a_greenlet_that_asks_ends_its_job_as_cancelled(green: Worker) -> None:
+    async with web_of(green) as web:
+        job_id = green.send("work", 60, True)
+        green.wait_for(job_id, "running")
+        await web.stop(job_id)
+        log = green.wait_for(job_id, "cancelled")
+    assert log.last["data"] == {"how": "stopped"}
+    wait_until(lambda: green.app.AsyncResult(job_id).state == "REVOKED")
 
 
 def test_a_terminated_greenlet_cancels_its_job_and_the_others_go_on(green: Worker) -> None:

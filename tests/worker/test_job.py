@@ -21,7 +21,8 @@ from semantik_realtime.core.lifecycle import RESERVED_TYPES
 from semantik_realtime.errors import TopicError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.current import current_job, pop_job, push_job
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.values import describe_error, misuse
 
 Look = Callable[[str], Log]
@@ -62,6 +63,7 @@ def test_every_event_carries_the_whole_state(running: Job, log: Look) -> None:
     assert event["data"] == {"file": "a.txt"}
     state = event["state"]
     assert state.pop("started_at") <= event["time"]
+    assert state.pop("worker") == running.runtime.emitter.held.holder
     assert state == {
         "status": "running",
         "attempt": 1,

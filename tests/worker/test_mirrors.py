@@ -19,7 +19,8 @@ from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import beat as beat_module
 from semantik_realtime.worker import tracker as tracker_module
 from semantik_realtime.worker.headers import note_ownerless
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.selection import mirrors_of, note_announced
 from semantik_realtime.worker.tracker import TaskTracker, install
@@ -265,6 +266,15 @@ def test_a_sender_that_knows_the_option_reports_no_job(
     for _ in range(2):
         note_announced("mirrors_app.x", {"realtime_queued_at": "2026-01-01"})
     assert caplog.text.count("queued job is not mirrored task=mirrors_app.x") == 1
+
+
+@pytest.mark.usefixtures("tracker")
+def test_an_owner_that_is_a_uuid_travels_as_text_in_every_message() -> None:
+    owner = uuid.uuid4()
+    for task in (seen, unseen):
+        headers: dict[str, Any] = {"id": str(uuid.uuid4()), "realtime_owner": owner}
+        signals.before_task_publish.send(sender=task.name, headers=headers, body=((), {}, {}))
+        assert headers["realtime_owner"] == str(owner)
 
 
 def test_the_main_process_reports_no_end_of_a_task_without_a_mirror(

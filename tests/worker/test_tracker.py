@@ -27,10 +27,12 @@ from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.errors import BackendRefused, BackendUnavailable, TopicError
 from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker import elsewhere
 from semantik_realtime.worker import tracker as tracker_module
 from semantik_realtime.worker.current import current_job
 from semantik_realtime.worker.headers import read_job_meta
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.receivers import AGAIN_SECONDS
 from semantik_realtime.worker.submit import submit
 from semantik_realtime.worker.tracker import TaskTracker, install
@@ -370,7 +372,7 @@ def test_a_stored_state_of_any_shape_does_not_keep_a_job_from_its_end(
     job_id: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tracker_module, "read_stored_state", lambda *_: stored)
+    monkeypatch.setattr(elsewhere, "read_stored_state", lambda *_: stored)
     add.push_request(id=job_id)
     signals.task_failure.send(sender=add, task_id=job_id, exception=TimeoutError("slow"))
     add.pop_request()
@@ -837,3 +839,17 @@ def test_importing_needs_neither_a_server_nor_its_client_nor_a_web_framework(mod
     if module in ("worker.job", "worker.current", "worker.progress", "worker.headers"):
         code += "assert 'celery' not in sys.modules\n"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@app.task(bind=True)
+def replace_eagerly(self: Task, fails: bool) -> Any:
+    return self.replace(fail.si() if fails else add.s(1, 2))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_task_that_is_replaced_eagerly_is_one_attempt_that_ends_as_celery_says(
+    tracker: TaskTracker, log: Look, fails: bool
+) -> None:
+    result = replace_eagerly.apply((fails,), task_id="1")
+    status = {"SUCCESS": "completed", "FAILURE": "failed"}[result.state]
+    assert log("job:1").statuses == [(1, "running"), (1, status)]

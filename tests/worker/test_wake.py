@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 import pytest
@@ -24,11 +24,19 @@ class Recording(MemoryBackend):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.calls: list[list[str]] = []
+        self.held: list[tuple[list[str], list[str]]] = []
 
     @hookimpl
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         self.calls.append([draft.type for draft in drafts])
         return super().publish(drafts)
+
+    @hookimpl
+    def hold(
+        self, holder: str, jobs: Mapping[str, bytes], ended: Sequence[str], seconds: float
+    ) -> bool:
+        self.held.append((list(jobs), list(ended)))
+        return super().hold(holder, jobs, ended, seconds)
 
 
 @pytest.fixture
@@ -73,6 +81,28 @@ def test_a_process_that_runs_a_task_now_and_then_sends_at_once(
         while len(backend.calls) <= number and time.monotonic() < deadline:
             time.sleep(0.0005)
     assert backend.calls == [["job_queued"]] * (BURST_CALLS // 2)
+
+
+def test_only_a_job_that_outlives_the_call_of_its_start_is_held(
+    runtime: Runtime, backend: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime.emitter.throttle("start", 1.0, lambda: None)
+    assert runtime.emitter.flush(10)
+    with monkeypatch.context() as patch:
+        # Nothing is sent while all are emitted.
+        patch.setattr(runtime.emitter._wake, "set", lambda can_wait=False: None)
+        run_job(runtime, 1)
+        long = Job(runtime, JobMeta("long"), 1, is_new=True)
+        long.begin()
+        again = Job(runtime, JobMeta("again"), 1, is_new=True)
+        again.begin()
+        again.end("job_retrying")
+        Job(runtime, JobMeta("again"), 2, is_new=True).begin()
+    assert runtime.emitter.flush(10)
+    assert backend.held == [(["long", "again"], [])]
+    long.end("job_completed")
+    runtime.close()
+    assert backend.held[-1] == ([], ["long"])
 
 
 def lingering(wake: Wake) -> tuple[threading.Thread, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import json
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from celery import chain, chord, group
 from celery_workers import Place, Worker, running
+from test_cancel import web_of
 from topic_log import Log, wait_until
 
 import semantik_realtime.worker.tracker as tracker_module
@@ -358,3 +360,25 @@ def test_a_worker_that_stops_at_once_ends_its_workflows_first(
         worker.process.terminate()
         worker.process.wait(30)
         assert states_of(log)[sent.id]["status"] == "completed"
+
+
+async def test_a_cancelled_workflow_ends_its_tasks_that_ask_and_starts_no_others(
+    worker: Worker, send: Callable[..., Submitted], task: Task
+) -> None:
+    async with web_of(worker) as web:
+        # More tasks than the worker has processes: some have begun, and some wait.
+        sent = await asyncio.to_thread(send, group(task("work", 60, True) for _ in range(5)))
+        log = worker.log(sent.topic)
+        await asyncio.to_thread(wait_until, lambda: running_members(log) == 2, 20)
+        await asyncio.to_thread(wait_until, lambda: states_of(log)[sent.id]["status"] == "running")
+        assert await web.cancel(sent.id) == (202, "cancelling")
+        ended = await asyncio.to_thread(finish, worker, sent)
+    assert ended.state["status"] == "cancelled"
+    assert (ended.summary.cancelled, ended.summary.total) == (5, 5)
+    started = {event["key"] for event in log.events if event["type"] == "job_started"}
+    assert len(started - {sent.id}) == 2
+
+
+def running_members(log: Log) -> int:
+    states = states_of(log).values()
+    return sum(state["status"] == "running" for state in states if "member" in state)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from semantik_realtime.config import split_list
+from semantik_realtime.core.variables import split_list
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.urls import find_fault, mask_urls
 

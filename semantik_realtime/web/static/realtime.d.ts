@@ -16,11 +16,7 @@ export function connect(options?: ConnectOptions): Realtime;
  * @param job the plain id of the workflow
  * @param nowMs milliseconds since 1970. Default: now.
  */
-export function summarize(
-  states: ReadonlyMap<string, State>,
-  job: string,
-  nowMs?: number,
-): Summary;
+export function summarize(states: ReadonlyMap<string, State>, job: string, nowMs?: number): Summary;
 
 /** The counts of members add up to `total`; a member that ran twice counts once. */
 export interface Summary {
@@ -229,6 +225,10 @@ export interface State {
   queued_at?: string;
   started_at?: string;
   ended_at?: string;
+  /** RFC 3339: before which no worker begins it. */
+  eta?: string;
+  /** Names the process that runs the attempt, or ran it. */
+  worker?: string;
   [member: string]: unknown;
 }
 

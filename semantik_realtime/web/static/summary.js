@@ -19,6 +19,7 @@ const OUTCOME_OF_STATUS = {
   cancelled: "cancelled",
   lost: "lost",
 };
+const RUNNING_STATUSES = ["running", "retrying", "cancelling"];
 const TIME =
   /^[0-9]{4}-(0[1-9]|1[0-2])-([0-2][1-9]|[123]0|31)T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\.[0-9]{3}Z$/;
 
@@ -33,7 +34,9 @@ export function summarize(states, job, nowMs = Date.now()) {
     const size = count.size(giver);
     numbers.total += size;
     let first = 0;
-    for (const [length, each] of [...(giver === "" ? runs : []), [MAX_MEMBERS, 1]]) {
+    /** @type {[number, number][]} */
+    const parts = [...(giver === "" ? runs : []), [MAX_MEMBERS, 1]];
+    for (const [length, each] of parts) {
       const end = first + Math.min(length, size - first);
       let [ended, worked] = [0, 0];
       for (let number = first; number < end; number++) {
@@ -65,8 +68,8 @@ export function summarize(states, job, nowMs = Date.now()) {
 
 /** What the states of a topic say about the members of a workflow. */
 class Count {
-  /** @type {Record<string, Sets>} by outcome, and `running` */
-  #sets = Object.fromEntries([...OUTCOMES, "running"].map((name) => [name, new Map()]));
+  /** @type {Map<string, Sets>} by outcome, and `running` */
+  #sets = new Map([...OUTCOMES, "running"].map((name) => [name, new Map()]));
   /** @type {Map<string, number>} by giver, how many members are known to be numbered */
   #sizes = new Map();
   /** @type {{ giver: string, number: number, key: string, state: any }[]} */
@@ -112,7 +115,7 @@ class Count {
       "lost",
       "skipped",
     ])) {
-      if ((this.#sets[part].get(giver)?.[number >> 3] ?? 0) & (1 << (number & 7))) return part;
+      if ((this.#sets.get(part)?.get(giver)?.[number >> 3] ?? 0) & (1 << (number & 7))) return part;
     }
     return null;
   }
@@ -158,7 +161,7 @@ class Count {
     if (outcome) {
       this.#unite(outcome, giver, number >> 3, bit);
       if (outcome !== "done") this.#skip(giver, state.member.skips);
-    } else if (state.status === "running" || state.status === "retrying") {
+    } else if (RUNNING_STATUSES.includes(state.status)) {
       this.#unite("running", giver, number >> 3, bit);
     }
   }
@@ -188,9 +191,11 @@ class Count {
     if (last < 0) return;
     const size = 8 * (first + last) + 32 - Math.clz32(bytes[last] ?? 0);
     if (size > MAX_MEMBERS || !this.#grow(giver, size)) return;
-    const set = grown(this.#sets[part].get(giver), first + last + 1);
-    for (let index = 0; index <= last; index++) set[first + index] |= bytes[index] ?? 0;
-    this.#sets[part].set(giver, set);
+    const set = grown(this.#sets.get(part)?.get(giver), first + last + 1);
+    for (let at = 0; at <= last; at++) {
+      set[first + at] = (set[first + at] ?? 0) | (bytes[at] ?? 0);
+    }
+    this.#sets.get(part)?.set(giver, set);
   }
 
   /**
