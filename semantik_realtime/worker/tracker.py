@@ -244,7 +244,9 @@ class TaskTracker:
         """End a job that no other signal has ended, by the state that Celery passes."""
         if job.has_ended:
             return
-        ending = ending_of(state, retval, sys.exc_info()[1], job.declared_end)
+        member = job.meta.member
+        is_awaited = member is not None and member.is_awaited
+        ending = ending_of(state, retval, sys.exc_info()[1], job.declared_end, is_awaited)
         if ending is not None:
             if isinstance(retval, JobCancelled):
                 self._revoked_results.store(task)
