@@ -65,8 +65,9 @@ class HeldJobs:
         self.holder = secrets.token_hex(6)
         """The name of this process, for one life of the process: a child has another one."""
         self._times = times
-        # Attempts that have begun since the last call, as (job, topic, record).
-        self._begun: deque[tuple[str, str, bytes]] = deque()
+        # Attempts that have begun since the last call, as (job, topic, record); without a record:
+        # jobs that are not held any more.
+        self._begun: deque[tuple[str, str, bytes | None]] = deque()
         # By id, the jobs of which an attempt has not ended.
         self._jobs: dict[str, _Held] = {}
         # Records that the backend has not got, and jobs that it is to remove.
@@ -86,6 +87,10 @@ class HeldJobs:
     def add(self, job: str, topic: str, record: bytes) -> None:
         """An attempt of ``job`` begins, before its first draft is emitted."""
         self._begun.append((job, topic, record))
+
+    def drop(self, job: str, topic: str) -> None:
+        """Hold ``job`` no longer, although no end of it was sent here. From any thread."""
+        self._begun.append((job, topic, None))
 
     def release(self) -> None:
         """Make the removal of ended jobs due now: the process ends. From any thread."""
@@ -174,17 +179,23 @@ class HeldJobs:
                 continue
             held.attempts -= 1
             if held.attempts == 0:
-                del self._jobs[draft.job]
-                self._added.pop(draft.job, None)
-                self._ended[draft.job] = None
+                self._remove(draft.job)
+
+    def _remove(self, job: str) -> None:
+        if self._jobs.pop(job, None) is not None:
+            self._added.pop(job, None)
+            self._ended[job] = None
 
     def _admit(self, drafts: Sequence[Draft]) -> bool:
         """Move the attempts that have begun to `_jobs`. Return True if the backend has to know."""
         begun = [self._begun.popleft() for _ in range(len(self._begun))]
         ends = Counter((one.job, one.topic) for one in drafts if one.type in ATTEMPT_ENDS)
-        ends.subtract((job, topic) for job, topic, _ in begun)
+        ends.subtract((job, topic) for job, topic, record in begun if record is not None)
         is_new = False
         for job, topic, record in begun:
+            if record is None:
+                self._remove(job)
+                continue
             if ends[job, topic] >= 0 and job not in self._jobs:
                 continue
             is_new = True

@@ -80,19 +80,20 @@ class JobEnds:
             self.counts[end.state["status"]] += 1
         return outcome
 
-    async def end_workflow(self, record: HeldJob, snapshot: Snapshot) -> None:
-        """End a workflow whose member was ended here, if that is its end."""
+    async def end_workflow(self, record: HeldJob, snapshot: Snapshot) -> bool:
+        """End a workflow if its members have ended. Return False to be asked again."""
         if record.workflow is None:
-            return
+            return True
         states = {key: stored_state(snapshot, key)[0] for key in snapshot.states}
         ending = workflow_end(states, record.workflow)
         if ending is None:
-            return
+            return True
         outcome = {"status": STATUS_OF_TYPE[ending.type], "error": ending.error}
         end = end_of(states.get(record.workflow), record, outcome, now_text(), "")
         attempt = end.state["attempt"] = max(1, end.state["attempt"])
         topics = _topics_of(record.workflow, record)
-        await self._send(self._drafts(topics, record.workflow, end, attempt, {"reason": "lease"}))
+        drafts = self._drafts(topics, record.workflow, end, attempt, {"reason": "lease"})
+        return await self._send(drafts) is not Outcome.WAITING
 
     def _drafts(
         self,

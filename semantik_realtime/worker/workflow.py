@@ -23,6 +23,7 @@ from celery import signals
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Event
+from semantik_realtime.core.leases import HeldJob
 from semantik_realtime.core.lifecycle import PROGRESS, STATUS_OF_TYPE, has_ended
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.core.workflow import end_of, progress_of, tallies_to_unite, uncounted
@@ -60,6 +61,7 @@ class _Followed:
         self.topic = topic
         feeds = [] if owner is None else [user_topic(owner)]
         self.topics = owners_of(topic, [*feeds, *others], owner)
+        self.record = HeldJob(owner=owner, topics=others, workflow=workflow).encode()
         self.tasks_here = 0
         self.has_news = True
         self.has_ended = False
@@ -206,6 +208,8 @@ class WorkflowFollower:
                 for each in list(self._followed.values()):
                     if each.is_over(time.monotonic()):
                         del self._followed[each.id]
+                        if runtime is not None:
+                            runtime.emitter.held.drop(each.id, each.topic)
             except Exception:
                 # The thread must outlive any error of ours: a workflow's end needs it.
                 logger.exception("workflow: step failed")
@@ -229,6 +233,10 @@ class WorkflowFollower:
                 if each is None and len(self._followed) < MAX_FOLLOWED:
                     each = _Followed(workflow, about.owner, list(about.topics))
                     self._followed[workflow] = each
+                    runtime = self._runtime()
+                    if runtime is not None:
+                        # If this process is killed, a server looks whether all members have ended.
+                        runtime.emitter.held.add(workflow, each.topic, each.record)
             if each is not None:
                 each.tasks_here = max(0, each.tasks_here + change)
                 each.note()

@@ -170,3 +170,26 @@ def test_one_call_has_a_bounded_number_of_jobs(held: HeldJobs, backend: Backend)
     held.renew(backend)
     assert [len(added) for added, _ in backend.calls] == [1000, 1000, 1]
     assert len(backend.jobs) == count
+
+
+def test_what_is_dropped_is_removed_with_the_next_renewal(
+    held: HeldJobs, backend: Backend, clock: list[float]
+) -> None:
+    held.add("1", "job:1", b"record")
+    held.renew(backend)
+    held.drop("1", "job:1")
+    held.drop("another", "job:another")
+    held.renew(backend)
+    clock[0] += 6
+    held.renew(backend)
+    assert backend.jobs == {}
+    assert held.wait_seconds() is None
+
+
+def test_what_is_dropped_before_the_first_call_is_never_held(
+    held: HeldJobs, backend: Backend
+) -> None:
+    held.add("1", "job:1", b"record")
+    held.drop("1", "job:1")
+    held.renew(backend)
+    assert backend.jobs == {}

@@ -8,9 +8,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import mirrored_app
 import pytest
+from celery import group
 from celery_workers import Place, Worker
 from fleets import LEASE_SECONDS, Fleet, children_of, fleet, kill_tree
+from test_workflows import states_of, submitting
 from topic_log import Log, wait_until
 
 from semantik_realtime.backends.loader import load_backend
@@ -128,6 +131,26 @@ def test_a_child_that_outlives_its_worker_completes_its_job(servers: Fleet, tmp_
         os.kill(worker.process.pid, signal.SIGKILL)
         worker.wait_for(job_id, "completed")
         assert "job_lost" not in log.types
+
+
+def test_a_workflow_ends_although_the_worker_that_follows_it_is_killed(
+    servers: Fleet, tmp_path: Path
+) -> None:
+    with servers.worker("prefork", tmp_path) as worker, submitting(worker) as send:
+        sent = send(group(mirrored_app.sleep.s(2).set(queue=worker.queue) for _ in range(2)))
+        log = worker.log(sent.topic)
+
+        def statuses() -> dict[str, str]:
+            return {key: state["status"] for key, state in states_of(log).items()}
+
+        wait_until(lambda: statuses().get(sent.id) == "running", 20)
+        # Its processes complete the members; the main one reads of that no more.
+        worker.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: list(statuses().values()).count("completed") == 2, 20)
+        assert statuses()[sent.id] == "running"
+        kill_tree(worker)
+        wait_until(lambda: statuses()[sent.id] == "completed", 20)
+        wait_until(lambda: events_of(worker, sent.id)[-1:] == ["job_completed"])
 
 
 def test_a_process_that_ends_well_leaves_nothing_to_look_for(
