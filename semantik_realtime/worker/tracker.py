@@ -42,7 +42,7 @@ from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.places import complete_headers
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
-from semantik_realtime.worker.revokes import is_active
+from semantik_realtime.worker.revokes import is_active, is_revoked
 from semantik_realtime.worker.selection import mirrors_of, note_received
 from semantik_realtime.worker.upstream import end_downstream, whole
 from semantik_realtime.worker.values import delay_until, describe_error, seconds_until
@@ -211,6 +211,8 @@ class TaskTracker:
         self._running[task_id] = job
         push_job(job)
         job.begin()
+        if is_revoked(task_id):
+            job.request_cancel()
         start_mirrors(job, task, mirrors)
         follow_aborts(task)
 

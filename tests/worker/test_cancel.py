@@ -123,3 +123,17 @@ async def test_a_job_that_is_cancelled_while_no_worker_runs_is_not_started_later
             log = again.log(f"job:{job_id}")
             again.wait_for(again.send("add", 1, 2), "completed")
             assert log.types == ["job_queued", "job_cancelled"]
+
+
+@pytest.mark.parametrize("worker", ["threads"], indirect=True)
+def test_a_revoked_task_that_a_pool_of_threads_runs_all_the_same_ends_once(worker: Worker) -> None:
+    # Two threads run, and the other tasks wait in the pool, where Celery does not revoke them.
+    running = [worker.send("wait_calmly", 2) for _ in range(2)]
+    waiting = [worker.send("work", seconds, asks) for seconds, asks in ((0.1, False), (60, True))]
+    for job_id in waiting:
+        wait_until(lambda job_id=job_id: f"[{job_id}] received" in worker.output)
+    worker.app.control.revoke(waiting)
+    for job_id, status in zip([*running, *waiting], 3 * ["completed"] + ["cancelled"], strict=True):
+        log = worker.wait_for(job_id, status)
+        assert log.types.count("job_started") == 1
+        assert sum(event.get("terminal", False) for event in log.events) == 1
