@@ -77,15 +77,14 @@ def has_diverged(events: Sequence[Mapping[str, Any]], expected: Sequence[Expecte
     return not all(matches(event, one) for event, one in zip(settled, expected, strict=False))
 
 
-def is_over(events: Sequence[Mapping[str, Any]]) -> bool:
-    """Return True if the last event of a job's life is an end.
+def is_over(events: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Return True if the last event of a job's life is an end. Those of its children do not count.
 
-    >>> is_over([{"type": "job_started"}, {"type": "job_failed"}, {"type": "events_dropped"}])
-    True
-    >>> is_over([{"type": "job_failed"}, {"type": "job_started"}])
-    False
+    >>> events = [{"type": "job_started", "key": "1"}, {"type": "job_failed", "key": "1"}]
+    >>> is_over(events, "1"), is_over(events[::-1], "1"), is_over(events, "2")
+    (True, False, False)
     """
-    life = [event["type"] for event in events if event["type"] in STATUS_OF_TYPE]
+    life = [e["type"] for e in events if e["type"] in STATUS_OF_TYPE and e["key"] == key]
     return bool(life) and life[-1] in END_TYPES
 
 

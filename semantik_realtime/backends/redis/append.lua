@@ -11,11 +11,12 @@
 --         own: the job whose own topic it is, if a draft with its key is of another job, else absent
 --         due_ms: when that job is due; absent if it waits for no time
 --         channel, where the events are published
---         runs: [producer, change, key, job, attempt, terminal, own, number, digests, owner], the
---               drafts in order; those of a run differ in the digest, and in the number, which
---               grows by 1
+--         runs: [producer, change, key, job, attempt, terminal, own, number, digests, owner,
+--               begins], the drafts in order; those of a run differ in the digest, and in the
+--               number, which grows by 1
 --               change "" | "set" | "drop"; attempt -1: the newest; own: 1 if the topic is the
---               job's own; number: of the first draft; owner "": none
+--               job's own; number: of the first draft; owner "": none; begins: 1 if it is the
+--               first draft of its attempt
 -- Return "EPOCH OFFSET CHAIN,receipt,receipt …": the end of the log before, and for each draft
 --         "a" | "a EPOCH OFFSET CHAIN" | "d OFFSET CHAIN" | "d" | "stale" | "closed" |
 --         "foreign_owner" | "too_big" | "too_many_keys"
@@ -51,13 +52,18 @@ local prev, prev_chain = string.format('%d', offset), string.format('%d', chain)
 -- What the batch changes, written to the keys at the end: the last number of each producer, the
 -- attempt state of each job, and the last event of each key (false: the key is deleted).
 local numbers, attempts, states = {}, {}, {}
+-- The attempts whose first draft is stale, by job and number.
+local stale_attempts = {}
 -- How many keys have a state; nil until that is needed.
 local key_count = nil
+
+-- What a topic that begins with this batch has stored: nothing, so it is not read.
+local is_empty = is_new
 
 local function attempt_of(job)
   local current = attempts[job]
   if not current then
-    current = read_attempt(fence, job)
+    current = is_empty and {0, 0, ''} or read_attempt(fence, job)
     attempts[job] = current
   end
   return current
@@ -77,7 +83,7 @@ end
 
 local function is_known_key(key)
   if states[key] ~= nil then return states[key] ~= false end
-  return redis.call('HEXISTS', state, key) == 1
+  return not is_empty and redis.call('HEXISTS', state, key) == 1
 end
 
 -- Make room for a new key: drop the states of the jobs that ended longest ago, a quarter of the
@@ -128,7 +134,9 @@ local function append(run, number, digest)
   local draft_owner = run[10]
   local body = ARGV[#receipts + 2]
   local last_number = numbers[producer]
-  if not last_number then
+  if not last_number and is_empty then
+    last_number = 0
+  elseif not last_number then
     last_number = tonumber(string.match(redis.call('HGET', seen, producer) or '0', '^%d+'))
   end
   local refusal = nil
@@ -143,8 +151,11 @@ local function append(run, number, digest)
     -- The rule of check_fence() in core/fence.py; the contract suite tests both.
     current = attempt_of(job)
     if attempt < 0 then attempt = current[1] end
-    if attempt < current[1] then
+    local begins = run[11] == 1
+    if attempt < current[1] or (begins and attempt == current[1])
+      or stale_attempts[job .. ' ' .. attempt] then
       refusal = 'stale'
+      if begins then stale_attempts[job .. ' ' .. attempt] = true end
     elseif attempt == current[1] and current[2] > 0 then
       refusal = 'closed'
     end
@@ -155,7 +166,7 @@ local function append(run, number, digest)
     owner, sets_owner = draft_owner, true
   end
   if not refusal and change == 'set' and not is_known_key(key) then
-    key_count = key_count or redis.call('HLEN', state)
+    key_count = key_count or (is_empty and 0 or redis.call('HLEN', state))
     if key_count >= head.keys and not drop_ended() then
       refusal = 'too_many_keys'
     else
@@ -203,19 +214,26 @@ local function is_open()
   local current, new_state = attempts[own], states[own]
   if new_state == false or (current and current[2] > 0) then return false end
   if new_state then return attempt_of(own)[2] <= 0 end
-  return open ~= '' or (current ~= nil and redis.call('HEXISTS', state, own) == 1)
+  if open ~= '' then return true end
+  return current ~= nil and not is_empty and redis.call('HEXISTS', state, own) == 1
 end
 
 if #events > 0 then
   local due = tonumber(open) or 0
   if head.due_ms and head.due_ms > due then due = head.due_ms end
   open = is_open() and string.format('%d', due) or ''
-  if open ~= (position[6] or '') then redis.call('HSET', meta, 'open', open) end
-  redis.call('HSET', meta, 'offset', string.format('%d', offset),
-    'chain', string.format('%d', chain))
-  if is_new then redis.call('HSET', meta, 'epoch', epoch) end
-  if sets_owner then redis.call('HSET', meta, 'owner', owner) end
-  redis.call('XTRIM', log, 'MAXLEN', '=', head.events)
+  local place = {'offset', string.format('%d', offset), 'chain', string.format('%d', chain)}
+  if is_new then
+    place[#place + 1], place[#place + 2] = 'epoch', epoch
+  end
+  if sets_owner then
+    place[#place + 1], place[#place + 2] = 'owner', owner
+  end
+  if open ~= (position[6] or '') then
+    place[#place + 1], place[#place + 2] = 'open', open
+  end
+  redis.call('HSET', meta, unpack(place))
+  if offset > head.events then redis.call('XTRIM', log, 'MAXLEN', '=', head.events) end
   for key, event in pairs(states) do
     if event then
       redis.call('HSET', state, key, event)
@@ -223,17 +241,20 @@ if #events > 0 then
       redis.call('HDEL', state, key)
     end
   end
-  local fence_changed = false
+  local may_be_many = is_new and not is_empty
   for job, current in pairs(attempts) do
-    if current.changed then
-      write_attempt(fence, job, current)
-      fence_changed = true
-    end
+    if current.changed and write_attempt(fence, job, current) == 1 then may_be_many = true end
   end
-  if fence_changed then drop_stateless(fence, state, head.keys) end
+  for _, event in pairs(states) do
+    if not event then may_be_many = true end
+  end
+  if may_be_many and not (is_empty and #receipts <= head.keys) then
+    drop_stateless(fence, state, head.keys)
+  end
   for producer, number in pairs(numbers) do
     local added = redis.call('HSET', seen, producer, string.format('%d %d', number, offset))
-    if added == 1 and redis.call('HLEN', seen) > head.producers then
+    if added == 1 and not (is_empty and #receipts <= head.producers)
+      and redis.call('HLEN', seen) > head.producers then
       -- A producer is a process, and a user's feed outlives many of them: drop the half that
       -- appended nothing for longest.
       local all, by_age = redis.call('HGETALL', seen), {}

@@ -61,11 +61,12 @@ def _runs(own: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
             int(draft.terminal),
             int(draft.job == own),
             draft.owner or "",
+            int(draft.begins),
         )
         if shared == previous and draft.number == next_number:
             runs[-1][8].append(digest)
         else:
-            runs.append((*shared[:7], draft.number, [digest], shared[7]))
+            runs.append((*shared[:7], draft.number, [digest], *shared[7:]))
         next_number = draft.number + 1
     return runs
 

@@ -9,8 +9,9 @@ local function read_attempt(fence, job)
   return {tonumber(attempt), tonumber(offset), token}
 end
 
+-- Return 1 if the job was unknown, else 0.
 local function write_attempt(fence, job, entry)
-  redis.call('HSET', fence, job, string.format('%d %d %s', entry[1], entry[2], entry[3]))
+  return redis.call('HSET', fence, job, string.format('%d %d %s', entry[1], entry[2], entry[3]))
 end
 
 -- Whether a topic is open is in the field `open` of its meta: '' or absent if its own job has no
