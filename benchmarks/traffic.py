@@ -9,7 +9,8 @@ import msgspec
 
 from semantik_realtime.clock import now_text
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 
 FIRST_OFFSET = 3
 """Offset of the event with number 0; `begin_job` appends the two before it."""

@@ -5,10 +5,28 @@ from __future__ import annotations
 import functools
 import time
 
+# The last millisecond and its text. A loop that emits asks for the same one many times.
+_last = (0, "")
+
 
 def now_text() -> str:
     """Return the time now, in UTC, as RFC 3339 with milliseconds: ``2026-01-31T09:30:00.000Z``."""
-    seconds, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+    global _last
+    now = time.time_ns() // 1_000_000
+    # Read once: another thread may replace it.
+    last = _last
+    if last[0] != now:
+        _last = last = (now, _text(now))
+    return last[1]
+
+
+def time_text(seconds: float) -> str:
+    """Return a time, in seconds since 1970, in the same form."""
+    return _text(int(seconds * 1000))
+
+
+def _text(milliseconds: int) -> str:
+    seconds, milliseconds = divmod(milliseconds, 1000)
     return f"{_second_text(seconds)}.{milliseconds:03d}Z"
 
 

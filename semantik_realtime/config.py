@@ -20,12 +20,14 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from semantik_realtime.core.limits import (
     COMPAT_HISTORY,
+    LEASE_SECONDS,
     MAX_EVENT_BYTES,
     MAX_HISTORY,
     MAX_KEYS,
     MAX_READ_BYTES,
     MAX_TOPICS,
     MAX_UNAUTHENTICATED,
+    QUEUED_SECONDS,
     RETENTION_EVENTS,
     SPOOL_BYTES,
     SPOOL_DRAFTS,
@@ -154,6 +156,18 @@ class Settings(BaseSettings):
     spool_directory: Annotated[str | None, UnsetIfEmpty] = Field(
         None,
         description="Directory where unsent events are stored too; unset: in memory only.",
+    )
+    lease_seconds: float = Field(
+        LEASE_SECONDS,
+        ge=1,
+        description="Seconds after which a job is lost whose process was killed or does not run. "
+        "The same for workers and web servers.",
+    )
+    queued_seconds: float = Field(
+        QUEUED_SECONDS,
+        gt=0,
+        description="Seconds that a job may wait for a worker, from its ETA if it has one, before "
+        "a server that shows it calls it lost.",
     )
     worker_metrics: Annotated[str | None, UnsetIfEmpty] = Field(
         None,

@@ -199,7 +199,8 @@ class Backend(Protocol):
 
         A draft whose producer and number are known is answered with
         ``DUPLICATE`` and not appended; a draft of an outdated attempt is
-        refused (`semantik_realtime.core.fence`), and so is one whose owner is
+        refused (`semantik_realtime.core.fence`), with what follows it in this
+        call if it begins its attempt, and so is one whose owner is
         not the topic's (`semantik_realtime.core.ownership`). The first draft
         with an owner gives a topic its owner; if the topic has events already,
         a new epoch begins with that draft, without these events and states.
@@ -381,4 +382,11 @@ class HostSpec:
 
         Raises:
             Exception: any; the record cannot be read now, and is asked for again later.
+        """
+
+    @hookspec(firstresult=True)
+    def outcome(self, job: str) -> Mapping[str, Any] | Awaitable[Mapping[str, Any] | None] | None:
+        """Return how a job ended: members of a state, with a ``status`` that has ended, or None.
+
+        Called before a job is called lost. Without an answer in time it is lost.
         """

@@ -108,6 +108,7 @@ class Runtime:
             max_bytes=self.settings.spool_bytes,
             # The drafts on disk belong to the configured backend.
             directory=None if is_substituted() else self.settings.spool_path,
+            lease_seconds=self.settings.lease_seconds,
         )
 
     def replace_backend(self, backend: Backend) -> Callable[[], None]:

@@ -30,7 +30,8 @@ from semantik_realtime.config import load_settings
 from semantik_realtime.core.session import SUBPROTOCOL
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import RedisServer, free_port, running, valkey_program
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 
 TOPICS = 2000
 EVENTS = 900

@@ -18,6 +18,8 @@ STATUS_OF_TYPE: Mapping[str, str] = {
 }
 END_TYPES = frozenset({"job_completed", "job_failed", "job_cancelled", "job_lost"})
 """Types of the events that end a job's attempt, and with it the job until a newer attempt."""
+ATTEMPT_ENDS = END_TYPES | {"job_retrying"}
+"""Types of the last event of an attempt, also of one that another attempt follows."""
 END_STATUSES = frozenset(STATUS_OF_TYPE[type] for type in END_TYPES)
 """The ``status`` of a job whose newest attempt has ended."""
 _OPEN_STATUSES = frozenset(STATUS_OF_TYPE.values()) - END_STATUSES

@@ -56,6 +56,11 @@ SPOOL_DRAFTS = 10_000
 SPOOL_BYTES = 16 * 2**20
 """Bytes of the drafts that may wait in a process, unless the settings say otherwise."""
 
+LEASE_SECONDS = 30.0
+"""After how long a job is lost whose process has died, unless the settings say otherwise."""
+QUEUED_SECONDS = 86_400.0
+"""After how long a job is lost that no worker begins, unless the settings say otherwise."""
+
 LOG_BURST = 100
 """Log records of a job that may be sent at once."""
 LOG_PER_SECOND = 10.0

@@ -47,6 +47,8 @@ _MEMBERS: Mapping[str, _Rule] = {
     "queued_at": _TEXT,
     "started_at": _TEXT,
     "ended_at": _TEXT,
+    "eta": _TEXT,
+    "worker": _TEXT,
 }
 """The members of a job's state that readers know (docs/protocol.md). None counts as absent."""
 _INNER: Mapping[str, Mapping[str, _Rule]] = {

@@ -2,8 +2,7 @@
 
 Tasks and request handlers put drafts on a queue and go on; a thread, started
 at the first draft, sends them to the backend in batches. A draft that is alone
-is sent at once; drafts that arrive during a call are sent together in the next
-one. A retry sends the same drafts with the same numbers, so it is harmless.
+is sent at once; others share a call (`Wake`). Retries repeat their numbers.
 
 A draft waits in the `Queue`, the `Sender` sends it, and `Outcomes` records the
 backend's answer. `ThrottledSources` make drafts when their turn comes, and
@@ -20,16 +19,20 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from semantik_realtime.core.event import Draft, Receipt
-from semantik_realtime.core.limits import SPOOL_BYTES, SPOOL_DRAFTS
+from semantik_realtime.core.leases import LeaseTimes
+from semantik_realtime.core.limits import LEASE_SECONDS, SPOOL_BYTES, SPOOL_DRAFTS
 from semantik_realtime.emitter import registry
+from semantik_realtime.emitter.attempts import Writer
 from semantik_realtime.emitter.dropped import DroppedEvents
 from semantik_realtime.emitter.handover import Handover
+from semantik_realtime.emitter.holding import HeldJobs
 from semantik_realtime.emitter.outcomes import EmitterStats, Outcomes
 from semantik_realtime.emitter.queue import Queue
-from semantik_realtime.emitter.sender import Reply, Sender, Writer
+from semantik_realtime.emitter.sender import Reply, Sender
 from semantik_realtime.emitter.spool_file import SpoolFile
 from semantik_realtime.emitter.spool_recovery import SpoolRecovery
 from semantik_realtime.emitter.throttle import Source, ThrottledSources
+from semantik_realtime.emitter.wake import Wake
 from semantik_realtime.errors import BackendError
 from semantik_realtime.native_threads import Thread, get_ident, make_event, make_lock, make_thread
 
@@ -69,6 +72,7 @@ class Emitter:
             process left there: at its start, or within 5 s (`LOOK_SECONDS`) of
             the backend's return. Drafts emitted during the first call that
             fails are stored when that call is over. None: in memory only.
+        lease_seconds: after how long a job is lost whose process has died.
     """
 
     def __init__(
@@ -78,11 +82,13 @@ class Emitter:
         max_drafts: int = SPOOL_DRAFTS,
         max_bytes: int = SPOOL_BYTES,
         directory: Path | None = None,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._writer = writer
         self._max_drafts = max_drafts
         self._max_bytes = max_bytes
         self._directory = directory
+        self._times = LeaseTimes.of(lease_seconds)
         # Set by `on_delayed`; survives a fork.
         self._delayed: Callable[[Sequence[Draft]], object] | None = None
         # Where children leave their drafts, or this process, if it is the child.
@@ -97,13 +103,14 @@ class Emitter:
         self._queue = Queue(self._max_drafts, self._max_bytes, self._drop)
         self._throttled = ThrottledSources(self.stats)
         # Set to run the thread's next step; the thread clears it.
-        self._wake = make_event()
-        self._sender = Sender(self._writer, self.stats, self._wake)
+        self._wake = Wake()
+        self.held = HeldJobs(self._times)
+        self._sender = Sender(self._writer, self.stats, self._wake, self.held)
         self._file: SpoolFile | None = None
         self._recovery: SpoolRecovery | None = None
         if self._directory is not None:
             self._file = SpoolFile(self._directory, self._max_bytes)
-            self._recovery = SpoolRecovery(self._directory)
+            self._recovery = SpoolRecovery(self._directory, self._times.look)
         # Runs `_run`; None before the first draft and after `close`.
         self._thread: Thread | None = None
         self._start_lock = make_lock()
@@ -137,9 +144,11 @@ class Emitter:
         """
         self._delayed = delayed
 
-    def emit(self, draft: Draft) -> None:
-        """Send ``draft`` soon. Costs less than a microsecond, and may drop it (`Queue.admits`)."""
-        # Written out here, not as a method of the queue: one more call would cost a quarter more.
+    def emit(self, draft: Draft, *, can_wait: bool = False) -> None:
+        """Send ``draft`` soon, or drop it (`Queue.admits`); about a microsecond.
+
+        One that ``can_wait`` leaves with others (`Wake`).
+        """
         queue = self._queue
         inbox = queue.inbox
         if len(inbox) >= queue.many_drafts or queue.inbox_bytes >= queue.many_bytes:
@@ -149,8 +158,7 @@ class Emitter:
                 return
         inbox.append(draft)
         queue.inbox_bytes += len(draft.body)
-        if self._thread is None or not self._wake.is_set():
-            self._wake_thread()
+        self._wake_thread(can_wait)
 
     def emit_and_confirm(self, draft: Draft) -> Future[Receipt]:
         """Send ``draft`` soon; the future gets the backend's receipt.
@@ -222,7 +230,7 @@ class Emitter:
     def accept_from_children(self, handover: Handover) -> None:
         """Send what forked children leave in ``handover``. Once, before the first fork."""
         self._handover = handover
-        self._recovery = SpoolRecovery(handover.directory)
+        self._recovery = SpoolRecovery(handover.directory, self._times.look)
         self.recover()
 
     def leave_to_parent(self, timeout_seconds: float) -> None:
@@ -232,22 +240,23 @@ class Emitter:
         """
         handover = self._handover
         if handover is None:
-            self.flush(timeout_seconds)
-        elif not self.flush(handover.wait_seconds, while_failing=False):
+            self._end(timeout_seconds)
+        elif not self._end(handover.wait_seconds, while_failing=False):
             self._queue.drain()
             handover.leave(self._queue.all(), self._max_bytes)
 
-    def collect(self, timeout_seconds: float) -> bool:
-        """Wait until all is sent that children have left. Return False if it is not in time."""
-        handover, deadline = self._handover, time.monotonic() + timeout_seconds
-        while handover is not None and not handover.is_empty() and time.monotonic() < deadline:
-            self.retry_now()
-            time.sleep(NOTICE_SECONDS)
-        return handover is None or handover.is_empty()
+    def _end(self, timeout_seconds: float, *, while_failing: bool = True) -> bool:
+        """Flush, then give back the lease, so that no server must find out what it was for."""
+        if not self.flush(timeout_seconds, while_failing=while_failing):
+            return False
+        self.held.release()
+        if self.held.wait_seconds() is not None:
+            self.flush(timeout_seconds, while_failing=while_failing)
+        return not self.waiting
 
     def close(self, timeout_seconds: float = 2.0, *, while_failing: bool = True) -> bool:
         """Flush, then end the thread. A later `emit` starts it again."""
-        done = self.flush(timeout_seconds, while_failing=while_failing)
+        done = self._end(timeout_seconds, while_failing=while_failing)
         thread = self._thread
         self._closing = True
         self._wake.set()
@@ -260,11 +269,10 @@ class Emitter:
         self._outcomes.drop(draft)
         self._dropped.add(draft)
 
-    def _wake_thread(self) -> None:
+    def _wake_thread(self, can_wait: bool = False) -> None:
         if self._thread is None:
             self._start()
-        if not self._wake.is_set():
-            self._wake.set()
+        self._wake.set(can_wait)
 
     def _start(self) -> None:
         with self._start_lock:
@@ -297,8 +305,7 @@ class Emitter:
         """Return True if the closing thread may end: not if a draft has come since."""
         with self._start_lock:
             self._closing = False
-            # `emit` adds its draft first and looks for the thread after that. In this order
-            # one of the two sees the other.
+            # `emit` adds its draft first, and then looks for the thread: one sees the other.
             thread, self._thread = self._thread, None
             if self._queue.inbox:
                 self._thread = thread
@@ -308,11 +315,11 @@ class Emitter:
 
     def _step(self) -> float | None:
         """Do what is due; return the seconds until the next step, None for not before a wake."""
-        throttled_seconds = self._throttled.run()
+        waits = [self._throttled.run()]
         self._queue.drain()
         reply = self._sender.retry_reply()
         if reply is not None:
-            self._settle(self._queue.next_batch(MAX_BATCH), reply)
+            self._settle(self._sender.retried, reply)
         elif self.is_retrying:
             self._delay()
         if self._recovery is not None and not self.is_retrying:
@@ -321,24 +328,20 @@ class Emitter:
         if self._sender.wait_seconds() == 0:
             self._send()
         self._queue.open_barriers()
-        pause = self._pause_seconds()
-        if pause is None or throttled_seconds is None:
-            return throttled_seconds if pause is None else pause
-        return min(pause, throttled_seconds)
-
-    def _pause_seconds(self) -> float | None:
-        """Return the seconds until something other than a source is due; None: a wake."""
         if self.is_retrying:
-            return self._sender.wait_seconds()
-        if len(self._queue):
-            return 0.0
-        return None if self._recovery is None else self._recovery.wait_seconds()
+            waits.append(self._sender.wait_seconds())
+        else:
+            waits += [0.0 if self._queue.is_batch_left else None, self.held.pause_seconds()]
+            waits.append(None if self._recovery is None else self._recovery.wait_seconds())
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _send(self) -> None:
         batch = self._queue.next_batch(MAX_BATCH)
-        reply = self._sender.send(batch) if batch else None
-        if reply is not None:
-            self._settle(batch, reply)
+        if batch or self.held.wait_seconds() == 0:
+            self._wake.called()
+            reply = self._sender.send(batch)
+            if reply is not None:
+                self._settle(batch, reply)
 
     def _settle(self, batch: Sequence[Draft], reply: Reply) -> None:
         if isinstance(reply, BackendError):

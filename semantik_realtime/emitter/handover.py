@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from semantik_realtime.core.event import Draft
 from semantik_realtime.emitter.spool_file import SUFFIX, SpoolFile
 
+NOTICE_SECONDS = 0.02
+"""How often `Handover.collect` looks."""
 WAIT_SECONDS = 0.2
 """How long a process that ends waits for the backend before it leaves its drafts here."""
 
@@ -51,6 +54,14 @@ class Handover:
         file = SpoolFile(self.directory, max_bytes)
         file.store([], lambda: drafts)
         file.release()
+
+    def collect(self, retry_now: Callable[[], object], timeout_seconds: float) -> bool:
+        """Wait until all is sent that children have left. Return False if it is not in time."""
+        deadline = time.monotonic() + timeout_seconds
+        while not self.is_empty() and time.monotonic() < deadline:
+            retry_now()
+            time.sleep(NOTICE_SECONDS)
+        return self.is_empty()
 
     def remove(self) -> None:
         """Remove the directory with all that is in it."""

@@ -12,18 +12,22 @@ from semantik_realtime.emitter import spool_file
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
-"""Between two looks for files of ended processes."""
+"""Most seconds between two looks for files of ended processes."""
 
 
 class SpoolRecovery:
     """Reads what ended processes left in ``directory``, a batch at a time.
 
+    It looks every ``look_seconds``, at most `LOOK_SECONDS`: before a server may
+    take the jobs of a process for lost that has left their ends here.
+
     For one thread, except `look_now`. No method raises for a fault of the
     disk: a file that cannot be read is logged and skipped.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, look_seconds: float = LOOK_SECONDS) -> None:
         self._directory = directory
+        self._look_seconds = min(look_seconds, LOOK_SECONDS)
         # The file being read, locked by this process; None between two files.
         self._orphan: spool_file.Orphan | None = None
         # Names of files that cannot be read, or are of another version.
@@ -70,11 +74,11 @@ class SpoolRecovery:
             return []
 
     def release(self) -> None:
-        """Unlock the file, so that any process may send the rest, this one in `LOOK_SECONDS`.
+        """Unlock the file, so that any process may send the rest, this one at its next look.
 
         Also after a fork.
         """
         if self._orphan is not None:
             self._orphan.release()
             self._orphan = None
-        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._look_at = time.monotonic() + self._look_seconds

@@ -9,7 +9,8 @@ from semantik_realtime.core.lifecycle import END_TYPES, STATUS_OF_TYPE
 from semantik_realtime.core.topic import plain_id
 from semantik_realtime.core.words import LIFE_TYPES
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.updates import apply_update
 from semantik_realtime.worker.values import make_error, note_misuse
 

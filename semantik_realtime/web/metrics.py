@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter as Tally
-from dataclasses import dataclass
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
@@ -13,19 +13,22 @@ from semantik_realtime.errors import ConfigError
 from semantik_realtime.metrics import Measure, Metrics, is_shared, register, writing
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.stats import LAG_BOUNDS
+from semantik_realtime.web.job_ends import JobEnds
+from semantik_realtime.web.lost_jobs import LostJobs
 from semantik_realtime.web.outage import DegradedMode
 from semantik_realtime.web.unauthenticated import UnauthenticatedLimiter
 
 WIRES = ("native", "compat", "sse")
 
 
-@dataclass(eq=False)
-class Served:
-    """What the measures read."""
+class Served(Protocol):
+    """What the measures read: `semantik_realtime.web.state.WebState`."""
 
     hub: Hub
     outage: DegradedMode
     unauthenticated: UnauthenticatedLimiter
+    ends: JobEnds
+    lost: LostJobs
 
 
 def _connections(served: Served) -> dict[str, int]:
@@ -145,6 +148,19 @@ SERVING = (
         "How long the backend was away.",
         lambda served: served.outage.seconds,
     ),
+    Measure(
+        Counter,
+        "jobs_ended",
+        "Jobs that this server ended in place of their workers, by status.",
+        lambda served: served.ends.counts,
+        label="status",
+    ),
+    Measure(
+        Counter,
+        "leases_overdue",
+        "Worker processes that this server found gone.",
+        lambda served: served.lost.overdue,
+    ),
 )
 
 
@@ -158,19 +174,16 @@ class WebMetrics:
 
     def __init__(
         self,
-        hub: Hub,
-        outage: DegradedMode,
-        unauthenticated: UnauthenticatedLimiter,
+        served: Served,
         registry: CollectorRegistry | None = None,
     ) -> None:
-        served = Served(hub, outage, unauthenticated)
         self._metrics = (Metrics(SERVING, lambda: [served]), writing())
         try:
             self.registry = register(self._metrics, registry)
         except ValueError as error:
             raise ConfigError(f"registry: {error}") from error
         if is_shared():
-            hub.on_tick(self.flush)
+            served.hub.on_tick(self.flush)
 
     def flush(self) -> None:
         """Write the counts to the files that other processes read. Raises nothing."""

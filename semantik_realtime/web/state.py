@@ -19,12 +19,15 @@ from semantik_realtime.web.access import Access
 from semantik_realtime.web.control import JobControl
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.permission import Permissions
+from semantik_realtime.web.job_ends import JobEnds
 from semantik_realtime.web.limiter import ConnectionLimiter
+from semantik_realtime.web.lost_jobs import LostJobs
 from semantik_realtime.web.outage import DegradedMode, HostRecord
 from semantik_realtime.web.reads import Answers
 from semantik_realtime.web.refusals import RefusalLog
 from semantik_realtime.web.server_limits import ServerLimits
 from semantik_realtime.web.unauthenticated import UnauthenticatedLimiter
+from semantik_realtime.web.waiting_jobs import WaitingJobs
 
 if TYPE_CHECKING:
     from semantik_realtime.web.metrics import WebMetrics
@@ -65,6 +68,12 @@ class WebState:
         self.server_limits = ServerLimits()
         self.unauthenticated = UnauthenticatedLimiter(runtime.settings.max_unauthenticated)
         self.hub.on_tick(self.unauthenticated.end_crowd)
+        self.ends = JobEnds(runtime)
+        self.lost = LostJobs(runtime, self.hub, self.outage, self.ends)
+        self.hub.on_tick(self.lost.tick)
+        waiting = WaitingJobs(runtime.settings.queued_seconds, self.hub, self.ends)
+        self.hub.on_tick(waiting.tick)
+        self.hub.on_read(waiting.look)
         self.metrics: WebMetrics | None = None
         """None: there are no metrics; `metrics_error` is the reason."""
         self.metrics_error = ""
@@ -111,7 +120,7 @@ class WebState:
             # prometheus-client is an extra: without it everything else must work.
             from semantik_realtime.web.metrics import WebMetrics
 
-            self.metrics = WebMetrics(self.hub, self.outage, self.unauthenticated, registry)
+            self.metrics = WebMetrics(self, registry)
         except ImportError:
             self.metrics_error = METRICS_MISSING
         except OSError as error:

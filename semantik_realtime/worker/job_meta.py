@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from semantik_realtime.core.leases import HeldJob
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.worker.members import Member
 
@@ -34,3 +35,14 @@ class JobMeta(msgspec.Struct, frozen=True):
             TopicError: the id cannot be the name of a topic.
         """
         return job_topic(self.id if self.member is None else self.member.workflow)
+
+    def held(self, expected: int) -> bytes:
+        """Return the record by which a server ends the attempt ``expected`` of a dead process."""
+        return HeldJob(
+            name=self.name,
+            owner=self.owner,
+            topics=self.topics,
+            queued_at=self.queued_at,
+            expected=expected,
+            workflow=None if self.member is None else self.member.workflow,
+        ).encode()

@@ -7,11 +7,15 @@ from typing import Any
 
 import msgspec
 
+from semantik_realtime.clock import time_text
 from semantik_realtime.core.lifecycle import END_TYPES, STATUS_OF_TYPE
 from semantik_realtime.core.rate import Rate
 from semantik_realtime.worker.values import clean_line, clean_number, clean_text
 
-ESSENTIAL = ("status", "attempt", "queued_at", "started_at", "ended_at", "member", "workflow")
+ESSENTIAL = (
+    *("status", "attempt", "queued_at", "eta", "started_at", "ended_at", "worker"),
+    *("member", "workflow"),
+)
 """What is left of a state that is too big for an event, beside the type of its error."""
 
 _OF_RUNNING = frozenset({"rate", "inner"})
@@ -27,6 +31,7 @@ class JobState:
         attempt: the attempt's number; 0 while the job is queued, None if it is not known.
         name: the task's name.
         queued_at: when the task was published.
+        due_at: before which no worker begins it, in seconds since 1970.
         known: members that another process has sent already; they replace the others.
     """
 
@@ -36,6 +41,8 @@ class JobState:
         name: str | None = None,
         queued_at: str | None = None,
         known: Mapping[str, Any] | None = None,
+        *,
+        due_at: float | None = None,
     ) -> None:
         self.members: dict[str, Any] = {"status": "queued"}
         """The whole state, as events have it. Only this object's methods change it."""
@@ -45,13 +52,16 @@ class JobState:
             self.members["name"] = clean_text(name)
         if queued_at is not None:
             self.members["queued_at"] = queued_at
+        if due_at is not None:
+            self.members["eta"] = time_text(due_at)
         self.members.update(known or {})
         self.version = 0
         """How many changes `set_progress`, `set_inner`, `set_message` and `set_fields` have
         made."""
-        # The parts of the member ``progress``: the outermost bar, and those inside it.
+        self.inner: list[dict[str, Any]] = []
+        """The bars inside the progress. Set by `set_inner`."""
+        # The member ``progress`` without them.
         self._progress: dict[str, Any] = {}
-        self._inner: list[dict[str, Any]] = []
         self._rate = Rate()
         # The members of ``fields``, each as JSON. Encoded when they are set: a list may
         # change afterwards, and a bad value must not spoil later events.
@@ -65,15 +75,23 @@ class JobState:
         """The attempt has the number ``number``."""
         self.members["attempt"] = number
 
-    def start(self, time: str) -> None:
-        """The attempt started at ``time``."""
-        self.members.update(status="running", started_at=time)
+    def start(self, time: str, worker: str) -> None:
+        """The attempt started at ``time``, in the process whose lease is ``worker``'s."""
+        self.members.update(status="running", started_at=time, worker=worker)
+        self.members.pop("eta", None)
 
     def end(
-        self, type: str, time: str, error: Mapping[str, str] | None, message: str | None
+        self,
+        type: str,
+        time: str,
+        error: Mapping[str, str] | None,
+        message: str | None,
+        due_at: float | None = None,
     ) -> None:
         """The attempt ended at ``time``. ``job_retrying`` ends the attempt but not the job."""
         self.members["status"] = STATUS_OF_TYPE[type]
+        if due_at is not None:
+            self.members["eta"] = time_text(due_at)
         progress = self.members.get("progress")
         if isinstance(progress, Mapping):
             # What runs no more has no rate and no loops.
@@ -82,6 +100,7 @@ class JobState:
             }
         if type in END_TYPES:
             self.members["ended_at"] = time
+            self.members.pop("eta", None)
         if error is not None:
             self.members["error"] = error
         if message is not None:
@@ -111,12 +130,12 @@ class JobState:
 
     def set_inner(self, bars: list[dict[str, Any]]) -> None:
         """Replace the bars inside the progress."""
-        if bars != self._inner:
-            self._inner = bars
+        if bars != self.inner:
+            self.inner = bars
             self._set_progress()
 
     def _set_progress(self) -> None:
-        self._set("progress", self._progress | ({"inner": self._inner} if self._inner else {}))
+        self._set("progress", self._progress | ({"inner": self.inner} if self.inner else {}))
 
     def set_message(self, text: Any) -> None:
         """Replace the message.

@@ -19,7 +19,8 @@ from semantik_realtime.worker.headers import (
     read_job_meta,
     workflow_of,
 )
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import tallies
 
 LAST = "realtime_last"
@@ -30,6 +31,12 @@ MAX_REMEMBERED = 1000
 _begun: OrderedDict[str, None] = OrderedDict()
 """Those jobs, oldest first."""
 on_fork(after_in_child=_begun.clear)
+
+
+def forget_jobs() -> None:
+    """Forget the jobs and workflows that this process has begun, for tests: ids come again."""
+    _begun.clear()
+    tallies.clear()
 
 
 def complete_headers(

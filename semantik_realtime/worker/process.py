@@ -20,6 +20,7 @@ from semantik_realtime.worker.cancelled import RevokedResults
 from semantik_realtime.worker.pool_imports import add_to_imports
 from semantik_realtime.worker.revokes import follow_revokes, note_revoked
 from semantik_realtime.worker.stored_state import read_cancelled_jobs
+from semantik_realtime.worker.undecodable import End, end_undecodable
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class WorkerProcess:
         runtime: returns the process's runtime, or None while the tracker is off.
         results: what the process still stores when it ends.
         on_revoked: called in a worker's main process with each task that it is told to revoke.
+        end: ends the job of a message that cannot be read.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class WorkerProcess:
         runtime: Callable[[], Runtime | None],
         results: RevokedResults,
         on_revoked: Callable[[str], None],
+        end: End,
     ) -> None:
         self._runtime = runtime
         self._results = results
         self._on_revoked = on_revoked
+        self._end = end
         # In the main process of a prefork worker without a spool directory: where the processes of
         # the pool leave what they could not send. Made at the worker's start, removed at its end.
         self._handover: Handover | None = None
@@ -65,6 +69,7 @@ class WorkerProcess:
     def _worker_init(self, sender: Any, **_: Any) -> None:
         runtime = self._runtime()
         if runtime is not None:
+            end_undecodable(sender.app, self._end)
             # Celery itself forgets them when its last worker stops, and tells no worker of those
             # that were revoked while none ran.
             note_revoked(read_cancelled_jobs(runtime))
@@ -103,7 +108,7 @@ class WorkerProcess:
         if runtime is not None:
             self._end_threads(runtime)
         if runtime is not None and handover is not None:
-            runtime.emitter.collect(runtime.settings.flush_seconds)
+            handover.collect(runtime.emitter.retry_now, runtime.settings.flush_seconds)
             handover.remove()
             self._handover = None
 

@@ -14,7 +14,7 @@ from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_t
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.worker.canvas import is_canvas, plan_canvas
 from semantik_realtime.worker.headers import MEMBER, OWNER, TOPICS, WORKFLOW
-from semantik_realtime.worker.job import JobMeta
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.places import LAST, begin_workflow
 from semantik_realtime.worker.tracker import TaskTracker, install
 from semantik_realtime.worker.values import describe_error

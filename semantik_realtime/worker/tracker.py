@@ -27,6 +27,7 @@ from semantik_realtime.worker.aborts import follow_aborts
 from semantik_realtime.worker.beat import complete_owner, note_beat
 from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
 from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
+from semantik_realtime.worker.elsewhere import end_elsewhere
 from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
 from semantik_realtime.worker.headers import (
     count_attempts,
@@ -43,8 +44,8 @@ from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active
 from semantik_realtime.worker.selection import mirrors_of, note_received
-from semantik_realtime.worker.stored_state import read_stored_state
-from semantik_realtime.worker.values import describe_error
+from semantik_realtime.worker.upstream import end_downstream, whole
+from semantik_realtime.worker.values import describe_error, seconds_until
 from semantik_realtime.worker.workflow import WorkflowFollower
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,10 @@ class TaskTracker:
         self._workflows = WorkflowFollower(self.runtime)
         self._revoked_results = RevokedResults()
         self._process = WorkerProcess(
-            self.runtime, self._revoked_results, guarded(self._task_revoked, self.failures)
+            self.runtime,
+            self._revoked_results,
+            guarded(self._task_revoked, self.failures),
+            self._end,
         )
         receivers: list[tuple[Any, Callable[..., None]]] = [
             # Before the process's own, which flush what these send.
@@ -92,8 +96,9 @@ class TaskTracker:
         self.is_connected = False
         """Whether Celery's signals call the receivers. Set by `connect` and `disconnect`."""
         self._receivers = [
-            (signal, f"semantik_realtime.{signal.name}", guarded(receiver, self.failures))
-            for signal, receiver in receivers
+            # Celery connects one receiver for each uid of a signal.
+            (signal, f"semantik_realtime.{one.__qualname__}.{signal.name}", one)
+            for signal, one in ((signal, guarded(one, self.failures)) for signal, one in receivers)
         ]
 
     def connect(self) -> None:
@@ -137,6 +142,10 @@ class TaskTracker:
         """
         runtime = self._runtime
         return runtime is None or runtime.emitter.flush(runtime.settings.flush_seconds)
+
+    def close(self, timeout_seconds: float) -> None:
+        """End the threads of this tracker; it follows no workflow afterwards."""
+        self._workflows.close(timeout_seconds)
 
     def _turn_off(self) -> None:
         self._is_off = True
@@ -187,6 +196,10 @@ class TaskTracker:
         mirrors = self._mirrors(task.name, task.request)
         if runtime is None or mirrors is None:
             return
+        outer = current_job()
+        if outer is not None and outer.id == task_id:
+            outer.replacements += 1
+            return
         meta = read_job_meta(task.request, id=task_id, name=task.name)
         if meta is None:
             return
@@ -210,12 +223,18 @@ class TaskTracker:
         job = self._job(task_id)
         if job is None:
             return
+        if job.replacements:
+            job.replacements -= 1
+            return
         try:
             self._end_after_run(job, task, state, retval)
         finally:
             pop_job(job)
             if self._running.get(task_id) is job:
                 del self._running[task_id]
+            if getattr(getattr(task, "request", None), "is_eager", False):
+                # No worker receives an eager task.
+                self._workflows.ended(job.meta)
 
     def _end_after_run(self, job: Job, task: Any, state: str | None, retval: Any) -> None:
         """End a job that no other signal has ended, by the state that Celery passes."""
@@ -233,7 +252,11 @@ class TaskTracker:
     # In the process that runs the task, or in the main process of its worker.
 
     def _failure(self, sender: Any, task_id: str, exception: Any, **_: Any) -> None:
-        self._end(task_id, "job_failed", sender.request, sender.name, describe_error(exception))
+        error = describe_error(exception)
+        self._end(task_id, "job_failed", sender.request, sender.name, error)
+        received = self._requests.get(task_id)
+        request = sender.request if received is None else whole(received)
+        end_downstream(self.runtime(), request, task_id, sender.name, error)
 
     def _retry(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
         if reason is None and not getattr(sender, "acks_late", False):
@@ -249,7 +272,7 @@ class TaskTracker:
             request,
             sender.name,
             describe_error(cause) if cause is not None else None,
-            {"delay_seconds": when} if isinstance(when, int | float) else None,
+            None if when is None else {"delay_seconds": seconds_until(when)},
         )
 
     # In the main process of a worker.
@@ -276,6 +299,7 @@ class TaskTracker:
     ) -> None:
         how = "expired" if expired else "terminated" if terminated else "revoked"
         self._end(request.id, "job_cancelled", request, sender.name, None, {"how": how}, terminated)
+        end_downstream(self.runtime(), request, request.id, sender.name, None)
 
     def _unknown(self, message: Any, name: str, id: str, **_: Any) -> None:
         error = {"type": "NotRegistered", "message": f"no worker knows the task {name}"}
@@ -321,26 +345,8 @@ class TaskTracker:
         meta = read_job_meta(source, id=task_id, name=name)
         if meta is None:
             return
-        known: dict[str, Any] = {"attempt": count_attempts(source) + has_run}
-        # None: the attempt that is newest when the backend appends the end.
-        attempts: list[int | None] = [None]
-        if has_run:
-            stored = read_stored_state(runtime, meta.topic, meta.id)
-            # An application may have stored another shape.
-            stored_attempt = stored.get("attempt")
-            if not isinstance(stored_attempt, int):
-                stored_attempt = 0
-            expected = max(known["attempt"], stored_attempt)
-            if stored_attempt < expected:
-                # The backend has not got this attempt's job_started, which may be in a spool file.
-                # Send the end twice: with the expected attempt, then with the newest. If the
-                # backend accepts the first, that attempt has ended and the second is refused.
-                attempts = [expected, None]
-            known |= stored | {"attempt": expected}
-        if "ended_at" in known:
-            return
-        for attempt in attempts:
-            Job(runtime, meta, attempt, known).end(type, error=error, data=data)
+        attempt = count_attempts(source) + has_run
+        end_elsewhere(runtime, meta, attempt, has_run, type, error=error, data=data)
         self._workflows.ended(meta)
 
 

@@ -61,6 +61,17 @@ def due_time(when: Any) -> float | None:
     return min(seconds, now + MAX_DUE_SECONDS) if seconds > now else None
 
 
+def seconds_until(when: object) -> float | None:
+    """Return the seconds from now to the time of a retry, a countdown or a time; None: it is none.
+
+    >>> seconds_until(3), seconds_until("soon")
+    (3, None)
+    """
+    if isinstance(when, datetime):
+        return max(0.0, when.timestamp() - time.time())
+    return when if isinstance(when, int | float) else None
+
+
 def note_misuse(kind: str, job_id: str, what: str) -> None:
     """Count a value that could not be sent; log the first of each kind."""
     misuse[kind] += 1

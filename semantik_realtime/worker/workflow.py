@@ -32,7 +32,7 @@ from semantik_realtime.native_threads import Thread, make_event, make_rlock, mak
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
 from semantik_realtime.worker.headers import is_job, read_job_meta
-from semantik_realtime.worker.job import JobMeta
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import tallies
 from semantik_realtime.worker.revokes import is_revoked, note_revoked
 
@@ -104,7 +104,9 @@ class WorkflowFollower:
         self._serials = itertools.count()
         self._followed: dict[str, _Followed] = {}
         self._begin()
-        on_fork(after_in_child=self._begin)
+        # Weak: a tracker of tests ends before the process does.
+        begin = weakref.WeakMethod(self._begin)
+        on_fork(after_in_child=lambda: (restart := begin()) is not None and restart())
 
     def _begin(self) -> None:
         self._news.clear()

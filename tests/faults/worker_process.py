@@ -24,7 +24,8 @@ from semantik_realtime.core.drafts import make_drafts
 from semantik_realtime.core.topic import job_topic
 from semantik_realtime.errors import BackendError
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 
 AT_ONCE = 4
 CLOCK_SECONDS = 0.025

@@ -365,6 +365,54 @@ def sleep_late(seconds: float) -> None:
 
 
 @app.task(bind=True)
+def store_and_hang(self: Task, state: str) -> None:
+    """Store a result as Celery does at the end, and then hang: the end is never sent."""
+    from semantik_realtime import job
+
+    result = ValueError("no pages") if state == "FAILURE" else None
+    self.backend.store_result(self.request.id, result, state)
+    job.set(stored=True)
+    threading.Event().wait(60)
+
+
+@app.task
+def spin(seconds: float) -> None:
+    """Keep the interpreter busy, without a call that releases it."""
+    deadline = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < deadline:
+        number += 1
+
+
+@app.task
+def emit_without_end() -> None:
+    from semantik_realtime import job
+
+    number = 0
+    while True:
+        number += 1
+        job.emit("note", number=number)
+        job.progress(number)
+
+
+@app.task
+def outlive_parent(seconds: float) -> None:
+    """Survive the death of the worker's main process, as a child does on other systems."""
+    import ctypes
+
+    from semantik_realtime import job
+
+    ctypes.CDLL(None).prctl(1, 0)
+    job.set(ready=True)
+    sleep(seconds)
+
+
+@app.task(bind=True, max_retries=3)
+def retry_later(self: Task) -> None:
+    raise self.retry(countdown=600, exc=ValueError("not yet"))
+
+
+@app.task(bind=True)
 def report_in_thread(self: Task, meta: Any) -> None:
     task_id = self.request.id
     thread = threading.Thread(
@@ -374,17 +422,19 @@ def report_in_thread(self: Task, meta: Any) -> None:
     thread.join()
 
 
-@app.task(realtime={"logs": "WARNING"})
-def write_log(count: int) -> None:
+@app.task(realtime={"logs": "DEBUG"})
+def write_log(count: int) -> str:
     from semantik_realtime import job
 
     logger, own = logging.getLogger("app.pdf"), get_task_logger("app.tasks")
-    logger.info("too quiet")
+    logger.debug("below the worker's level")
     for number in range(count):
         logger.warning("page %d has no text", number)
     own.error("giving up")
     print("printed")
     job.emit("written")
+    # At INFO Celery logs it as the result.
+    return "secret result"
 
 
 @app.task

@@ -15,7 +15,8 @@ import time
 import msgspec
 
 from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from semantik_realtime import job, track
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.bars import MAX_INNER
 from semantik_realtime.worker.current import current_job, pop_job, push_job
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.values import misuse
 
 Look = Callable[[str], Log]

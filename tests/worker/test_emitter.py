@@ -457,9 +457,9 @@ def test_what_a_child_cannot_send_its_parent_sends(line: Line, tmp_path: Path) -
     assert not handover.is_empty()
     # Another one that ends does not wait.
     assert handover.wait_seconds == 0
-    assert not parent.collect(0.05)
+    assert not handover.collect(parent.retry_now, 0.05)
     line.open.set()
-    assert parent.collect(10)
+    assert handover.collect(parent.retry_now, 10)
     assert child.flush(10)
     for one in (parent, child):
         one.close(5)

@@ -21,7 +21,8 @@ from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import event_types
 from semantik_realtime.worker.current import pop_job, push_job
 from semantik_realtime.worker.event_types import declared_types, type_name
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.values import misuse
 
 Look = Callable[[str], Log]

@@ -84,18 +84,25 @@ def test_fields_that_are_too_big_together_change_nothing() -> None:
 
 def test_a_retry_ends_the_attempt_but_not_the_job() -> None:
     state = JobState(1)
-    state.start("t1")
-    state.end("job_retrying", "t2", None, None)
-    assert state.members == {"status": "retrying", "attempt": 1, "started_at": "t1"}
+    state.start("t1", "w1")
+    state.end("job_retrying", "t2", None, None, 0.5)
+    assert state.members == {
+        "status": "retrying",
+        "attempt": 1,
+        "started_at": "t1",
+        "worker": "w1",
+        "eta": "1970-01-01T00:00:00.500Z",
+    }
     state.end("job_failed", "t3", {"type": "E", "message": "m"}, "stopped")
     assert state.members["status"] == "failed"
     assert state.members["ended_at"] == "t3"
     assert state.members["message"] == "stopped"
+    assert "eta" not in state.members
 
 
 def test_a_shrunk_state_keeps_how_the_attempt_stands_and_the_type_of_the_error() -> None:
     state = JobState(1, "n" * 500, "t0")
-    state.start("t1")
+    state.start("t1", "w1")
     state.set_message("long")
     state.set_fields({"a": b"1"}, 100)
     state.end("job_failed", "t2", {"type": "E", "message": "long"}, None)
@@ -106,5 +113,6 @@ def test_a_shrunk_state_keeps_how_the_attempt_stands_and_the_type_of_the_error()
         "queued_at": "t0",
         "started_at": "t1",
         "ended_at": "t2",
+        "worker": "w1",
         "error": {"type": "E", "message": ""},
     }

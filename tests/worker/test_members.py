@@ -15,7 +15,8 @@ from semantik_realtime.core.workflow import KEPT_CHILDREN, KEPT_FAILURES, KEPT_T
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import members
 from semantik_realtime.worker.headers import MEMBER, WORKFLOW, inherit, read_job_meta
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import Member, Tallies
 from semantik_realtime.worker.places import begin_workflow, give_place
 from semantik_realtime.worker.workflow import _Followed, publish

@@ -10,7 +10,8 @@ from topic_log import Log
 from semantik_realtime import job, track
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.current import pop_job, push_job
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 
 Look = Callable[[str], Log]
 

@@ -19,7 +19,8 @@ from semantik_realtime.core.limits import LOG_BURST, MAX_LOG_CHARACTERS
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import tracker as tracker_module
 from semantik_realtime.worker.current import pop_job, push_job
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.task_logs import capture_logs, release_logs
 from semantik_realtime.worker.tracker import install

@@ -14,7 +14,8 @@ from semantik_realtime.config import Settings
 from semantik_realtime.migrate.tasks import TaskUpdates
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.current import pop_job, push_job
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.values import misuse
 
 Look = Callable[[str], Log]

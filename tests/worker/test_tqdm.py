@@ -18,7 +18,8 @@ from tqdm.asyncio import tqdm as asyncio_tqdm
 from semantik_realtime import job, track
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.current import pop_job, push_job
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.tqdm_bars import BAR, _show, capture_tqdm
 from semantik_realtime.worker.values import misuse
@@ -192,7 +193,8 @@ from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.current import push_job
-from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.tqdm_bars import capture_tqdm, _finder
 
 settings = Settings(backend="memory")

@@ -67,6 +67,8 @@ class Hub:
         self._top_reader = TopReader(self._read_tops, self.spawn)
         # Added by `on_tick`, never removed; `_tick` calls them about once a second.
         self._on_tick: list[Callable[[], object]] = []
+        # Added by `on_read`, never removed.
+        self._on_read: list[Callable[[str, Snapshot], object]] = []
         # By topic. `follow` makes a channel; it is removed after its last watcher.
         self._channels: dict[str, Channel] = {}
         # All tasks that `spawn` has started and that have not ended.
@@ -94,6 +96,14 @@ class Hub:
     def on_tick(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` about once a second while the hub is open."""
         self._on_tick.append(callback)
+
+    def on_read(self, callback: Callable[[str, Snapshot], object]) -> None:
+        """Call ``callback`` with each topic that is read, and what was read. It must not raise."""
+        self._on_read.append(callback)
+
+    def watched(self) -> list[str]:
+        """Return the topics that are watched."""
+        return list(self._channels)
 
     # Start and stop.
 
@@ -260,7 +270,13 @@ class Hub:
             BackendError: it cannot be read now.
         """
         await self.open()
-        return await self._backend.snapshot(topic, None, 0)
+        snapshot = await self._backend.snapshot(topic, None, 0)
+        self._note_read(topic, snapshot)
+        return snapshot
+
+    def _note_read(self, topic: str, snapshot: Snapshot) -> None:
+        for callback in self._on_read:
+            callback(topic, snapshot)
 
     async def page(self, topic: str, after: int, limit: int) -> Page:
         """Read a part of a topic's log once. The caller has a turn of `reads`.
@@ -306,7 +322,9 @@ class Hub:
         self, topic: str, asked: Cursor | None, history: int, user: str | None
     ) -> Snapshot:
         async with self.reads.turn(user):
-            return await self._backend.snapshot(topic, asked, history)
+            snapshot = await self._backend.snapshot(topic, asked, history)
+        self._note_read(topic, snapshot)
+        return snapshot
 
     async def _read_tops(self, topics: Sequence[str]) -> dict[str, Top]:
         await self.open()

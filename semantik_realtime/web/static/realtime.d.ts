@@ -225,6 +225,10 @@ export interface State {
   queued_at?: string;
   started_at?: string;
   ended_at?: string;
+  /** RFC 3339: before which no worker begins it. */
+  eta?: string;
+  /** Names the process that runs the attempt, or ran it. */
+  worker?: string;
   [member: string]: unknown;
 }
 

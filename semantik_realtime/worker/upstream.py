@@ -1,0 +1,134 @@
+"""The tasks that never run, because one before them in a chain or a chord has failed.
+
+Celery stores a failure for them and sends no signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from semantik_realtime.config import Settings
+from semantik_realtime.runtime import Runtime
+from semantik_realtime.worker.headers import (
+    OWNER,
+    TOPICS,
+    inherit,
+    is_job,
+    read_job_meta,
+    workflow_of,
+)
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
+from semantik_realtime.worker.selection import mirrors_of
+from semantik_realtime.worker.values import make_error
+
+MAX_TASKS = 1000
+"""Tasks of a workflow that are failed with one of its steps."""
+MAX_DEPTH = 20
+"""How deep groups, chords and chains may be nested."""
+UPSTREAM = "Upstream"
+"""The type of their error."""
+
+
+def whole(received: Any) -> dict[str, Any]:
+    """Return all that a received message states; the workflow is in its body.
+
+    Args:
+        received: `celery.worker.request.Request`.
+    """
+    try:
+        body = received.message.payload
+        embedded = body[2] if isinstance(body, list | tuple) else body
+        return {**received.request_dict, **embedded}
+    except Exception:
+        # Not decoded before, it may be undecodable.
+        return dict(received.request_dict)
+
+
+def end_downstream(
+    runtime: Runtime | None,
+    request: Any,
+    task_id: str,
+    name: str,
+    error: Mapping[str, str] | None,
+) -> None:
+    """Fail the jobs that never run because a task has failed (``error``) or was cancelled."""
+    if runtime is None or not (request.get("chain") or request.get("chord")):
+        return
+    if workflow_of(request) is not None:
+        # The whole ends with its member, and counts those that do not run.
+        return
+    for meta in never_run(request, runtime.settings):
+        Job(runtime, meta, 0).end("job_failed", error=upstream_error(name, str(task_id), error))
+
+
+def never_run(request: Any, settings: Settings) -> list[JobMeta]:
+    """Return the jobs of the tasks that wait for a task that failed.
+
+    Args:
+        request: of the failed task, as Celery's request or as the members of its message. Its
+            ``chain`` has the next steps (the last one first), its ``chord`` the body.
+        settings: say which tasks are mirrored.
+    """
+    found: dict[str, JobMeta] = {}
+    steps = request.get("chain")
+    signatures = [*(steps if isinstance(steps, list | tuple) else ()), request.get("chord")]
+    for task_id, name, headers in _tasks(signatures, MAX_DEPTH):
+        if len(found) >= MAX_TASKS:
+            break
+        if task_id in found or task_id == request.get("id") or not is_job(name):
+            continue
+        message = dict(headers)
+        if mirrors_of(name, message, settings) is None:
+            continue
+        inherit(message, request)
+        # What Celery's canvas has of its own must not be read as a job's.
+        known = {key: message[key] for key in (OWNER, TOPICS, "stamps") if key in message}
+        meta = read_job_meta(known, id=task_id, name=name)
+        if meta is not None:
+            found[task_id] = meta
+    return list(found.values())
+
+
+def upstream_error(name: str | None, job: str, error: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the error of a job that never runs: which step failed, and why.
+
+    >>> upstream_error("app.load", "42", {"type": "ValueError", "message": "empty"})
+    {'type': 'Upstream', 'message': 'app.load (42) failed: ValueError: empty'}
+    >>> upstream_error("app.load", "42", None)
+    {'type': 'Upstream', 'message': 'app.load (42) was cancelled'}
+    """
+    what = f"{name or 'the step before'} ({job})"
+    if error is None:
+        return make_error(UPSTREAM, f"{what} was cancelled")
+    why = ": ".join(part for part in (error["type"], error["message"]) if part)
+    return make_error(UPSTREAM, f"{what} failed: {why}")
+
+
+def _tasks(signatures: Any, depth: int) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield id, name and headers of each task of signatures that were frozen."""
+    if depth == 0 or not isinstance(signatures, list | tuple):
+        return
+    for signature in signatures:
+        if not isinstance(signature, Mapping):
+            continue
+        options = signature.get("options")
+        options = options if isinstance(options, Mapping) else {}
+        members = signature.get("kwargs")
+        if signature.get("subtask_type") in ("chain", "group", "chord"):
+            if isinstance(members, Mapping):
+                parts = [members.get("tasks"), members.get("header"), [members.get("body")]]
+                for part in parts:
+                    inner = [part] if isinstance(part, Mapping) else part
+                    yield from _tasks(inner, depth - 1)
+        elif isinstance(options.get("task_id"), str):
+            headers = options.get("headers")
+            own = dict(headers) if isinstance(headers, Mapping) else {}
+            own["stamps"] = {
+                name: options[name] for name in (OWNER, TOPICS) if options.get(name) is not None
+            }
+            yield options["task_id"], str(signature.get("task")), own
+        # What follows this one: the body of a chord whose part it is, or the rest of a chain.
+        yield from _tasks([options.get("chord")], depth - 1)
+        yield from _tasks(options.get("chain"), depth - 1)
