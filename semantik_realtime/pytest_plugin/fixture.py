@@ -221,11 +221,11 @@ def realtime_fixture(given: Mapping[str, Any]) -> Iterator[RealtimeFixture]:
     memory = SharedMemory(load_memory(settings))
     with substituted(memory):
         runtime = MemoryRuntime(settings, memory)
-        with tracked(runtime):
-            try:
+        try:
+            with tracked(runtime):
                 yield RealtimeFixture(runtime, memory)
-            finally:
-                runtime.close()
+        finally:
+            runtime.close()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, STATUS_OF_TYPE
+from semantik_realtime.core.topic import split_topic
 
 Expected = str | tuple[str, Mapping[str, Any]]
 """The type of an event; or its type, and members that its data must have."""
@@ -130,6 +131,10 @@ def describe(topic: str, events: Sequence[Mapping[str, Any]]) -> str:
             for name in ("status", "attempt", "progress", "message", "fields", "error")
             if isinstance(state, Mapping) and name in state
         }
+        if event.get("key", split_topic(topic)[1]) != split_topic(topic)[1]:
+            # Of a feed's job, or of a member of a workflow.
+            name = state.get("name", "") if isinstance(state, Mapping) else ""
+            parts = {"key": f"{event['key']} {name}".strip(), **parts}
         if event.get("data"):
             parts["data"] = event["data"]
         time = str(event.get("time", ""))[11:23]
