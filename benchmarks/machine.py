@@ -26,6 +26,9 @@ PACKAGES = (
     "channels",
     "channels-redis",
     "broadcaster",
+    "celery",
+    "opentelemetry-instrumentation-celery",
+    "sentry-sdk",
 )
 """Their versions are recorded if they are installed."""
 

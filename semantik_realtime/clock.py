@@ -5,10 +5,19 @@ from __future__ import annotations
 import functools
 import time
 
+# The last millisecond and its text. A loop that emits asks for the same one many times.
+_last = (0, "")
+
 
 def now_text() -> str:
     """Return the time now, in UTC, as RFC 3339 with milliseconds: ``2026-01-31T09:30:00.000Z``."""
-    return _text(time.time_ns() // 1_000_000)
+    global _last
+    now = time.time_ns() // 1_000_000
+    # Read once: another thread may replace it.
+    last = _last
+    if last[0] != now:
+        _last = last = (now, _text(now))
+    return last[1]
 
 
 def time_text(seconds: float) -> str:

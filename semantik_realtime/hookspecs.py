@@ -199,7 +199,8 @@ class Backend(Protocol):
 
         A draft whose producer and number are known is answered with
         ``DUPLICATE`` and not appended; a draft of an outdated attempt is
-        refused (`semantik_realtime.core.fence`), and so is one whose owner is
+        refused (`semantik_realtime.core.fence`), with what follows it in this
+        call if it begins its attempt, and so is one whose owner is
         not the topic's (`semantik_realtime.core.ownership`). The first draft
         with an owner gives a topic its owner; if the topic has events already,
         a new epoch begins with that draft, without these events and states.

@@ -76,12 +76,20 @@ class MemoryBackend:
         with self._lock:
             # By topic and epoch.
             batches: dict[tuple[str, str], Batch] = {}
+            # The topic, job and attempt of the drafts that begin an attempt and are stale.
+            stale: set[tuple[str, str | None, int | None]] = set()
             for draft in drafts:
+                attempt = (draft.topic, draft.job, draft.attempt)
+                if attempt in stale:
+                    receipts.append(Receipt(Outcome.STALE))
+                    continue
                 log = self._open_log(draft.topic)
                 size = log.bytes
                 receipt, event = self._append(log, draft)
                 self._bytes += log.bytes - size
                 receipts.append(receipt)
+                if draft.begins and receipt.outcome is Outcome.STALE:
+                    stale.add(attempt)
                 if event is not None:
                     new: Batch = (log.epoch, event.offset - 1, [])
                     batches.setdefault((draft.topic, log.epoch), new)[2].append(event)
@@ -241,7 +249,7 @@ class MemoryBackend:
         state = job.state
         if draft.job is not None:
             job = log.jobs.get(draft.job, NEW_JOB)
-            verdict = check_fence(job.state, draft.attempt, draft.terminal)
+            verdict = check_fence(job.state, draft.attempt, draft.terminal, draft.begins)
             if isinstance(verdict, Refusal):
                 return Receipt(Outcome(verdict.value)), None
             state = verdict
@@ -268,7 +276,7 @@ class MemoryBackend:
         log.owner = log.owner or draft.owner
         if draft.due_at is not None:
             log.due_at = max(log.due_at or 0.0, draft.due_at)
-        ends = draft.terminal and draft.topic == f"job:{draft.job}"
+        ends = draft.terminal and draft.job is not None and draft.job == own_job(draft.topic)
         self._set_expiry(draft.topic, log, ends=ends)
         self._logs.move_to_end(draft.topic)
         return Receipt(Outcome.APPENDED, log.cursor), event

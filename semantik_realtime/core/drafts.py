@@ -78,6 +78,40 @@ def make_drafts(
     >>> [draft.owner for draft in drafts]
     ['7', None]
     """
+    for topic in topics:
+        check_topic(topic)
+    return make_checked_drafts(
+        topics,
+        type,
+        time,
+        key,
+        state=state,
+        data=data,
+        job=job,
+        attempt=attempt,
+        claim=claim,
+        terminal=terminal,
+        due_at=due_at,
+        max_bytes=max_bytes,
+    )
+
+
+def make_checked_drafts(
+    topics: Mapping[str, str | None],
+    type: str,
+    time: str,
+    key: str,
+    *,
+    state: Mapping[str, Any] | msgspec.UnsetType | None,
+    data: Mapping[str, Any] | None,
+    job: str | None,
+    attempt: int | None,
+    claim: Claim | None,
+    terminal: bool,
+    due_at: float | None,
+    max_bytes: int,
+) -> list[Draft]:
+    """Return what `make_drafts` does; all ``topics`` are names of topics."""
     body = encode_body(
         type, time, key, state=state, data=data, terminal=terminal, max_bytes=max_bytes
     )
@@ -87,7 +121,7 @@ def make_drafts(
         change = StateChange.DROP if state is None else StateChange.SET
     return [
         Draft(
-            topic=check_topic(topic),
+            topic=topic,
             type=type,
             key=key,
             body=body,

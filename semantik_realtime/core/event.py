@@ -22,7 +22,7 @@ _encode = msgspec.json.Encoder().encode
 _CURSOR = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9]{1,16})\.([0-9a-f]{8})")
 
 
-class Cursor(msgspec.Struct, frozen=True):
+class Cursor(msgspec.Struct, frozen=True, gc=False):
     """A position in a topic's log: after the event at ``offset`` (0: before the first).
 
     ``chain`` is the rolling hash of the history up to and including that event
@@ -119,9 +119,9 @@ _NULL = msgspec.Raw(b"null")
 _decode_head = msgspec.json.Decoder(Head).decode
 
 
-class Claim(msgspec.Struct, eq=False):
-    """The number of a new attempt, which the backend assigns when the attempt's first draft is
-    sent. Until then the drafts have the number that is expected.
+class Claim(msgspec.Struct, eq=False, gc=False):
+    """The number of a new attempt: the expected one, if the backend appends the attempt's first
+    draft with it; otherwise the backend assigns one (`semantik_realtime.hookspecs.Backend.claim`).
     """
 
     topic: str
@@ -138,7 +138,7 @@ class Claim(msgspec.Struct, eq=False):
     once, by the emitter's thread."""
 
 
-class Draft(msgspec.Struct, kw_only=True, eq=False, omit_defaults=True):
+class Draft(msgspec.Struct, kw_only=True, eq=False, omit_defaults=True, gc=False):
     """An event for one topic that is not yet appended.
 
     ``producer`` and ``number`` make it safe to send a draft twice: the emitter
@@ -162,8 +162,12 @@ class Draft(msgspec.Struct, kw_only=True, eq=False, omit_defaults=True):
     """The job whose attempts the fence orders; None: the fence does not apply."""
     attempt: int | None = None
     """The job's attempt; None means the newest one."""
+    begins: bool = False
+    """Whether it is the first draft of its attempt: refused as stale unless no attempt of the job
+    has that number or a higher one. Then the drafts of the attempt in the same call are too."""
     claim: Claim | None = None
-    """To be settled before the draft is sent (`number_draft`); None: ``attempt`` is final."""
+    """None: ``attempt`` is final. Before it is settled (`number_draft`), the draft is sent only
+    to the job's own topic, with the expected number, in one call with the draft that ``begins``."""
     owner: str | None = None
     """Becomes the topic's owner if the topic has none yet (`semantik_realtime.core.ownership`).
     None: the topic's owner stays."""
@@ -197,7 +201,7 @@ class Outcome(StrEnum):
     """Never from a backend: the draft is in this process's queue until the backend is back."""
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """A backend's answer to one draft.
 
     ``cursor`` is the event's position: for APPENDED always, for DUPLICATE as

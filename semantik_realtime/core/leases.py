@@ -9,15 +9,15 @@ import msgspec
 
 MAX_RECORD_BYTES = 4096
 """Largest `HeldJob`, encoded. A longer one loses its further topics."""
-MAX_OUTCOME_SECONDS = 5.0
+_OUTCOME_SECONDS = (2.0, 5.0)
 _MIN_LOOK_SECONDS = 0.5
 
 
 class LeaseTimes(NamedTuple):
     """The durations that follow from the setting ``lease_seconds``, all in seconds.
 
-    They add up to less than the setting, so a job is lost within it: the lease
-    lasts, a server looks, and asks for the outcome.
+    They add up to less than the setting, from 7 s on, so a job is lost within
+    it: the lease lasts, a server looks, and asks for the outcome.
     """
 
     held: float
@@ -36,11 +36,12 @@ class LeaseTimes(NamedTuple):
         >>> LeaseTimes.of(30)
         LeaseTimes(held=18.0, renew=6.0, look=3.0, outcome=4.5)
         """
+        least, most = _OUTCOME_SECONDS
         return cls(
             held=0.6 * lease_seconds,
             renew=0.2 * lease_seconds,
             look=max(_MIN_LOOK_SECONDS, 0.1 * lease_seconds),
-            outcome=min(MAX_OUTCOME_SECONDS, 0.15 * lease_seconds),
+            outcome=min(max(least, 0.15 * lease_seconds), most),
         )
 
 

@@ -1,4 +1,4 @@
-"""How often the progress of one key is sent."""
+"""How often the progress of one key is sent, and how often a busy process makes a call."""
 
 from __future__ import annotations
 
@@ -36,3 +36,32 @@ class Pacer:
         self._free_at[key] = now + interval_seconds
         if len(self._free_at) > self._max_keys:
             del self._free_at[next(iter(self._free_at))]
+
+
+class CallPacer:
+    """Lets ``burst`` calls be made at once, and then one in each interval.
+
+    ``now`` is in seconds, on any clock that does not go back.
+
+    >>> pacer = CallPacer(burst=2, interval_seconds=1.0)
+    >>> for _ in range(3):
+    ...     pacer.called(now=5.0)
+    >>> pacer.wait_seconds(now=5.25), pacer.wait_seconds(now=8.0)
+    (0.75, 0.0)
+    """
+
+    def __init__(self, burst: int, interval_seconds: float) -> None:
+        self._interval_seconds = interval_seconds
+        self._burst_seconds = burst * interval_seconds
+        # When the burst is whole again.
+        self._whole_at = float("-inf")
+
+    def wait_seconds(self, now: float) -> float:
+        """Return the seconds until a call may be made, at most an interval; 0: now."""
+        early = self._whole_at + self._interval_seconds - self._burst_seconds - now
+        return min(self._interval_seconds, max(0.0, early))
+
+    def called(self, now: float) -> None:
+        """Record a call made ``now``, allowed or not."""
+        whole_at = max(self._whole_at, now) + self._interval_seconds
+        self._whole_at = min(whole_at, now + self._burst_seconds)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from semantik_realtime.core.topic import split_topic
+
 _OWN = "job:"
 
 
@@ -19,12 +21,14 @@ class Retention(msgspec.Struct, frozen=True):
 
 
 def own_job(topic: str) -> str | None:
-    """Return the job whose own topic it is; None: it is a feed.
+    """Return the id of the job whose own topic it is; None: it is a feed.
 
-    >>> own_job("job:17"), own_job("user:7")
-    ('17', None)
+    >>> own_job("job:17"), own_job("job:import~3A42"), own_job("user:7")
+    ('17', 'import:42', None)
     """
-    return topic.removeprefix(_OWN) if topic.startswith(_OWN) else None
+    if not topic.startswith(_OWN):
+        return None
+    return split_topic(topic)[1] if "~" in topic else topic.removeprefix(_OWN)
 
 
 def expires_at(

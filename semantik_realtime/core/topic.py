@@ -120,6 +120,8 @@ def encode_id(value: object) -> str:
     Raises:
         TopicError: it is no id (`plain_id`), or too long when it is encoded.
     """
+    if isinstance(value, str) and "~" not in value and _ID.fullmatch(value):
+        return value
     text = plain_id(value)
     # An id that looks like an encoded one is encoded too, so that decoding gives it back.
     if _ID.fullmatch(text) and _decode_id(text) == text:
@@ -138,6 +140,8 @@ def _escape(text: str) -> str:
 
 
 def _decode_id(encoded: str) -> str:
+    if "~" not in encoded:
+        return encoded
     text = encoded[1:] if encoded.startswith("_~") else encoded
     try:
         text = _ESCAPE.sub(lambda found: bytes.fromhex(found[0].replace("~", "")).decode(), text)

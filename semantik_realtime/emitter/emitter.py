@@ -2,8 +2,7 @@
 
 Tasks and request handlers put drafts on a queue and go on; a thread, started
 at the first draft, sends them to the backend in batches. A draft that is alone
-is sent at once; drafts that arrive during a call are sent together in the next
-one. A retry sends the same drafts with the same numbers, so it is harmless.
+is sent at once; others share a call (`Wake`). Retries repeat their numbers.
 
 A draft waits in the `Queue`, the `Sender` sends it, and `Outcomes` records the
 backend's answer. `ThrottledSources` make drafts when their turn comes, and
@@ -23,15 +22,17 @@ from semantik_realtime.core.event import Draft, Receipt
 from semantik_realtime.core.leases import LeaseTimes
 from semantik_realtime.core.limits import LEASE_SECONDS, SPOOL_BYTES, SPOOL_DRAFTS
 from semantik_realtime.emitter import registry
+from semantik_realtime.emitter.attempts import Writer
 from semantik_realtime.emitter.dropped import DroppedEvents
 from semantik_realtime.emitter.handover import Handover
 from semantik_realtime.emitter.holding import HeldJobs
 from semantik_realtime.emitter.outcomes import EmitterStats, Outcomes
 from semantik_realtime.emitter.queue import Queue
-from semantik_realtime.emitter.sender import Reply, Sender, Writer
+from semantik_realtime.emitter.sender import Reply, Sender
 from semantik_realtime.emitter.spool_file import SpoolFile
 from semantik_realtime.emitter.spool_recovery import SpoolRecovery
 from semantik_realtime.emitter.throttle import Source, ThrottledSources
+from semantik_realtime.emitter.wake import Wake
 from semantik_realtime.errors import BackendError
 from semantik_realtime.native_threads import Thread, get_ident, make_event, make_lock, make_thread
 
@@ -102,7 +103,7 @@ class Emitter:
         self._queue = Queue(self._max_drafts, self._max_bytes, self._drop)
         self._throttled = ThrottledSources(self.stats)
         # Set to run the thread's next step; the thread clears it.
-        self._wake = make_event()
+        self._wake = Wake()
         self.held = HeldJobs(self._times)
         self._sender = Sender(self._writer, self.stats, self._wake, self.held)
         self._file: SpoolFile | None = None
@@ -143,9 +144,11 @@ class Emitter:
         """
         self._delayed = delayed
 
-    def emit(self, draft: Draft) -> None:
-        """Send ``draft`` soon. Costs less than a microsecond, and may drop it (`Queue.admits`)."""
-        # Written out here, not as a method of the queue: one more call would cost a quarter more.
+    def emit(self, draft: Draft, *, can_wait: bool = False) -> None:
+        """Send ``draft`` soon, or drop it (`Queue.admits`); about a microsecond.
+
+        One that ``can_wait`` leaves with others (`Wake`).
+        """
         queue = self._queue
         inbox = queue.inbox
         if len(inbox) >= queue.many_drafts or queue.inbox_bytes >= queue.many_bytes:
@@ -155,8 +158,7 @@ class Emitter:
                 return
         inbox.append(draft)
         queue.inbox_bytes += len(draft.body)
-        if self._thread is None or not self._wake.is_set():
-            self._wake_thread()
+        self._wake_thread(can_wait)
 
     def emit_and_confirm(self, draft: Draft) -> Future[Receipt]:
         """Send ``draft`` soon; the future gets the backend's receipt.
@@ -267,11 +269,10 @@ class Emitter:
         self._outcomes.drop(draft)
         self._dropped.add(draft)
 
-    def _wake_thread(self) -> None:
+    def _wake_thread(self, can_wait: bool = False) -> None:
         if self._thread is None:
             self._start()
-        if not self._wake.is_set():
-            self._wake.set()
+        self._wake.set(can_wait)
 
     def _start(self) -> None:
         with self._start_lock:
@@ -304,8 +305,7 @@ class Emitter:
         """Return True if the closing thread may end: not if a draft has come since."""
         with self._start_lock:
             self._closing = False
-            # `emit` adds its draft first and looks for the thread after that. In this order
-            # one of the two sees the other.
+            # `emit` adds its draft first, and then looks for the thread: one sees the other.
             thread, self._thread = self._thread, None
             if self._queue.inbox:
                 self._thread = thread
@@ -331,15 +331,17 @@ class Emitter:
         if self.is_retrying:
             waits.append(self._sender.wait_seconds())
         else:
-            waits += [0.0 if len(self._queue) else None, self.held.wait_seconds()]
+            waits += [0.0 if self._queue.is_batch_left else None, self.held.pause_seconds()]
             waits.append(None if self._recovery is None else self._recovery.wait_seconds())
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _send(self) -> None:
         batch = self._queue.next_batch(MAX_BATCH)
-        reply = self._sender.send(batch) if batch or self.held.wait_seconds() == 0 else None
-        if reply is not None:
-            self._settle(batch, reply)
+        if batch or self.held.wait_seconds() == 0:
+            self._wake.called()
+            reply = self._sender.send(batch)
+            if reply is not None:
+                self._settle(batch, reply)
 
     def _settle(self, batch: Sequence[Draft], reply: Reply) -> None:
         if isinstance(reply, BackendError):

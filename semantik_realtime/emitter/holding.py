@@ -12,7 +12,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -91,21 +91,26 @@ class HeldJobs:
 
     def wait_seconds(self) -> float | None:
         """Return the seconds until `renew` is due; None: nothing is held."""
-        if self._begun or (self._is_released and self._ended):
+        return 0.0 if self._begun else self.pause_seconds()
+
+    def pause_seconds(self) -> float | None:
+        """Return the same without attempts that have just begun: their drafts wake the thread."""
+        if self._is_released and self._ended:
             return 0.0
         if not self._jobs and not self._ended:
             return None
         return max(0.0, self._renewed_at + self._times.renew - time.monotonic())
 
-    def renew(self, backend: Holder) -> None:
+    def renew(self, backend: Holder, drafts: Sequence[Draft] = ()) -> None:
         """Hold what has begun, remove what has ended and renew the lease, if that is due.
+
+        An attempt whose end is among ``drafts``, which are sent next, needs no lease.
 
         Raises:
             BackendUnavailable, AppendUncertain: it is due again at once.
         """
-        if self.wait_seconds() != 0.0:
+        if self.wait_seconds() != 0.0 or not (self._admit(drafts) or self.pause_seconds() == 0.0):
             return
-        self._admit()
         now = time.monotonic()
         # What the backend should hold since the last call; False from it then means that a
         # server has ended these jobs, or that the engine has lost them.
@@ -114,13 +119,13 @@ class HeldJobs:
         if self._has_failed:
             # Nobody knows what the backend has.
             self._added = self._records()
-        was_retry, self._has_failed = self._has_failed, True
+        self._has_failed = True
         try:
             is_kept = self._call(backend)
             if is_expected and not is_kept and self._jobs:
                 self._added = self._records()
                 self._call(backend)
-                if late > 0 or not was_retry:
+                if late > 0:
                     self._log_late(late)
         except BackendRefused as error:
             # The events must go on. The records are sent again with the next renewal.
@@ -171,9 +176,16 @@ class HeldJobs:
                 self._added.pop(draft.job, None)
                 self._ended[draft.job] = None
 
-    def _admit(self) -> None:
-        while self._begun:
-            job, topic, record = self._begun.popleft()
+    def _admit(self, drafts: Sequence[Draft]) -> bool:
+        """Move the attempts that have begun to `_jobs`. Return True if the backend has to know."""
+        begun = [self._begun.popleft() for _ in range(len(self._begun))]
+        ends = Counter((one.job, one.topic) for one in drafts if one.type in ATTEMPT_ENDS)
+        ends.subtract((job, topic) for job, topic, _ in begun)
+        is_new = False
+        for job, topic, record in begun:
+            if ends[job, topic] >= 0 and job not in self._jobs:
+                continue
+            is_new = True
             held = self._jobs.get(job)
             if held is None:
                 self._jobs[job] = _Held(topic, record)
@@ -182,12 +194,13 @@ class HeldJobs:
                 held.record = record
             self._ended.pop(job, None)
             self._added[job] = record
+        return is_new
 
     def _log_late(self, late: float) -> None:
         logger.warning(
             "emitter: lease was over late_seconds=%.1f jobs=%d: this process did not run for so "
             "long, and its jobs count as lost; what they still send is refused "
             "(SEMANTIK_REALTIME_LEASE_SECONDS)",
-            max(0.0, late),
+            late,
             len(self._jobs),
         )

@@ -62,9 +62,18 @@ class Queue:
         return self.inbox_bytes + self._spool.bytes
 
     @property
+    def is_batch_left(self) -> bool:
+        """Whether drafts wait behind the inbox. Those in the inbox have woken the thread."""
+        return len(self._spool) > 0
+
+    @property
     def is_crowded(self) -> bool:
         """Whether half of what may wait does, or more."""
-        return len(self) >= self.many_drafts or self.bytes >= self.many_bytes
+        spool = self._spool
+        return (
+            len(self.inbox) + len(spool) >= self.many_drafts
+            or self.inbox_bytes + spool.bytes >= self.many_bytes
+        )
 
     def admits(self, draft: Draft, *, is_stuck: bool) -> bool:
         """Return True if ``draft`` may be added to the inbox, which is half full or more.

@@ -298,7 +298,7 @@ def _line(draft: Draft) -> bytes:
 def _read(line: bytes) -> Draft:
     draft = _decode(line)
     # Another attempt may have begun since its process ended; the fence then refuses this one.
-    draft.claim = None
+    draft.claim, draft.begins = None, False
     check_topic(draft.topic)
     # A body that no log can append must not be retried for ever.
     if not Event(0, 0, draft.body).head().type:

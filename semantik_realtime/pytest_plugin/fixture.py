@@ -136,11 +136,13 @@ class RealtimeFixture:
         __tracebackhide__ = True
 
         def look() -> bool | None:
-            events = self._memory.events(self._topic(job))
+            topic = self._topic(job)
+            events = self._memory.events(topic)
             counted = countable(events, expected)
             if len(counted) == len(expected) and all(map(matches, counted, expected)):
                 return True
-            return False if is_over(events) or has_diverged(counted, expected) else None
+            has_ended = is_over(events, split_topic(topic)[1])
+            return False if has_ended or has_diverged(counted, expected) else None
 
         if self._wait(look, timeout_seconds):
             return
@@ -174,13 +176,19 @@ class RealtimeFixture:
     def _search(self, job: object, what: str) -> dict[str, Any] | bool | None:
         """Return the event; True if it cannot come any more, None if it may."""
         topic = self._topic(job)
+        kind, key = split_topic(topic)
         events = self._memory.events(topic)
         for event in events:
+            # The life of a workflow's members is not that of the workflow.
+            is_own = kind != "job" or event["key"] == key
             state = event.get("state")
             status = state.get("status") if isinstance(state, Mapping) else None
-            if event["type"] == what or (what in STATUSES and status == what):
+            if what in (STATUSES | STATUS_OF_TYPE.keys()):
+                if is_own and what in (event["type"], status):
+                    return event
+            elif event["type"] == what:
                 return event
-        return True if topic.startswith("job:") and is_over(events) else None
+        return True if kind == "job" and is_over(events, key) else None
 
     def _wait(self, look: Callable[[], Found | None], timeout_seconds: float) -> Found | None:
         started = time.monotonic()
@@ -213,11 +221,11 @@ def realtime_fixture(given: Mapping[str, Any]) -> Iterator[RealtimeFixture]:
     memory = SharedMemory(load_memory(settings))
     with substituted(memory):
         runtime = MemoryRuntime(settings, memory)
-        with tracked(runtime):
-            try:
+        try:
+            with tracked(runtime):
                 yield RealtimeFixture(runtime, memory)
-            finally:
-                runtime.close()
+        finally:
+            runtime.close()
 
 
 @contextlib.contextmanager

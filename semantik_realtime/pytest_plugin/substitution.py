@@ -13,6 +13,9 @@ from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime, configured_runtimes
 from semantik_realtime.testing.shared_memory import MemoryClient, SharedMemory
 
+CLOSE_SECONDS = 5.0
+"""How long the end of a test waits for a reading of the memory that is under way."""
+
 
 def memory_settings(given: Mapping[str, Any]) -> Settings:
     """Return settings of which none is from the environment: the given ones, else the defaults.
@@ -63,6 +66,8 @@ def tracked(runtime: Runtime) -> Iterator[None]:
     if importlib.util.find_spec("celery") is None:
         yield
         return
+    from semantik_realtime.worker import listener
+    from semantik_realtime.worker.places import forget_jobs
     from semantik_realtime.worker.tracker import TaskTracker, swap_tracker
 
     tracker = TaskTracker()
@@ -72,11 +77,15 @@ def tracked(runtime: Runtime) -> Iterator[None]:
     if before is not None:
         # Both have the same ids at the signals.
         before.disconnect()
+    forget_jobs()
     tracker.connect()
     try:
         yield
     finally:
         tracker.disconnect()
         swap_tracker(before)
+        tracker.close(CLOSE_SECONDS)
+        listener.close()
+        forget_jobs()
         if before is not None and was_connected:
             before.connect()

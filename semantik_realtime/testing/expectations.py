@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semantik_realtime.core.lifecycle import END_TYPES, PROGRESS, STATUS_OF_TYPE
+from semantik_realtime.core.topic import split_topic
 
 Expected = str | tuple[str, Mapping[str, Any]]
 """The type of an event; or its type, and members that its data must have."""
@@ -77,15 +78,14 @@ def has_diverged(events: Sequence[Mapping[str, Any]], expected: Sequence[Expecte
     return not all(matches(event, one) for event, one in zip(settled, expected, strict=False))
 
 
-def is_over(events: Sequence[Mapping[str, Any]]) -> bool:
-    """Return True if the last event of a job's life is an end.
+def is_over(events: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Return True if the last event of a job's life is an end. Those of its children do not count.
 
-    >>> is_over([{"type": "job_started"}, {"type": "job_failed"}, {"type": "events_dropped"}])
-    True
-    >>> is_over([{"type": "job_failed"}, {"type": "job_started"}])
-    False
+    >>> events = [{"type": "job_started", "key": "1"}, {"type": "job_failed", "key": "1"}]
+    >>> is_over(events, "1"), is_over(events[::-1], "1"), is_over(events, "2")
+    (True, False, False)
     """
-    life = [event["type"] for event in events if event["type"] in STATUS_OF_TYPE]
+    life = [e["type"] for e in events if e["type"] in STATUS_OF_TYPE and e["key"] == key]
     return bool(life) and life[-1] in END_TYPES
 
 
@@ -131,6 +131,10 @@ def describe(topic: str, events: Sequence[Mapping[str, Any]]) -> str:
             for name in ("status", "attempt", "progress", "message", "fields", "error")
             if isinstance(state, Mapping) and name in state
         }
+        if event.get("key", split_topic(topic)[1]) != split_topic(topic)[1]:
+            # Of a feed's job, or of a member of a workflow.
+            name = state.get("name", "") if isinstance(state, Mapping) else ""
+            parts = {"key": f"{event['key']} {name}".strip(), **parts}
         if event.get("data"):
             parts["data"] = event["data"]
         time = str(event.get("time", ""))[11:23]

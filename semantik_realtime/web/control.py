@@ -58,7 +58,7 @@ class JobControl:
         self._access = access
         self._hub = hub
         self._limits = RequestLimits()
-        # Outcomes of commands that were logged as refused, by hook.
+        # The hooks that no plugin has, as logged.
         self._missing: set[str] = set()
 
     async def cancel(self, user: str, topic: str, permission: Permission) -> str:
@@ -75,32 +75,35 @@ class JobControl:
         """
         with self._limits.place(user):
             await self._check_may("may_cancel", user, topic, permission)
-            return await self._cancel(user, topic)
+            return await self._cancel(user, topic, permission.epoch)
 
-    async def _cancel(self, user: str, topic: str) -> str:
+    async def _cancel(self, user: str, topic: str, epoch: str) -> str:
         _, job = split_topic(topic)
         is_told = False
         for _ in range(TRIES):
-            state = await self._read(user, topic, job)
+            state = await self._read(user, topic, epoch)
             step = cancel_step(state, now_text())
             status = str(step.state.get("status"))
             if has_ended(state):
-                if status == "cancelled" or is_told:
+                if status == "cancelled":
                     return status
                 raise ControlError(409, "ended", f"the job has ended: {status}")
             if not is_told:
                 # Before the event: a page must not show what could not be done.
                 await self._tell(job, state, is_running=step.type != "job_cancelled")
                 is_told = True
+                if step.type is not None:
+                    # Otherwise the workers' processes have the request already.
+                    await self._runtime.publish(CONTROL_TOPIC, "job_cancelling", key=job)
             if step.type is None or await self._append(topic, step):
                 logger.info("control: cancelled topic=%s status=%s", topic, status)
                 return status
         return "cancelling"
 
     async def _tell(self, job: str, state: dict[str, Any], *, is_running: bool) -> None:
-        """Tell what runs the job, and the workers' processes."""
+        """Tell what runs the job."""
         name = state.get("name")
-        told = await self._ask(
+        await self._ask(
             "cancel",
             "cannot_cancel",
             "this job cannot be cancelled",
@@ -109,8 +112,6 @@ class JobControl:
             is_running=is_running,
             terminate=self._runtime.settings.cancel_signal,
         )
-        assert told
-        await self._runtime.publish(CONTROL_TOPIC, "job_cancelling", key=job)
 
     async def _append(self, topic: str, step: CancelStep) -> bool:
         """Append the event. Return False if the job must be read again: it has moved on."""
@@ -135,7 +136,7 @@ class JobControl:
         with self._limits.place(user):
             await self._check_may("may_retry", user, topic, permission)
             _, job = split_topic(topic)
-            if not has_ended(await self._read(user, topic, job)):
+            if not has_ended(await self._read(user, topic, permission.epoch)):
                 raise ControlError(409, "not_ended", "the job has not ended")
             started = await self._ask(
                 "retry", "cannot_retry", "this job cannot be started again", job=job, user=user
@@ -169,16 +170,18 @@ class JobControl:
             raise ControlError(409, refused_code, refused)
         return answer
 
-    async def _read(self, user: str, topic: str, job: str) -> dict[str, Any]:
+    async def _read(self, user: str, topic: str, epoch: str) -> dict[str, Any]:
         """Return the job's own state.
 
         Raises:
-            ControlError: the backend does not know the job.
+            ControlError: the backend does not know the job, or its log has begun again after
+                the user was authorized for ``epoch``: its owner may be another.
         """
+        _, job = split_topic(topic)
         async with self._hub.reads.request_turn(user):
             snapshot = await self._hub.read(topic)
         encoded = snapshot.states.get(job)
-        if encoded is None:
+        if encoded is None or snapshot.cursor is None or snapshot.cursor.epoch != epoch:
             raise ControlError(404, "not_found", "no such job")
         try:
             state = msgspec.json.decode(encoded).get("state")

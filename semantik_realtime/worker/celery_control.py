@@ -8,11 +8,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from celery import _state
-
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.urls import mask_text
 from semantik_realtime.worker.aborts import abort
+from semantik_realtime.worker.outcome import find_app
 
 logger = logging.getLogger(__name__)
 
@@ -22,19 +21,6 @@ MAX_CALLS = 8
 """Commands that may wait for the broker; a further one fails at once."""
 RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0.1, "interval_max": 0.2}
 """Of a command's connection: kombu tries for ever by default."""
-
-
-def find_app() -> Any:
-    """Return the Celery application of this process; None: there is none, or nobody can tell which.
-
-    The current one of this thread; else the one that was made the default; else the only one.
-    `celery.current_app` would make one without a configuration.
-    """
-    current = getattr(_state._tls, "current_app", None) or _state.default_app
-    if current is not None:
-        return current
-    apps = list(_state._get_active_apps())
-    return apps[0] if len(apps) == 1 else None
 
 
 async def cancel(

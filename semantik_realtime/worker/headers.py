@@ -137,9 +137,11 @@ def inherit(headers: dict[str, Any], parent: Any) -> None:
 def note_ownerless(message: Any) -> None:
     """Log that the jobs of a task have no owner, once for each task that the worker knows."""
     name = message.get("task")
+    if name in _ownerless:
+        return
     # A header that is None says that nobody shall watch it.
     is_ownerless = OWNER not in message and read_header(message, OWNER) is None
-    if is_job(name) and is_ownerless and name not in _ownerless:
+    if is_job(name) and is_ownerless:
         _ownerless.add(name)
         logger.warning(
             "tracker: job without owner task=%s, nobody may watch it unless your authorize allows "

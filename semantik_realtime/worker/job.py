@@ -8,7 +8,6 @@ and left out.
 from __future__ import annotations
 
 import itertools
-import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +15,15 @@ from typing import Any
 import msgspec
 
 from semantik_realtime.clock import now_text
-from semantik_realtime.core.drafts import make_drafts, owners_of
+from semantik_realtime.core.drafts import make_checked_drafts, owners_of
 from semantik_realtime.core.event import Claim
-from semantik_realtime.core.lifecycle import END_TYPES, LOG, PROGRESS, RESERVED_TYPES
+from semantik_realtime.core.lifecycle import (
+    END_TYPES,
+    LOG,
+    PROGRESS,
+    RESERVED_TYPES,
+    STATUS_OF_TYPE,
+)
 from semantik_realtime.core.topic import user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
@@ -71,22 +76,23 @@ class Job(TaskContext, Cancellable):
         self.workflow = None if meta.member is None else meta.member.workflow
         self.has_ended = False
         """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
+        serial = next(_serials)
         self._attempt = attempt
         # None: the attempt's number is final. It is settled by the emitter's thread.
         self._claim: Claim | None = None
         if is_new and attempt is not None:
-            token = secrets.token_hex(8)
+            token = f"{runtime.emitter.producer}-{serial}"
             self._claim = Claim(self.topic, self.id, token, expected=attempt, owner=meta.owner)
-        # Of a workflow the feeds get the state of the whole.
-        is_whole = meta.member is None
-        feeds = [] if meta.owner is None else [user_topic(meta.owner)]
         # The job's own topic, and its feeds, each with the owner that it gets.
         self._topics = {self.topic: meta.owner}
-        others = [*feeds, *meta.topics] if is_whole else []
-        self._feeds = owners_of(self.topic, others, meta.owner)
-        del self._feeds[self.topic]
+        self._feeds: dict[str, str | None] = {}
         if meta.member is not None:
+            # Of a workflow the feeds get the state of the whole.
             known = {**(known or {}), "member": meta.member.as_state()}
+        elif meta.owner is not None or meta.topics:
+            feeds = [] if meta.owner is None else [user_topic(meta.owner)]
+            self._feeds = owners_of(self.topic, [*feeds, *meta.topics], meta.owner)
+            del self._feeds[self.topic]
         self._state = JobState(attempt, meta.name, meta.queued_at, known, due_at=meta.due_at)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
@@ -106,7 +112,6 @@ class Job(TaskContext, Cancellable):
         self._is_feed_due = False
         # Keys of the throttle. Not the id alone: the source of an attempt that has ended may
         # still wait under its key, and would be called instead of this one.
-        serial = next(_serials)
         self._throttle_key = (self.id, serial)
         self._feed_throttle_key = (self.id, serial, "feeds")
 
@@ -186,12 +191,12 @@ class Job(TaskContext, Cancellable):
         with self._lock:
             if self.has_ended:
                 return
-            held = self.runtime.emitter.held
+            held, now = self.runtime.emitter.held, now_text()
             # Before the draft: from its first event on a server can end the attempt.
             held.add(self.id, self.topic, self.meta.held(self._attempt or 1))
-            self._state.start(now_text(), held.holder)
+            self._state.start(now, held.holder)
             self.note_start()
-            self._send_everywhere("job_started")
+            self._send_everywhere("job_started", at=now)
 
     def queue(self) -> None:
         """Send that the job waits for a worker. May wait as `emit` does."""
@@ -220,8 +225,9 @@ class Job(TaskContext, Cancellable):
             if self.log is not None:
                 self.log.finish()
             self._update()
-            self._state.end(type, now_text(), error, message, self._due_at(type, data))
-            self._send_everywhere(type, data)
+            now = now_text()
+            self._state.end(type, now, error, message, self._due_at(type, data))
+            self._send_everywhere(type, data, now)
             self.has_ended = True
         if self.meta.member is not None and type in END_TYPES:
             tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.id)
@@ -314,7 +320,8 @@ class Job(TaskContext, Cancellable):
                 self._state.set_message(message)
             except BAD_VALUE as error:
                 note_misuse("message is not text", self.id, str(error))
-        self._state.set_inner(inner_bars(self.bars, self.id) if len(self.bars) > 1 else [])
+        if len(self.bars) > 1 or self._state.inner:
+            self._state.set_inner(inner_bars(self.bars, self.id))
 
     def _send_progress(self) -> None:
         if self.has_ended:
@@ -331,9 +338,11 @@ class Job(TaskContext, Cancellable):
         if self._send(PROGRESS, self._feeds):
             self._feed_version = self._state.version
 
-    def _send_everywhere(self, type: str, data: Mapping[str, Any] | None = None) -> None:
+    def _send_everywhere(
+        self, type: str, data: Mapping[str, Any] | None = None, at: str | None = None
+    ) -> None:
         topics = self._topics | self._feeds
-        if not self._send(type, topics, data):
+        if not self._send(type, topics, data, at):
             # An end must arrive, even if what the task set leaves no room for it.
             self._state.shrink()
             self._send(type, topics)
@@ -350,6 +359,7 @@ class Job(TaskContext, Cancellable):
         type: str,
         topics: Mapping[str, str | None],
         data: Mapping[str, Any] | None = None,
+        at: str | None = None,
         has_state: bool = True,
     ) -> bool:
         self.watch_if_long()
@@ -363,10 +373,10 @@ class Job(TaskContext, Cancellable):
             self._state.set_attempt(claim.number)
             claim = None
         try:
-            drafts = make_drafts(
+            drafts = make_checked_drafts(
                 topics,
                 type,
-                now_text(),
+                at or now_text(),
                 self.id,
                 state=self._state.members if has_state else msgspec.UNSET,
                 data=data,
@@ -381,6 +391,7 @@ class Job(TaskContext, Cancellable):
             kind = error.code if isinstance(error, InvalidInput) else "bad_event"
             note_misuse(f"event dropped, {kind}", self.id, str(error))
             return False
+        emit, can_wait = self.runtime.emitter.emit, type in STATUS_OF_TYPE
         for draft in drafts:
-            self.runtime.emitter.emit(draft)
+            emit(draft, can_wait=can_wait)
         return True

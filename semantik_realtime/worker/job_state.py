@@ -58,9 +58,10 @@ class JobState:
         self.version = 0
         """How many changes `set_progress`, `set_inner`, `set_message` and `set_fields` have
         made."""
-        # The parts of the member ``progress``: the outermost bar, and those inside it.
+        self.inner: list[dict[str, Any]] = []
+        """The bars inside the progress. Set by `set_inner`."""
+        # The member ``progress`` without them.
         self._progress: dict[str, Any] = {}
-        self._inner: list[dict[str, Any]] = []
         self._rate = Rate()
         # The members of ``fields``, each as JSON. Encoded when they are set: a list may
         # change afterwards, and a bad value must not spoil later events.
@@ -129,12 +130,12 @@ class JobState:
 
     def set_inner(self, bars: list[dict[str, Any]]) -> None:
         """Replace the bars inside the progress."""
-        if bars != self._inner:
-            self._inner = bars
+        if bars != self.inner:
+            self.inner = bars
             self._set_progress()
 
     def _set_progress(self) -> None:
-        self._set("progress", self._progress | ({"inner": self._inner} if self._inner else {}))
+        self._set("progress", self._progress | ({"inner": self.inner} if self.inner else {}))
 
     def set_message(self, text: Any) -> None:
         """Replace the message.

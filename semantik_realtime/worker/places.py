@@ -33,6 +33,12 @@ _begun: OrderedDict[str, None] = OrderedDict()
 on_fork(after_in_child=_begun.clear)
 
 
+def forget_jobs() -> None:
+    """Forget the jobs and workflows that this process has begun, for tests: ids come again."""
+    _begun.clear()
+    tallies.clear()
+
+
 def complete_headers(
     runtime: Runtime, headers: dict[str, Any], body: Any, task_id: str, job: Job | None
 ) -> None:

@@ -143,6 +143,10 @@ class TaskTracker:
         runtime = self._runtime
         return runtime is None or runtime.emitter.flush(runtime.settings.flush_seconds)
 
+    def close(self, timeout_seconds: float) -> None:
+        """End the threads of this tracker; it follows no workflow afterwards."""
+        self._workflows.close(timeout_seconds)
+
     def _turn_off(self) -> None:
         self._is_off = True
         self.disconnect()
@@ -228,6 +232,9 @@ class TaskTracker:
             pop_job(job)
             if self._running.get(task_id) is job:
                 del self._running[task_id]
+            if getattr(getattr(task, "request", None), "is_eager", False):
+                # No worker receives an eager task.
+                self._workflows.ended(job.meta)
 
     def _end_after_run(self, job: Job, task: Any, state: str | None, retval: Any) -> None:
         """End a job that no other signal has ended, by the state that Celery passes."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from semantik_realtime.worker.current import current_job, running_jobs
 from semantik_realtime.worker.job import Job
-from semantik_realtime.worker.values import describe_error, make_error
+from semantik_realtime.worker.values import BAD_VALUE, describe_error, make_error, note_misuse
 
 TYPE_OF_CELERY_STATE = {"FAILURE": "job_failed", "REVOKED": "job_cancelled"}
 """The end that a task declares when it sets this state before it raises ``Ignore``."""
@@ -42,7 +42,10 @@ def mirror_updates(task: Any) -> None:
     ) -> Any:
         job = _job_of(task_id)
         if job is not None and job.mirrors.updates:
-            apply_update(job, state, meta)
+            try:
+                apply_update(job, state, meta)
+            except BAD_VALUE as error:
+                note_misuse("update of another shape", job.id, str(error))
         return original(task_id, state, meta, **kwargs)
 
     update_state.is_mirrored = True  # type: ignore[attr-defined]
@@ -133,7 +136,7 @@ def _number(value: object) -> float | None:
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return value  # type: ignore[return-value]
     if isinstance(value, Decimal):
-        return float(value)
+        return None if value.is_nan() else float(value)
     found = _NUMBER.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         return None

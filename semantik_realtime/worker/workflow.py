@@ -104,7 +104,9 @@ class WorkflowFollower:
         self._serials = itertools.count()
         self._followed: dict[str, _Followed] = {}
         self._begin()
-        on_fork(after_in_child=self._begin)
+        # Weak: a tracker of tests ends before the process does.
+        begin = weakref.WeakMethod(self._begin)
+        on_fork(after_in_child=lambda: (restart := begin()) is not None and restart())
 
     def _begin(self) -> None:
         self._news.clear()

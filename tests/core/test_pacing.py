@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semantik_realtime.core.pacing import Pacer
+from semantik_realtime.core.pacing import CallPacer, Pacer
 
 times = st.lists(st.floats(0, 100), max_size=30).map(sorted)
 
@@ -53,3 +53,32 @@ def test_only_the_keys_that_sent_last_are_remembered(keys, max_keys):
     newest_first = list(dict.fromkeys(reversed(keys)))
     held = [key for key in range(10) if pacer.wait_seconds(key, float(len(keys))) > 0]
     assert held == sorted(newest_first[:max_keys])
+
+
+@given(st.lists(st.floats(0, 0.5), max_size=60), st.integers(1, 5))
+def test_calls_that_wait_are_a_burst_and_then_one_in_each_interval(pauses, burst):
+    pacer = CallPacer(burst, 1.0)
+    now, called = 0.0, []
+    for pause in pauses:
+        now += pause
+        wait = pacer.wait_seconds(now)
+        assert 0 <= wait <= 1.0
+        now += wait
+        pacer.called(now)
+        called.append(now)
+    for first, one in enumerate(called):
+        for count, other in enumerate(called[first:], 1):
+            assert count <= burst + (other - one) + 1e-6
+
+
+@given(st.integers(1, 5), st.integers(0, 50))
+def test_calls_made_too_early_are_forgotten_after_as_long_as_a_burst_takes(burst, calls):
+    pacer = CallPacer(burst, 1.0)
+    for _ in range(calls):
+        pacer.called(0.0)
+    assert pacer.wait_seconds(0.0) == (1.0 if calls >= burst else 0.0)
+    assert pacer.wait_seconds(1.0) == 0.0
+    for _ in range(burst):
+        assert pacer.wait_seconds(float(burst)) == 0.0
+        pacer.called(float(burst))
+    assert pacer.wait_seconds(float(burst)) == 1.0

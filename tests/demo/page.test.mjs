@@ -3,7 +3,7 @@ import test from "node:test";
 
 import { furthest, percent } from "../../semantik_realtime/demo/static/job-state.js";
 import { Pace } from "../../semantik_realtime/demo/static/pace.js";
-import { failureText, leftText, rateText, silenceText } from "../../semantik_realtime/demo/static/text.js";
+import { failureText, leftText, rateText, recordText, silenceText } from "../../semantik_realtime/demo/static/text.js";
 
 const running = (current, attempt = 1) => ({
   status: "running",
@@ -116,4 +116,11 @@ test("the end of a job reads as a sentence when its process was killed", () => {
   assert.equal(failureText({ status: "failed", error: { type: "OSError", message: "x" } }), "OSError: x");
   assert.equal(failureText({ status: "cancelled", error }), "");
   assert.equal(failureText({ status: "running" }), "");
+});
+
+test("a log record of a task reads as one line", () => {
+  assert.equal(recordText({ level: "info", logger: "app", text: "read 3" }), "info: read 3");
+  const exception = { type: "ValueError", message: "no page" };
+  assert.equal(recordText({ level: "error", text: "skipped", exception, dropped: 12 }),
+    "error: skipped ValueError: no page (12 more were left out)");
 });

@@ -70,7 +70,7 @@ def test_they_pass_with_the_further_fixtures_and_in_several_processes(
     assert len(further) == 2
     with (folder / "conftest.py").open("a") as conftest:
         conftest.write("\n\n".join(["", *further]))
-    run_pytest(folder, production, "-n", "2")
+    run_pytest(folder, production, "-n", "2", "test_tasks.py", "test_web.py")
 
 
 def test_the_table_names_what_the_fixture_has() -> None:

@@ -128,7 +128,7 @@ async def test_a_job_that_runs_is_cancelling_until_its_worker_sends_the_end(
         assert "terminal" not in events[-1]
         # The workers' processes read this topic.
         asked = await web_server.rt.web.hub.page(CONTROL_TOPIC, 0, 10)
-        assert [event.head().key for event in asked.events] == ["1", "1"]
+        assert [event.head().key for event in asked.events] == ["1"]
         # It was too late.
         await publisher.end("job:1")
         answer = await http.post("/realtime/jobs/1/cancel")
@@ -319,9 +319,9 @@ async def test_a_retry_names_the_job_to_watch_and_the_page_goes_on(
             await client.wait_synced()
             await begin(publisher, "1", "running", 2)
             await shows(client, "job:1", {"status": "running", "attempt": 2})
-        runner.answer = {"not": "an id"}
         await publisher.end("job:1", "job_failed")
-        assert (await http.post("/realtime/jobs/1/retry")).status_code == 503
+        for runner.answer in ({"not": "an id"}, True, ""):
+            assert (await http.post("/realtime/jobs/1/retry")).status_code == 503
 
 
 async def test_one_user_who_sends_too_many_requests_is_refused_and_others_are_not(

@@ -166,8 +166,8 @@ async def test_a_host_that_does_not_answer_delays_no_job(
         await hold(publisher, "w", *jobs)
         for job in jobs:
             await wait_for(web_server, job, "lost")
-    # One deadline for all, 0.3 s, not one for each.
-    assert time.monotonic() - began < 8
+    # One deadline of 2 s for all, not one for each.
+    assert time.monotonic() - began < 12
     assert len(outcomes.asked) <= 8
     assert sum("outcome not known" in line for line in caplog.messages) == 1
 

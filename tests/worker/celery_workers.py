@@ -54,7 +54,8 @@ class Worker:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "celery", "-A", "mirrored_app", "worker"),
-                    *("--pool", pool, "--concurrency", "2", "--loglevel", "info"),
+                    *("--pool", pool, "--concurrency", environment.get("TEST_CONCURRENCY", "2")),
+                    *("--loglevel", "info"),
                     *("-Q", prefix, "-n", f"{prefix}@here"),
                     *("--without-gossip", "--without-mingle", "--without-heartbeat"),
                 ],

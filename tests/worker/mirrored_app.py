@@ -422,17 +422,19 @@ def report_in_thread(self: Task, meta: Any) -> None:
     thread.join()
 
 
-@app.task(realtime={"logs": "WARNING"})
-def write_log(count: int) -> None:
+@app.task(realtime={"logs": "DEBUG"})
+def write_log(count: int) -> str:
     from semantik_realtime import job
 
     logger, own = logging.getLogger("app.pdf"), get_task_logger("app.tasks")
-    logger.info("too quiet")
+    logger.debug("below the worker's level")
     for number in range(count):
         logger.warning("page %d has no text", number)
     own.error("giving up")
     print("printed")
     job.emit("written")
+    # At INFO Celery logs it as the result.
+    return "secret result"
 
 
 @app.task

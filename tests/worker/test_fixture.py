@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import re
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, chain
+from celery.contrib.testing.worker import start_worker
 from topic_log import wait_until
 
 from semantik_realtime import job, track
@@ -224,11 +229,53 @@ def test_afterwards_the_tracker_is_as_before(is_installed: bool, runtime: Runtim
     assert len(realtime.jobs) == 1
 
 
-def test_no_thread_is_left() -> None:
+def test_a_job_of_several_tasks_begins_anew_in_each_test() -> None:
+    # No worker runs: only what is published is looked at.
+    app = Celery("jobs", broker="memory://", set_as_current=False)
+    seen = []
+    for _ in range(2):
+        with realtime_fixture({}) as realtime:
+            for _ in range(2):
+                app.send_task("add", headers={"realtime_job": "nightly", "realtime_owner": "7"})
+            events = realtime.events("nightly")
+            seen.append([event["type"] for event in events if event["key"] == "nightly"])
+    assert seen == [["job_queued"], ["job_queued"]]
+
+
+@pytest.mark.parametrize("is_eager", [True, False])
+def test_a_workflow_ends_and_its_members_do_not_end_it(is_eager: bool) -> None:
+    app = Celery("flow", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.update(task_always_eager=is_eager)
+
+    @app.task(name="add", shared=False)
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    # A second one with the same id is another one. (A worker needs seconds to stop.)
+    for _ in range(2 if is_eager else 1):
+        with contextlib.ExitStack() as stack:
+            realtime = stack.enter_context(realtime_fixture({}))
+            if not is_eager:
+                stack.enter_context(start_worker(app, perform_ping_check=False))
+            submit(chain(add.s(1, 2), add.s(3)), owner="7", job_id="flow")
+            end = realtime.wait_for("flow", "completed", 20)
+            assert end["key"] == "flow"
+            assert realtime.state("flow")["progress"] == {"current": 2, "total": 2, "unit": "tasks"}
+            said = failure(realtime.wait_for, "flow", "failed")
+            assert re.search(r"job_completed  key=\S+ add  status=completed", said)
+
+
+def test_no_thread_is_left_and_no_event() -> None:
     before = set(threading.enumerate())
-    with realtime_fixture({}):
+    with realtime_fixture({}) as realtime:
         submit(index, "a", owner="7")
+        submit(chain(index.si("a"), index.si("b")), owner="7")
     wait_until(lambda: set(threading.enumerate()) <= before)
+    kept = weakref.ref(realtime)
+    memory = weakref.ref(realtime._memory)
+    del realtime
+    gc.collect()
+    assert (kept(), memory()) == (None, None)
 
 
 def test_the_environment_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -49,9 +49,7 @@ def check_lost_once(worker: Worker, job_id: str) -> Log:
     return log
 
 
-@pytest.mark.parametrize(
-    ("pool", "task"), [("prefork", "wait"), ("threads", "emit_without_end"), ("solo", "spin")]
-)
+@pytest.mark.parametrize(("pool", "task"), [("prefork", "emit_without_end"), ("solo", "spin")])
 def test_the_jobs_of_a_killed_worker_are_lost_within_the_setting_once(
     servers: Fleet, tmp_path: Path, pool: str, task: str
 ) -> None:
@@ -102,22 +100,24 @@ def test_a_frozen_worker_is_lost_and_what_it_sends_afterwards_is_refused(
         assert worker.output.count("lease was over") == 1
 
 
-@pytest.mark.parametrize(
-    ("state", "status"),
-    [("SUCCESS", "completed"), ("FAILURE", "failed"), ("REVOKED", "cancelled"), ("RETRY", "lost")],
-)
-def test_the_result_backend_is_asked_before_a_job_is_lost(
-    servers: Fleet, tmp_path: Path, state: str, status: str
-) -> None:
-    with servers.worker("threads", tmp_path) as worker:
-        job_id = worker.send("store_and_hang", state)
-        log = worker.log(f"job:{job_id}")
-        wait_until(lambda: log.events and "fields" in log.state)
+def test_the_result_backend_is_asked_before_a_job_is_lost(servers: Fleet, tmp_path: Path) -> None:
+    expected = {
+        "SUCCESS": "completed",
+        "FAILURE": "failed",
+        "REVOKED": "cancelled",
+        "RETRY": "lost",
+    }
+    with servers.worker("threads", tmp_path, TEST_CONCURRENCY="4") as worker:
+        jobs = {state: worker.send("store_and_hang", state) for state in expected}
+        for job_id in jobs.values():
+            log = worker.log(f"job:{job_id}")
+            wait_until(lambda log=log: log.events and "fields" in log.state)
         kill_tree(worker)
-        worker.wait_for(job_id, status)
-        assert log.state["fields"] == {"stored": True}
-        if status == "failed":
-            assert log.state["error"] == {"type": "ValueError", "message": "no pages"}
+        for state, status in expected.items():
+            log = worker.wait_for(jobs[state], status)
+            assert log.state["fields"] == {"stored": True}
+            if status == "failed":
+                assert log.state["error"] == {"type": "ValueError", "message": "no pages"}
 
 
 def test_a_child_that_outlives_its_worker_completes_its_job(servers: Fleet, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from celery import Celery, Task, signals
 from celery.beat import ScheduleEntry, Scheduler
+from hypothesis import given
+from hypothesis import strategies as st
 from topic_log import Log, wait_until
 
 from semantik_realtime import job
@@ -24,7 +26,7 @@ from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.selection import mirrors_of, note_announced
 from semantik_realtime.worker.tracker import TaskTracker, install
-from semantik_realtime.worker.updates import apply_update
+from semantik_realtime.worker.updates import PERCENT, apply_update
 from semantik_realtime.worker.values import misuse
 
 Look = Callable[[str], Log]
@@ -143,6 +145,50 @@ def test_what_is_no_amount_is_a_field(
     state = log("job:1").state
     assert "progress" not in state
     assert state["fields"] == fields
+
+
+class Reports:
+    """What `apply_update` calls of a job."""
+
+    id = "1"
+
+    def __init__(self) -> None:
+        self.amounts: list[tuple[Any, ...]] = []
+
+    def progress(self, *amount: Any) -> None:
+        self.amounts.append(amount)
+
+    def message(self, text: Any) -> None:
+        assert isinstance(text, str)
+
+    def set(self, **fields: Any) -> None:
+        pass
+
+    def declare_end(self, type: str, error: Any) -> None:
+        pass
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.decimals(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["current", "total", "unit", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+NAMES = ["current", "total", "unit", "message", "status", "description", "state", "x", 5]
+
+
+@given(
+    st.sampled_from([None, "PROGRESS", "FAILURE", "MINE"]),
+    VALUES | st.dictionaries(st.sampled_from([*NAMES, *PERCENT]), VALUES),
+)
+def test_an_update_of_any_shape_raises_nothing(state: str | None, meta: Any) -> None:
+    job = Reports()
+    apply_update(job, state, meta)  # type: ignore[arg-type]
+    for current, total, *_ in job.amounts:
+        assert not isinstance(current, str | bool)
+        assert total is None or not isinstance(total, str | bool)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ def test_log_records_of_a_task_are_events_of_its_job_alone(worker: Worker) -> No
     assert types == ["job_started", *["log"] * 4, "written", "job_completed"]
     feed = [event for event in worker.log("user:7").events if event["key"] == job_id]
     assert "log" not in {event["type"] for event in feed}
-    # They are in the worker's own log, as before.
+    assert "secret" not in str(events)
+    # They are in the worker's own log, as before, and so is the result.
+    wait_until(lambda: "secret result" in worker.output)
     assert "page 0 has no text" in worker.output
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -431,6 +432,9 @@ def test_if_claims_are_refused_attempts_are_counted_by_the_message(
     retry_twice.apply(task_id=job_id)
     other = str(uuid.uuid4())
     add.apply((1, 2), task_id=other, headers={"realtime_attempt": 4})
+    # As after redeliveries, which the message does not know of.
+    for _ in range(2):
+        add.apply((1, 2), task_id=other, headers={"realtime_attempt": 4})
     runtime.emitter.flush(5)
     reader = Reader(backend)
     statuses = Log(reader, f"job:{job_id}").statuses
@@ -514,35 +518,51 @@ def test_attempts_that_are_sent_together_do_not_make_each_other_stale(
     emitter = runtime.emitter
     with monkeypatch.context() as patch:
         # Nothing leaves the queue while all are emitted.
-        patch.setattr(emitter, "_wake_thread", lambda: None)
-        patch.setattr(emitter._wake, "set", lambda: None)
+        patch.setattr(emitter, "_wake_thread", lambda can_wait=False: None)
+        patch.setattr(emitter._wake, "set", lambda can_wait=False: None)
         for _ in range(3):
             add.apply((1, 2), task_id=job_id)
     attempts = [(number, status) for number in (1, 2, 3) for status in ("running", "completed")]
     assert log(f"job:{job_id}").statuses == attempts
 
 
-def test_a_claim_whose_reply_is_lost_begins_one_attempt(
-    settings: Settings, tracker: TaskTracker, job_id: str
+@pytest.mark.parametrize("lost", ["claim", "publish"])
+def test_an_attempt_whose_reply_is_lost_begins_once(
+    settings: Settings, tracker: TaskTracker, job_id: str, lost: str
 ) -> None:
     class Forgetful(MemoryBackend):
-        replies = 0
+        calls: Counter[str] = Counter()
+
+        def forget(self, name: str) -> None:
+            self.calls[name] += 1
+            if name == lost and self.calls[name] < 3:
+                raise BackendUnavailable("the reply is lost")
 
         @hookimpl
         def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
             attempt = super().claim(topic, job, token, owner)
-            self.replies += 1
-            if self.replies < 3:
-                raise BackendUnavailable("the reply is lost")
+            self.forget("claim")
             return attempt
+
+        @hookimpl
+        def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
+            receipts = super().publish(drafts)
+            self.forget("publish")
+            return receipts
 
     backend = Forgetful(settings)
     runtime = Runtime(settings, backend=backend)
     tracker.use(runtime)
-    add.apply((1, 2), task_id=job_id)
+    headers = {"realtime_owner": "7"}
+    for _ in range(2):
+        # The second one as after a redelivery, which the message does not know of.
+        add.apply((1, 2), task_id=job_id, headers=headers)
     assert runtime.emitter.flush(10)
+    assert backend.calls[lost] >= 3
     reader = Reader(backend)
-    assert Log(reader, f"job:{job_id}").statuses == [(1, "running"), (1, "completed")]
+    expected = [(1, "running"), (1, "completed"), (2, "running"), (2, "completed")]
+    for topic in (f"job:{job_id}", "user:7"):
+        assert Log(reader, topic).statuses == expected
     reader.close()
     runtime.close()
 
@@ -566,20 +586,24 @@ def test_an_end_that_is_sent_twice_is_appended_once(
     assert log(f"job:{job_id}").state["attempt"] == 1
 
 
-def test_a_job_whose_claim_returns_zero_sends_nothing(
+def test_a_deleted_job_sends_nothing_to_its_feed(
     settings: Settings, tracker: TaskTracker, job_id: str
 ) -> None:
-    class Deleted(MemoryBackend):
-        @hookimpl
-        def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
-            return 0
+    class Recording(MemoryBackend):
+        sent: list[str] = []
 
-    backend = Deleted(settings)
+        @hookimpl
+        def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
+            self.sent += [draft.topic for draft in drafts]
+            return super().publish(drafts)
+
+    backend = Recording(settings)
     runtime = Runtime(settings, backend=backend)
     tracker.use(runtime)
-    assert outer.apply((str(uuid.uuid4()),), task_id=job_id).get() == job_id
+    backend.delete(f"job:{job_id}")
+    add.apply((1, 2), task_id=job_id, headers={"realtime_owner": "7"})
     runtime.close()
-    assert not backend._logs
+    assert set(backend.sent) == {f"job:{job_id}"}
 
 
 @pytest.mark.every_row

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 from celery import chain, chord, group
 from celery_workers import Place, Worker, running
-from test_cancel import web_of
 from topic_log import Log, wait_until
+from web_side import web_of
 
 import semantik_realtime.worker.tracker as tracker_module
 from semantik_realtime.core.lifecycle import has_ended, is_finished
@@ -327,7 +327,7 @@ def test_several_tasks_are_one_job_of_the_applications_own(
     assert (ended.summary.done, ended.summary.total) == (3, 3)
 
 
-POOLS = ["threads", *(["gevent"] if importlib.util.find_spec("gevent") else [])]
+POOLS = ["threads", *(name for name in ("gevent", "eventlet") if importlib.util.find_spec(name))]
 
 
 @pytest.mark.parametrize("pool", POOLS)

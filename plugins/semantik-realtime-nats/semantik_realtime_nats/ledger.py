@@ -20,7 +20,7 @@ from semantik_realtime.core.event import (
 from semantik_realtime.core.ownership import OwnerChange, check_owner
 from semantik_realtime.core.retention import expires_at
 
-from semantik_realtime_nats.plan import Limits, Plan
+from semantik_realtime_nats.plan import Limits, Plan, Stale
 from semantik_realtime_nats.records import (
     AttemptClaimed,
     EventRun,
@@ -180,14 +180,18 @@ class Ledger(msgspec.Struct):
         if not self.pages or header.offset - self.pages[-1][0] >= PAGE_EVENTS:
             self.pages.append((header.offset, seq))
 
-    def plan_append(self, drafts: Sequence[Draft], limits: Limits) -> Plan:
+    def plan_append(self, drafts: Sequence[Draft], limits: Limits, stale: Stale = ()) -> Plan:
         """Add the drafts that the fence accepts, and return the message to append."""
         header = self._header()
         receipts: list[Receipt] = []
         bodies: list[bytes] = []
         run: EventRun | None = None
         made_room = ends = False
+        stale_attempts = set(stale)
         for draft in drafts:
+            if (draft.job, draft.attempt) in stale_attempts:
+                receipts.append(_REFUSALS[Outcome.STALE])
+                continue
             job = _NEW_JOB if draft.job is None else self.jobs.get(draft.job, _NEW_JOB)
             refusal = self._check(draft, job, limits)
             owner_change = check_owner(self.owner, self.offset, draft.owner)
@@ -209,6 +213,8 @@ class Ledger(msgspec.Struct):
                 else:
                     refusal = Outcome.TOO_MANY_KEYS
             if refusal is not None:
+                if draft.begins and refusal is Outcome.STALE:
+                    stale_attempts.add((draft.job, draft.attempt))
                 receipts.append(_REFUSALS[refusal])
                 continue
             attempt = job.attempt if draft.attempt is None else draft.attempt
@@ -233,7 +239,7 @@ class Ledger(msgspec.Struct):
             bodies.append(draft.body)
             receipts.append(Receipt(Outcome.APPENDED, self.cursor))
             self.owner = self.owner or draft.owner
-            ends = draft.terminal and draft.topic == f"job:{draft.job}"
+            ends = draft.terminal and draft.job is not None and draft.job == limits.own_job
             if draft.due_at is not None:
                 self.due_at = max(self.due_at or 0.0, draft.due_at)
         return self._plan(header, bodies, receipts, limits, ends)
@@ -314,7 +320,7 @@ class Ledger(msgspec.Struct):
             return Outcome.TOO_BIG
         if draft.job is not None:
             state = fence.AttemptState(job.attempt, job.ended_at > 0)
-            verdict = fence.check_fence(state, draft.attempt, draft.terminal)
+            verdict = fence.check_fence(state, draft.attempt, draft.terminal, draft.begins)
             if isinstance(verdict, fence.Refusal):
                 return Outcome(verdict.value)
         return None

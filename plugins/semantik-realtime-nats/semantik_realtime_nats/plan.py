@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 from semantik_realtime.core.event import Receipt
 from semantik_realtime.core.retention import Retention
 
 from semantik_realtime_nats.records import LogHeader
+
+Stale = Iterable[tuple[str | None, int | None]]
+"""The job and attempt of each draft that begins an attempt and was refused earlier in the call."""
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from semantik_realtime.errors import AppendUncertain, BackendError
 from semantik_realtime_nats.errors import NoReply, SequenceConflict, explain
 from semantik_realtime_nats.ledger import Gap, Ledger
 from semantik_realtime_nats.log import TopicLog, catch_up, encode_checkpoint, read_messages
-from semantik_realtime_nats.plan import Limits, Plan
+from semantik_realtime_nats.plan import Limits, Plan, Stale
 from semantik_realtime_nats.stream import Stream, retry_conflicts
 from semantik_realtime_nats.subjects import Subjects
 
@@ -69,17 +69,24 @@ class TopicWriter:
             BackendError, TimeoutError: as of the first read; nothing was appended.
         """
         receipts: list[Receipt] = []
+        # The job and attempt of the drafts that begin an attempt and are stale.
+        stale: set[tuple[str | None, int | None]] = set()
         async with self._lock:
             for part in split_drafts(drafts, stream.connection.max_payload_bytes - HEADER_BYTES):
                 rest = part
                 while rest:
                     try:
-                        appended = await self._append_message(stream, rest)
+                        appended = await self._append_message(stream, rest, stale)
                     except Exception as error:
                         if not receipts:
                             raise
                         raise AppendUncertain(f"only in part: {explain(error)}") from error
                     receipts += appended
+                    stale.update(
+                        (draft.job, draft.attempt)
+                        for draft, receipt in zip(rest, appended, strict=False)
+                        if draft.begins and receipt.outcome is Outcome.STALE
+                    )
                     rest = rest[len(appended) :]
                     await self._write_checkpoint(stream)
         return receipts
@@ -110,13 +117,15 @@ class TopicWriter:
             await self._write(stream, plan)
         return existed
 
-    async def _append_message(self, stream: Stream, drafts: list[Draft]) -> list[Receipt]:
+    async def _append_message(
+        self, stream: Stream, drafts: list[Draft], stale: Stale
+    ) -> list[Receipt]:
         """Append the first drafts, as many as one message has room for; return their receipts."""
         receipts: list[Receipt] = []
 
         def plan(ledger: Ledger) -> Plan:
             nonlocal receipts
-            planned = ledger.plan_append(drafts, self._limits(stream))
+            planned = ledger.plan_append(drafts, self._limits(stream), stale)
             receipts = planned.receipts
             return planned
 

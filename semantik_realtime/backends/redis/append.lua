@@ -8,14 +8,15 @@
 --         events, keys, producers, bytes: the limits of the log, of :state, of :seen, and of a body
 --         ttl_ms, grace_ms, open_ms: how long to keep the topic; grace_ms after the end of its own
 --               job, open_ms while that has not ended
---         own: the job whose own topic it is, "" for a feed; due_ms: when it is due; 0: it waits
---               for no time
+--         own: the job whose own topic it is, if its id is encoded in the topic's name, else absent
+--         due_ms: when that job is due; absent if it waits for no time
 --         channel, where the events are published
---         runs: [producer, change, key, job, attempt, terminal, own, number, digests, owner], the
---               drafts in order; those of a run differ in the digest, and in the number, which
---               grows by 1
+--         runs: [producer, change, key, job, attempt, terminal, own, number, digests, owner,
+--               begins], the drafts in order; those of a run differ in the digest, and in the
+--               number, which grows by 1
 --               change "" | "set" | "drop"; attempt -1: the newest; own: 1 if the topic is the
---               job's own; number: of the first draft; owner "": none
+--               job's own; number: of the first draft; owner "": none; begins: 1 if it is the
+--               first draft of its attempt
 -- Return "EPOCH OFFSET CHAIN,receipt,receipt …": the end of the log before, and for each draft
 --         "a" | "a EPOCH OFFSET CHAIN" | "d OFFSET CHAIN" | "d" | "stale" | "closed" |
 --         "foreign_owner" | "too_big" | "too_many_keys"
@@ -50,13 +51,18 @@ local prev, prev_chain = string.format('%d', offset), string.format('%d', chain)
 -- What the batch changes, written to the keys at the end: the last number of each producer, the
 -- attempt state of each job, and the last event of each key (false: the key is deleted).
 local numbers, attempts, states = {}, {}, {}
+-- The attempts whose first draft is stale, by job and number.
+local stale_attempts = {}
 -- How many keys have a state; nil until that is needed.
 local key_count = nil
+
+-- What a topic that begins with this batch has stored: nothing, so it is not read.
+local is_empty = is_new
 
 local function attempt_of(job)
   local current = attempts[job]
   if not current then
-    current = read_attempt(fence, job)
+    current = is_empty and {0, 0, ''} or read_attempt(fence, job)
     attempts[job] = current
   end
   return current
@@ -76,7 +82,7 @@ end
 
 local function is_known_key(key)
   if states[key] ~= nil then return states[key] ~= false end
-  return redis.call('HEXISTS', state, key) == 1
+  return not is_empty and redis.call('HEXISTS', state, key) == 1
 end
 
 -- Make room for a new key: drop the states of the jobs that ended longest ago, a quarter of the
@@ -119,14 +125,16 @@ local function begin_again()
   events, chains, states, key_count = {}, {}, {}, nil
 end
 
--- Whether the last event ended the topic's own job.
-local own_end = false
+-- Whether the last event ended the topic's own job, and that job if the batch has a draft of it.
+local own_end, own = false, nil
 local function append(run, number, digest)
   local producer, change, key, job, attempt = run[1], run[2], run[3], run[4], run[5]
   local draft_owner = run[10]
   local body = ARGV[#receipts + 2]
   local last_number = numbers[producer]
-  if not last_number then
+  if not last_number and is_empty then
+    last_number = 0
+  elseif not last_number then
     last_number = tonumber(string.match(redis.call('HGET', seen, producer) or '0', '^%d+'))
   end
   local refusal = nil
@@ -141,8 +149,11 @@ local function append(run, number, digest)
     -- The rule of check_fence() in core/fence.py; the contract suite tests both.
     current = attempt_of(job)
     if attempt < 0 then attempt = current[1] end
-    if attempt < current[1] then
+    local begins = run[11] == 1
+    if attempt < current[1] or (begins and attempt == current[1])
+      or stale_attempts[job .. ' ' .. attempt] then
       refusal = 'stale'
+      if begins then stale_attempts[job .. ' ' .. attempt] = true end
     elseif attempt == current[1] and current[2] > 0 then
       refusal = 'closed'
     end
@@ -153,7 +164,7 @@ local function append(run, number, digest)
     owner, sets_owner = draft_owner, true
   end
   if not refusal and change == 'set' and not is_known_key(key) then
-    key_count = key_count or redis.call('HLEN', state)
+    key_count = key_count or (is_empty and 0 or redis.call('HLEN', state))
     if key_count >= head.keys and not drop_ended() then
       refusal = 'too_many_keys'
     else
@@ -185,6 +196,7 @@ local function append(run, number, digest)
       current.changed = true
     end
     numbers[producer] = number
+    if run[7] == 1 then own = job end
     own_end = run[6] == 1 and run[7] == 1
     receipts[#receipts + 1] = 'a'
   end
@@ -195,11 +207,15 @@ for _, run in ipairs(head.runs) do
 end
 
 if #events > 0 then
-  redis.call('HSET', meta, 'offset', string.format('%d', offset),
-    'chain', string.format('%d', chain))
-  if is_new then redis.call('HSET', meta, 'epoch', epoch) end
-  if sets_owner then redis.call('HSET', meta, 'owner', owner) end
-  redis.call('XTRIM', log, 'MAXLEN', '=', head.events)
+  local place = {'offset', string.format('%d', offset), 'chain', string.format('%d', chain)}
+  if is_new then
+    place[#place + 1], place[#place + 2] = 'epoch', epoch
+  end
+  if sets_owner then
+    place[#place + 1], place[#place + 2] = 'owner', owner
+  end
+  redis.call('HSET', meta, unpack(place))
+  if offset > head.events then redis.call('XTRIM', log, 'MAXLEN', '=', head.events) end
   for key, event in pairs(states) do
     if event then
       redis.call('HSET', state, key, event)
@@ -207,17 +223,20 @@ if #events > 0 then
       redis.call('HDEL', state, key)
     end
   end
-  local fence_changed = false
+  local may_be_many = is_new and not is_empty
   for job, current in pairs(attempts) do
-    if current.changed then
-      write_attempt(fence, job, current)
-      fence_changed = true
-    end
+    if current.changed and write_attempt(fence, job, current) == 1 then may_be_many = true end
   end
-  if fence_changed then drop_stateless(fence, state, head.keys) end
+  for _, event in pairs(states) do
+    if not event then may_be_many = true end
+  end
+  if may_be_many and not (is_empty and #receipts <= head.keys) then
+    drop_stateless(fence, state, head.keys)
+  end
   for producer, number in pairs(numbers) do
     local added = redis.call('HSET', seen, producer, string.format('%d %d', number, offset))
-    if added == 1 and redis.call('HLEN', seen) > head.producers then
+    if added == 1 and not (is_empty and #receipts <= head.producers)
+      and redis.call('HLEN', seen) > head.producers then
       -- A producer is a process, and a user's feed outlives many of them: drop the half that
       -- appended nothing for longest.
       local all, by_age = redis.call('HGETALL', seen), {}
@@ -231,16 +250,14 @@ if #events > 0 then
   local expiry = head.grace_ms
   if not own_end then
     local due = tonumber(position[6] or '0')
-    if head.due_ms > due then
+    if head.due_ms and head.due_ms > due then
       due = head.due_ms
       redis.call('HSET', meta, 'due', string.format('%d', due))
     end
-    local has_state = states[head.own]
-    if has_state then has_state = true end
-    expiry = expiry_of(fence, state, head.own, attempts[head.own], has_state,
-      head.ttl_ms, head.open_ms, due)
+    own = own or head.own or string.match(meta, '{job:(.*)}:meta$')
+    expiry = own and expiry_of(fence, state, own, attempts[own], states[own],
+      head.ttl_ms, head.open_ms, due) or head.ttl_ms
   end
-  expiry = string.format('%d', expiry)
   for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
   redis.call('PUBLISH', head.channel,
     epoch .. ' ' .. prev .. ' ' .. table.concat(chains, ' ') .. '\n'

@@ -25,25 +25,27 @@ def append_arguments(
     topic: str, channel: str, drafts: Sequence[tuple[Draft, int]], settings: Settings
 ) -> list[bytes]:
     """Return the arguments of append.lua for drafts of one topic, each with its digest."""
-    retention = settings.retention
-    header = {
+    retention, own = settings.retention, own_job(topic) or ""
+    header: dict[str, Any] = {
         "epoch": secrets.token_hex(5),
         "events": settings.retention_events,
         "ttl_ms": milliseconds(retention.retention_seconds),
         "grace_ms": milliseconds(retention.grace_seconds),
         "open_ms": milliseconds(retention.open_seconds),
-        "own": own_job(topic) or "",
-        "due_ms": round(1000 * max(draft.due_at or 0.0 for draft, _ in drafts)),
         "keys": settings.max_keys,
         "producers": MAX_PRODUCERS,
         "bytes": settings.max_event_bytes,
         "channel": channel,
-        "runs": _runs(topic, drafts),
+        "runs": _runs(own, drafts),
     }
+    if own and topic != f"job:{own}":
+        header["own"] = own
+    if due_at := max(draft.due_at or 0.0 for draft, _ in drafts):
+        header["due_ms"] = round(1000 * due_at)
     return [_encode(header), *[draft.body[1:] for draft, _ in drafts]]
 
 
-def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
+def _runs(own: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
     """Return the drafts without their bodies, as append.lua expects them, in runs."""
     runs: list[Any] = []
     shared: tuple[Any, ...] | None = None
@@ -57,13 +59,14 @@ def _runs(topic: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
             draft.job or "",
             -1 if draft.attempt is None else draft.attempt,
             int(draft.terminal),
-            int(topic == f"job:{draft.job}"),
+            int(draft.job == own),
             draft.owner or "",
+            int(draft.begins),
         )
         if shared == previous and draft.number == next_number:
             runs[-1][8].append(digest)
         else:
-            runs.append((*shared[:7], draft.number, [digest], shared[7]))
+            runs.append((*shared[:7], draft.number, [digest], *shared[7:]))
         next_number = draft.number + 1
     return runs
 

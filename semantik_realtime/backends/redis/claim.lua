@@ -1,8 +1,8 @@
 -- Count a job's next attempt. The same token gets the same number again.
 --
 -- KEYS  meta log state fence seen
--- ARGV  epoch (of a new log), job, token, ttl_ms, keys, owner ('': none), open_ms, own (see
---       append.lua)
+-- ARGV  epoch (of a new log), job, token, ttl_ms, keys, owner ('': none), open_ms, the job whose
+--       own topic it is ('': it is a feed)
 -- Return the attempt; 0 if the topic was deleted, -1 if it belongs to another owner.
 local meta, fence, owner = KEYS[1], KEYS[4], ARGV[6]
 local position = redis.call('HMGET', meta, 'epoch', 'deleted', 'offset', 'owner', 'due')
@@ -22,7 +22,7 @@ redis.call('HDEL', fence, ARGV[2])
 drop_stateless(fence, KEYS[3], ARGV[5] - 1)
 local attempt = newest[1] + 1
 write_attempt(fence, ARGV[2], {attempt, -(position[3] or 0), ARGV[3]})
-local expiry = string.format('%d', expiry_of(fence, KEYS[3], ARGV[8], nil, nil,
-  tonumber(ARGV[4]), tonumber(ARGV[7]), tonumber(position[5] or '0')))
+local expiry = ARGV[8] ~= '' and expiry_of(fence, KEYS[3], ARGV[8], nil, nil, ARGV[4], ARGV[7],
+  tonumber(position[5] or '0')) or ARGV[4]
 for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
 return attempt

@@ -9,21 +9,23 @@ local function read_attempt(fence, job)
   return {tonumber(attempt), tonumber(offset), token}
 end
 
+-- Return 1 if the job was unknown, else 0.
 local function write_attempt(fence, job, entry)
-  redis.call('HSET', fence, job, string.format('%d %d %s', entry[1], entry[2], entry[3]))
+  return redis.call('HSET', fence, job, string.format('%d %d %s', entry[1], entry[2], entry[3]))
 end
 
--- How long to keep a topic whose own job is `own` ('': it is a feed) after a change, in ms: ttl_ms,
--- or, while the key of that job has a state and its newest attempt has not ended, open_ms from now
--- or from the time when the job is due (ms since 1970; 0: it waits for none). The rule of
--- expires_at() in core/retention.py; the contract suite tests both.
+-- How long to keep the topic of the job `own` after a change, in ms: ttl_ms, or, while the key of
+-- that job has a state and its newest attempt has not ended, open_ms from now or from the time when
+-- the job is due (ms since 1970; 0: it waits for none). The rule of expires_at() in
+-- core/retention.py; the contract suite tests both.
 --
--- `entry` is the job's attempt if it was read already, and `has_state` whether it has a state.
-local function expiry_of(fence, state, own, entry, has_state, ttl_ms, open_ms, due)
-  if own == '' or has_state == false then return ttl_ms end
+-- `entry` is the job's attempt if it was read already. `new_state` is its state if that changed,
+-- false if it was deleted, and nil if it is as the key `state` has it.
+local function expiry_of(fence, state, own, entry, new_state, ttl_ms, open_ms, due)
+  if new_state == false then return ttl_ms end
   entry = entry or read_attempt(fence, own)
   if entry[2] > 0 then return ttl_ms end
-  if has_state == nil and redis.call('HEXISTS', state, own) == 0 then return ttl_ms end
+  if new_state == nil and redis.call('HEXISTS', state, own) == 0 then return ttl_ms end
   if due == 0 then return open_ms end
   local now = redis.call('TIME')
   return open_ms + math.max(0, due - now[1] * 1000)

@@ -1,5 +1,5 @@
 import { h, oncePerFrame, setText } from "./dom.js";
-import { clockText, plural } from "./text.js";
+import { clockText, plural, recordText } from "./text.js";
 
 const MAX_ROWS = 1000;
 /** Frequent, and visible in the bar: shown in the list only with "every step". */
@@ -137,7 +137,7 @@ function typeText(type) {
 
 /** @param {Event} event @param {Record<string, any>} data */
 function detailText({ type, state }, data) {
-  if (type === "log") return data.dropped ? `${data.text} (${data.dropped} left out)` : data.text;
+  if (type === "log") return recordText(data);
   if (data.file !== undefined) {
     const tail = data.reason ?? (data.chunks === undefined ? "" : plural(data.chunks, "passage"));
     return tail ? `${data.file}, ${tail}` : String(data.file);

@@ -75,3 +75,9 @@ export function failureText({ status, error }) {
   if (error) return [error.type, error.message].filter(Boolean).join(": ");
   return status === "lost" ? `The worker that ran this job is gone. ${KEPT}` : "";
 }
+
+/** @param {Record<string, any>} data of an event `log` (docs/protocol.md) */
+export function recordText({ level, text, exception, dropped }) {
+  const error = exception ? ` ${exception.type}: ${exception.message}` : "";
+  return `${level}: ${text}${error}${dropped ? ` (${dropped} more were left out)` : ""}`;
+}

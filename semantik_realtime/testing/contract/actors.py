@@ -71,6 +71,7 @@ class Author:
         terminal: bool = False,
         job: str | None = None,
         attempt: int | None = None,
+        begins: bool = False,
         owner: str | None = None,
         due_at: float | None = None,
         max_bytes: int = 10**9,
@@ -96,6 +97,7 @@ class Author:
             number=number,
             job=job,
             attempt=attempt,
+            begins=begins,
             owner=owner,
             due_at=due_at,
         )

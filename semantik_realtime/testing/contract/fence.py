@@ -81,6 +81,57 @@ class Fence(Fixtures):
         assert publish(None) is Outcome.CLOSED
         assert publish(3) is Outcome.APPENDED
 
+    async def test_a_draft_that_begins_an_attempt_whose_number_is_taken_is_stale(
+        self, backend: Any, topic: str
+    ) -> None:
+        def begin(author: Author, attempt: int) -> list[Outcome]:
+            """Publish an attempt's start and end in one call."""
+            drafts = [
+                author.draft(topic, job="j", attempt=attempt, begins=True),
+                author.draft(topic),
+                author.draft(topic, job="j", attempt=attempt, terminal=True),
+            ]
+            outcomes = [receipt.outcome for receipt in backend.publish(drafts)]
+            assert outcomes.pop(1) is Outcome.APPENDED
+            return outcomes
+
+        appended, stale = [Outcome.APPENDED] * 2, [Outcome.STALE] * 2
+        queued = Author().draft(topic, job="j", attempt=0)
+        running = Author().draft(topic, job="j", attempt=2)
+        backend.publish([queued])
+        first = Author()
+        assert begin(first, 1) == appended
+        assert begin(Author(), 1) == stale
+        backend.publish([running])
+        # Also while the other attempt runs: its end is not the end of this one.
+        assert begin(first, 2) == stale
+        assert begin(Author(), 1) == stale
+        assert begin(first, 3) == appended
+        assert backend.claim(topic, "j", "token", None) == 4
+        assert begin(first, 4) == stale
+        [end] = backend.publish([first.draft(topic, job="j", attempt=4, terminal=True)])
+        assert end.outcome is Outcome.APPENDED
+
+    async def test_the_begin_of_an_attempt_sent_twice_is_a_duplicate(
+        self, backend: Any, topic: str
+    ) -> None:
+        author = Author()
+        drafts = [
+            author.draft(topic, job="j", attempt=1, begins=True),
+            author.draft(topic, job="j", attempt=1, terminal=True),
+        ]
+        backend.publish(drafts)
+        outcomes = [receipt.outcome for receipt in backend.publish(drafts)]
+        assert outcomes == [Outcome.DUPLICATE] * 2
+
+    async def test_the_begin_of_an_attempt_in_a_deleted_topic_is_closed(
+        self, backend: Any, topic: str
+    ) -> None:
+        backend.publish([Author().draft(topic, job="j", attempt=1)])
+        backend.delete(topic)
+        [receipt] = backend.publish([Author().draft(topic, job="j", attempt=1, begins=True)])
+        assert receipt.outcome is Outcome.CLOSED
+
     async def test_a_refused_draft_changes_nothing(self, backend: Any, topic: str) -> None:
         author = Author()
         backend.publish([author.draft(topic, job="j", attempt=2, state={"n": 2})])

@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.core.resume import Reason
+from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.testing.contract.actors import Author, Recorder
 from semantik_realtime.testing.contract.fixtures import Fixtures
 from semantik_realtime.testing.contract.waiting import until, until_unknown
@@ -41,12 +44,13 @@ class Lifetime(Fixtures):
             "the sink to receive the new epoch from its beginning",
         )
 
+    @pytest.mark.parametrize("prefix", ["", "import:"])
     async def test_a_jobs_own_topic_is_kept_for_the_grace_time_after_its_end(
-        self, open_backend: Callable[..., Any]
+        self, open_backend: Callable[..., Any], prefix: str
     ) -> None:
         backend = await open_backend(grace_seconds=0.4)
-        name = secrets.token_hex(6)
-        topic, feed = f"job:{name}", f"user:{name}"
+        name = prefix + secrets.token_hex(6)
+        topic, feed = job_topic(name), user_topic(name)
         author = Author()
         ended_at = time.monotonic()
         for place in (topic, feed):
@@ -56,12 +60,13 @@ class Lifetime(Fixtures):
         await until_unknown(backend, topic)
         assert (await backend.snapshot(feed, None, 1)).cursor is not None
 
+    @pytest.mark.parametrize("prefix", ["", "import:"])
     async def test_a_job_that_has_not_ended_is_kept_beyond_the_retention(
-        self, open_backend: Callable[..., Any]
+        self, open_backend: Callable[..., Any], prefix: str
     ) -> None:
         backend = await open_backend(retention_seconds=0.1, grace_seconds=0.1)
-        name = secrets.token_hex(6)
-        topic, feed = f"job:{name}", f"user:{name}"
+        name = prefix + secrets.token_hex(6)
+        topic, feed = job_topic(name), user_topic(name)
         author = Author()
 
         def publish(place: str, job: str, **given: Any) -> None:

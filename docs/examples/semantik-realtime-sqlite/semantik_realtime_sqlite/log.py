@@ -59,6 +59,8 @@ class TopicLog:
         """Whether something was appended or claimed, and whether that ended the own job."""
         self._changed_job: str | None = None
         """The job whose attempt changed last in this transaction; None if none did."""
+        self._stale: set[tuple[str | None, int | None]] = set()
+        """The job and attempt of the drafts that begin an attempt and are stale."""
 
     @property
     def cursor(self) -> Cursor:
@@ -69,6 +71,8 @@ class TopicLog:
         """Append ``draft``, unless the fence refuses it."""
         if self.is_deleted:
             return Receipt(Outcome.CLOSED)
+        if (draft.job, draft.attempt) in self._stale:
+            return Receipt(Outcome.STALE)
         if draft.number <= self._last_number(draft.producer):
             return Receipt(Outcome.DUPLICATE, self._first_position(draft))
         owner_change = check_owner(self.owner, self.offset, draft.owner)
@@ -80,9 +84,11 @@ class TopicLog:
         if draft.job is not None:
             known = self._attempt_state(draft.job)
             verdict = fence.check_fence(
-                known or fence.AttemptState(), draft.attempt, draft.terminal
+                known or fence.AttemptState(), draft.attempt, draft.terminal, draft.begins
             )
             if isinstance(verdict, fence.Refusal):
+                if draft.begins and verdict is fence.Refusal.STALE:
+                    self._stale.add((draft.job, draft.attempt))
                 return Receipt(Outcome(verdict.value))
             changed = verdict if verdict != known else None
         if owner_change is OwnerChange.BEGIN:
@@ -115,7 +121,8 @@ class TopicLog:
         if draft.due_at is not None:
             self._due_at = max(self._due_at or 0.0, draft.due_at)
         self._changed = True
-        self._ends = draft.terminal and self._topic == f"job:{draft.job}"
+        is_own = draft.job is not None and draft.job == own_job(self._topic)
+        self._ends = draft.terminal and is_own
         return Receipt(Outcome.APPENDED, self.cursor)
 
     def claim(self, job: str, token: str, owner: str | None) -> int:
