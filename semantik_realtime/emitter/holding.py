@@ -76,6 +76,8 @@ class HeldJobs:
         self._renewed_at = 0.0
         # Whether the last call failed, so that nobody knows what the backend has.
         self._has_failed = False
+        # Whether the last call is to be made again, because the backend did not answer.
+        self._is_due = False
         # Whether the backend refuses to hold; logged once.
         self._is_refused = False
         # Set by `release`: what has ended is removed now instead of at the next renewal.
@@ -95,7 +97,7 @@ class HeldJobs:
 
     def pause_seconds(self) -> float | None:
         """Return the same without attempts that have just begun: their drafts wake the thread."""
-        if self._is_released and self._ended:
+        if self._is_due or (self._is_released and self._ended):
             return 0.0
         if not self._jobs and not self._ended:
             return None
@@ -119,7 +121,7 @@ class HeldJobs:
         if self._has_failed:
             # Nobody knows what the backend has.
             self._added = self._records()
-        self._has_failed = True
+        self._has_failed = self._is_due = True
         try:
             is_kept = self._call(backend)
             if is_expected and not is_kept and self._jobs:
@@ -136,9 +138,9 @@ class HeldJobs:
                     "(logged once)",
                     error,
                 )
-            self._renewed_at = now
+            self._renewed_at, self._is_due = now, False
             return
-        self._has_failed = self._is_released = False
+        self._has_failed = self._is_due = self._is_released = False
         self._renewed_at = now if self._jobs else 0.0
 
     def _call(self, backend: Holder) -> bool:

@@ -82,7 +82,8 @@ class WaitingJobs:
         pause = min(LOOK_AGAIN_SECONDS, self._sweep_seconds)
         if not snapshot.states or self._looked_at.get(topic, now - pause) > now - pause:
             return
-        if split_topic(topic)[0] not in _KINDS:
+        kind = split_topic(topic)[0]
+        if kind not in _KINDS:
             return
         self._looked_at.pop(topic, None)
         self._looked_at[topic] = now
@@ -90,6 +91,9 @@ class WaitingJobs:
             del self._looked_at[next(iter(self._looked_at))]
         before = self._before()
         for key, event in snapshot.states.items():
+            # The members of a workflow may wait for each other, for as long as it runs.
+            if kind == "job" and topic_of(key) != topic:
+                continue
             if len(self._found) < MAX_FOUND and _waits_too_long(event, before):
                 self._found.append((key, snapshot.owner))
 

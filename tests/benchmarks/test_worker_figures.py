@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.process_time import tree_seconds
-from benchmarks.worker import OURS, UNWATCHED, CallRow, Round, make_row, report_json
+from benchmarks.worker_report import OURS, UNWATCHED, CallRow, Round, make_row, report_json
 from semantik_realtime.testing.servers import ServerMissing, valkey_program
 
 ROOT = Path(__file__).parents[2]

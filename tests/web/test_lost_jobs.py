@@ -222,6 +222,50 @@ async def test_a_job_that_no_worker_begins_is_lost_for_whoever_watches_it(
     await wait_for(web_server, "2", "queued")
 
 
+async def test_a_lost_member_ends_its_workflow(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
+    topic, queued_at = "job:flow", time_text(time.time() - 7200)
+    flow = {"total": 3, "ends": "all"}
+    parts = {
+        "flow": {"status": "running", "attempt": 1, "workflow": flow},
+        "a": {"status": "completed", "attempt": 1, "member": {"n": 0}},
+        "b": {"status": "running", "attempt": 1, "member": {"n": 1}, "worker": "w"},
+        "c": {"status": "queued", "attempt": 0, "member": {"n": 2}, "queued_at": queued_at},
+    }
+    for key, state in parts.items():
+        publisher.emit(
+            topic, type="job_progress", key=key, job=key, state=state, attempt=state["attempt"]
+        )
+    await publisher.flush()
+    record = HeldJob("app.read", "7", workflow="flow").encode()
+    await hold(publisher, "w", "b", record=record)
+    deadline = time.monotonic() + 15
+    while (found := await states(web_server, topic))["b"]["state"]["status"] != "lost":
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+    assert found["b"]["state"]["member"] == {"n": 1}
+    assert found["flow"]["state"]["status"] == "running"
+    assert found["c"]["state"]["status"] == "queued", "it waits for its turn"
+    publisher.emit(
+        topic,
+        type="job_started",
+        key="c",
+        job="c",
+        state=parts["c"] | {"status": "running", "attempt": 1, "worker": "v"},
+        attempt=1,
+    )
+    await publisher.flush()
+    await hold(publisher, "v", "c", record=record)
+    while (found := await states(web_server, topic))["flow"]["state"]["status"] == "running":
+        assert time.monotonic() < deadline + 15
+        await asyncio.sleep(0.05)
+    assert found["flow"]["state"]["status"] == "failed"
+    assert "job:b" not in await web_server.rt.backend.tops(["job:b"])
+    feed = await states(web_server, "user:7")
+    assert list(feed) == ["flow"]
+
+
 async def test_a_result_backend_that_hangs_holds_up_no_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -120,6 +120,16 @@ def test_everything_is_held_anew_after_a_failure_and_after_a_loss(
     backend.error = None
     held.renew(backend)
     assert set(backend.calls[-1][0]) == {"1", "2"}
+    # Also right after a renewal, for an attempt that has just begun.
+    backend.error = BackendUnavailable("away")
+    held.add("3", "job:3", b"")
+    with pytest.raises(BackendUnavailable):
+        held.renew(backend)
+    assert held.wait_seconds() == 0
+    backend.error = None
+    held.renew(backend)
+    assert set(backend.jobs) == {"1", "2", "3"}
+    held.settle([end("3")])
     # The engine has lost its memory: in time, so no job was ended.
     backend.jobs.clear()
     clock[0] += 6
@@ -143,6 +153,7 @@ def test_a_backend_that_refuses_keeps_no_event_from_being_sent(
     held.add("1", "job:1", b"")
     with caplog.at_level(logging.WARNING):
         held.renew(backend)
+        assert held.wait_seconds() == 6
         clock[0] += 6
         held.renew(backend)
     assert sum("lease refused" in line for line in caplog.messages) == 1

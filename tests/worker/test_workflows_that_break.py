@@ -5,12 +5,14 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import celery
 import pytest
 from celery import chain, chord, group
 from celery_workers import Worker
 from mirrored_app import add, exit_process, fail, total
 from topic_log import Log, wait_until
 
+CELERY = tuple(map(int, celery.__version__.split(".")[:2]))
 POOLS = pytest.mark.parametrize("worker", ["prefork", "threads"], indirect=True)
 
 
@@ -44,7 +46,8 @@ def test_the_rest_of_a_chain_fails_with_its_step(worker: Worker) -> None:
 
 
 @POOLS
-@pytest.mark.parametrize("has_more", [False, True])
+# Celery 5.3 itself fails when the body of such a chord is a chain, which has no id.
+@pytest.mark.parametrize("has_more", [False, True] if CELERY >= (5, 5) else [False])
 def test_the_body_of_a_chord_and_what_follows_it_fail_with_its_header(
     worker: Worker, has_more: bool
 ) -> None:

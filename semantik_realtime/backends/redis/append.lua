@@ -8,7 +8,7 @@
 --         events, keys, producers, bytes: the limits of the log, of :state, of :seen, and of a body
 --         ttl_ms, grace_ms, open_ms: how long to keep the topic; grace_ms after the end of its own
 --               job, open_ms while that has not ended
---         own: the job whose own topic it is, if its id is encoded in the topic's name, else absent
+--         own: the job whose own topic it is, if a draft with its key is of another job, else absent
 --         due_ms: when that job is due; absent if it waits for no time
 --         channel, where the events are published
 --         runs: [producer, change, key, job, attempt, terminal, own, number, digests, owner,
@@ -25,7 +25,7 @@
 --         on. Receipts that are all "a" are left out.
 local meta, log, state, fence, seen = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local head = cjson.decode(ARGV[1])
-local position = redis.call('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted', 'due')
+local position = redis.call('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted', 'open')
 local receipts = {}
 
 if position[5] then
@@ -45,6 +45,7 @@ local offset = tonumber(position[2] or '0')
 local chain = tonumber(position[3] or '0')
 local owner = position[4]
 local sets_owner = false
+local open = position[6] or ''
 -- The end of the log before, as text.
 local prev, prev_chain = string.format('%d', offset), string.format('%d', chain)
 
@@ -121,12 +122,13 @@ local function begin_again()
     end
   end
   redis.call('DEL', log, state)
+  open = ''
   epoch, offset, chain, prev, prev_chain, is_new = head.epoch, 0, 0, '0', '0', true
   events, chains, states, key_count = {}, {}, {}, nil
 end
 
--- Whether the last event ended the topic's own job, and that job if the batch has a draft of it.
-local own_end, own = false, nil
+-- Whether the last event ended the topic's own job, and that job, if the batch has drafts of it.
+local own_end, own = false, head.own
 local function append(run, number, digest)
   local producer, change, key, job, attempt = run[1], run[2], run[3], run[4], run[5]
   local draft_owner = run[10]
@@ -206,13 +208,28 @@ for _, run in ipairs(head.runs) do
   for place, digest in ipairs(run[9]) do append(run, run[8] + place - 1, digest) end
 end
 
+-- Whether the topic is open after the batch.
+local function is_open()
+  if not own then return open ~= '' end
+  local current, new_state = attempts[own], states[own]
+  if new_state == false or (current and current[2] > 0) then return false end
+  if new_state then return attempt_of(own)[2] <= 0 end
+  return open ~= '' or (current ~= nil and redis.call('HEXISTS', state, own) == 1)
+end
+
 if #events > 0 then
+  local due = tonumber(open) or 0
+  if head.due_ms and head.due_ms > due then due = head.due_ms end
+  open = is_open() and string.format('%d', due) or ''
   local place = {'offset', string.format('%d', offset), 'chain', string.format('%d', chain)}
   if is_new then
     place[#place + 1], place[#place + 2] = 'epoch', epoch
   end
   if sets_owner then
     place[#place + 1], place[#place + 2] = 'owner', owner
+  end
+  if open ~= (position[6] or '') then
+    place[#place + 1], place[#place + 2] = 'open', open
   end
   redis.call('HSET', meta, unpack(place))
   if offset > head.events then redis.call('XTRIM', log, 'MAXLEN', '=', head.events) end
@@ -247,17 +264,8 @@ if #events > 0 then
       for i = 1, head.producers / 2 do redis.call('HDEL', seen, by_age[i][2]) end
     end
   end
-  local expiry = head.grace_ms
-  if not own_end then
-    local due = tonumber(position[6] or '0')
-    if head.due_ms and head.due_ms > due then
-      due = head.due_ms
-      redis.call('HSET', meta, 'due', string.format('%d', due))
-    end
-    own = own or head.own or string.match(meta, '{job:(.*)}:meta$')
-    expiry = own and expiry_of(fence, state, own, attempts[own], states[own],
-      head.ttl_ms, head.open_ms, due) or head.ttl_ms
-  end
+  local expiry = own_end and head.grace_ms or head.ttl_ms
+  if open ~= '' then expiry = open_expiry(head.open_ms, due) end
   for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
   redis.call('PUBLISH', head.channel,
     epoch .. ' ' .. prev .. ' ' .. table.concat(chains, ' ') .. '\n'

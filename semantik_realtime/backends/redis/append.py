@@ -38,7 +38,7 @@ def append_arguments(
         "channel": channel,
         "runs": _runs(own, drafts),
     }
-    if own and topic != f"job:{own}":
+    if own and any(draft.key == own != draft.job for draft, _ in drafts):
         header["own"] = own
     if due_at := max(draft.due_at or 0.0 for draft, _ in drafts):
         header["due_ms"] = round(1000 * due_at)

@@ -5,7 +5,7 @@
 --       own topic it is ('': it is a feed)
 -- Return the attempt; 0 if the topic was deleted, -1 if it belongs to another owner.
 local meta, fence, owner = KEYS[1], KEYS[4], ARGV[6]
-local position = redis.call('HMGET', meta, 'epoch', 'deleted', 'offset', 'owner', 'due')
+local position = redis.call('HMGET', meta, 'epoch', 'deleted', 'offset', 'owner', 'open')
 if position[2] then return 0 end
 if owner ~= '' and position[4] and position[4] ~= owner then return -1 end
 if not position[1] then
@@ -22,7 +22,11 @@ redis.call('HDEL', fence, ARGV[2])
 drop_stateless(fence, KEYS[3], ARGV[5] - 1)
 local attempt = newest[1] + 1
 write_attempt(fence, ARGV[2], {attempt, -(position[3] or 0), ARGV[3]})
-local expiry = ARGV[8] ~= '' and expiry_of(fence, KEYS[3], ARGV[8], nil, nil, ARGV[4], ARGV[7],
-  tonumber(position[5] or '0')) or ARGV[4]
+local expiry, open = ARGV[4], position[5] or ''
+if open == '' and ARGV[2] == ARGV[8] and redis.call('HEXISTS', KEYS[3], ARGV[2]) == 1 then
+  open = '0'
+  redis.call('HSET', meta, 'open', open)
+end
+if open ~= '' then expiry = open_expiry(ARGV[7], tonumber(open)) end
 for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
 return attempt

@@ -14,18 +14,12 @@ local function write_attempt(fence, job, entry)
   return redis.call('HSET', fence, job, string.format('%d %d %s', entry[1], entry[2], entry[3]))
 end
 
--- How long to keep the topic of the job `own` after a change, in ms: ttl_ms, or, while the key of
--- that job has a state and its newest attempt has not ended, open_ms from now or from the time when
--- the job is due (ms since 1970; 0: it waits for none). The rule of expires_at() in
--- core/retention.py; the contract suite tests both.
---
--- `entry` is the job's attempt if it was read already. `new_state` is its state if that changed,
--- false if it was deleted, and nil if it is as the key `state` has it.
-local function expiry_of(fence, state, own, entry, new_state, ttl_ms, open_ms, due)
-  if new_state == false then return ttl_ms end
-  entry = entry or read_attempt(fence, own)
-  if entry[2] > 0 then return ttl_ms end
-  if new_state == nil and redis.call('HEXISTS', state, own) == 0 then return ttl_ms end
+-- Whether a topic is open is in the field `open` of its meta: '' or absent if its own job has no
+-- state or has ended; else when that job is due, in ms since 1970, or '0' if it waits for no time.
+-- The rule is that of expires_at() in core/retention.py; the contract suite tests both.
+
+-- How long to keep an open topic, in ms: open_ms from now, or from the time when its job is due.
+local function open_expiry(open_ms, due)
   if due == 0 then return open_ms end
   local now = redis.call('TIME')
   return open_ms + math.max(0, due - now[1] * 1000)

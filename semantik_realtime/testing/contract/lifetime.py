@@ -91,6 +91,19 @@ class Lifetime(Fixtures):
         publish(topic, name, attempt=2, state={"status": "completed"}, terminal=True)
         await until_unknown(backend, topic)
 
+    @pytest.mark.parametrize("prefix", ["", "import:"])
+    async def test_a_state_of_the_own_key_counts_whoever_sets_it(
+        self, open_backend: Callable[..., Any], prefix: str
+    ) -> None:
+        backend = await open_backend(retention_seconds=0.1)
+        name = prefix + secrets.token_hex(6)
+        topic, feed = job_topic(name), user_topic(name)
+        author = Author()
+        for place in (topic, feed):
+            backend.publish([author.draft(place, key=name, state={"n": 1})])
+        await until_unknown(backend, feed)
+        assert set((await backend.snapshot(topic, None, 0)).states) == {name}
+
     async def test_a_topic_that_is_written_to_after_its_jobs_end_has_the_usual_retention(
         self, open_backend: Callable[..., Any]
     ) -> None:

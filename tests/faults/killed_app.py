@@ -1,0 +1,74 @@
+"""A Celery application whose tasks write down what really happened to them.
+
+Broker and record come from the environment. A line of the record is ``begin`` or
+``end``, the job and the process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from celery import Celery, Task
+
+from semantik_realtime import job, track
+
+BROKER = os.environ["TEST_BROKER"]
+RECORD = os.environ["TEST_RECORD"]
+
+app = Celery("killed_app", broker=BROKER, backend=BROKER)
+app.conf.update(
+    task_default_queue=os.environ["TEST_QUEUE"],
+    worker_prefetch_multiplier=1,
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={"visibility_timeout": 8},
+    result_expires=600,
+)
+
+
+def note(what: str, id: str) -> None:
+    """Append one line, which survives a kill of this process."""
+    line = f"{what} {id} {os.getpid()}\n".encode()
+    descriptor = os.open(RECORD, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, line)
+    os.close(descriptor)
+
+
+def work(id: str, steps: int) -> None:
+    note("begin", id)
+    for step in track(range(steps), "Working"):
+        job.emit("step", i=step)
+        time.sleep(0.02)
+    note("end", id)
+
+
+@app.task(bind=True)
+def early(self: Task, steps: int) -> None:
+    """Is acknowledged before it runs: a kill ends it."""
+    work(self.request.id, steps)
+
+
+@app.task(bind=True, acks_late=True, reject_on_worker_lost=True)
+def late(self: Task, steps: int) -> None:
+    """Is delivered again after a kill."""
+    work(self.request.id, steps)
+
+
+@app.task(bind=True)
+def failing(self: Task, steps: int) -> None:
+    work(self.request.id, steps)
+    raise ValueError("on purpose")
+
+
+@app.task(bind=True, max_retries=2)
+def retrying(self: Task, steps: int) -> None:
+    work(self.request.id, steps)
+    if self.request.retries < 2:
+        raise self.retry(countdown=0.1, exc=ValueError("not yet"))
+
+
+@app.task(bind=True)
+def suicidal(self: Task, steps: int) -> None:
+    work(self.request.id, steps)
+    os.kill(os.getpid(), signal.SIGKILL)
