@@ -80,7 +80,10 @@ def _is_from(raised: BaseException | None, package: str, name: str) -> bool:
 def is_worker_stopping() -> bool:
     """Return True in a cold stop of the worker whose main process this is."""
     state = sys.modules.get("celery.worker.state")
-    return getattr(state, "should_terminate", None) not in (None, False)
+    if getattr(state, "should_terminate", None) not in (None, False):
+        return True
+    # Set later than greenlets are ended, which Celery does in its handler of the signal.
+    return bool(getattr(sys.modules.get("celery.utils.log"), "_in_sighandler", False))
 
 
 def _comes_from_replace(ignored: object) -> bool:

@@ -9,12 +9,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from semantik_realtime.config import Settings
+from semantik_realtime.core.tally import numbers_of
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.headers import (
+    MEMBER,
     OWNER,
     TOPICS,
+    WORKFLOW,
     inherit,
     is_job,
+    read_header,
     read_job_meta,
     workflow_of,
 )
@@ -23,6 +27,8 @@ from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.selection import mirrors_of
 from semantik_realtime.worker.values import make_error
 
+READ = (OWNER, TOPICS, WORKFLOW, MEMBER, "stamps")
+"""What is read of the headers of such a task."""
 MAX_TASKS = 1000
 """Tasks of a workflow that are failed with one of its steps."""
 MAX_DEPTH = 20
@@ -56,11 +62,27 @@ def end_downstream(
     """Fail the jobs that never run because a task has failed (``error``) or was cancelled."""
     if runtime is None or not (request.get("chain") or request.get("chord")):
         return
+    skipped = None
     if workflow_of(request) is not None:
-        # The whole ends with its member, and counts those that do not run.
-        return
-    for meta in never_run(request, runtime.settings):
-        Job(runtime, meta, 0).end("job_failed", error=upstream_error(name, str(task_id), error))
+        # The whole counts those that do not run by the place of the member, except for one that
+        # was replaced by what has failed, and has a place of its own.
+        place = read_header(request, MEMBER)
+        skipped = numbers_of(place.get("skips") if isinstance(place, Mapping) else None)
+    metas = never_run(request, runtime.settings)
+    for meta in metas if skipped is None else _replaced(metas, skipped):
+        # One that was replaced has begun; its attempt is the newest.
+        attempt = 0 if skipped is None else None
+        reason = upstream_error(name, str(task_id), error)
+        Job(runtime, meta, attempt).end("job_failed", error=reason)
+
+
+def _replaced(metas: list[JobMeta], skipped: int) -> Iterator[JobMeta]:
+    """Yield those of ``metas`` that are not skipped, neither by the set nor by one another."""
+    places = [(meta.member.number, meta) for meta in metas if meta.member and not meta.member.giver]
+    for number, meta in sorted(places, key=lambda place: place[0]):
+        if meta.member is not None and not skipped >> number & 1:
+            skipped |= numbers_of(meta.member.place.get("skips"))
+            yield meta
 
 
 def never_run(request: Any, settings: Settings) -> list[JobMeta]:
@@ -84,7 +106,7 @@ def never_run(request: Any, settings: Settings) -> list[JobMeta]:
             continue
         inherit(message, request)
         # What Celery's canvas has of its own must not be read as a job's.
-        known = {key: message[key] for key in (OWNER, TOPICS, "stamps") if key in message}
+        known = {key: message[key] for key in READ if key in message}
         meta = read_job_meta(known, id=task_id, name=name)
         if meta is not None:
             found[task_id] = meta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -125,9 +126,16 @@ def test_a_child_that_outlives_its_worker_completes_its_job(servers: Fleet, tmp_
         job_id = worker.send("outlive_parent", LEASE_SECONDS + 2)
         log = worker.log(f"job:{job_id}")
         wait_until(lambda: log.events and "fields" in log.state)
+        children = children_of(worker.process.pid)
         os.kill(worker.process.pid, signal.SIGKILL)
-        worker.wait_for(job_id, "completed")
-        assert "job_lost" not in log.types
+        try:
+            worker.wait_for(job_id, "completed")
+            assert "job_lost" not in log.types
+        finally:
+            # Nobody is left to end them.
+            for pid in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_process_that_ends_well_leaves_nothing_to_look_for(

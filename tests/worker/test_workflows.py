@@ -283,6 +283,15 @@ def test_a_replaced_member_keeps_its_place(run: Run, task: Task, name: str) -> N
     assert sorted(member["at"] for member in submitted) == ["group 1/2", "group 2/2"]
 
 
+def test_a_member_fails_with_a_part_of_what_replaced_it(run: Run, task: Task) -> None:
+    ended = run(group(chain(task("replace_by_failing_chain"), task("add", 1)), task("add", 1, 2)))
+    assert ended.state["status"] == "failed"
+    summary = ended.summary
+    # The part that failed is a member too.
+    assert (summary.done, summary.failed, summary.running, summary.waiting) == (1, 2, 0, 0)
+    assert summary.skipped == 1
+
+
 @pytest.mark.parametrize(("kind", "children"), [("delay", 1), ("chain", 3), ("chord", 4)])
 def test_what_a_member_publishes_is_a_member_too(
     run: Run, task: Task, kind: str, children: int
