@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from celery import group
 from celery_workers import Place, Worker
 from fleets import LEASE_SECONDS, Fleet, children_of, fleet, kill_tree
+from test_workflows import completed, states_of, submitting, tasks_of
 from topic_log import Log, wait_until
 
 from semantik_realtime.backends.loader import load_backend
@@ -119,6 +121,25 @@ def test_the_result_backend_is_asked_before_a_job_is_lost(servers: Fleet, tmp_pa
             assert log.state["fields"] == {"stored": True}
             if status == "failed":
                 assert log.state["error"] == {"type": "ValueError", "message": "no pages"}
+
+
+def test_a_workflow_ends_though_its_worker_died_after_the_last_member_had(
+    servers: Fleet, tmp_path: Path
+) -> None:
+    with servers.worker("prefork", tmp_path) as worker, submitting(worker) as send:
+        task = tasks_of(worker)
+        sent = send(group(task("sleep", 1.0), task("add", 1, 2)))
+        log = worker.log(sent.topic)
+        wait_until(lambda: states_of(log)[sent.id]["status"] == "running", 20)
+        # Its processes go on, and the one that would notice the end does not.
+        worker.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: completed(log) == 2)
+        assert states_of(log)[sent.id]["status"] == "running"
+        began = time.monotonic()
+        kill_tree(worker)
+        wait_until(lambda: states_of(log)[sent.id]["status"] == "completed")
+        assert time.monotonic() - began < BOUND_SECONDS
+        assert log.types.count("job_completed") == 3
 
 
 def test_a_child_that_outlives_its_worker_completes_its_job(servers: Fleet, tmp_path: Path) -> None:
