@@ -45,7 +45,7 @@ from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active
 from semantik_realtime.worker.selection import mirrors_of, note_received
 from semantik_realtime.worker.upstream import end_downstream, whole
-from semantik_realtime.worker.values import describe_error, seconds_until
+from semantik_realtime.worker.values import delay_until, describe_error, seconds_until
 from semantik_realtime.worker.workflow import WorkflowFollower
 
 logger = logging.getLogger(__name__)
@@ -178,16 +178,20 @@ class TaskTracker:
 
     def _after_publish(self, sender: Any, headers: Any, body: Any = None, **_: Any) -> None:
         message = job_message(sender, headers, body)
-        if message is None or message.get("retries"):
+        if message is None:
+            return
+        job = current_job()
+        is_own = job is not None and job.id == str(message["id"])
+        if message.get("retries"):
+            if job is not None and is_own:
+                job.next_try = delay_until(message.get("eta"))
             return
         runtime = self.runtime()
-        job = current_job()
-        if self._mirrors(sender, message) is None:
+        if self._mirrors(sender, message) is None or runtime is None or is_own:
             return
-        if runtime is not None and (job is None or job.id != str(message["id"])):
-            meta = read_job_meta(message)
-            if meta is not None:
-                Job(runtime, meta, 0).queue()
+        meta = read_job_meta(message)
+        if meta is not None:
+            Job(runtime, meta, 0).queue()
 
     # In the process that runs the task.
 
@@ -240,7 +244,9 @@ class TaskTracker:
         """End a job that no other signal has ended, by the state that Celery passes."""
         if job.has_ended:
             return
-        ending = ending_of(state, retval, sys.exc_info()[1], job.declared_end)
+        member = job.meta.member
+        is_awaited = member is not None and member.is_awaited
+        ending = ending_of(state, retval, sys.exc_info()[1], job.declared_end, is_awaited)
         if ending is not None:
             if isinstance(retval, JobCancelled):
                 self._revoked_results.store(task)
