@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from billiard.exceptions import TimeLimitExceeded
 from billiard.process import current_process
 from celery import Task
+from celery.exceptions import Reject
 
 from semantik_realtime.worker.cancelled import JobCancelled
 from semantik_realtime.worker.values import describe_error, make_error
@@ -57,6 +58,10 @@ def ending_of(
         if getattr(result, "requeue", False):
             return Ending("job_retrying", data={"rejected": True})
         return Ending("job_failed", _describe_rejection(result))
+    if state == "SUCCESS" and isinstance(raised, Exception) and not isinstance(raised, Reject):
+        # It has returned, but what follows it could not be published (its arguments are wrong):
+        # Celery sends no success for it, and stores a failure.
+        return Ending("job_failed", describe_error(raised))
     if state is not None:
         return None
     if _is_from(raised, "greenlet", "GreenletExit"):

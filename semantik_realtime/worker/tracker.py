@@ -1,11 +1,9 @@
 """Every Celery task as a job: from Celery's signals to events.
 
-The process that publishes a task sends ``job_queued``. The process that runs it
-(a child of the prefork pool; with threads, solo or gevent the worker itself)
-sends the rest. What a killed child can no longer send, the worker's main
-process sends: it gets Celery's signals for lost, revoked and unknown tasks.
-Which signals Celery sends in which case is measured in
-``tests/worker/test_workers.py``.
+The process that publishes a task sends ``job_queued``. The process that runs it (a child of the
+prefork pool; with threads, solo or gevent the worker itself) sends the rest. What a killed child
+can no longer send, the worker's main process sends: it gets Celery's signals for lost, revoked
+and unknown tasks. When Celery sends which signals is measured in `tests/worker/test_workers.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,7 +42,7 @@ from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active
 from semantik_realtime.worker.selection import mirrors_of, note_received
-from semantik_realtime.worker.upstream import end_downstream, whole
+from semantik_realtime.worker.upstream import end_downstream, watch_chords, whole
 from semantik_realtime.worker.values import delay_until, describe_error, seconds_until
 from semantik_realtime.worker.workflow import WorkflowFollower
 
@@ -68,6 +66,7 @@ class TaskTracker:
         self._is_off = False
         # In the main process of a worker: the requests that Celery still holds, by task id.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self._failed_late: deque[str] = deque(maxlen=100)
         self._running = running_jobs
         self._workflows = WorkflowFollower(self.runtime)
         self._revoked_results = RevokedResults()
@@ -197,6 +196,7 @@ class TaskTracker:
 
     def _prerun(self, task_id: str, task: Any, **_: Any) -> None:
         runtime = self.runtime()
+        watch_chords(task, self.runtime, self.failures)
         mirrors = self._mirrors(task.name, task.request)
         if runtime is None or mirrors is None:
             return
@@ -251,6 +251,11 @@ class TaskTracker:
             if isinstance(retval, JobCancelled):
                 self._revoked_results.store(task)
             job.end(ending.type, error=ending.error, data=ending.data)
+            if state == "SUCCESS":
+                # Celery signals a failure later, when the request is gone.
+                end_downstream(self._runtime, task.request, job.id, task.name, ending.error)
+                if not task.request.is_eager:
+                    self._failed_late.append(job.id)
         elif state is None:
             # The main process notices that this process ends, and sends the job's end.
             job.send_pending()
@@ -258,6 +263,9 @@ class TaskTracker:
     # In the process that runs the task, or in the main process of its worker.
 
     def _failure(self, sender: Any, task_id: str, exception: Any, **_: Any) -> None:
+        if task_id in self._failed_late:
+            self._failed_late.remove(task_id)
+            return
         error = describe_error(exception)
         self._end(task_id, "job_failed", sender.request, sender.name, error)
         received = self._requests.get(task_id)

@@ -1,12 +1,17 @@
 """The tasks that never run, because one before them in a chain or a chord has failed.
 
-Celery stores a failure for them and sends no signal.
+Celery stores a failure for them and sends no signal; nor does it for the body of a chord that it
+cannot publish.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from celery._state import get_current_task
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.tally import numbers_of
@@ -24,9 +29,14 @@ from semantik_realtime.worker.headers import (
 )
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.job_meta import JobMeta
+from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.selection import mirrors_of
-from semantik_realtime.worker.values import make_error
+from semantik_realtime.worker.values import describe_error, make_error
 
+INHERITED = (OWNER, TOPICS, WORKFLOW)
+CHORD_UNLOCK = "celery.chord_unlock"
+UNPUBLISHED = "Callback error"
+"""How Celery's error of a chord begins whose header has succeeded."""
 READ = (OWNER, TOPICS, WORKFLOW, MEMBER, "stamps")
 """What is read of the headers of such a task."""
 MAX_TASKS = 1000
@@ -74,6 +84,53 @@ def end_downstream(
         attempt = 0 if skipped is None else None
         reason = upstream_error(name, str(task_id), error)
         Job(runtime, meta, attempt).end("job_failed", error=reason)
+
+
+def watch_chords(task: Any, runtime: Callable[[], Runtime | None], failures: Counter[str]) -> None:
+    """Fail the body of a chord that Celery cannot publish; done once for each result backend.
+
+    Celery calls a method of the backend then, in the process that runs the last task of the
+    header, or ``celery.chord_unlock``. It sends no signal.
+
+    Args:
+        task: is about to run.
+        runtime: of the tracker that was asked last.
+        failures: counts what goes wrong, which Celery does not see.
+    """
+    if not task.request.chord and task.name != CHORD_UNLOCK:
+        return
+    backend = task.backend
+    original: Any = getattr(backend, "chord_error_from_stack", None)
+    if original is None:
+        return
+    if hasattr(original, "runtime"):
+        original.runtime = runtime
+        return
+    fail_body = guarded(_fail_body, failures)
+
+    @functools.wraps(original)
+    def chord_error_from_stack(*args: Any, **kwargs: Any) -> Any:
+        fail_body(watched.runtime(), *args, **kwargs)
+        return original(*args, **kwargs)
+
+    watched: Any = chord_error_from_stack
+    watched.runtime = runtime
+    backend.chord_error_from_stack = watched
+
+
+def _fail_body(
+    runtime: Runtime | None, callback: Any = None, exc: BaseException | None = None, **_: Any
+) -> None:
+    # Otherwise a task of the header has failed, which its own end has said.
+    if runtime is None or not str(exc).startswith(UNPUBLISHED):
+        return
+    task = get_current_task()
+    request = {} if task is None else {name: read_header(task.request, name) for name in INHERITED}
+    metas = never_run({**request, "chord": callback}, runtime.settings)
+    if any(meta.member is not None for meta in metas):
+        metas = list(_replaced(metas, 0))
+    for meta in metas:
+        Job(runtime, meta, 0).end("job_failed", error=describe_error(exc))
 
 
 def _replaced(metas: list[JobMeta], skipped: int) -> Iterator[JobMeta]:
