@@ -8,7 +8,6 @@ and unknown tasks. When Celery sends which signals is measured in `tests/worker/
 
 from __future__ import annotations
 
-import logging
 import sys
 import weakref
 from collections import Counter, deque
@@ -34,6 +33,7 @@ from semantik_realtime.worker.headers import (
     read_job_meta,
 )
 from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.lazy_runtime import LazyRuntime
 from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
@@ -46,10 +46,8 @@ from semantik_realtime.worker.upstream import end_downstream, watch_chords, whol
 from semantik_realtime.worker.values import delay_until, describe_error, seconds_until
 from semantik_realtime.worker.workflow import WorkflowFollower
 
-logger = logging.getLogger(__name__)
 
-
-class TaskTracker:
+class TaskTracker(LazyRuntime):
     """Connects Celery's signals to a `Runtime`.
 
     No receiver raises: failures are counted in ``failures``, and the first of
@@ -58,12 +56,9 @@ class TaskTracker:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.failures: Counter[str] = Counter()
         """How often each receiver failed, by ``"receiver: exception"``."""
-        # Made at first use, or set by `use`. None while the tracker is off.
-        self._runtime: Runtime | None = None
-        # Whether the settings turned it off; cleared by `use`.
-        self._is_off = False
         # In the main process of a worker: the requests that Celery still holds, by task id.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self._failed_late: deque[str] = deque(maxlen=100)
@@ -112,43 +107,9 @@ class TaskTracker:
             signal.disconnect(dispatch_uid=uid)
         self.is_connected = False
 
-    def runtime(self) -> Runtime | None:
-        """Return the runtime, made now if there is none yet; None if the tracker is off."""
-        if self._runtime is None and not self._is_off:
-            # No lock: a fork could leave it locked. Two threads may each make a runtime; the
-            # second one is then used by nobody and opens no connection.
-            try:
-                made = Runtime()
-            except ConfigError as error:
-                logger.error("tracker: off, no task is mirrored error=%s", error)
-                self._turn_off()
-                return None
-            if not made.settings.mirror:
-                self._turn_off()
-                return None
-            self._runtime = self._runtime or made
-        return self._runtime
-
-    def use(self, runtime: Runtime) -> None:
-        """Send through ``runtime`` from now on."""
-        self._runtime = runtime
-        self._is_off = False
-
-    def flush(self) -> bool:
-        """Wait at most ``flush_seconds`` until the backend has acknowledged all events so far.
-
-        Return False if it has not in that time.
-        """
-        runtime = self._runtime
-        return runtime is None or runtime.emitter.flush(runtime.settings.flush_seconds)
-
     def close(self, timeout_seconds: float) -> None:
         """End the threads of this tracker; it follows no workflow afterwards."""
         self._workflows.close(timeout_seconds)
-
-    def _turn_off(self) -> None:
-        self._is_off = True
-        self.disconnect()
 
     # In a process that publishes a task.
 
