@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import hypothesis
 import pytest
 
 from semantik_realtime.backends.loader import backend_names
@@ -18,6 +19,12 @@ from semantik_realtime.testing.servers import ROWS, Server, ServerMissing, backe
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 NODE_SECONDS = 110
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 
 # A test of a backend's behaviour is marked `every_row` and runs on each row of the matrix. A slow

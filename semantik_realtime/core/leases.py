@@ -9,6 +9,9 @@ import msgspec
 
 MAX_RECORD_BYTES = 4096
 """Largest `HeldJob`, encoded. A longer one loses its further topics."""
+FOLLOWED = "~"
+"""Before the id of a workflow that a process holds because it follows it: it may run a task with
+the same id."""
 _OUTCOME_SECONDS = (2.0, 5.0)
 _MIN_LOOK_SECONDS = 0.5
 
@@ -57,6 +60,8 @@ class HeldJob(msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_default
     """The number that the task's message gives the attempt; the backend may give a higher one."""
     workflow: str | None = None
     """The job whose member it is, and whose topic has its events; None: it has its own."""
+    is_whole: bool = False
+    """Whether the process does not run it, but would publish the end of ``workflow``."""
 
     def encode(self) -> bytes:
         """Return the record, with at most `MAX_RECORD_BYTES`.

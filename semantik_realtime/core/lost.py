@@ -95,7 +95,8 @@ def end_of(state: State | None, record: HeldJob, outcome: State | None, time: st
         state: the job's state in its log; None if the log has none.
         record: what the process said of the job.
         outcome: how the job ended, as the host knows: a part of a state, with a ``status``
-            that has ended. None, or any other: the job is lost.
+            that has ended. None, or any other: the job is lost, or cancelled if it was being
+            cancelled.
         time: now, as events have it.
         why: the message of the error of a lost job.
 
@@ -115,6 +116,9 @@ def end_of(state: State | None, record: HeldJob, outcome: State | None, time: st
     ended["attempt"] = _attempt_of(ended)
     ended.pop("error", None)
     ended.pop("eta", None)
+    if outcome is None and ended.get("status") == "cancelling":
+        # It does not run any more, which is what was asked for.
+        outcome = {"status": "cancelled"}
     status = None if outcome is None else outcome.get("status")
     if outcome is None or status not in END_STATUSES or status == "lost":
         error = {"type": LOST, "message": why}

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from semantik_realtime.core.lifecycle import END_TYPES, has_ended
-from semantik_realtime.core.summary import Count, milliseconds_of
+from semantik_realtime.core.summary import RUNNING_STATUSES, Count, milliseconds_of
 from semantik_realtime.core.tally import OUTCOME_OF_STATUS
 
 KEPT_MEMBERS = 200
@@ -82,6 +82,21 @@ def end_of(states: Mapping[str, object], job: str) -> Ending | None:
                 return Ending("job_completed")
             return _failure(count, bool(parts["failed"] | parts["lost"]))
     return None
+
+
+def is_running(states: Mapping[str, object], job: str) -> bool:
+    """Return True if the workflow ``job`` has not ended, and the state of a member says that it
+    runs: in a worker that lives, or in one whose death is not known yet.
+
+    >>> is_running({"a": {"status": "running", "member": {"n": 0}}}, "1")
+    True
+    >>> is_running({"a": {"status": "queued", "member": {"n": 0}}}, "1")
+    False
+    """
+    count = Count(states, job)
+    if has_ended(count.own):
+        return False
+    return any(state.get("status") in RUNNING_STATUSES for _, _, _, state in count.members)
 
 
 def progress_of(states: Mapping[str, object], job: str, now: str) -> dict[str, Any] | None:

@@ -3,7 +3,8 @@
 A process that is killed sends no event. So it holds its jobs at the backend,
 under a name of its own, for a short time that it renews while they run. A web
 server that finds a lease over ends its jobs
-(`semantik_realtime.web.lost_jobs`).
+(`semantik_realtime.web.lost_jobs`). A worker's main process holds in the same
+way the workflows whose ends it would publish.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class _Held:
 class HeldJobs:
     """The attempts that run in this process, and when their lease is to be renewed.
 
-    `add` may be called from any thread and takes no lock. Everything else is
+    `add` and `remove` may be called from any thread and take no lock. Everything else is
     for the thread that calls the backend. An attempt leaves when the backend
     has answered its last draft, so one whose end was dropped stays, and is
     lost when the process has ended.
@@ -65,8 +66,8 @@ class HeldJobs:
         self.holder = secrets.token_hex(6)
         """The name of this process, for one life of the process: a child has another one."""
         self._times = times
-        # Attempts that have begun since the last call, as (job, topic, record); without a record:
-        # jobs that are not held any more.
+        # Attempts that have begun since the last call, as (job, topic, record); with the record
+        # None, what is not held any more although no draft ends it.
         self._begun: deque[tuple[str, str, bytes | None]] = deque()
         # By id, the jobs of which an attempt has not ended.
         self._jobs: dict[str, _Held] = {}
@@ -88,9 +89,9 @@ class HeldJobs:
         """An attempt of ``job`` begins, before its first draft is emitted."""
         self._begun.append((job, topic, record))
 
-    def drop(self, job: str, topic: str) -> None:
-        """Hold ``job`` no longer, although no end of it was sent here. From any thread."""
-        self._begun.append((job, topic, None))
+    def remove(self, job: str) -> None:
+        """What was added for ``job`` is not this process's any more. Idempotent."""
+        self._begun.append((job, "", None))
 
     def release(self) -> None:
         """Make the removal of ended jobs due now: the process ends. From any thread."""
@@ -179,12 +180,9 @@ class HeldJobs:
                 continue
             held.attempts -= 1
             if held.attempts == 0:
-                self._remove(draft.job)
-
-    def _remove(self, job: str) -> None:
-        if self._jobs.pop(job, None) is not None:
-            self._added.pop(job, None)
-            self._ended[job] = None
+                del self._jobs[draft.job]
+                self._added.pop(draft.job, None)
+                self._ended[draft.job] = None
 
     def _admit(self, drafts: Sequence[Draft]) -> bool:
         """Move the attempts that have begun to `_jobs`. Return True if the backend has to know."""
@@ -194,7 +192,9 @@ class HeldJobs:
         is_new = False
         for job, topic, record in begun:
             if record is None:
-                self._remove(job)
+                if self._jobs.pop(job, None) is not None:
+                    self._added.pop(job, None)
+                    self._ended[job] = None
                 continue
             if ends[job, topic] >= 0 and job not in self._jobs:
                 continue

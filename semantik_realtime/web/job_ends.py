@@ -18,6 +18,7 @@ from semantik_realtime.core.lifecycle import END_STATUSES, STATUS_OF_TYPE
 from semantik_realtime.core.lost import End, end_of
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.core.workflow import end_of as workflow_end
+from semantik_realtime.core.workflow import is_running
 from semantik_realtime.errors import AccessError, BackendError, BackendUnavailable, InvalidInput
 from semantik_realtime.hookspecs import NO_OPINION, Snapshot
 from semantik_realtime.runtime import Runtime
@@ -81,13 +82,17 @@ class JobEnds:
         return outcome
 
     async def end_workflow(self, record: HeldJob, snapshot: Snapshot) -> bool:
-        """End a workflow if its members have ended. Return False to be asked again."""
+        """End the workflow of ``record`` if its members say so.
+
+        Return False if that is to be tried again: it is not known whether the log has the end, or
+        a member runs, which may be the last one, and of a worker that nobody else would look for.
+        """
         if record.workflow is None:
             return True
         states = {key: stored_state(snapshot, key)[0] for key in snapshot.states}
         ending = workflow_end(states, record.workflow)
         if ending is None:
-            return True
+            return not is_running(states, record.workflow)
         outcome = {"status": STATUS_OF_TYPE[ending.type], "error": ending.error}
         end = end_of(states.get(record.workflow), record, outcome, now_text(), "")
         attempt = end.state["attempt"] = max(1, end.state["attempt"])

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping
 
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.core.holding import Holding
@@ -92,30 +91,38 @@ class LostJobs:
             pass
 
     async def _end_process(self, holding: Holding) -> None:
-        self.overdue += 1
         before = sum(self._ends.counts.values())
-        jobs = holding.jobs
-        settled = await asyncio.gather(*(self._end(holding.worker, job, jobs) for job in jobs))
-        ended = [job for job, is_settled in zip(jobs, settled, strict=True) if is_settled]
+        records = {job: HeldJob.decode(record) for job, record in holding.jobs.items()}
+        settled = await asyncio.gather(
+            *(self._end(holding.worker, job, record) for job, record in records.items())
+        )
+        ended = [job for job, is_settled in zip(records, settled, strict=True) if is_settled]
         if ended:
             await asyncio.to_thread(
                 self._backend.hold, holding.holder, {}, ended, self._lease_seconds
             )
-        if sum(self._ends.counts.values()) > before or len(ended) < len(jobs):
+        # What the process ran, without the workflows that it only followed: these are given again
+        # for as long as a member of them runs.
+        jobs = [job for job, record in records.items() if not record.is_whole]
+        left = set(jobs).difference(ended)
+        self.overdue += bool(jobs or ended)
+        if sum(self._ends.counts.values()) > before or left:
             logger.warning(
                 "lost: worker process gone worker=%s jobs=%d not_ended=%d: it was killed, or did "
                 "not run for %.0f s (SEMANTIK_REALTIME_LEASE_SECONDS)",
                 holding.worker,
                 len(jobs),
-                len(jobs) - len(ended),
+                len(left),
                 self._times.held,
             )
 
-    async def _end(self, worker: str, job: str, records: Mapping[str, bytes]) -> bool:
+    async def _end(self, worker: str, job: str, record: HeldJob) -> bool:
         """End one job of a process that is gone. Return False if that is to be tried again."""
         async with self._slots:
             try:
-                return await self._end_now(worker, job, HeldJob.decode(records[job]))
+                if record.is_whole:
+                    return await self._end_whole(record)
+                return await self._end_now(worker, job, record)
             except BackendError:
                 return False
             except Exception:
@@ -123,13 +130,18 @@ class LostJobs:
                 logger.exception("lost: job not ended job=%s", job)
                 return True
 
+    async def _end_whole(self, record: HeldJob) -> bool:
+        """End a workflow that the process followed, if it has ended."""
+        topic = None if record.workflow is None else topic_of(record.workflow)
+        if topic is None:
+            return True
+        snapshot = await self._hub.read(topic)
+        return snapshot.deleted or await self._ends.end_workflow(record, snapshot)
+
     async def _end_now(self, worker: str, job: str, record: HeldJob) -> bool:
         topic = topic_of(record.workflow or job)
         if topic is None:
             return True
-        if job == record.workflow:
-            # The process did not run it, but would have published its end.
-            return await self._ends.end_workflow(record, await self._hub.read(topic))
         before: object = None
         for is_second in (False, True):
             snapshot = await self._hub.read(topic)

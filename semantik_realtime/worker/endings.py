@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from billiard.exceptions import TimeLimitExceeded
 from billiard.process import current_process
 from celery import Task
+from celery.exceptions import Reject
 
 from semantik_realtime.worker.cancelled import JobCancelled
 from semantik_realtime.worker.values import describe_error, make_error
@@ -57,6 +58,10 @@ def ending_of(
         if getattr(result, "requeue", False):
             return Ending("job_retrying", data={"rejected": True})
         return Ending("job_failed", _describe_rejection(result))
+    if state == "SUCCESS" and isinstance(raised, Exception) and not isinstance(raised, Reject):
+        # It has returned, but what follows it could not be published (its arguments are wrong):
+        # Celery sends no success for it, and stores a failure.
+        return Ending("job_failed", describe_error(raised))
     if state is not None:
         return None
     if _is_from(raised, "greenlet", "GreenletExit"):
@@ -85,7 +90,10 @@ def _is_from(raised: BaseException | None, package: str, name: str) -> bool:
 def is_worker_stopping() -> bool:
     """Return True in a cold stop of the worker whose main process this is."""
     state = sys.modules.get("celery.worker.state")
-    return getattr(state, "should_terminate", None) not in (None, False)
+    if getattr(state, "should_terminate", None) not in (None, False):
+        return True
+    # Set later than greenlets are ended, which Celery does in its handler of the signal.
+    return bool(getattr(sys.modules.get("celery.utils.log"), "_in_sighandler", False))
 
 
 def _comes_from_replace(ignored: object) -> bool:

@@ -96,11 +96,15 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
 def read_header(message: Any, name: str) -> Any:
     """Return a header, or stamp, of a message or request; None if it is missing."""
     value = message.get(name)
-    if value is None:
-        # The request of a task that was applied without a message has its headers in one member.
-        value = (message.get("headers") or {}).get(name)
-    if value is None:
-        value = (message.get("stamps") or {}).get(name)
+    if value is not None:
+        return value
+    # The request of a task that was applied without a message has its headers in one member.
+    headers = message.get("headers")
+    if headers:
+        value = headers.get(name)
+    stamps = message.get("stamps")
+    if value is None and stamps:
+        value = stamps.get(name)
         # Celery makes lists of the stamps of a canvas.
         if name in (OWNER, WORKFLOW) and isinstance(value, list | tuple) and len(value) == 1:
             value = value[0]

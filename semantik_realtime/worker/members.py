@@ -32,6 +32,8 @@ from semantik_realtime.runtime import Runtime
 
 TALLY_SECONDS = 0.25
 """How often a process sends the tally of a workflow."""
+MAX_UNSENT = 100
+"""Members that it counts before it sends the tally without waiting for its turn."""
 MAX_WORKFLOWS = 1000
 """Workflows whose tallies a process keeps; for one that it has forgotten it begins another."""
 PLACE_MEMBERS = ("n", "of", "at", "skips", "ends")
@@ -120,7 +122,11 @@ class _WorkflowTally:
     def add(self, giver: str, number: int, outcome: str, skipped: int, key: str) -> None:
         """Count a member, and remove its key if it has completed."""
         self._counted.append((giver, number, outcome, skipped, key))
-        self.send_soon()
+        if len(self._counted) >= MAX_UNSENT:
+            # Not behind the drafts of many more members, whose keys would wait for it too.
+            self.send()
+        else:
+            self.send_soon()
 
     def unite(self, key: str, tally: object) -> None:
         """Count what another process has counted, and remove the key of its tally."""

@@ -17,6 +17,7 @@ from semantik_realtime.native_threads import make_thread
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import listener
 from semantik_realtime.worker.cancelled import RevokedResults
+from semantik_realtime.worker.interrupted import end_interrupted_at_exit
 from semantik_realtime.worker.pool_imports import add_to_imports
 from semantik_realtime.worker.revokes import follow_revokes, note_revoked
 from semantik_realtime.worker.stored_state import read_cancelled_jobs
@@ -90,6 +91,7 @@ class WorkerProcess:
         runtime = self._runtime()
         if runtime is not None:
             runtime.emitter.recover()
+            end_interrupted_at_exit()
             log = functools.partial(_log_warnings, runtime)
             make_thread(log, "semantik-realtime-warnings").start()
 

@@ -45,13 +45,13 @@ def mirrors_of(name: Any, message: Any, settings: Settings | None) -> Mirrors | 
         return None
     name = str(name)
     # The weaker first. A process that does not have the task's code knows only its name.
-    given = [_option_of(name), read_header(message, OPTION)]
-    is_mirrored = _is_selected(name, tuple(settings.mirror_tasks))
-    parts: dict[str, Any] = {
-        "updates": settings.mirror_updates,
-        "tqdm": settings.mirror_tqdm,
-        "logs": settings.mirror_logs.lower(),
-    }
+    given = (_option_of(name), read_header(message, OPTION))
+    configured = (settings.mirror_updates, settings.mirror_tqdm, settings.mirror_logs.lower())
+    patterns = tuple(settings.mirror_tasks)
+    if given == (None, None):
+        return _configured_mirrors(name, patterns, *configured)
+    is_mirrored = _is_selected(name, patterns)
+    parts: dict[str, Any] = dict(zip(("updates", "tqdm", "logs"), configured, strict=True))
     for value in given:
         if isinstance(value, bool):
             is_mirrored = value
@@ -95,6 +95,16 @@ def _option_of(name: str) -> Any:
         if option is not None:
             return option
     return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _configured_mirrors(
+    name: str, patterns: tuple[str, ...], updates: bool, tqdm: bool, logs: str
+) -> Mirrors | None:
+    """Return what the settings alone say of a task."""
+    if not _is_selected(name, patterns):
+        return None
+    return Mirrors(updates, tqdm, _level(logs, name))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,19 +1,16 @@
 """Every Celery task as a job: from Celery's signals to events.
 
-The process that publishes a task sends ``job_queued``. The process that runs it
-(a child of the prefork pool; with threads, solo or gevent the worker itself)
-sends the rest. What a killed child can no longer send, the worker's main
-process sends: it gets Celery's signals for lost, revoked and unknown tasks.
-Which signals Celery sends in which case is measured in
-``tests/worker/test_workers.py``.
+The process that publishes a task sends ``job_queued``. The process that runs it (a child of the
+prefork pool; with threads, solo or gevent the worker itself) sends the rest. What a killed child
+can no longer send, the worker's main process sends: it gets Celery's signals for lost, revoked
+and unknown tasks. When Celery sends which signals is measured in `tests/worker/test_workers.py`.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,6 +33,7 @@ from semantik_realtime.worker.headers import (
     read_job_meta,
 )
 from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.lazy_runtime import LazyRuntime
 from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
@@ -44,14 +42,12 @@ from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active, is_revoked
 from semantik_realtime.worker.selection import mirrors_of, note_received
-from semantik_realtime.worker.upstream import end_downstream, whole
+from semantik_realtime.worker.upstream import end_downstream, watch_chords, whole
 from semantik_realtime.worker.values import delay_until, describe_error, seconds_until
 from semantik_realtime.worker.workflow import WorkflowFollower
 
-logger = logging.getLogger(__name__)
 
-
-class TaskTracker:
+class TaskTracker(LazyRuntime):
     """Connects Celery's signals to a `Runtime`.
 
     No receiver raises: failures are counted in ``failures``, and the first of
@@ -60,14 +56,12 @@ class TaskTracker:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.failures: Counter[str] = Counter()
         """How often each receiver failed, by ``"receiver: exception"``."""
-        # Made at first use, or set by `use`. None while the tracker is off.
-        self._runtime: Runtime | None = None
-        # Whether the settings turned it off; cleared by `use`.
-        self._is_off = False
         # In the main process of a worker: the requests that Celery still holds, by task id.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self._failed_late: deque[str] = deque(maxlen=100)
         self._running = running_jobs
         self._workflows = WorkflowFollower(self.runtime)
         self._revoked_results = RevokedResults()
@@ -113,43 +107,9 @@ class TaskTracker:
             signal.disconnect(dispatch_uid=uid)
         self.is_connected = False
 
-    def runtime(self) -> Runtime | None:
-        """Return the runtime, made now if there is none yet; None if the tracker is off."""
-        if self._runtime is None and not self._is_off:
-            # No lock: a fork could leave it locked. Two threads may each make a runtime; the
-            # second one is then used by nobody and opens no connection.
-            try:
-                made = Runtime()
-            except ConfigError as error:
-                logger.error("tracker: off, no task is mirrored error=%s", error)
-                self._turn_off()
-                return None
-            if not made.settings.mirror:
-                self._turn_off()
-                return None
-            self._runtime = self._runtime or made
-        return self._runtime
-
-    def use(self, runtime: Runtime) -> None:
-        """Send through ``runtime`` from now on."""
-        self._runtime = runtime
-        self._is_off = False
-
-    def flush(self) -> bool:
-        """Wait at most ``flush_seconds`` until the backend has acknowledged all events so far.
-
-        Return False if it has not in that time.
-        """
-        runtime = self._runtime
-        return runtime is None or runtime.emitter.flush(runtime.settings.flush_seconds)
-
     def close(self, timeout_seconds: float) -> None:
         """End the threads of this tracker; it follows no workflow afterwards."""
         self._workflows.close(timeout_seconds)
-
-    def _turn_off(self) -> None:
-        self._is_off = True
-        self.disconnect()
 
     # In a process that publishes a task.
 
@@ -197,6 +157,7 @@ class TaskTracker:
 
     def _prerun(self, task_id: str, task: Any, **_: Any) -> None:
         runtime = self.runtime()
+        watch_chords(task, self.runtime, self.failures)
         mirrors = self._mirrors(task.name, task.request)
         if runtime is None or mirrors is None:
             return
@@ -253,6 +214,11 @@ class TaskTracker:
             if isinstance(retval, JobCancelled):
                 self._revoked_results.store(task)
             job.end(ending.type, error=ending.error, data=ending.data)
+            if state == "SUCCESS":
+                # Celery signals a failure later, when the request is gone.
+                end_downstream(self._runtime, task.request, job.id, task.name, ending.error)
+                if not task.request.is_eager:
+                    self._failed_late.append(job.id)
         elif state is None:
             # The main process notices that this process ends, and sends the job's end.
             job.send_pending()
@@ -260,6 +226,9 @@ class TaskTracker:
     # In the process that runs the task, or in the main process of its worker.
 
     def _failure(self, sender: Any, task_id: str, exception: Any, **_: Any) -> None:
+        if task_id in self._failed_late:
+            self._failed_late.remove(task_id)
+            return
         error = describe_error(exception)
         self._end(task_id, "job_failed", sender.request, sender.name, error)
         received = self._requests.get(task_id)

@@ -1,28 +1,44 @@
 """The tasks that never run, because one before them in a chain or a chord has failed.
 
-Celery stores a failure for them and sends no signal.
+Celery stores a failure for them and sends no signal; nor does it for the body of a chord that it
+cannot publish.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from celery._state import get_current_task
+
 from semantik_realtime.config import Settings
+from semantik_realtime.core.tally import numbers_of
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.headers import (
+    MEMBER,
     OWNER,
     TOPICS,
+    WORKFLOW,
     inherit,
     is_job,
+    read_header,
     read_job_meta,
     workflow_of,
 )
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.job_meta import JobMeta
+from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.selection import mirrors_of
-from semantik_realtime.worker.values import make_error
+from semantik_realtime.worker.values import describe_error, make_error
 
+INHERITED = (OWNER, TOPICS, WORKFLOW)
+CHORD_UNLOCK = "celery.chord_unlock"
+UNPUBLISHED = "Callback error"
+"""How Celery's error of a chord begins whose header has succeeded."""
+READ = (OWNER, TOPICS, WORKFLOW, MEMBER, "stamps")
+"""What is read of the headers of such a task."""
 MAX_TASKS = 1000
 """Tasks of a workflow that are failed with one of its steps."""
 MAX_DEPTH = 20
@@ -56,11 +72,74 @@ def end_downstream(
     """Fail the jobs that never run because a task has failed (``error``) or was cancelled."""
     if runtime is None or not (request.get("chain") or request.get("chord")):
         return
+    skipped = None
     if workflow_of(request) is not None:
-        # The whole ends with its member, and counts those that do not run.
+        # The whole counts those that do not run by the place of the member, except for one that
+        # was replaced by what has failed, and has a place of its own.
+        place = read_header(request, MEMBER)
+        skipped = numbers_of(place.get("skips") if isinstance(place, Mapping) else None)
+    metas = never_run(request, runtime.settings)
+    for meta in metas if skipped is None else _replaced(metas, skipped):
+        # One that was replaced has begun; its attempt is the newest.
+        attempt = 0 if skipped is None else None
+        reason = upstream_error(name, str(task_id), error)
+        Job(runtime, meta, attempt).end("job_failed", error=reason)
+
+
+def watch_chords(task: Any, runtime: Callable[[], Runtime | None], failures: Counter[str]) -> None:
+    """Fail the body of a chord that Celery cannot publish; done once for each result backend.
+
+    Celery calls a method of the backend then, in the process that runs the last task of the
+    header, or ``celery.chord_unlock``. It sends no signal.
+
+    Args:
+        task: is about to run.
+        runtime: of the tracker that was asked last.
+        failures: counts what goes wrong, which Celery does not see.
+    """
+    if not task.request.chord and task.name != CHORD_UNLOCK:
         return
-    for meta in never_run(request, runtime.settings):
-        Job(runtime, meta, 0).end("job_failed", error=upstream_error(name, str(task_id), error))
+    backend = task.backend
+    original: Any = getattr(backend, "chord_error_from_stack", None)
+    if original is None:
+        return
+    if hasattr(original, "runtime"):
+        original.runtime = runtime
+        return
+    fail_body = guarded(_fail_body, failures)
+
+    @functools.wraps(original)
+    def chord_error_from_stack(*args: Any, **kwargs: Any) -> Any:
+        fail_body(watched.runtime(), *args, **kwargs)
+        return original(*args, **kwargs)
+
+    watched: Any = chord_error_from_stack
+    watched.runtime = runtime
+    backend.chord_error_from_stack = watched
+
+
+def _fail_body(
+    runtime: Runtime | None, callback: Any = None, exc: BaseException | None = None, **_: Any
+) -> None:
+    # Otherwise a task of the header has failed, which its own end has said.
+    if runtime is None or not str(exc).startswith(UNPUBLISHED):
+        return
+    task = get_current_task()
+    request = {} if task is None else {name: read_header(task.request, name) for name in INHERITED}
+    metas = never_run({**request, "chord": callback}, runtime.settings)
+    if any(meta.member is not None for meta in metas):
+        metas = list(_replaced(metas, 0))
+    for meta in metas:
+        Job(runtime, meta, 0).end("job_failed", error=describe_error(exc))
+
+
+def _replaced(metas: list[JobMeta], skipped: int) -> Iterator[JobMeta]:
+    """Yield those of ``metas`` that are not skipped, neither by the set nor by one another."""
+    places = [(meta.member.number, meta) for meta in metas if meta.member and not meta.member.giver]
+    for number, meta in sorted(places, key=lambda place: place[0]):
+        if meta.member is not None and not skipped >> number & 1:
+            skipped |= numbers_of(meta.member.place.get("skips"))
+            yield meta
 
 
 def never_run(request: Any, settings: Settings) -> list[JobMeta]:
@@ -84,7 +163,7 @@ def never_run(request: Any, settings: Settings) -> list[JobMeta]:
             continue
         inherit(message, request)
         # What Celery's canvas has of its own must not be read as a job's.
-        known = {key: message[key] for key in (OWNER, TOPICS, "stamps") if key in message}
+        known = {key: message[key] for key in READ if key in message}
         meta = read_job_meta(known, id=task_id, name=name)
         if meta is not None:
             found[task_id] = meta

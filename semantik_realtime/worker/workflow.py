@@ -3,7 +3,8 @@
 In the process that receives the tasks (a worker's main process) one thread reads the topic of
 each of these workflows from time to time. It publishes how far the whole is, and its end. No task
 waits for it. Several workers may do so for one workflow: each reads what is in the log, and the
-fence refuses all ends but the first.
+fence refuses all ends but the first. The process holds the workflow meanwhile, so that a web
+server ends it if the process dies.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from celery import signals
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts, owners_of
 from semantik_realtime.core.event import Event
-from semantik_realtime.core.leases import HeldJob
+from semantik_realtime.core.leases import FOLLOWED, HeldJob
 from semantik_realtime.core.lifecycle import PROGRESS, STATUS_OF_TYPE, has_ended
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.core.workflow import end_of, progress_of, tallies_to_unite, uncounted
@@ -61,10 +62,16 @@ class _Followed:
         self.topic = topic
         feeds = [] if owner is None else [user_topic(owner)]
         self.topics = owners_of(topic, [*feeds, *others], owner)
-        self.record = HeldJob(owner=owner, topics=others, workflow=workflow).encode()
         self.tasks_here = 0
         self.has_news = True
         self.has_ended = False
+        # The key under which this process holds it, and the record.
+        self.held_as = f"{FOLLOWED}{workflow}"
+        self.record = HeldJob(
+            owner=owner, topics=others, expected=0, workflow=workflow, is_whole=True
+        ).encode()
+        # Whether this process has sent its end, which may still be refused.
+        self.has_sent_end = False
         self.read_at = 0.0
         self.news_at = time.monotonic()
         self.pause_seconds = LOOK_SECONDS
@@ -208,8 +215,10 @@ class WorkflowFollower:
                 for each in list(self._followed.values()):
                     if each.is_over(time.monotonic()):
                         del self._followed[each.id]
-                        if runtime is not None:
-                            runtime.emitter.held.drop(each.id, each.topic)
+                        self._release(each)
+                    elif is_last and (each.has_ended or each.has_sent_end):
+                        # The others stay held: the last of their tasks here may end after this.
+                        self._release(each)
             except Exception:
                 # The thread must outlive any error of ours: a workflow's end needs it.
                 logger.exception("workflow: step failed")
@@ -233,13 +242,25 @@ class WorkflowFollower:
                 if each is None and len(self._followed) < MAX_FOLLOWED:
                     each = _Followed(workflow, about.owner, list(about.topics))
                     self._followed[workflow] = each
-                    runtime = self._runtime()
-                    if runtime is not None:
-                        # If this process is killed, a server looks whether all members have ended.
-                        runtime.emitter.held.add(workflow, each.topic, each.record)
+                    self._hold(each)
             if each is not None:
                 each.tasks_here = max(0, each.tasks_here + change)
                 each.note()
+
+    def _hold(self, each: _Followed) -> None:
+        """Have a web server look at the workflow if this process dies."""
+        runtime = self._runtime()
+        if runtime is not None:
+            held = runtime.emitter.held
+            # In the emitter's thread, which tells the backend next.
+            runtime.emitter.throttle(
+                (each.id, "held"), 0, lambda: held.add(each.held_as, each.topic, each.record)
+            )
+
+    def _release(self, each: _Followed) -> None:
+        runtime = self._runtime()
+        if runtime is not None:
+            runtime.emitter.held.remove(each.held_as)
 
     async def _read(self, runtime: Runtime, due: list[_Followed]) -> None:
         """Read these workflows, and publish what follows from their states."""
@@ -299,6 +320,7 @@ def publish(runtime: Runtime, each: _Followed, states: Mapping[str, Any]) -> Non
         state["attempt"] = attempt if isinstance(attempt, int) and attempt > 0 else 1
         if ending.error is not None:
             state["error"] = ending.error
+        each.has_sent_end = True
     if state is None:
         return
     is_new = own.get("status") in (None, "queued")

@@ -136,3 +136,16 @@ def test_expired_topics_are_dropped_without_being_read(
     clock.seconds += 61
     append(backend, "job:new")
     assert list(backend._logs) == ["job:new"]
+
+
+async def test_expired_topics_are_dropped_behind_one_that_is_open(
+    backend: MemoryBackend, clock: Clock
+) -> None:
+    append(backend, "job:open", key="open", state={"n": 1})
+    ended = [f"job:{n}" for n in range(100)]
+    for topic in ended:
+        append(backend, topic)
+    clock.seconds += 86_400
+    append(backend, "job:next")
+    assert len(backend._logs) == 2
+    assert await known(backend, ["job:open"]) == ["job:open"]

@@ -80,6 +80,15 @@ def test_a_record_is_never_too_big_and_keeps_the_owner(name: str, topics: list[s
     assert HeldJob.decode(record).owner == "7"
 
 
+def test_a_job_that_was_being_cancelled_is_cancelled_unless_the_host_knows_better() -> None:
+    state = {"status": "cancelling", "attempt": 1, "worker": "w"}
+    assert attempt_to_end(state, "w", 1) == 1
+    end = end_of(state, HeldJob(), None, "2026-01-01T00:00:00.000Z", "why")
+    assert (end.type, end.state["status"]) == ("job_cancelled", "cancelled")
+    end = end_of(state, HeldJob(), {"status": "completed"}, "2026-01-01T00:00:00.000Z", "why")
+    assert end.type == "job_completed"
+
+
 def test_only_times_that_can_be_compared_make_a_job_wait_too_long() -> None:
     queued = {"status": "queued", "queued_at": "yesterday"}
     assert not waits_too_long(queued, "", "2026-01-01T00:00:00.000Z")

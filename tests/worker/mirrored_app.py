@@ -154,6 +154,11 @@ def replace_by_chain(self: Task) -> None:
     raise self.replace(add.s(1, 2) | add.s(3))
 
 
+@app.task(bind=True)
+def replace_by_failing_chain(self: Task) -> None:
+    raise self.replace(fail.si("x") | add.si(1, 2))
+
+
 @app.task
 def exit_process(how: str) -> None:
     from semantik_realtime import job

@@ -243,7 +243,11 @@ def test_a_job_of_several_tasks_begins_anew_in_each_test() -> None:
 
 
 @pytest.mark.parametrize("is_eager", [True, False])
-def test_a_workflow_ends_and_its_members_do_not_end_it(is_eager: bool) -> None:
+def test_a_workflow_ends_and_its_members_do_not_end_it(
+    is_eager: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The worker would replace the handlers and the level of the root logger, for all later tests.
+    monkeypatch.setattr("celery.app.log.Logging.setup", lambda *args, **options: False)
     app = Celery("flow", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.update(task_always_eager=is_eager)
 
@@ -297,6 +301,7 @@ def test_the_environment_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("no_tracker")
 def test_without_celery_the_rest_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with realtime_fixture({}) as realtime:

@@ -74,6 +74,30 @@ def test_a_job_is_held_at_once_and_renewed_while_it_runs(
     assert backend.calls[1:] == [({}, [])]
 
 
+def test_what_no_draft_ends_is_held_until_it_is_removed(
+    held: HeldJobs, backend: Backend, clock: list[float]
+) -> None:
+    held.add("~1", "job:1", b"whole")
+    held.add("~2", "job:2", b"whole")
+    held.renew(backend)
+    held.settle([end("1")])
+    held.remove("~1")
+    held.remove("~1")
+    held.remove("~3")
+    held.renew(backend)
+    clock[0] += 6
+    held.renew(backend)
+    assert backend.jobs == {"~2": b"whole"}
+    held.add("~4", "job:4", b"whole")
+    held.remove("~4")
+    held.remove("~2")
+    held.renew(backend)
+    held.release()
+    held.renew(backend)
+    assert backend.jobs == {}
+    assert held.wait_seconds() is None
+
+
 def test_the_end_of_a_job_leaves_with_the_next_call(
     held: HeldJobs, backend: Backend, clock: list[float]
 ) -> None:
@@ -170,26 +194,3 @@ def test_one_call_has_a_bounded_number_of_jobs(held: HeldJobs, backend: Backend)
     held.renew(backend)
     assert [len(added) for added, _ in backend.calls] == [1000, 1000, 1]
     assert len(backend.jobs) == count
-
-
-def test_what_is_dropped_is_removed_with_the_next_renewal(
-    held: HeldJobs, backend: Backend, clock: list[float]
-) -> None:
-    held.add("1", "job:1", b"record")
-    held.renew(backend)
-    held.drop("1", "job:1")
-    held.drop("another", "job:another")
-    held.renew(backend)
-    clock[0] += 6
-    held.renew(backend)
-    assert backend.jobs == {}
-    assert held.wait_seconds() is None
-
-
-def test_what_is_dropped_before_the_first_call_is_never_held(
-    held: HeldJobs, backend: Backend
-) -> None:
-    held.add("1", "job:1", b"record")
-    held.drop("1", "job:1")
-    held.renew(backend)
-    assert backend.jobs == {}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import mirrored_app
 import pytest
 from celery import group
 from celery_workers import Place, Worker
 from fleets import LEASE_SECONDS, Fleet, children_of, fleet, kill_tree
-from test_workflows import states_of, submitting
+from test_workflows import completed, states_of, submitting, tasks_of
 from topic_log import Log, wait_until
 
 from semantik_realtime.backends.loader import load_backend
@@ -123,34 +123,40 @@ def test_the_result_backend_is_asked_before_a_job_is_lost(servers: Fleet, tmp_pa
                 assert log.state["error"] == {"type": "ValueError", "message": "no pages"}
 
 
+def test_a_workflow_ends_though_its_worker_died_after_the_last_member_had(
+    servers: Fleet, tmp_path: Path
+) -> None:
+    with servers.worker("prefork", tmp_path) as worker, submitting(worker) as send:
+        task = tasks_of(worker)
+        sent = send(group(task("sleep", 1.0), task("add", 1, 2)))
+        log = worker.log(sent.topic)
+        wait_until(lambda: states_of(log)[sent.id]["status"] == "running", 20)
+        # Its processes go on, and the one that would notice the end does not.
+        worker.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: completed(log) == 2)
+        assert states_of(log)[sent.id]["status"] == "running"
+        began = time.monotonic()
+        kill_tree(worker)
+        wait_until(lambda: states_of(log)[sent.id]["status"] == "completed")
+        assert time.monotonic() - began < BOUND_SECONDS
+        assert log.types.count("job_completed") == 3
+
+
 def test_a_child_that_outlives_its_worker_completes_its_job(servers: Fleet, tmp_path: Path) -> None:
     with servers.worker("prefork", tmp_path) as worker:
         job_id = worker.send("outlive_parent", LEASE_SECONDS + 2)
         log = worker.log(f"job:{job_id}")
         wait_until(lambda: log.events and "fields" in log.state)
+        children = children_of(worker.process.pid)
         os.kill(worker.process.pid, signal.SIGKILL)
-        worker.wait_for(job_id, "completed")
-        assert "job_lost" not in log.types
-
-
-def test_a_workflow_ends_although_the_worker_that_follows_it_is_killed(
-    servers: Fleet, tmp_path: Path
-) -> None:
-    with servers.worker("prefork", tmp_path) as worker, submitting(worker) as send:
-        sent = send(group(mirrored_app.sleep.s(2).set(queue=worker.queue) for _ in range(2)))
-        log = worker.log(sent.topic)
-
-        def statuses() -> dict[str, str]:
-            return {key: state["status"] for key, state in states_of(log).items()}
-
-        wait_until(lambda: statuses().get(sent.id) == "running", 20)
-        # Its processes complete the members; the main one reads of that no more.
-        worker.process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: list(statuses().values()).count("completed") == 2, 20)
-        assert statuses()[sent.id] == "running"
-        kill_tree(worker)
-        wait_until(lambda: statuses()[sent.id] == "completed", 20)
-        wait_until(lambda: events_of(worker, sent.id)[-1:] == ["job_completed"])
+        try:
+            worker.wait_for(job_id, "completed")
+            assert "job_lost" not in log.types
+        finally:
+            # Nobody is left to end them.
+            for pid in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_process_that_ends_well_leaves_nothing_to_look_for(

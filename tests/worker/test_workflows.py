@@ -245,6 +245,35 @@ def test_a_failed_member_of_a_chord_fails_the_whole_before_the_others_end(
     assert (summary.done, summary.failed, summary.skipped) == (1, 1, 1)
 
 
+UNPUBLISHED = {
+    # A task that gets one argument too many.
+    "step": (lambda task: chain(task("add", 1, 2), task("add", 1, 2)), "step 1/2"),
+    "step of a group": (
+        lambda task: group(chain(task("add", 1, 2), task("add", 1, 2)), task("add", 1, 2)),
+        "group 1/2, step 1/2",
+    ),
+    "body": (
+        lambda task: chain(
+            task("add", 1, 2), chord([task("add", 1)], task("add", 1, 2)), task("add", 1)
+        ),
+        "step 2/2, body, step 1/2",
+    ),
+}
+
+
+@pytest.mark.parametrize(("canvas", "at"), UNPUBLISHED.values(), ids=UNPUBLISHED)
+def test_what_celery_cannot_publish_fails_the_whole(
+    run: Run, task: Task, canvas: Callable[[Task], Any], at: str
+) -> None:
+    ended = run(canvas(task))
+    assert ended.state["status"] == "failed"
+    assert ended.state["error"]["where"] == f"{at} · mirrored_app.add"
+    assert "takes 2 positional arguments" in ended.state["error"]["message"]
+    summary = ended.summary
+    assert summary.failed == 1
+    assert summary.done + summary.failed + summary.skipped == summary.total
+
+
 def test_a_failed_body_fails_the_whole(run: Run, task: Task) -> None:
     ended = run(chord([task("add", 1, 2)] * 2, task("fail")))
     assert ended.state["error"]["where"] == "body · mirrored_app.fail"
@@ -295,6 +324,15 @@ def test_a_replaced_member_keeps_its_place(run: Run, task: Task, name: str) -> N
         if "member" in state and "of" not in state["member"]
     ]
     assert sorted(member["at"] for member in submitted) == ["group 1/2", "group 2/2"]
+
+
+def test_a_member_fails_with_a_part_of_what_replaced_it(run: Run, task: Task) -> None:
+    ended = run(group(chain(task("replace_by_failing_chain"), task("add", 1)), task("add", 1, 2)))
+    assert ended.state["status"] == "failed"
+    summary = ended.summary
+    # The part that failed is a member too.
+    assert (summary.done, summary.failed, summary.running, summary.waiting) == (1, 2, 0, 0)
+    assert summary.skipped == 1
 
 
 @pytest.mark.parametrize(("kind", "children"), [("delay", 1), ("chain", 3), ("chord", 4)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import celery
@@ -23,6 +24,10 @@ def default_row() -> str:
 
 def start(worker: Worker, signature: Any) -> Any:
     return signature.apply_async(queue=worker.queue, headers={"realtime_owner": "7"})
+
+
+def tasks_of(worker: Worker) -> Callable[..., Any]:
+    return lambda *args: add.s(*args).set(queue=worker.queue)
 
 
 def check_failed_by(worker: Worker, job_id: str, cause: str) -> Log:
@@ -61,6 +66,38 @@ def test_the_members_of_a_group_at_the_end_of_a_chain_fail_with_it(worker: Worke
     members = start(worker, chain(fail.si("secret"), group(add.s(1), add.s(2))))
     for child in members.children:
         check_failed_by(worker, child.id, "mirrored_app.fail")
+
+
+@POOLS
+@pytest.mark.parametrize("follows", ["step", "callback"])
+def test_a_task_fails_whose_next_step_cannot_be_published(worker: Worker, follows: str) -> None:
+    task = tasks_of(worker)
+    options = {"queue": worker.queue, "headers": {"realtime_owner": "7"}}
+    if follows == "callback":
+        job_id = add.apply_async((1, 2), link=task(1, 2), **options).id
+    else:
+        # The second step gets three arguments, and takes two.
+        last = chain(task(1, 2), task(1, 2), task(1)).apply_async(**options)
+        job_id = last.parent.parent.id
+        for never_run in (last.id, last.parent.id):
+            check_failed_by(worker, never_run, f"mirrored_app.add ({job_id}) failed: TypeError")
+    log = worker.wait_for(job_id, "failed")
+    assert log.state["error"]["type"] == "TypeError"
+    assert log.types == ["job_started", "job_failed"]
+    assert log.owner == "7"
+    assert "receiver failed" not in worker.output
+
+
+@POOLS
+def test_the_body_of_a_chord_that_cannot_be_published_fails(worker: Worker) -> None:
+    task = tasks_of(worker)
+    body = start(worker, chord([task(1, 2), task(3, 4)], task(1, 2)))
+    log = worker.wait_for(body.id, "failed")
+    assert log.types == ["job_failed"]
+    assert log.state["error"]["type"] == "ChordError"
+    assert "add() takes 2 positional arguments" in log.state["error"]["message"]
+    for child in body.parent.children:
+        worker.wait_for(child.id, "completed")
 
 
 @POOLS

@@ -214,7 +214,8 @@ local function is_open()
   local current, new_state = attempts[own], states[own]
   if new_state == false or (current and current[2] > 0) then return false end
   if new_state then return attempt_of(own)[2] <= 0 end
-  return open ~= '' or (current ~= nil and redis.call('HEXISTS', state, own) == 1)
+  if open ~= '' then return true end
+  return current ~= nil and not is_empty and redis.call('HEXISTS', state, own) == 1
 end
 
 if #events > 0 then

@@ -19,6 +19,7 @@ from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.clock import time_text
 from semantik_realtime.config import Settings
 from semantik_realtime.core.leases import HeldJob
+from semantik_realtime.core.lifecycle import END_TYPES, STATUS_OF_TYPE
 from semantik_realtime.hookspecs import hookimpl
 
 SETTINGS = {"lease_seconds": 2.0, "queued_seconds": 3600.0}
@@ -135,6 +136,66 @@ async def test_a_job_that_another_process_runs_or_that_has_ended_stays_as_it_is(
     assert list(await asyncio.to_thread(publisher.rt.backend.overdue, 1)) == []
 
 
+WHOLE = HeldJob(owner="7", expected=0, workflow="1", is_whole=True).encode()
+
+
+def show(publisher: Publisher, key: str, type: str, **state: Any) -> None:
+    """Send a state of the workflow 1, or of a member of it."""
+    state = {"status": STATUS_OF_TYPE[type], "attempt": 1, **state}
+    publisher.emit(
+        *("job:1",), type=type, key=key, state=state, job=key, attempt=1, terminal=type in END_TYPES
+    )
+
+
+def show_members(publisher: Publisher, *types: str) -> None:
+    show(publisher, "1", "job_started", workflow={"total": len(types), "ends": "all"})
+    for number, type in enumerate(types):
+        show(publisher, f"m{number}", type, member={"n": number})
+
+
+async def test_a_workflow_ends_whose_members_have_when_the_process_that_followed_it_died(
+    web_server: InProcessServer, publisher: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    show_members(publisher, "job_completed", "job_completed")
+    await publisher.flush()
+    await hold(publisher, "w", "~1", record=WHOLE)
+    await hold(publisher, "v", "~1", record=WHOLE)
+    event = await wait_for(web_server, "1", "completed")
+    assert event["type"] == "job_completed"
+    assert set(await states(web_server, "job:1")) == {"1", "m0", "m1"}
+    assert (await states(web_server, "user:7"))["1"]["state"]["status"] == "completed"
+    # No job was lost.
+    assert sum(web_server.rt.web.ends.counts.values()) == 0
+    await until(lambda: web_server.rt.web.lost.overdue == 2, 15, "both are settled")
+    assert list(await asyncio.to_thread(publisher.rt.backend.overdue, 1)) == []
+    assert "worker process gone" not in caplog.text
+
+
+async def test_a_workflow_is_looked_at_again_while_a_member_of_it_runs(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
+    show_members(publisher, "job_completed", "job_started")
+    await publisher.flush()
+    await hold(publisher, "w", "~1", record=WHOLE)
+    await asyncio.sleep(UNCHANGED_SECONDS)
+    await wait_for(web_server, "1", "running")
+    # The process outlives the one that would have noticed its end.
+    show(publisher, "m1", "job_failed", member={"n": 1}, error={"type": "E", "message": ""})
+    await publisher.flush()
+    event = await wait_for(web_server, "1", "failed")
+    assert event["state"]["error"]["key"] == "m1"
+
+
+async def test_a_workflow_that_waits_is_left_to_the_worker_that_receives_its_members(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
+    show_members(publisher, "job_completed", "job_queued")
+    await publisher.flush()
+    await hold(publisher, "w", "~1", record=WHOLE)
+    await check_unchanged(web_server, "1", "running")
+    assert list(await asyncio.to_thread(publisher.rt.backend.overdue, 1)) == []
+
+
 async def test_the_host_is_asked_how_a_job_ended(
     web_server: InProcessServer, publisher: Publisher, outcomes: Outcomes
 ) -> None:
@@ -178,7 +239,7 @@ async def test_nobody_is_called_lost_during_an_outage_nor_for_one_lease_after_it
     begin(publisher, "1", 1, "w")
     await publisher.flush()
     lost = web_server.rt.web.lost
-    await until(lambda: lost._look is not None, 15, "the first look")
+    await until(lambda: lost._look is not None and lost._look.done(), 15, "the first look")
     monkeypatch.setattr(GuardedBackend, "is_away", True)
     await hold(publisher, "w", "1")
     await asyncio.sleep(UNCHANGED_SECONDS)
