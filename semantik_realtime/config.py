@@ -76,7 +76,8 @@ class Settings(BaseSettings):
         None,
         validation_alias=AliasChoices(PREFIX + "URL", "REDIS_URL"),
         repr=False,
-        description="URL of the backend's server; also read from REDIS_URL.",
+        description="URL of the backend's server; also read from REDIS_URL. Unset: the backend's "
+        "own default, for Redis redis://localhost:6379/0.",
     )
     prefix: str = Field(
         "semantik",

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,12 @@ def test_own_server(row, server): ...
 
 def test_plain(row): ...
 """
+
+
+def test_no_two_files_of_tests_have_the_same_name() -> None:
+    """A row runs several folders at once, and pytest imports a file by its name alone."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_each_row_has_a_tox_environment() -> None:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from typing import Any
 
 from semantik_realtime.backoff import Backoff
+from semantik_realtime.urls import mask_urls
 from semantik_realtime.worker.headers import is_job
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ class ReceivedTasks:
         self._names: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        # Address of the broker, without a password; for the log and for `error`.
+        self._broker = "its address"
         self.error = ""
         """Why the broker cannot be read; empty while it can. Written by the thread."""
 
@@ -73,12 +76,17 @@ class ReceivedTasks:
             except Exception as error:
                 # Of whatever broker it is, and the thread must go on.
                 if not self.error:
-                    logger.warning("serve: broker not read error=%s", type(error).__name__)
-                self.error = f"the broker does not answer: {type(error).__name__}"
+                    logger.warning(
+                        "serve: broker not read url=%s error=%s",
+                        self._broker,
+                        type(error).__name__,
+                    )
+                self.error = f"the broker does not answer at {self._broker}: {type(error).__name__}"
                 self._stopped.wait(backoff.next_seconds())
 
     def _read(self, backoff: Backoff) -> None:
         with self._app.connection_for_read() as connection:
+            self._broker = mask_urls(connection.as_uri())
             connection.ensure_connection(max_retries=1, interval_start=0.1)
             kinds = ("task-sent", "task-received", "task-started")
             receiver = self._app.events.Receiver(

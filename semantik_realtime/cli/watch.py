@@ -59,9 +59,11 @@ def show_update(progress: Progress, bar: TaskID, update: Update, job: str) -> di
         number if isinstance(number, int | float) else None
         for number in (amount.get(name) if isinstance(amount, dict) else None for name in AMOUNTS)
     )
+    # The last message of a job that has ended reads as if it still ran.
+    message = None if has_ended(state) else state.get("message")
     progress.update(
         bar,
-        description=visible(str(state.get("message") or state.get("status", ""))),
+        description=visible(str(message or state.get("status", ""))),
         completed=current or 0,
         total=total,
         link=visible(link),
@@ -121,7 +123,7 @@ async def _watch(topic: str, url: str, token: str | None, *, as_json: bool) -> i
                         # DEL is the one control character that JSON does not escape.
                         print(json.dumps(event).replace("\x7f", "\\u007f"), flush=True)
                     else:
-                        progress.console.print(plain(_event_line(event)))
+                        progress.console.print(plain(event_line(event, key)))
                 show_update(progress, bar, update, key)
                 # Not `states`: a provisional end may differ from the end in the log.
                 state = update.view.folded.get(key, {})
@@ -148,11 +150,20 @@ def _connection_text(update: Update) -> str:
     return f"{update.connection} since {update.since[11:19]}"
 
 
-def _event_line(event: dict[str, Any]) -> str:
+def event_line(event: dict[str, Any], job: str) -> str:
+    """Return an event as a line; that of another key than ``job`` names its place or key."""
     members = event.get("data")
     data = (
-        " ".join(f"{name}={value}" for name, value in members.items())
-        if isinstance(members, dict)
-        else ""
+        [f"{name}={value}" for name, value in members.items()] if isinstance(members, dict) else []
     )
-    return f"{event['offset']:>5}  {event['time'][11:23]}  {event['type']}  {data}"
+    key = event.get("key")
+    if key is not None and key != job:
+        data.insert(0, f"[{_place(event) or key}]")
+    return f"{event['offset']:>5}  {event['time'][11:23]}  {event['type']}  {' '.join(data)}"
+
+
+def _place(event: dict[str, Any]) -> str:
+    """Return the place of a workflow's member, such as "step 1/2"; empty if it has none."""
+    state = event.get("state")
+    member = state.get("member") if isinstance(state, dict) else None
+    return str(member.get("at", "")) if isinstance(member, dict) else ""

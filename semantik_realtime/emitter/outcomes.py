@@ -14,8 +14,8 @@ from semantik_realtime.errors import BackendUnavailable
 logger = logging.getLogger(__name__)
 
 
-MAX_FOREIGN_TOPICS = 1000
-"""Topics whose refusal of a foreign owner is remembered, so that it is logged once."""
+MAX_REFUSALS = 1000
+"""Refusals that are remembered, so that each is logged once: of a topic, for a reason."""
 
 
 class EmitterStats(msgspec.Struct):
@@ -44,8 +44,8 @@ class Outcomes:
         self._stats = stats
         # Futures that wait, by the id of their draft; an entry leaves with its outcome.
         self._futures: dict[int, Future[Receipt]] = {}
-        # Topics that have refused a foreign owner, as logged. Cleared when they are too many.
-        self._foreign_topics: set[str] = set()
+        # What topics have refused, as logged. Cleared when it is too much.
+        self._refusals: set[tuple[str, Outcome]] = set()
 
     def promise(self, draft: Draft) -> Future[Receipt]:
         """Return the future that gets the receipt of ``draft``."""
@@ -78,29 +78,35 @@ class Outcomes:
                 self._stats.closed += 1
             case Outcome.FOREIGN_OWNER:
                 self._stats.foreign_owner += 1
-                self._log_foreign_owner(draft)
+                if self._is_first(draft, receipt):
+                    logger.warning(
+                        "emitter: owner refused topic=%s type=%s owner=%r: the topic belongs to "
+                        "another user (header realtime_owner, or owner= of publish and submit; "
+                        "logged once for each topic)",
+                        draft.topic,
+                        draft.type,
+                        draft.owner,
+                    )
             case _:
                 self._stats.rejected += 1
-                logger.warning(
-                    "emitter: draft rejected topic=%s type=%s outcome=%s",
-                    draft.topic,
-                    draft.type,
-                    receipt.outcome.value,
-                )
+                if self._is_first(draft, receipt):
+                    logger.warning(
+                        "emitter: draft rejected topic=%s type=%s outcome=%s (logged once for "
+                        "each topic and outcome)",
+                        draft.topic,
+                        draft.type,
+                        receipt.outcome.value,
+                    )
 
-    def _log_foreign_owner(self, draft: Draft) -> None:
-        if draft.topic in self._foreign_topics:
-            return
-        if len(self._foreign_topics) >= MAX_FOREIGN_TOPICS:
-            self._foreign_topics.clear()
-        self._foreign_topics.add(draft.topic)
-        logger.warning(
-            "emitter: owner refused topic=%s type=%s owner=%r: the topic belongs to another user "
-            "(header realtime_owner, or owner= of publish and submit; logged once for each topic)",
-            draft.topic,
-            draft.type,
-            draft.owner,
-        )
+    def _is_first(self, draft: Draft, receipt: Receipt) -> bool:
+        """Return True if the topic has not refused a draft for this reason, as far as is known."""
+        refusal = draft.topic, receipt.outcome
+        if refusal in self._refusals:
+            return False
+        if len(self._refusals) >= MAX_REFUSALS:
+            self._refusals.clear()
+        self._refusals.add(refusal)
+        return True
 
     def _resolve(self, draft: Draft, receipt: Receipt | None) -> None:
         if not self._futures:

@@ -30,6 +30,7 @@ def ending_of(
     result: Any,
     raised: BaseException | None,
     declared: tuple[str, dict[str, str] | None] | None,
+    is_awaited: bool,
 ) -> Ending | None:
     """Return how an attempt ended; None if it goes on, or if the main process sends the end.
 
@@ -39,15 +40,19 @@ def ending_of(
         raised: the exception that is being handled.
         declared: the end that the task set itself, with ``update_state("FAILURE")`` before it
             raised ``Ignore``.
+        is_awaited: whether other members of a workflow run only after this one.
     """
     if state == "IGNORED" and isinstance(result, JobCancelled):
         return Ending("job_cancelled", data={"how": "stopped"})
     if state == "IGNORED":
-        if declared is not None:
+        if declared is not None and not (is_awaited and declared[0] == "job_completed"):
             return Ending(*declared)
-        if _comes_from_replace(result):
+        if declared is None and _comes_from_replace(result):
             # The job goes on in another task with its id.
             return None
+        if is_awaited:
+            # Celery runs nothing that follows, and says nothing of it.
+            return Ending("job_cancelled", data={"how": "ignored"})
         return Ending("job_completed", data={"ignored": True})
     if state == "REJECTED":
         if getattr(result, "requeue", False):

@@ -95,7 +95,7 @@ def read_event(
         return type_name(type(given)), _dumped(given)
     except (*BAD_VALUE, AttributeError) as error:
         name = given if isinstance(given, str) else type(given).__name__
-        note_misuse(f"event dropped, it has not the shape of {name}", job_id, str(error))
+        note_misuse(f"event dropped, it does not have the shape of {name}", job_id, str(error))
         return None
 
 

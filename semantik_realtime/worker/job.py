@@ -222,6 +222,7 @@ class Job(TaskContext, Cancellable):
         with self._lock:
             if self.has_ended or self.replacements:
                 return
+            type, data = self.actual_end(type, data)
             if self.log is not None:
                 self.log.finish()
             self._update()

@@ -63,6 +63,11 @@ class Member(msgspec.Struct, frozen=True):
         """Whether the workflow ends with this member."""
         return self.place.get("ends") is True
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether other members run only after this one."""
+        return bool(self.place.get("skips"))
+
     def is_counted(self, runtime: Runtime) -> bool:
         """Return True if the member's key is removed when it has completed."""
         total = number_of(self.place.get("total")) or 0

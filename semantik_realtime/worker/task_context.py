@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from semantik_realtime.worker.bars import Bar
 from semantik_realtime.worker.mirrors import Mirrors
@@ -17,7 +18,7 @@ class TaskContext:
 
     # Not in the object's dictionary: Python reads an object of more than about 30 members slower,
     # and `Job.progress` costs a fifth of a microsecond.
-    __slots__ = ("bars", "declared_end", "log", "mirrors", "outer", "replacements")
+    __slots__ = ("bars", "declared_end", "log", "mirrors", "next_try", "outer", "replacements")
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,6 +30,9 @@ class TaskContext:
         self.replacements = 0
         """How many tasks with the job's own id run inside its task: eager ones that replace it. The
         job ends with the outermost. Changed by the tracker."""
+        self.next_try: Mapping[str, Any] | None = None
+        """Data of the ``job_retrying`` that ends the attempt, because the task has published its
+        next one. Set by the tracker."""
         self.bars: list[Bar] = []
         """The open bars, in the order in which they were opened. Changed by `Bar`."""
         self.mirrors = Mirrors()
@@ -39,6 +43,18 @@ class TaskContext:
     def declare_end(self, type: str, error: dict[str, str]) -> None:
         """Note the end that the task announces. Nothing is sent before `Job.end`."""
         self.declared_end = type, error
+
+    def actual_end(
+        self, type: str, data: Mapping[str, Any] | None
+    ) -> tuple[str, Mapping[str, Any] | None]:
+        """Return type and data of the event that ends the attempt, instead of those given.
+
+        However a task goes on after it has published its next attempt (``retry(throw=False)``, or
+        a ``Retry`` that its own ``except`` swallows), Celery runs that one.
+        """
+        if self.next_try is not None and type in ("job_completed", "job_failed"):
+            return "job_retrying", self.next_try
+        return type, data
 
     def nest_in(self, outer: Job | None) -> None:
         """Note which job was current before this one."""

@@ -8,7 +8,6 @@ and unknown tasks. When Celery sends which signals is measured in `tests/worker/
 
 from __future__ import annotations
 
-import logging
 import sys
 import weakref
 from collections import Counter, deque
@@ -34,6 +33,7 @@ from semantik_realtime.worker.headers import (
     read_job_meta,
 )
 from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.lazy_runtime import LazyRuntime
 from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
@@ -43,13 +43,11 @@ from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active
 from semantik_realtime.worker.selection import mirrors_of, note_received
 from semantik_realtime.worker.upstream import end_downstream, watch_chords, whole
-from semantik_realtime.worker.values import describe_error, seconds_until
+from semantik_realtime.worker.values import delay_until, describe_error, seconds_until
 from semantik_realtime.worker.workflow import WorkflowFollower
 
-logger = logging.getLogger(__name__)
 
-
-class TaskTracker:
+class TaskTracker(LazyRuntime):
     """Connects Celery's signals to a `Runtime`.
 
     No receiver raises: failures are counted in ``failures``, and the first of
@@ -58,12 +56,9 @@ class TaskTracker:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.failures: Counter[str] = Counter()
         """How often each receiver failed, by ``"receiver: exception"``."""
-        # Made at first use, or set by `use`. None while the tracker is off.
-        self._runtime: Runtime | None = None
-        # Whether the settings turned it off; cleared by `use`.
-        self._is_off = False
         # In the main process of a worker: the requests that Celery still holds, by task id.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self._failed_late: deque[str] = deque(maxlen=100)
@@ -112,43 +107,9 @@ class TaskTracker:
             signal.disconnect(dispatch_uid=uid)
         self.is_connected = False
 
-    def runtime(self) -> Runtime | None:
-        """Return the runtime, made now if there is none yet; None if the tracker is off."""
-        if self._runtime is None and not self._is_off:
-            # No lock: a fork could leave it locked. Two threads may each make a runtime; the
-            # second one is then used by nobody and opens no connection.
-            try:
-                made = Runtime()
-            except ConfigError as error:
-                logger.error("tracker: off, no task is mirrored error=%s", error)
-                self._turn_off()
-                return None
-            if not made.settings.mirror:
-                self._turn_off()
-                return None
-            self._runtime = self._runtime or made
-        return self._runtime
-
-    def use(self, runtime: Runtime) -> None:
-        """Send through ``runtime`` from now on."""
-        self._runtime = runtime
-        self._is_off = False
-
-    def flush(self) -> bool:
-        """Wait at most ``flush_seconds`` until the backend has acknowledged all events so far.
-
-        Return False if it has not in that time.
-        """
-        runtime = self._runtime
-        return runtime is None or runtime.emitter.flush(runtime.settings.flush_seconds)
-
     def close(self, timeout_seconds: float) -> None:
         """End the threads of this tracker; it follows no workflow afterwards."""
         self._workflows.close(timeout_seconds)
-
-    def _turn_off(self) -> None:
-        self._is_off = True
-        self.disconnect()
 
     # In a process that publishes a task.
 
@@ -177,16 +138,20 @@ class TaskTracker:
 
     def _after_publish(self, sender: Any, headers: Any, body: Any = None, **_: Any) -> None:
         message = job_message(sender, headers, body)
-        if message is None or message.get("retries"):
+        if message is None:
+            return
+        job = current_job()
+        is_own = job is not None and job.id == str(message["id"])
+        if message.get("retries"):
+            if job is not None and is_own:
+                job.next_try = delay_until(message.get("eta"))
             return
         runtime = self.runtime()
-        job = current_job()
-        if self._mirrors(sender, message) is None:
+        if self._mirrors(sender, message) is None or runtime is None or is_own:
             return
-        if runtime is not None and (job is None or job.id != str(message["id"])):
-            meta = read_job_meta(message)
-            if meta is not None:
-                Job(runtime, meta, 0).queue()
+        meta = read_job_meta(message)
+        if meta is not None:
+            Job(runtime, meta, 0).queue()
 
     # In the process that runs the task.
 
@@ -240,7 +205,9 @@ class TaskTracker:
         """End a job that no other signal has ended, by the state that Celery passes."""
         if job.has_ended:
             return
-        ending = ending_of(state, retval, sys.exc_info()[1], job.declared_end)
+        member = job.meta.member
+        is_awaited = member is not None and member.is_awaited
+        ending = ending_of(state, retval, sys.exc_info()[1], job.declared_end, is_awaited)
         if ending is not None:
             if isinstance(retval, JobCancelled):
                 self._revoked_results.store(task)

@@ -72,11 +72,27 @@ def seconds_until(when: object) -> float | None:
     return when if isinstance(when, int | float) else None
 
 
+def delay_until(eta: Any) -> dict[str, float]:
+    """Return the data of a ``job_retrying`` for the ETA of the message that follows; none without
+    one.
+
+    >>> delay_until(None)
+    {}
+    """
+    due_at = due_time(eta)
+    return {} if due_at is None else {"delay_seconds": round(max(0.0, due_at - time.time()), 3)}
+
+
 def note_misuse(kind: str, job_id: str, what: str) -> None:
     """Count a value that could not be sent; log the first of each kind."""
     misuse[kind] += 1
     if misuse[kind] == 1:
-        logger.warning("job: %s job=%s what=%s (logged once)", kind, job_id, clean_text(what)[:200])
+        logger.warning(
+            "job: %s job=%s what=%s (logged once)",
+            kind,
+            clean_line(job_id)[:200],
+            clean_line(what)[:200],
+        )
 
 
 def clean_text(text: str) -> str:

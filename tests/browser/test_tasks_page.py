@@ -69,6 +69,19 @@ def test_the_page_shows_tasks_as_they_come_and_go_on(
         assert not [(fault["id"], [node["target"] for node in fault["nodes"]]) for fault in found]
 
 
+def test_the_page_fits_a_narrow_window(
+    page: Any, tasks: ReceivedTasks, realtime: RealtimeFixture
+) -> None:
+    page.set_viewport_size({"width": 360, "height": 600})
+    task_id = "0c186b76-839b-4959-a06f-579b32d5a9eb"
+    state = {"status": "completed", "name": "shop.tasks.read", **BAR}
+    publisher(realtime)(f"job:{task_id}", "job_completed", state=state)
+    tasks.add({"uuid": task_id, "name": "shop.tasks.read"})
+    page.get_by_text("3 of 4 files").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.locator("li .id").get_attribute("title") == task_id
+
+
 def publisher(realtime: RealtimeFixture) -> Any:
     """Return `publish`, to be called in a thread: playwright runs a loop in the test's own."""
 

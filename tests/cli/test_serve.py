@@ -56,13 +56,14 @@ def test_a_wrong_application_is_named() -> None:
 
 
 def test_a_broker_that_is_away_is_shown() -> None:
-    tasks = ReceivedTasks(Celery("shop", broker="redis://127.0.0.1:1/0", set_as_current=False))
+    broker = "redis://:secret@127.0.0.1:1/0"
+    tasks = ReceivedTasks(Celery("shop", broker=broker, set_as_current=False))
     tasks.start()
     try:
         deadline = time.monotonic() + 20
         while not tasks.error:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert tasks.error.startswith("the broker does not answer")
+        assert tasks.error.startswith("the broker does not answer at redis://***@127.0.0.1:1")
     finally:
         tasks.stop()

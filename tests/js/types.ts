@@ -59,7 +59,7 @@ export const members: [
   Same<
     Named<State>,
     | ("status" | "attempt" | "progress" | "message" | "fields" | "error" | "name")
-    | ("queued_at" | "started_at" | "ended_at")
+    | ("queued_at" | "started_at" | "ended_at" | "eta" | "worker")
   >,
   Same<
     Named<RealtimeEvent>,

@@ -65,7 +65,7 @@ class Worker:
                 cwd=directory,
             )
         try:
-            wait_until(self._is_ready, 30)
+            wait_until(self._is_ready, 60)
         except AssertionError:
             self.stop()
             raise AssertionError(self.output) from None

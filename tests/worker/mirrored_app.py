@@ -5,6 +5,7 @@ Broker and settings come from the environment.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import itertools
@@ -19,7 +20,7 @@ from typing import Any
 
 from celery import Celery, Task, chord, group
 from celery.contrib.abortable import AbortableTask
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.log import get_task_logger
 
 app = Celery("mirrored_app")
@@ -84,6 +85,21 @@ def retry(self: Task, times: int) -> int:
     if self.request.retries < times:
         raise self.retry(countdown=0, exc=ValueError("not yet"))
     return times
+
+
+@app.task(bind=True)
+def retry_and_go_on(self: Task, how: str) -> str:
+    """Publish the next attempt, and end this one as if nothing had happened."""
+    if self.request.retries:
+        return "second"
+    if how == "unraised":
+        self.retry(countdown=1, throw=False)
+    with contextlib.suppress(Retry):
+        if how != "unraised":
+            raise self.retry(countdown=1)
+    if how == "failed":
+        raise ValueError("after all")
+    return "first"
 
 
 @app.task(bind=True)

@@ -129,8 +129,8 @@ def test_a_declared_type_is_checked_also_when_it_is_given_by_name(running: Job, 
         ("file_done", {"file": "b.pdf", "chunks": 0}),
         ("undeclared", {"anything": [1]}),
     ]
-    assert misuse["event dropped, it has not the shape of file_done"] == 2
-    assert misuse["event dropped, it has not the shape of hit"] == 1
+    assert misuse["event dropped, it does not have the shape of file_done"] == 2
+    assert misuse["event dropped, it does not have the shape of hit"] == 1
 
 
 def test_an_objects_type_may_not_be_one_of_a_jobs_life(running: Job, log: Look) -> None:

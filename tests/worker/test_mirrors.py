@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task, signals
+from celery.app.task import Context
 from celery.beat import ScheduleEntry, Scheduler
 from hypothesis import given
 from hypothesis import strategies as st
@@ -330,7 +331,11 @@ def test_the_main_process_reports_no_end_of_a_task_without_a_mirror(
     request.request_dict = {"id": job_id, "task": unseen.name}
     signals.task_received.send(sender=None, request=request)
     signals.task_revoked.send(
-        sender=unseen, request=request, terminated=False, expired=False, signum=None
+        sender=unseen,
+        request=Context(request.request_dict),
+        terminated=False,
+        expired=False,
+        signum=None,
     )
     assert log(f"job:{job_id}").events == []
 

@@ -161,6 +161,21 @@ def test_a_task_that_retries_automatically_is_a_new_attempt_each_time(worker: Wo
     assert log.types.count("job_completed") == 1
 
 
+def test_an_attempt_that_ends_after_it_published_the_next_one_does_not_end_its_job(
+    worker: Worker,
+) -> None:
+    ways = ("unraised", "swallowed", "failed")
+    for job_id in [worker.send("retry_and_go_on", how) for how in ways]:
+        log = worker.log(f"job:{job_id}")
+        wait_until(lambda log=log: log.events and log.statuses[-1] == (2, "completed"), 20)
+        assert [type for type in log.types if type != "job_queued"] == [
+            "job_started",
+            "job_retrying",
+            "job_started",
+            "job_completed",
+        ]
+
+
 def test_a_task_replaced_by_a_chord_ends_with_its_body(worker: Worker) -> None:
     log = worker.wait_for(worker.send("replace_by_chord"), "completed", 40)
     assert_continued(log)

@@ -218,6 +218,20 @@ def test_a_failed_step_of_a_chain_fails_the_whole(
     assert [failure.at for failure in summary.failures] == [f"step {failed + 1}/3"]
 
 
+IGNORED: dict[str, Callable[[Task], Any]] = {
+    "chain": lambda task: chain(task("ignore"), task("add", 1, 2)),
+    "chord": lambda task: chord([task("ignore"), task("add", 1, 2)], task("total")),
+    "chains": lambda task: group(chain(task("ignore"), task("add", 1, 2)), task("add", 1, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", IGNORED)
+def test_what_waits_for_an_ignored_task_is_skipped(run: Run, task: Task, kind: str) -> None:
+    ended = run(IGNORED[kind](task))
+    assert ended.state["status"] == "cancelled"
+    assert (ended.summary.cancelled, ended.summary.skipped, ended.summary.failed) == (1, 1, 0)
+
+
 def test_a_failed_member_of_a_chord_fails_the_whole_before_the_others_end(
     worker: Worker, send: Callable[..., Submitted], task: Task
 ) -> None:
