@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import celery
+import celery.app.trace
 import pytest
 from celery import chain, chord, group
 from celery_workers import Worker
@@ -14,6 +16,8 @@ from mirrored_app import add, exit_process, fail, total
 from topic_log import Log, wait_until
 
 CELERY = tuple(map(int, celery.__version__.split(".")[:2]))
+REMOVES_STEP = "chain.pop()" in inspect.getsource(celery.app.trace)
+"""Whether this release of Celery forgets a step before it is published: nobody can name its job."""
 POOLS = pytest.mark.parametrize("worker", ["prefork", "threads"], indirect=True)
 
 
@@ -79,7 +83,7 @@ def test_a_task_fails_whose_next_step_cannot_be_published(worker: Worker, follow
         # The second step gets three arguments, and takes two.
         last = chain(task(1, 2), task(1, 2), task(1)).apply_async(**options)
         job_id = last.parent.parent.id
-        for never_run in (last.id, last.parent.id):
+        for never_run in (last.id,) if REMOVES_STEP else (last.id, last.parent.id):
             check_failed_by(worker, never_run, f"mirrored_app.add ({job_id}) failed: TypeError")
     log = worker.wait_for(job_id, "failed")
     assert log.state["error"]["type"] == "TypeError"
