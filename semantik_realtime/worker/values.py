@@ -27,7 +27,11 @@ MAX_TYPE_CHARACTERS = 200
 """What is kept of the name of an exception's class."""
 MAX_NUMBER = 2**53
 """A browser cannot represent every integer above this one."""
-BAD_VALUE = (InvalidInput, TypeError, ValueError, OverflowError, RecursionError)
+BAD_VALUE = (
+    *(InvalidInput, TypeError, ValueError, OverflowError, RecursionError),
+    # Only newer releases of msgspec raise ValueErrors.
+    msgspec.MsgspecError,
+)
 """What a bad value raises, and nothing else: Celery raises its time limits in
 the middle of any call, and those must pass through."""
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.worker.canvas import (
-    MAPS_KEEP_OPTIONS,
     MAX_RUNS,
     WEIGHT,
     Plan,
@@ -87,8 +86,8 @@ def test_a_chord_in_a_chain_in_a_group() -> None:
     ]
 
 
-@pytest.mark.skipif(not MAPS_KEEP_OPTIONS, reason="this release of Celery drops their options")
-def test_chunks_are_the_group_that_they_make() -> None:
+def test_chunks_are_the_group_that_they_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semantik_realtime.worker.canvas.MAPS_KEEP_OPTIONS", True)
     planned = plan(chunks(add, [(1,), (2,), (3,)], 2))
     assert planned.total == 2
     assert [place["at"] for place in places(planned)] == ["group 1/2", "group 2/2"]
