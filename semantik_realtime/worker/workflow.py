@@ -49,7 +49,8 @@ LONGEST_PAUSE_SECONDS = 10.0
 FOLLOW_SECONDS = 60.0
 """How long a workflow is followed after its last task here has ended."""
 MAX_FOLLOWED = 1000
-"""Workflows that a process follows; the tasks of further ones are not followed."""
+"""Workflows that a process follows. For a further one it leaves one of which no task is here; if
+there is none, it does not follow it, and logs that once."""
 
 
 class _Followed:
@@ -129,6 +130,8 @@ class WorkflowFollower:
         self._closing = False
         # Whether the last reading failed: then the next failure is not logged.
         self._fails = False
+        # Whether a workflow was not followed; logged once.
+        self._is_full = False
 
     def receivers(self) -> list[tuple[Any, Callable[..., None]]]:
         """Return each signal with its receiver."""
@@ -239,13 +242,33 @@ class WorkflowFollower:
                 assert about.member is not None
                 workflow = about.member.workflow
                 each = self._followed.get(workflow)
-                if each is None and len(self._followed) < MAX_FOLLOWED:
+                if each is None and self._make_room(workflow):
                     each = _Followed(workflow, about.owner, list(about.topics))
                     self._followed[workflow] = each
                     self._hold(each)
             if each is not None:
                 each.tasks_here = max(0, each.tasks_here + change)
                 each.note()
+
+    def _make_room(self, workflow: str) -> bool:
+        """Return True if one more workflow can be followed."""
+        if len(self._followed) < MAX_FOLLOWED:
+            return True
+        for each in self._followed.values():
+            if not each.tasks_here and not each.has_news:
+                # The worker that gets its next task follows it.
+                del self._followed[each.id]
+                self._release(each)
+                return True
+        if not self._is_full:
+            self._is_full = True
+            logger.warning(
+                "workflow: not followed job=%s, %d have tasks here already: its end may be missing "
+                "(logged once)",
+                workflow,
+                MAX_FOLLOWED,
+            )
+        return False
 
     def _hold(self, each: _Followed) -> None:
         """Have a web server look at the workflow if this process dies."""
