@@ -216,7 +216,7 @@ class TaskTracker(LazyRuntime):
             job.end(ending.type, error=ending.error, data=ending.data)
             if state == "SUCCESS":
                 # Celery signals a failure later, when the request is gone.
-                end_downstream(self._runtime, task.request, job.id, task.name, ending.error)
+                end_downstream(self.runtime(), task.request, job.id, task.name, ending.error)
                 if not task.request.is_eager:
                     self._failed_late.append(job.id)
         elif state is None:

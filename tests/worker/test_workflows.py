@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from topic_log import Log, wait_until
 from web_side import web_of
 
 import semantik_realtime.worker.tracker as tracker_module
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.core.lifecycle import has_ended, is_finished
 from semantik_realtime.core.summary import Summary, summarize
 from semantik_realtime.core.workflow import KEPT_FAILURES, KEPT_MEMBERS
@@ -404,7 +406,8 @@ def pair_of(task: Task) -> list[Any]:
 def test_a_worker_that_stops_at_once_ends_its_workflows_first(
     broker: str, place: Place, tmp_path: Path
 ) -> None:
-    with running(broker, place, "prefork", tmp_path) as worker, submitting(worker) as send:
+    lease = {"SEMANTIK_REALTIME_LEASE_SECONDS": "1"}
+    with running(broker, place, "prefork", tmp_path, **lease) as worker, submitting(worker) as send:
         task = tasks_of(worker)
         sent = send(group(task("add", 1, 2), task("add", 3, 4)))
         log = worker.log(sent.topic)
@@ -412,6 +415,11 @@ def test_a_worker_that_stops_at_once_ends_its_workflows_first(
         worker.process.terminate()
         worker.process.wait(30)
         assert states_of(log)[sent.id]["status"] == "completed"
+        # Nothing is left for a web server to look at.
+        time.sleep(1)
+        backend = load_backend(worker.settings)
+        assert list(backend.overdue(1)) == []
+        backend.close_writer()
 
 
 async def test_a_cancelled_workflow_ends_its_tasks_that_ask_and_starts_no_others(
