@@ -186,7 +186,8 @@ async def test_what_waits_for_a_server_waits_on_and_is_not_sent_to_the_memory(
     def stored() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in tmp_path.rglob("*.drafts")}
 
-    wait_until(stored)
+    # A file is made before it is written.
+    wait_until(lambda: any(stored().values()))
     before = stored()
     with realtime_fixture({}) as realtime:
         for one in (runtime, made := Runtime(settings)):
