@@ -93,6 +93,7 @@ class Runtime:
         self.words = Words(self.settings.host_words)
         """The application's own words, which `publish` accepts."""
         self.backend = GuardedBackend(bind_hooks(self.plugins), self.settings.timeout_seconds)
+        self.backend.make_reader = self.second_backend
         self.emitter = self._make_emitter()
         if self._is_configured_backend:
             _runtimes.add(self)

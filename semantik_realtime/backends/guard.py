@@ -25,6 +25,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from semantik_realtime.cancellation import keep_cancellation
 from semantik_realtime.core.breaker import CircuitBreaker
 from semantik_realtime.core.event import Cursor, Draft, Event, Receipt
@@ -53,6 +55,17 @@ Result = TypeVar("Result")
 Listener = Callable[[BackendError], object]
 
 
+class _State(msgspec.Struct):
+    started_at: str = ""
+
+
+class _StateEvent(msgspec.Struct):
+    state: _State
+
+
+_decode_start = msgspec.json.Decoder(_StateEvent).decode
+
+
 class GuardedBackend:
     """A backend with deadlines and circuit breakers. It is a `Backend` itself.
 
@@ -75,6 +88,8 @@ class GuardedBackend:
         # Holds this process's own probe lease. After a fork the child may share it: a lease that
         # is held already is renewed, which proves as much.
         self._holder = secrets.token_hex(6)
+        self.make_reader: Callable[[], Backend | None] = lambda: None
+        """Makes a backend of its own for `read_start`, or None. Set once, by the runtime."""
         # Called with the error when a breaker opens. Added by `listen`, never removed: the one
         # listener lives as long as this object.
         self._listeners: list[Listener] = []
@@ -195,6 +210,30 @@ class GuardedBackend:
         self._backend.close_writer()
 
     # Reads.
+
+    def read_start(self, topic: str, job: str) -> str:
+        """Return when the newest attempt of ``job`` began, by the state in ``topic``; "": unknown.
+
+        For a thread without a loop: it opens connections of its own, so it is for rare cases.
+        """
+        reader = self.make_reader()
+        if reader is None or self.is_away:
+            return ""
+
+        async def read() -> bytes | None:
+            async with asyncio.timeout(self._timeout_seconds):
+                try:
+                    await reader.open()
+                    return (await reader.snapshot(topic, None, 0)).states.get(job)
+                finally:
+                    await reader.close()
+
+        try:
+            found = asyncio.run(read())
+            return "" if found is None else _decode_start(found).state.started_at
+        except (BackendError, TimeoutError, msgspec.DecodeError) as error:
+            logger.warning("guard: start not read topic=%s error=%s", topic, error)
+            return ""
 
     async def open(self) -> None:
         # Through an open breaker: during an outage only the prober calls this.

@@ -133,9 +133,12 @@ class Claim(msgspec.Struct, eq=False, gc=False):
     """The number, if no attempt has begun that the task's message does not know of."""
     owner: str | None = None
     """The job's owner, if it is known."""
+    started_at: str = ""
+    """When the attempt began, as events have it. If its expected number is taken and the newest
+    attempt began later, it is outdated. "": it is never outdated."""
     number: int | None = None
-    """The number, from 1, or 0: the job was deleted. None: the backend was not asked yet. Set
-    once, by the emitter's thread."""
+    """The number, from 1, or 0: the job was deleted, or the attempt is outdated. None: the backend
+    was not asked yet. Set once, by the emitter's thread."""
 
 
 class Draft(msgspec.Struct, kw_only=True, eq=False, omit_defaults=True, gc=False):

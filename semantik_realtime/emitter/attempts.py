@@ -1,7 +1,8 @@
 """Publishing drafts of new attempts: each attempt gets its number, nearly always without a call.
 
 A task's message states which number its attempt should have. Only a redelivery
-makes that wrong, and then the backend refuses the attempt's first draft.
+makes that wrong, and then the backend refuses the attempt's first draft. So it
+does if a later attempt, in another process, was faster: then this one is outdated.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class Writer(Holder, Protocol):
 
     def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         """Return the number of a new attempt; 0 if the job was deleted, -1 if it is foreign."""
+
+    def read_start(self, topic: str, job: str) -> str:
+        """Return when the newest attempt of a job began; "" if that is not known."""
 
     def close_writer(self) -> None:
         """Close the connections, after a fork too."""
@@ -109,6 +113,12 @@ class AttemptPublisher:
 
     def _settle(self, claim: Claim) -> None:
         try:
+            # The next attempt may run in another process, whose drafts were faster.
+            if claim.started_at and (
+                self._writer.read_start(claim.topic, claim.job) > claim.started_at
+            ):
+                claim.number = 0
+                return
             number = self._writer.claim(claim.topic, claim.job, claim.token, claim.owner)
             # The backend may not know of an attempt whose events were lost with its process. And
             # of a job whose id another owner uses, only the feeds get the events.

@@ -89,6 +89,7 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
         topics=tuple(topic for topic in checked if topic is not None),
         queued_at=queued_at if isinstance(queued_at, str) else None,
         due_at=due_time(message.get("eta")),
+        is_redelivered=bool((message.get("delivery_info") or {}).get("redelivered")),
         member=_read_member(message, job_id),
     )
 

@@ -195,6 +195,8 @@ class Job(TaskContext, Cancellable):
             # Before the draft: from its first event on a server can end the attempt.
             held.add(self.id, self.topic, self.meta.held(self._attempt or 1))
             self._state.start(now, held.holder)
+            if self._claim is not None and not self.meta.is_redelivered:
+                self._claim.started_at = now
             self.note_start()
             self._send_everywhere("job_started", at=now)
 

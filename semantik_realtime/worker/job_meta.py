@@ -24,6 +24,8 @@ class JobMeta(msgspec.Struct, frozen=True):
     queued_at: str | None = None
     due_at: float | None = None
     """When the task is to start (its ETA), in seconds since 1970; None: as soon as possible."""
+    is_redelivered: bool = False
+    """Whether the broker says that it has delivered the task's message before."""
     member: Member | None = None
     """Its place in a workflow, whose topic gets its events; None: it has a topic of its own."""
 

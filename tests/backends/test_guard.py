@@ -17,6 +17,9 @@ from semantik_realtime.backends.guard import (
     GuardedBackend,
     log_warnings,
 )
+from semantik_realtime.backends.memory import MemoryBackend
+from semantik_realtime.config import Settings
+from semantik_realtime.core.drafts import make_drafts
 from semantik_realtime.errors import (
     AppendUncertain,
     BackendError,
@@ -400,3 +403,38 @@ async def test_a_publish_that_a_fork_interrupts_ends_without_an_error(
 
 def test_the_fake_has_every_hook_of_a_backend() -> None:
     assert all(callable(getattr(FakeBackend(), name)) for name in BACKEND_HOOKS)
+
+
+def test_the_start_of_the_newest_attempt_is_read_on_connections_of_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Apart(MemoryBackend):
+        """The same storage, as another instance of a backend with a server would read it."""
+
+        opened = 0
+        fails = False
+
+        async def open(self) -> None:
+            self.opened += 1
+            if self.fails:
+                raise BackendUnavailable("gone")
+
+        async def close(self) -> None:
+            self.opened -= 1
+
+    backend = Apart(Settings(backend="memory"))
+    made = GuardedBackend(backend, 1.0)
+    assert made.read_start("job:1", "1") == ""
+    made.make_reader = lambda: backend
+    assert made.read_start("job:1", "1") == ""
+    state = {"started_at": "2026-01-31T09:30:00.000Z", "attempt": 2}
+    for job, given in (("1", state), ("2", {"started_at": 7})):
+        draft = make_drafts({f"job:{job}": None}, "job_started", "", job, state=given)[0]
+        draft.producer, draft.number = "p", 1
+        backend.publish([draft])
+    assert made.read_start("job:1", "1") == state["started_at"]
+    assert made.read_start("job:2", "2") == ""
+    backend.fails = True
+    assert made.read_start("job:1", "1") == ""
+    assert caplog.text.count("guard: start not read") == 2
+    assert backend.opened == 0

@@ -25,10 +25,14 @@ class Recording(MemoryBackend):
         super().__init__(Settings(backend="memory"))
         self.calls: list[list[tuple[str, str, int | None]]] = []
         self.claims: list[str] = []
+        self.newest_start = ""
 
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         self.calls.append([(one.topic, one.type, one.attempt) for one in drafts])
         return super().publish(drafts)
+
+    def read_start(self, topic: str, job: str) -> str:
+        return self.newest_start
 
     def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
         self.claims.append(job)
@@ -147,3 +151,19 @@ def test_sending_a_batch_again_changes_nothing(
     assert outcomes(publisher, drafts) == [A] * 4
     assert outcomes(publisher, drafts) == [Outcome.DUPLICATE] * 4
     assert writer.claims == ["j"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_attempt_that_arrives_after_a_later_one_is_dropped(
+    publisher: AttemptPublisher, writer: Recording, is_first: bool
+) -> None:
+    """A task is replaced, or retried at once, by one that another process runs."""
+    late = Process("late").attempt("1", "a", "job_started", "job_completed")
+    late[0].claim.started_at = "2026-01-31T09:30:00.000Z"
+    later = Process("other").attempt("1", "b", "job_started", "job_completed")
+    publisher.publish(later)
+    writer.newest_start = f"2026-01-31T09:{'30:00.001' if is_first else '29:59.999'}Z"
+    outcomes = {receipt.outcome for receipt in publisher.publish(late)}
+    assert writer.claims == ([] if is_first else ["1"])
+    assert outcomes == ({C} if is_first else {A})
+    assert late[0].claim is None or late[0].claim.number == 0
