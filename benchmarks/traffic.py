@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterable, Sequence
 
@@ -87,6 +88,7 @@ class Template:
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._started_at = now_text()
+        self._worker = secrets.token_hex(6)
 
     def event(self, number: int) -> dict[str, object]:
         """Return the event with this number; its times are now."""
@@ -101,6 +103,7 @@ class Template:
                 "progress": {"current": 17, "total": 40},
                 "fields": {"failed": 0},
                 "started_at": self._started_at,
+                "worker": self._worker,
             },
             "data": {"file": "report.pdf", "n": number, "at": time.monotonic_ns()},
         }

@@ -32,6 +32,7 @@ def shape(event: bytes) -> object:
     members = msgspec.json.decode(event)
     assert members.pop("time").endswith("Z")
     assert members["state"].pop("started_at").endswith("Z")
+    assert len(members["state"].pop("worker")) == 12
     assert members["data"].pop("at") > 0
     return members
 

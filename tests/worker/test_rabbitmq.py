@@ -92,7 +92,11 @@ def test_a_redelivered_task_of_a_killed_child_completes_with_rabbitmq(worker: Wo
 
 def test_revoked_expired_and_unknown_tasks_end_with_rabbitmq(worker: Worker) -> None:
     destination = [f"{worker.queue}@here"]
-    worker.app.control.revoke("revoked-before", destination=destination)
+    # With the reply: the task comes on another queue, and could come first.
+    known = worker.app.control.revoke(
+        "revoked-before", destination=destination, reply=True, timeout=20
+    )
+    assert known
     worker.wait_for(worker.send("add", 1, 2, task_id="revoked-before"), "cancelled")
     worker.wait_for(worker.send("add", 1, 2, expires="2020-01-01T00:00:00+00:00"), "cancelled")
     worker.wait_for(worker.send("no_such_task"), "failed")
