@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import secrets
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery_workers import POOLS, Place, Worker, running
+from celery_workers import POOLS, Place, Worker
+from celery_workers import running as worker_running
 from topic_log import Log, Reader, wait_until
 
 from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import Settings
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import ROWS
+from semantik_realtime.worker import tracker as tracker_module
+from semantik_realtime.worker.current import pop_job, push_job
+from semantik_realtime.worker.job import Job
+from semantik_realtime.worker.job_meta import JobMeta
+from semantik_realtime.worker.tracker import TaskTracker, install
 from semantik_realtime.worker.values import misuse
 
 
@@ -84,6 +91,35 @@ def broker(server_url: Callable[[str], str]) -> Iterator[str]:
     mirrored_app.app.conf.update(broker_url=before[0], result_backend=before[1])
 
 
+@pytest.fixture(name="running")
+def running_job(runtime: Runtime) -> Iterator[Job]:
+    """A job that runs in the context of the test."""
+    running = Job(runtime, JobMeta("1"), 1)
+    running.begin()
+    push_job(running)
+    yield running
+    pop_job(running)
+
+
+@pytest.fixture
+def tracker(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskTracker]:
+    """The tracker of this process, with a runtime of the test; afterwards the one before."""
+    previous = tracker_module._tracker
+    if previous is not None:
+        previous.disconnect()
+    monkeypatch.setattr(tracker_module, "_tracker", None)
+    tracker = install(runtime=runtime)
+    yield tracker
+    tracker.disconnect()
+    if previous is not None:
+        previous.connect()
+
+
+@pytest.fixture
+def job_id() -> str:
+    return str(uuid.uuid4())
+
+
 @pytest.fixture(scope="module")
 def place(row: str, server_url: Callable[[str], str]) -> Place:
     return Place(ROWS[row].backend, server_url(row))
@@ -96,7 +132,7 @@ def worker(
     place: Place,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Worker]:
-    with running(broker, place, request.param, tmp_path_factory.mktemp("worker")) as worker:
+    with worker_running(broker, place, request.param, tmp_path_factory.mktemp("worker")) as worker:
         yield worker
         assert "receiver failed" not in worker.output
         assert "step failed" not in worker.output

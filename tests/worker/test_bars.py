@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
@@ -13,23 +13,12 @@ import pytest
 from topic_log import Log
 
 from semantik_realtime import job, track
-from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.bars import MAX_INNER
-from semantik_realtime.worker.current import current_job, pop_job, push_job
+from semantik_realtime.worker.current import current_job
 from semantik_realtime.worker.job import Job
-from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.values import misuse
 
 Look = Callable[[str], Log]
-
-
-@pytest.fixture
-def running(runtime: Runtime) -> Iterator[Job]:
-    running = Job(runtime, JobMeta("1"), 1)
-    running.begin()
-    push_job(running)
-    yield running
-    pop_job(running)
 
 
 def progress(log: Look) -> Any:

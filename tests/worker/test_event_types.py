@@ -17,12 +17,9 @@ from topic_log import Log
 
 from semantik_realtime import event, job
 from semantik_realtime.errors import EventError
-from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import event_types
-from semantik_realtime.worker.current import pop_job, push_job
 from semantik_realtime.worker.event_types import declared_types, type_name
 from semantik_realtime.worker.job import Job
-from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.values import misuse
 
 Look = Callable[[str], Log]
@@ -58,15 +55,6 @@ def _declare_nothing() -> Iterator[None]:
     for shape in (FileDone, PageRead, Found):
         if event_types.TYPE in vars(shape):
             delattr(shape, event_types.TYPE)
-
-
-@pytest.fixture
-def running(runtime: Runtime) -> Iterator[Job]:
-    running = Job(runtime, JobMeta("1"), 1)
-    running.begin()
-    push_job(running)
-    yield running
-    pop_job(running)
 
 
 def sent(log: Look) -> list[tuple[str, Any]]:

@@ -20,13 +20,12 @@ from semantik_realtime import job
 from semantik_realtime.config import Settings
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import beat as beat_module
-from semantik_realtime.worker import tracker as tracker_module
 from semantik_realtime.worker.headers import note_ownerless
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.selection import mirrors_of, note_announced
-from semantik_realtime.worker.tracker import TaskTracker, install
+from semantik_realtime.worker.tracker import TaskTracker
 from semantik_realtime.worker.updates import PERCENT, apply_update
 from semantik_realtime.worker.values import misuse
 
@@ -72,22 +71,9 @@ def seen() -> None:
 
 
 @pytest.fixture
-def tracker(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskTracker]:
-    previous = tracker_module._tracker
-    if previous is not None:
-        previous.disconnect()
-    monkeypatch.setattr(tracker_module, "_tracker", None)
-    tracker = install(runtime=runtime)
+def tracker(tracker: TaskTracker) -> Iterator[TaskTracker]:
     yield tracker
-    tracker.disconnect()
-    if previous is not None:
-        previous.connect()
     assert not tracker.failures
-
-
-@pytest.fixture
-def job_id() -> str:
-    return str(uuid.uuid4())
 
 
 def settings_with(**changes: Any) -> Settings:

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from topic_log import Log
 
 from semantik_realtime import job, track
-from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.current import pop_job, push_job
 from semantik_realtime.worker.job import Job
-from semantik_realtime.worker.job_meta import JobMeta
 
 Look = Callable[[str], Log]
-
-
-@pytest.fixture
-def running(runtime: Runtime) -> Iterator[Job]:
-    running = Job(runtime, JobMeta("1"), 1)
-    running.begin()
-    push_job(running)
-    yield running
-    pop_job(running)
 
 
 def test_without_a_job_it_is_the_plain_iteration() -> None:

@@ -82,24 +82,6 @@ def update(self: Task, state: str | None, meta: Any) -> None:
     self.update_state(state=state, meta=meta)
 
 
-@pytest.fixture
-def tracker(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskTracker]:
-    previous = tracker_module._tracker
-    if previous is not None:
-        previous.disconnect()
-    monkeypatch.setattr(tracker_module, "_tracker", None)
-    tracker = install(runtime=runtime)
-    yield tracker
-    tracker.disconnect()
-    if previous is not None:
-        previous.connect()
-
-
-@pytest.fixture
-def job_id() -> str:
-    return str(uuid.uuid4())
-
-
 @pytest.mark.every_row
 def test_a_task_is_a_job(tracker: TaskTracker, log: Look, job_id: str) -> None:
     add.apply((1, 2), task_id=job_id, headers={"realtime_owner": "7"})
