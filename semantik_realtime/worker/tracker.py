@@ -21,6 +21,7 @@ from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.aborts import follow_aborts
+from semantik_realtime.worker.announcements import announce_member
 from semantik_realtime.worker.beat import complete_owner, note_beat
 from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
 from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
@@ -269,11 +270,13 @@ class TaskTracker(LazyRuntime):
             self._end(task_id, "job_cancelled", None, received.name, None, data, has_run=False)
         self._workflows.revoked(task_id, self._task_revoked)
 
-    def _received(self, request: Any, **_: Any) -> None:
+    def _received(self, request: Any, sender: Any = None, **_: Any) -> None:
         self._requests[request.id] = request
         message = request.request_dict
         note_received(message, self._mirrors(request.name, message))
-        self._workflows.received(request)
+        workflow = self._workflows.received(request)
+        if workflow is not None:
+            announce_member(sender, request.id, workflow)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any

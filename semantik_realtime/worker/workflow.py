@@ -141,13 +141,16 @@ class WorkflowFollower:
             (signals.worker_shutdown, self._worker_shutdown),
         ]
 
-    def received(self, request: Any) -> None:
-        """Follow the workflow of a task that this process has received, until it has ended."""
+    def received(self, request: Any) -> str | None:
+        """Follow the workflow of a task that this process has received, until it has ended.
+
+        Returns its id; None: the task is a member of none.
+        """
         if not is_job(request.name):
-            return
+            return None
         meta = read_job_meta(request.request_dict, id=request.id, name=request.name)
         if meta is None or meta.member is None:
-            return
+            return None
         serial = next(self._serials)
         workflow, revoked_as = meta.member.workflow, meta.member.revoked_as
 
@@ -162,6 +165,7 @@ class WorkflowFollower:
             note_revoked([request.id])
         self._news.append((meta, 1))
         self._wake_thread()
+        return workflow
 
     def revoked(self, id: str, on_revoked: Callable[[str], None]) -> None:
         """An id is revoked. If it is a workflow's, so are its tasks that wait here, and

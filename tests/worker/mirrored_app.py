@@ -35,6 +35,7 @@ app.conf.update(
     worker_pool_start_method=os.environ.get("TEST_START_METHOD", "fork"),
     broker_transport_options={"visibility_timeout": 600},
     task_protocol=int(os.environ.get("TEST_PROTOCOL", "2")),
+    worker_send_task_events=bool(os.environ.get("TEST_EVENTS")),
     worker_max_tasks_per_child=int(os.environ.get("TEST_TASKS_PER_CHILD", "0")) or None,
 )
 if owner := os.environ.get("TEST_BEAT_OWNER"):

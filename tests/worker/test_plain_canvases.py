@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from topic_log import wait_until
 from web_side import web_of
 from workflow_runs import Ended, Task, finish_job, states_of, tasks_of, tracking
 
+from semantik_realtime.cli.discovery import ReceivedTasks
 from semantik_realtime.core.summary import summarize
 from semantik_realtime.core.workflow import KEPT_MEMBERS
 
@@ -36,8 +38,9 @@ def worker(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Worker]:
     directory = tmp_path_factory.mktemp("worker")
+    environment = {"TEST_CONCURRENCY": "4", "TEST_EVENTS": "1"}
     with (
-        running(broker, place, request.param, directory, TEST_CONCURRENCY="4") as worker,
+        running(broker, place, request.param, directory, **environment) as worker,
         tracking(worker.settings),
     ):
         yield worker
@@ -273,6 +276,33 @@ def test_cancelling_the_job_concerns_all_members(worker: Worker, task: Task) -> 
     ended = asyncio.run(cancel())
     assert ended.state["status"] == "cancelled"
     assert (ended.summary.cancelled, ended.summary.skipped) == (1, 1)
+
+
+def test_a_page_that_listens_to_celerys_events_finds_the_workflow(
+    worker: Worker, task: Task
+) -> None:
+    tasks = ReceivedTasks(worker.app)
+    tasks.start()
+    try:
+
+        def listed() -> dict[str, str]:
+            return {task["id"]: task["name"] for task in tasks.newest()}
+
+        def listens() -> bool:
+            worker.send("add", 1, 2)
+            with contextlib.suppress(AssertionError):
+                wait_until(listed, 1)
+            return bool(listed())
+
+        wait_until(listens, 30)
+        result = chain(task("add", 1, 2), task("add", 3)).apply_async()
+        wait_until(lambda: listed().get(str(result.id)) == "workflow", 20)
+        finish_job(worker, str(result.id))
+        last = worker.send("add", 1, 2)
+        wait_until(lambda: last in listed(), 20)
+        assert str(result.parent.id) not in listed()
+    finally:
+        tasks.stop()
 
 
 def test_switched_off_its_tasks_are_single_jobs(worker: Worker, task: Task) -> None:
