@@ -89,9 +89,10 @@ class PlainCanvases:
         @functools.wraps(original)
         def apply_async(canvas: Any, *args: Any, **options: Any) -> Any:
             begun = None
-            if not _is_part():
+            runtime = self._runtime_for(canvas)
+            if runtime is not None and not _is_part():
                 _read_generators(canvas)
-                begun = self._begin(canvas, args, options)
+                begun = self._begin(runtime, canvas, args, options)
             if begun is None:
                 return original(canvas, *args, **options)
             job, planned, args, options = begun
@@ -107,22 +108,37 @@ class PlainCanvases:
         apply_async.unwrapped = original  # type: ignore[attr-defined]
         return apply_async
 
-    def _begin(self, canvas: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Begun | None:
-        """Send that a workflow waits; None: its tasks stay single jobs."""
+    def _runtime_for(self, canvas: Any) -> Runtime | None:
+        """Return the runtime; None: no canvas is one job here, or this one runs eagerly."""
         try:
             runtime = self._runtime()
             if runtime is None or not runtime.settings.mirror_workflows:
                 return None
+            return None if canvas.app.conf.task_always_eager else runtime
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:
+            self._note(error)
+            return None
+
+    def _begin(
+        self, runtime: Runtime, canvas: Any, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Begun | None:
+        """Send that a workflow waits; None: its tasks stay single jobs."""
+        try:
             return begin(runtime, canvas, args, options)
         except SoftTimeLimitExceeded:
             # It is the task's.
             raise
         except Exception as error:
-            kind = f"canvas: {type(error).__name__}"
-            self._failures[kind] += 1
-            if self._failures[kind] == 1:
-                logger.exception("tracker: receiver failed kind=%s (logged once)", kind)
+            self._note(error)
             return None
+
+    def _note(self, error: Exception) -> None:
+        kind = f"canvas: {type(error).__name__}"
+        self._failures[kind] += 1
+        if self._failures[kind] == 1:
+            logger.error("tracker: receiver failed kind=%s (logged once)", kind, exc_info=error)
 
     def _end(self, job: Job, error: BaseException) -> None:
         try:
@@ -139,8 +155,6 @@ def begin(
     Returns None if its tasks are to stay what they are. ``args`` and ``options`` are those of the
     call of ``apply_async``.
     """
-    if canvas.app.conf.task_always_eager:
-        return None
     canvas, args, options = _with_body(canvas, args, dict(options))
     # The members have them.
     given, first = options.pop("headers", None), first_task(canvas)
