@@ -28,6 +28,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from semantik_realtime.backends.redis.append import DUPLICATE, append_arguments, read_receipts
 from semantik_realtime.backends.redis.holders import Holders
+from semantik_realtime.backends.redis.refusals import explain
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot
 from semantik_realtime.backends.redis.script import (
     APPEND,
@@ -39,7 +40,6 @@ from semantik_realtime.backends.redis.script import (
     Script,
     Writer,
     check_url,
-    explain,
     milliseconds,
 )
 from semantik_realtime.backends.redis.subscriber import Subscriber
