@@ -42,7 +42,8 @@ LEASE = Script("lease")
 HOLD = Script("hold")
 OVERDUE = Script("overdue")
 GIVE = Script("give")
-WRITES = (APPEND, CLAIM, DELETE, LEASE, HOLD, OVERDUE, GIVE)
+CANARY = Script("canary")
+WRITES = (APPEND, CLAIM, DELETE, LEASE, HOLD, OVERDUE, GIVE, CANARY)
 
 
 def milliseconds(seconds: float) -> int:
