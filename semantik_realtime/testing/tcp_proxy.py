@@ -1,4 +1,4 @@
-"""A TCP proxy whose connections can be cut, refused, stopped, or made to lose responses."""
+"""A TCP proxy whose connections can be cut, refused, stopped, led elsewhere, or lose responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ class TcpProxy:
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self._target = (host, port)
+        self.target = port
+        """Where new connections lead. Those that are open stay where they are."""
+        self._host = host
         # Both ends of every open connection.
         self._writers: set[asyncio.StreamWriter] = set()
         self._forwarding: set[asyncio.Task[None]] = set()
@@ -68,7 +70,7 @@ class TcpProxy:
             writer.transport.abort()
             return
         try:
-            other_reader, other = await asyncio.open_connection(*self._target)
+            other_reader, other = await asyncio.open_connection(self._host, self.target)
         except OSError:
             writer.transport.abort()
             return
