@@ -30,7 +30,7 @@ async def read_snapshot(
     """See `semantik_realtime.hookspecs.BackendSpec.snapshot`."""
     while True:
         log = await TopicLog.read(stream, subjects, topic)
-        if log is None or stream.now() >= log.ledger.alive_until:
+        if log is None or await stream.is_past(log.ledger.alive_until):
             return Snapshot(None)
         if log.ledger.deleted or log.ledger.offset == 0:
             return Snapshot(None, deleted=log.ledger.deleted)
@@ -45,7 +45,7 @@ async def read_page(
     """See `semantik_realtime.hookspecs.BackendSpec.page`."""
     while True:
         log = await TopicLog.read(stream, subjects, topic)
-        if log is None or stream.now() >= log.ledger.alive_until:
+        if log is None or await stream.is_past(log.ledger.alive_until):
             return Page(None)
         ledger = log.ledger
         if ledger.deleted or ledger.offset == 0:
@@ -68,7 +68,7 @@ async def read_tops(stream: Stream, subjects: Subjects, topics: Sequence[str]) -
     async for part in stream.read_last_parts(list(by_log)):
         for stored in part:
             last = decode_message(stored)
-            if not last.is_unknown and not last.is_expired(stream.now()):
+            if not last.is_unknown and not await stream.is_past(last.expires_at):
                 tops[by_log[stored.subject]] = Top(last.cursor, last.header.owner)
     return tops
 

@@ -17,6 +17,7 @@ from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavai
 from semantik_realtime.urls import mask_urls
 from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
+from semantik_realtime_nats.clock import ServerClock
 from semantik_realtime_nats.connection import Connection
 from semantik_realtime_nats.errors import (
     STREAM_EXISTS,
@@ -42,6 +43,10 @@ BATCH = 500
 """Most subjects, or messages, of one read request."""
 BATCH_BYTES = 4 * 2**20
 """Most bytes of one reply; the rest is requested after it."""
+MEASURE_SECONDS = 60.0
+"""How old the measurement of the server's clock may become where a time is stored or compared."""
+CONFIRM_SECONDS = 1.0
+"""How old it may be where something is found to be over, which may remove data."""
 FIRST_CONFLICT_SECONDS = 0.002
 LAST_CONFLICT_SECONDS = 0.1
 
@@ -62,9 +67,10 @@ class Stream:
 
     def __init__(self, connection: Connection, name: str) -> None:
         self.connection = connection
-        self.clock_ahead_seconds = 0.0
-        """How far the server's clock is ahead of ours; measured once, by `open`."""
         self._name = name
+        self._clock = ServerClock()
+        # Held while the server's clock is measured, so that calls share a measurement.
+        self._measuring = asyncio.Lock()
 
     @classmethod
     async def open(
@@ -127,7 +133,6 @@ class Stream:
             BackendRefused: the server has no JetStream, or the stream another configuration
                 than we need.
         """
-        sent_at = time.time()
         try:
             info = await self._find_or_create(subjects.stream_config())
         except nats.errors.NoRespondersError:
@@ -144,12 +149,47 @@ class Stream:
                 "delete it, or set SEMANTIK_REALTIME_NATS_STREAM and SEMANTIK_REALTIME_PREFIX so "
                 "that another one is used"
             )
-        if "ts" in info:
-            self.clock_ahead_seconds = parse_time(info["ts"]) - (sent_at + time.time()) / 2
+        if self._clock.age_seconds > CONFIRM_SECONDS:
+            # It was created just now, and that reply has no time.
+            await self.read_info()
 
-    def now(self) -> float:
-        """Return the server's time as we estimate it, in seconds since 1970."""
-        return time.time() + self.clock_ahead_seconds
+    @property
+    def clock_ahead_seconds(self) -> float:
+        """How far the server's clock is ahead of the host's. For people: nothing depends on it."""
+        return self._clock.now() - time.time()
+
+    async def now(self) -> float:
+        """Return the server's time, in seconds since 1970.
+
+        It is measured again if the measurement is older than `MEASURE_SECONDS`.
+
+        Raises: see `request_api`.
+        """
+        await self._measure(MEASURE_SECONDS)
+        return self._clock.now()
+
+    def estimate_now(self) -> float:
+        """Return the same by the last measurement, without a request."""
+        return self._clock.now()
+
+    async def is_past(self, moment: float) -> bool:
+        """Return True if the server's clock has reached ``moment``, in seconds since 1970.
+
+        True only by a measurement that is not older than `CONFIRM_SECONDS`: neither the host's
+        clock nor its drift over weeks may make something expire.
+
+        Raises: see `request_api`.
+        """
+        if await self.now() < moment:
+            return False
+        await self._measure(CONFIRM_SECONDS)
+        return self._clock.now() >= moment
+
+    async def _measure(self, max_age_seconds: float) -> None:
+        if self._clock.age_seconds > max_age_seconds:
+            async with self._measuring:
+                if self._clock.age_seconds > max_age_seconds:
+                    await self.read_info()
 
     async def publish(
         self,
@@ -239,8 +279,12 @@ class Stream:
         await self.request_api(f"STREAM.PURGE.{self._name}", {"filter": subject, "seq": below_seq})
 
     async def read_info(self, **request: Any) -> dict[str, Any]:
-        """Return the server's STREAM.INFO."""
-        return await self.request_api(f"STREAM.INFO.{self._name}", request)
+        """Return the server's STREAM.INFO, which measures its clock too."""
+        sent_at = self._clock.read()
+        info = await self.request_api(f"STREAM.INFO.{self._name}", request)
+        if "ts" in info:
+            self._clock.measured(parse_time(info["ts"]), sent_at)
+        return info
 
     async def request_api(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request to JetStream's API and return its reply."""
