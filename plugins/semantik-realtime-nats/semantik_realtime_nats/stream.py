@@ -12,11 +12,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 import nats.errors
-from nats.aio.msg import Msg
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.urls import mask_urls
 from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
+from semantik_realtime_nats.client import Message
 from semantik_realtime_nats.clock import ServerClock
 from semantik_realtime_nats.connection import Connection
 from semantik_realtime_nats.errors import (
@@ -30,6 +30,7 @@ from semantik_realtime_nats.errors import (
 )
 from semantik_realtime_nats.settings import ConnectOptions
 from semantik_realtime_nats.subjects import Subjects
+from semantik_realtime_nats.top_cache import TopCache
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -68,6 +69,8 @@ class Stream:
     def __init__(self, connection: Connection, name: str) -> None:
         self.connection = connection
         self._name = name
+        self.tops = TopCache()
+        """The last messages of topics that were asked for, as this connection has read them."""
         self._clock = ServerClock()
         # Held while the server's clock is measured, so that calls share a measurement.
         self._measuring = asyncio.Lock()
@@ -240,17 +243,28 @@ class Stream:
     async def read_last_parts(self, subjects: list[str]) -> AsyncIterator[list[StoredMessage]]:
         """Yield the same in parts of at most `BATCH_BYTES`; each is read when it is asked for."""
         for start in range(0, len(subjects), BATCH):
-            request: dict[str, Any] = {
-                "multi_last": subjects[start : start + BATCH],
-                "max_bytes": BATCH_BYTES,
-            }
-            while True:
-                messages, end = await self._read(request)
+            async for messages, _ in self.read_last_since(subjects[start : start + BATCH], 0):
                 yield messages
-                if not messages or end["Nats-Num-Pending"] == "0":
-                    break
-                request["up_to_seq"] = int(end["Nats-UpTo-Sequence"])
-                request["seq"] = messages[-1].seq + 1
+
+    async def read_last_since(
+        self, subjects: list[str], seq: int
+    ) -> AsyncIterator[tuple[list[StoredMessage], int]]:
+        """Yield the last messages of at most `BATCH` subjects that have ``seq`` or a later one.
+
+        In parts, like `read_last_parts`, each with the stream's last sequence when it was read;
+        0: no subject has a message.
+        """
+        request: dict[str, Any] = {"multi_last": subjects, "max_bytes": BATCH_BYTES}
+        if seq:
+            request["seq"] = seq
+        while True:
+            messages, end = await self._read(request)
+            up_to_seq = int(end.get("Nats-UpTo-Sequence", 0))
+            yield messages, up_to_seq
+            if not messages or end["Nats-Num-Pending"] == "0":
+                return
+            request["up_to_seq"] = up_to_seq
+            request["seq"] = messages[-1].seq + 1
 
     async def read_from(self, subject: str, seq: int) -> list[StoredMessage]:
         """Return all messages of a subject with the sequence ``seq`` or a later one."""
@@ -344,8 +358,8 @@ def parse_time(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def _to_stored(message: Msg) -> StoredMessage:
-    headers = message.headers or {}
+def _to_stored(message: Message) -> StoredMessage:
+    headers = message.headers
     return StoredMessage(
         headers["Nats-Subject"],
         int(headers["Nats-Sequence"]),
