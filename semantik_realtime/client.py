@@ -20,7 +20,7 @@ from websockets.exceptions import (
 from websockets.uri import parse_uri
 
 from semantik_realtime.backoff import Backoff
-from semantik_realtime.core.fold import View
+from semantik_realtime.core.fold import Gap, View
 from semantik_realtime.core.lifecycle import is_finished
 from semantik_realtime.core.session import SUBPROTOCOL, CloseCode
 from semantik_realtime.core.topic import name_topic
@@ -66,6 +66,9 @@ class Update(msgspec.Struct, frozen=True):
     """When the backend went away, RFC 3339; None unless ``degraded``."""
     reason: str = ""
     """Why the client is reconnecting, for people; else empty."""
+    gap: Gap | None = None
+    """What the server did not send one by one before ``events``: it is in ``view``. None: nothing.
+    In sum: ``view.conflated``, and the snapshots."""
 
 
 async def watch(
@@ -78,10 +81,11 @@ async def watch(
 ) -> AsyncGenerator[Update]:
     """Follow ``topic`` through the server at ``url`` (``ws://host/realtime/ws``).
 
-    Yields each event once and in order. After a failure it reconnects, without
-    end, after a random wait of at most 30 s. Ends when the topic is deleted,
-    and when its job and the job's children have ended: 5 s later, unless a new
-    attempt begins, and at once if it starts with the end. A feed never ends.
+    Yields each event once and in order, and where some are left out the `Update`
+    says so. After a failure it reconnects, without end, after a random wait of at
+    most 30 s. Ends when the topic is deleted, and when its job and the job's
+    children have ended: 5 s later, unless a new attempt begins, and at once if it
+    starts with the end. A feed never ends.
     Wrap it in ``aclosing`` to close the connection when you stop iterating.
 
     Args:
@@ -184,8 +188,10 @@ async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIt
     ends_at: float | None = None
     linger_seconds = 0.0
 
-    def update(events: list[dict[str, Any]], replayed: bool = False) -> Update:
-        return Update(connection, view, events, replayed, since)
+    def update(
+        events: list[dict[str, Any]], replayed: bool = False, gap: Gap | None = None
+    ) -> Update:
+        return Update(connection, view, events, replayed, since, gap=gap)
 
     while True:
         silent_at = clock() + silence_seconds
@@ -206,14 +212,15 @@ async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIt
                 if events is None:
                     await _subscribe(socket, view, history)
                 else:
-                    yield update(events, replayed=is_snapshot)
+                    yield update(events, replayed=is_snapshot, gap=view.gap)
             case "events" if view.topic in frame["topics"]:
+                offset = view.offset
                 events = view.batch(frame["topics"][view.topic])
                 if events is None:
                     await _subscribe(socket, view, history)
-                elif events:
+                elif view.offset != offset:
                     linger_seconds = LINGER_SECONDS
-                    yield update(events)
+                    yield update(events, gap=view.gap)
             case "tops" if view.topic in frame["topics"]:
                 if view.behind(frame["topics"][view.topic]):
                     await _subscribe(socket, view, history)

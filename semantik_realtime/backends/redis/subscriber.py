@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from semantik_realtime.backoff import Backoff, spread
 from semantik_realtime.cancellation import keep_cancellation
-from semantik_realtime.core.event import Event
+from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink
 from semantik_realtime.urls import mask_text
@@ -324,19 +324,22 @@ class Subscriber:
 
     @staticmethod
     def _deliver(topic: str, sink: Sink, payload: bytes) -> None:
-        """Call ``sink`` with a message of append.lua or delete.lua."""
+        """Call ``sink`` with a message of append.lua or delete.lua.
+
+        Events are ``EPOCH OFFSET CHAIN CHAIN …``, the position before them and the chain of each
+        in hexadecimal digits, and then a line for each.
+        """
         if payload == b"gone":
             sink.gone(topic)
             return
         head, *bodies = payload.split(b"\n")
-        epoch, prev_text, *chains = head.decode().split(" ")
-        prev = int(prev_text)
+        epoch, offset, chain_before, *chains = head.decode().split(" ")
+        prev = Cursor(epoch, int(offset), int(chain_before))
         sink.events(
             topic,
-            epoch,
             prev,
             [
-                Event(prev + place, int(chain, 16), body)
+                Event(prev.offset + place, int(chain, 16), body)
                 for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
             ],
         )
