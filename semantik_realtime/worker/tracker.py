@@ -39,6 +39,7 @@ from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.places import complete_headers
+from semantik_realtime.worker.plain_canvas import PlainCanvases
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_revoked
@@ -65,6 +66,7 @@ class TaskTracker(LazyRuntime):
         self._failed_late: deque[str] = deque(maxlen=100)
         self._running = running_jobs
         self._workflows = WorkflowFollower(self.runtime)
+        self._canvases = PlainCanvases(self.runtime, self.failures)
         self._revoked_results = RevokedResults()
         self._process = WorkerProcess(
             self.runtime,
@@ -100,12 +102,14 @@ class TaskTracker(LazyRuntime):
         """Connect the receivers to Celery's signals. Idempotent."""
         for signal, uid, receiver in self._receivers:
             signal.connect(receiver, weak=False, dispatch_uid=uid)
+        self._canvases.connect()
         self.is_connected = True
 
     def disconnect(self) -> None:
         """Undo `connect`."""
         for signal, uid, _ in self._receivers:
             signal.disconnect(dispatch_uid=uid)
+        self._canvases.disconnect()
         self.is_connected = False
 
     def close(self, timeout_seconds: float) -> None:
