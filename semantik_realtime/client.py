@@ -72,7 +72,12 @@ class Update(msgspec.Struct, frozen=True):
 
 
 async def watch(
-    url: str, topic: str, *, token: str | None = None, history: int = 0
+    url: str,
+    topic: str,
+    *,
+    token: str | None = None,
+    history: int = 0,
+    connect_to: tuple[str, int] | None = None,
 ) -> AsyncGenerator[Update]:
     """Follow ``topic`` through the server at ``url`` (``ws://host/realtime/ws``).
 
@@ -89,6 +94,8 @@ async def watch(
             ``job:import:42``. In ``view.states`` the key is the plain id.
         token: Sent as bearer token; None: no credential.
         history: The most events to get with a snapshot, 0 to 1000.
+        connect_to: Host and port to connect to in place of the URL's, without a proxy of the
+            environment; requests and certificates are still for the URL's host.
 
     Raises:
         TopicError: ``topic`` is not a topic name.
@@ -103,6 +110,9 @@ async def watch(
         # The message of a ValueError may have a part of the password.
         reason = getattr(error, "msg", None) or find_fault(url) or "it cannot be parsed"
         raise _invalid_url(url, reason) from None
+    address: dict[str, Any] = (
+        {} if connect_to is None else {"host": connect_to[0], "port": connect_to[1]}
+    )
     was_connected = False
     backoff = Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, jitter=1.0)
     while True:
@@ -115,7 +125,8 @@ async def watch(
                 open_timeout=OPEN_SECONDS,
                 close_timeout=1.0,
                 max_size=None,
-                proxy=None if is_loopback(parse_uri(url).host) else True,
+                proxy=None if connect_to or is_loopback(parse_uri(url).host) else True,
+                **address,
             ) as socket:
                 if token is None:
                     # The server need not wait for a credential.

@@ -42,7 +42,7 @@ export const members: [
   Same<
     keyof Summary,
     | ("total" | "done" | "failed" | "cancelled" | "lost" | "skipped" | "running" | "waiting")
-    | ("weight" | "ended_weight" | "rate" | "seconds_left" | "failures")
+    | ("weight" | "ended_weight" | "running_weight" | "rate" | "seconds_left" | "failures")
   >,
   Same<keyof ConnectOptions, "url" | "token" | "storage" | "WebSocket">,
   Same<keyof Realtime, "watch" | "cancel" | "retry" | "onConnection" | "connection" | "close">,

@@ -219,14 +219,7 @@ class Subscriber:
             if sink is not None and not stream.connection.is_closed:
                 deliver(topic, sink, data)
 
-        def on_dropped() -> None:
-            sink = self._sinks.get(topic)
-            if sink is not None:
-                sink.interrupted(topic)
-
-        unsubscribe = await stream.connection.subscribe(
-            self._subjects.live(topic), on_data, on_dropped
-        )
+        unsubscribe = await stream.connection.subscribe(self._subjects.live(topic), on_data)
         # In the meantime another call may have subscribed, or the connection have broken.
         if topic in self._unsubscribes or stream.connection.is_closed:
             await unsubscribe()

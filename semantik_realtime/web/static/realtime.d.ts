@@ -34,7 +34,9 @@ export interface Summary {
   weight: number;
   /** Of the members that have ended, the skipped ones included. */
   ended_weight: number;
-  /** Weight a second since the start; null: nothing to tell it by. */
+  /** What is done of the members that run: of each the share that its progress states. */
+  running_weight: number;
+  /** Weight a second since the start, with the running ones; null: nothing to tell it by. */
   rate: number | null;
   /** Null: not known, or the workflow has ended. */
   seconds_left: number | null;
