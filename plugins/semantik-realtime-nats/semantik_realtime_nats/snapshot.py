@@ -65,11 +65,19 @@ async def read_tops(stream: Stream, subjects: Subjects, topics: Sequence[str]) -
     tops = {}
     by_log = {subjects.log(topic): topic for topic in topics}
     # In parts: the last messages may be large, and only their headers are kept.
+    foreign: list[str] = []
     async for part in stream.read_last_parts(list(by_log)):
         for stored in part:
-            last = decode_message(stored)
-            if not last.is_unknown and not last.is_expired(stream.now()):
-                tops[by_log[stored.subject]] = Top(last.cursor, last.header.owner)
+            topic = by_log[stored.subject]
+            last = decode_message(topic, stored)
+            if last is None:
+                foreign.append(topic)
+            elif not last.is_unknown and not last.is_expired(stream.now()):
+                tops[topic] = Top(last.cursor, last.header.owner)
+    for topic in foreign:
+        log = await TopicLog.read(stream, subjects, topic)
+        if log is not None and log.ledger.offset and not log.ledger.deleted:
+            tops[topic] = Top(log.ledger.cursor, log.ledger.owner)
     return tops
 
 

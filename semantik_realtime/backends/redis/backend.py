@@ -26,9 +26,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from semantik_realtime.backends.border import note
 from semantik_realtime.backends.redis.append import DUPLICATE, append_arguments, read_receipts
 from semantik_realtime.backends.redis.holders import Holders
-from semantik_realtime.backends.redis.replies import read_page, read_snapshot
+from semantik_realtime.backends.redis.replies import read_page, read_snapshot, text
 from semantik_realtime.backends.redis.script import (
     APPEND,
     CLAIM,
@@ -233,8 +234,12 @@ class RedisBackend:
         tops = {}
         for topic, (epoch, offset, chain, owner) in zip(topics, replies, strict=True):
             if epoch is not None and offset not in (None, b"0"):
-                cursor = Cursor(epoch.decode(), int(offset), int(chain))
-                tops[topic] = Top(cursor, owner.decode() if owner is not None else None)
+                try:
+                    cursor = Cursor(text(epoch), int(offset), int(chain))
+                except (TypeError, ValueError):
+                    note("position", topic, text(offset), "it is no number")
+                else:
+                    tops[topic] = Top(cursor, text(owner) if owner is not None else None)
         return tops
 
     @hookimpl

@@ -17,12 +17,9 @@ def read_snapshot(reply: Sequence[Any]) -> Snapshot:
     epoch, offset, chain, owner, reason, flat_events, flat_states = reply
     return Snapshot(
         _cursor(epoch, offset, chain),
-        owner.decode() or None,
+        text(owner) or None,
         Reason(reason.decode()) if reason else None,
-        {
-            key.decode(): event
-            for key, event in zip(flat_states[::2], flat_states[1::2], strict=True)
-        },
+        {text(key): event for key, event in zip(flat_states[::2], flat_states[1::2], strict=True)},
         _events(flat_events),
     )
 
@@ -36,8 +33,13 @@ def read_page(reply: Sequence[Any]) -> Page:
     return Page(cursor, events, bool(events) and events[-1].offset < cursor.offset)
 
 
+def text(value: bytes) -> str:
+    """Decode what another program may have written: wrong bytes make it no epoch and no user."""
+    return value.decode(errors="replace")
+
+
 def _cursor(epoch: bytes, offset: bytes, chain: bytes) -> Cursor:
-    return Cursor(epoch.decode(), int(offset), int(chain, 16))
+    return Cursor(text(epoch), int(offset), int(chain, 16))
 
 
 def _events(flat: Sequence[bytes]) -> list[Event]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from semantik_realtime.backends.border import note
 from semantik_realtime.backoff import Backoff, spread
 from semantik_realtime.cancellation import keep_cancellation
 from semantik_realtime.core.event import Event
@@ -271,15 +272,29 @@ class Subscriber:
         if payload == b"gone":
             sink.gone(topic)
             return
-        head, *bodies = payload.split(b"\n")
-        epoch, prev_text, *chains = head.decode().split(" ")
-        prev = int(prev_text)
-        sink.events(
-            topic,
-            epoch,
-            prev,
-            [
-                Event(prev + place, int(chain, 16), body)
-                for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
-            ],
-        )
+        try:
+            epoch, prev, events = _read_message(payload)
+        except ValueError as error:
+            # No append has published it. If one was lost, the next offset shows it.
+            note("message", topic, "unknown", str(error))
+        else:
+            sink.events(topic, epoch, prev, events)
+
+
+def _read_message(payload: bytes) -> tuple[str, int, list[Event]]:
+    """Return the epoch, the offset before the first event, and the events.
+
+    Raises:
+        ValueError: append.lua has not made it.
+    """
+    head, *bodies = payload.split(b"\n")
+    epoch, prev_text, *chains = head.decode().split(" ")
+    prev = int(prev_text)
+    return (
+        epoch,
+        prev,
+        [
+            Event(prev + place, int(chain, 16), body)
+            for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
+        ],
+    )
