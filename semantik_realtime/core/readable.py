@@ -13,8 +13,7 @@ from typing import Any
 
 import msgspec
 
-from semantik_realtime.core.event import Cursor, Event, with_offset
-from semantik_realtime.core.limits import MAX_DEPTH
+from semantik_realtime.core.event import Cursor, Event, is_too_deep, with_offset
 
 UNREADABLE_TYPE = "event_unreadable"
 """The type of a placeholder."""
@@ -29,9 +28,9 @@ def find_fault(event: bytes, offset: int | None) -> str:
     """Return why a client could not read an event of a log, or "" if every client can.
 
     It is UTF-8 and one JSON object (RFC 8259) with members of the types that
-    docs/protocol.md names, at most `MAX_DEPTH` levels deep, and no number is
-    beyond what JavaScript and Python can read. ``offset`` is the one in the
-    log, or None where the event may have any. Never raises.
+    docs/protocol.md names, at most `MAX_DEPTH` levels deep (`core.limits`), and
+    no number is beyond what JavaScript and Python can read. ``offset`` is the
+    one in the log, or None where the event may have any. Never raises.
 
     >>> find_fault(b'{"offset":17,"type":"note"}', 17)
     ''
@@ -54,10 +53,7 @@ def find_fault(event: bytes, offset: int | None) -> str:
         return fault
     if offset is not None and found.get("offset") != offset:
         return "its offset is another one"
-    # Without so many brackets there cannot be so many levels.
-    if event.count(b"{") + event.count(b"[") > MAX_DEPTH and is_too_deep(found):
-        return "it is nested too deeply"
-    return ""
+    return "it is nested too deeply" if is_too_deep(event) else ""
 
 
 def _find_wrong_member(found: Mapping[str, Any]) -> str:
@@ -95,19 +91,6 @@ def find_state_fault(event: bytes) -> str:
     if not fault and _decode(event).get("state") is None:
         return "it has no state"
     return fault
-
-
-def is_too_deep(value: object) -> bool:
-    """Return True if a decoded value has more than `MAX_DEPTH` levels of objects and arrays."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-    return any(isinstance(inner, dict | list) for inner in level)
 
 
 def make_placeholder(event: Event) -> Event:
