@@ -10,7 +10,6 @@ cannot be read is left out. Each is counted, and the first of each topic is logg
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -30,33 +29,33 @@ from semantik_realtime.hookspecs import Backend, Page, Sink, Snapshot, Top
 logger = logging.getLogger(__name__)
 
 MAX_LOGGED = 1000
-"""Topics and places that are remembered, so that each is logged once."""
+"""Topics and kinds that are remembered, so that each is logged once."""
 
-unreadable: Counter[str] = Counter()
-"""What could not be read since the process began, by place: event, state, position, message."""
+unreadable = {"event": 0, "state": 0, "position": 0, "message": 0}
+"""What could not be read since the process began, by kind."""
 
 # What was logged. Cleared when it is too much.
 _logged: set[tuple[str, str]] = set()
 
 
-def note(place: str, topic: str, offset: int | str, fault: str) -> None:
-    """Count what cannot be read, and log the first of each topic and place.
+def note(kind: str, topic: str, offset: int | str, fault: str) -> None:
+    """Count what cannot be read, and log the first of each topic and kind.
 
     Args:
-        place: ``event``, ``state``, ``position`` or ``message``.
+        kind: of `unreadable`.
         topic: where it is.
         offset: where in the topic, or the key of a state.
         fault: why it cannot be read.
     """
-    unreadable[place] += 1
-    if (place, topic) in _logged:
+    unreadable[kind] += 1
+    if (kind, topic) in _logged:
         return
     if len(_logged) >= MAX_LOGGED:
         _logged.clear()
-    _logged.add((place, topic))
+    _logged.add((kind, topic))
     logger.warning(
         "border: unreadable %s left out topic=%s offset=%s fault=%s (logged once for each topic)",
-        place,
+        kind,
         topic,
         offset,
         fault,
@@ -121,17 +120,19 @@ class CheckedSink:
     def __init__(self, target: Sink) -> None:
         self._target = target
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
-        place = prev
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
+        place = prev.offset
+        is_batch = is_cursor(prev)
         for event in events:
-            if event.offset <= place or not is_position(epoch, event.offset, event.chain):
-                # No append has made it. What is missing then shows at the next batch, or at the
-                # next look at the tops.
-                note("message", topic, prev, "it is no batch of events")
-                return
+            is_next = event.offset > place and is_position(prev.epoch, event.offset, event.chain)
+            is_batch = is_batch and is_next
             place = event.offset
-        if place > prev >= 0:
-            self._target.events(topic, epoch, prev, check_events(topic, events))
+        if not is_batch:
+            # No append has made it. What is missing then shows at the next batch, or at the next
+            # look at the tops.
+            note("message", topic, prev.offset, "it is no batch of events")
+        elif events:
+            self._target.events(topic, prev, check_events(topic, events))
 
     def interrupted(self, topic: str) -> None:
         self._target.interrupted(topic)

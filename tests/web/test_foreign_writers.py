@@ -52,7 +52,7 @@ NUMBER = st.sampled_from([b"0", b"1", b"2", b"3", b"-1", b"9" * 30, b"inf", b"0x
 CHAIN = st.sampled_from([b"00000000", b"ffffffff", b"-1", b"xyz", b"f" * 20, b""])
 EPOCH = st.sampled_from([b"EPOCH", b"other", b'","x":"', b"\xff", b""])
 MESSAGE = st.binary(max_size=12) | st.tuples(EPOCH, NUMBER, CHAIN, EVENT).map(
-    lambda parts: b"%b %b %b\n%b" % parts
+    lambda parts: b"%b %b %b 00000000\n%b" % parts
 )
 ID = st.sampled_from(["*", "2-1", "3-0", "3-7", "4-0", "18446744073709551615-0"])
 FIELDS = st.lists(
@@ -243,7 +243,7 @@ def test_an_unreadable_event_keeps_its_place_and_is_counted_and_logged_once(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     topic, job = "job:placed", "placed"
-    border.unreadable.clear()
+    before = border.unreadable["event"]
 
     async def watch() -> None:
         await host.publisher.publish(topic, 2)
@@ -272,7 +272,7 @@ def test_an_unreadable_event_keeps_its_place_and_is_counted_and_logged_once(
         f"border: unreadable event left out topic={topic} offset=3 fault=it is no JSON (logged "
         "once for each topic)"
     ]
-    assert border.unreadable["event"] >= 2
+    assert border.unreadable["event"] >= before + 2
 
 
 def damaged_draft(topic: str, job: str) -> Any:

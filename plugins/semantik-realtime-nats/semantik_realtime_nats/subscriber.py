@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from semantik_realtime.backends.border import note
+from semantik_realtime.core.event import Cursor
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.hookspecs import Sink
 from tenacity import (
@@ -220,14 +221,7 @@ class Subscriber:
             if sink is not None and not stream.connection.is_closed:
                 deliver(topic, sink, data)
 
-        def on_dropped() -> None:
-            sink = self._sinks.get(topic)
-            if sink is not None:
-                sink.interrupted(topic)
-
-        unsubscribe = await stream.connection.subscribe(
-            self._subjects.live(topic), on_data, on_dropped
-        )
+        unsubscribe = await stream.connection.subscribe(self._subjects.live(topic), on_data)
         # In the meantime another call may have subscribed, or the connection have broken.
         if topic in self._unsubscribes or stream.connection.is_closed:
             await unsubscribe()
@@ -259,4 +253,6 @@ def deliver(topic: str, sink: Sink, data: bytes) -> None:
     if message.header.deleted:
         sink.gone(topic)
     elif message.bodies:
-        sink.events(topic, message.header.epoch, message.header.offset, list(message.events()))
+        header = message.header
+        prev = Cursor(header.epoch, header.offset, header.chain)
+        sink.events(topic, prev, list(message.events()))

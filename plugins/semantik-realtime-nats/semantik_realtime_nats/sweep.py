@@ -38,7 +38,7 @@ async def sweep(stream: Stream, subjects: Subjects) -> int:
             found = await stream.read_last(logs[start : start + LOGS_AT_ONCE])
             for log, stored in found.items():
                 last = decode_message(log, stored)
-                if last is not None and last.is_expired(stream.now()):
+                if last is not None and await stream.is_past(last.expires_at):
                     await stream.purge(log.removesuffix("log") + ">", last_seq + 1)
                     purged += 1
         offset += len(logs)
