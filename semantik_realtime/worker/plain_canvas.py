@@ -89,7 +89,7 @@ class PlainCanvases:
         @functools.wraps(original)
         def apply_async(canvas: Any, *args: Any, **options: Any) -> Any:
             begun = None
-            runtime = self._runtime_for(canvas)
+            runtime = self._active_runtime()
             if runtime is not None and not _is_part():
                 _read_generators(canvas)
                 begun = self._begin(runtime, canvas, args, options)
@@ -108,18 +108,16 @@ class PlainCanvases:
         apply_async.unwrapped = original  # type: ignore[attr-defined]
         return apply_async
 
-    def _runtime_for(self, canvas: Any) -> Runtime | None:
-        """Return the runtime; None: no canvas is one job here, or this one runs eagerly."""
+    def _active_runtime(self) -> Runtime | None:
+        """Return the runtime; None: no canvas is one job here."""
         try:
             runtime = self._runtime()
-            if runtime is None or not runtime.settings.mirror_workflows:
-                return None
-            return None if canvas.app.conf.task_always_eager else runtime
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:
             self._note(error)
             return None
+        return runtime if runtime is not None and runtime.settings.mirror_workflows else None
 
     def _begin(
         self, runtime: Runtime, canvas: Any, args: tuple[Any, ...], options: dict[str, Any]
@@ -155,6 +153,8 @@ def begin(
     Returns None if its tasks are to stay what they are. ``args`` and ``options`` are those of the
     call of ``apply_async``.
     """
+    if canvas.app.conf.task_always_eager:
+        return None
     canvas, args, options = _with_body(canvas, args, dict(options))
     # The members have them.
     given, first = options.pop("headers", None), first_task(canvas)

@@ -21,6 +21,7 @@ from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.aborts import follow_aborts
+from semantik_realtime.worker.acceptance import is_active, look_at_acceptance
 from semantik_realtime.worker.announcements import announce_member
 from semantik_realtime.worker.beat import complete_owner, note_beat
 from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
@@ -42,7 +43,7 @@ from semantik_realtime.worker.places import complete_headers
 from semantik_realtime.worker.plain_canvas import PlainCanvases
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
-from semantik_realtime.worker.revokes import is_active, is_revoked
+from semantik_realtime.worker.revokes import is_revoked
 from semantik_realtime.worker.selection import mirrors_of, note_received
 from semantik_realtime.worker.upstream import end_downstream, watch_chords, whole
 from semantik_realtime.worker.values import delay_until, describe_error, seconds_until
@@ -270,10 +271,13 @@ class TaskTracker(LazyRuntime):
             self._end(task_id, "job_cancelled", None, received.name, None, data, has_run=False)
         self._workflows.revoked(task_id, self._task_revoked)
 
-    def _received(self, request: Any, sender: Any = None, **_: Any) -> None:
+    def _received(self, sender: Any, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
         message = request.request_dict
-        note_received(message, self._mirrors(request.name, message))
+        mirrors = self._mirrors(request.name, message)
+        note_received(message, mirrors)
+        if mirrors is not None:
+            look_at_acceptance(request, getattr(sender, "pool", None))
         workflow = self._workflows.received(request)
         if workflow is not None:
             announce_member(sender, request.id, workflow)
