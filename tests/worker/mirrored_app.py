@@ -317,7 +317,10 @@ def start(self: Task, kind: str) -> list[str]:
         exit_process.apply_async(("kill",), link_error=callback)
         return [callback.options["task_id"]]
     if kind == "chunks":
-        return [add.chunks([(1, 2), (3, 4), (5, 6), (7, 8)], 2)().id]
+        from semantik_realtime.worker.canvas import MAPS_KEEP_OPTIONS
+
+        parts = add.chunks([(1, 2), (3, 4), (5, 6), (7, 8)], 2)()
+        return [parts.id] if MAPS_KEEP_OPTIONS else [child.id for child in parts.children]
     if kind == "starmap":
         return [add.starmap([(1, 2), (3, 4)]).apply_async().id]
     assert kind == "nested"
