@@ -17,6 +17,8 @@ MAX_KEYS = 1000
 """States that a topic keeps, unless the settings say otherwise."""
 MAX_EVENT_BYTES = 64 * 1024
 """Largest encoded event, unless the settings say otherwise."""
+MAX_DEPTH = 100
+"""How deeply the values of an event may be nested: many JSON parsers end at a thousand levels."""
 MAX_FRAME_BYTES = 64 * 1024
 """Largest frame of a client, on both wires."""
 MAX_TOPICS = 100

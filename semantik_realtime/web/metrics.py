@@ -9,6 +9,7 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
+from semantik_realtime.backends import border
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.metrics import Measure, Metrics, is_shared, register, writing
 from semantik_realtime.web.hub.hub import Hub
@@ -134,6 +135,13 @@ SERVING = (
         "reads_failed",
         "Reads of topics that failed while the backend answered a small one.",
         lambda served: served.hub.failed_reads,
+    ),
+    Measure(
+        Counter,
+        "unreadable",
+        "What the backend holds that no client can read, by what it is, each time it was read.",
+        lambda served: border.unreadable,
+        label="kind",
     ),
     Measure(
         Counter,
