@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import nats.errors
 from semantik_realtime.errors import BackendRefused, BackendUnavailable
 
-from semantik_realtime_nats.client import Message, NatsClient
+from semantik_realtime_nats.client import Listener, Message, NatsClient
 from semantik_realtime_nats.errors import NoReply, check_version, refused_subscription
 from semantik_realtime_nats.settings import ConnectOptions
 
@@ -153,30 +153,23 @@ class Connection:
         last = await self._request(request, data, None)
         return request.parts, last.headers
 
-    async def subscribe(
-        self, subject: str, on_data: Callable[[bytes], None]
-    ) -> Callable[[], Coroutine[Any, Any, None]]:
-        """Subscribe to ``subject``. Call `confirm` before you rely on it.
+    async def subscribe(self, subject: str, listener: Listener) -> int:
+        """Subscribe to ``subject``, and return its number. Call `confirm` before you rely on it.
 
         Args:
             subject: without wildcards.
-            on_data: called on the loop with the data of each message.
-
-        Returns:
-            A coroutine function that unsubscribes.
+            listener: called on the loop with each message.
         """
         # The permissions may have changed since the last subscription to it.
         self._refused.discard(subject.lower())
         self._confirmed.discard(subject.lower())
         with _no_reply_on_error():
-            sid = await self._client.listen(subject, lambda message: on_data(message.data))
+            return await self._client.listen(subject, listener)
 
-        async def unsubscribe() -> None:
-            # Without a connection the server has dropped the subscription already.
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await self._client.unlisten(sid)
-
-        return unsubscribe
+    async def unsubscribe(self, number: int) -> None:
+        """End a subscription. Without a connection the server has dropped it already."""
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._client.unlisten(number)
 
     async def confirm(self, subjects: Sequence[str], permission: str) -> None:
         """Wait until the server has processed the subscriptions to these subjects.

@@ -17,7 +17,7 @@ from semantik_realtime_nats.stream import Stream, retry_conflicts
 from semantik_realtime_nats.subjects import Subjects
 
 
-class Known(msgspec.Struct, frozen=True):
+class Known(msgspec.Struct, frozen=True, gc=False):
     """What is stored of a lease."""
 
     seq: int

@@ -44,7 +44,7 @@ END_SECONDS = 1.0
 """How long the end of the sessions may take when the process stops."""
 
 
-class Held(msgspec.Struct, eq=False):
+class Held(msgspec.Struct, eq=False, gc=False):
     """A place of this process."""
 
     session: Session

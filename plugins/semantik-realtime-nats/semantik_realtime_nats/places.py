@@ -12,7 +12,7 @@ REWRITE_SECONDS = SESSION_PLACE_SECONDS / 2
 """After so long its holder stores it again."""
 
 
-class Place(msgspec.Struct, array_like=True, frozen=True):
+class Place(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One holder's place."""
 
     ends_at: float

@@ -69,7 +69,7 @@ class Channel:
         self._resyncing: asyncio.Task[None] | None = None
         # Readings under way, by cursor and history: equal requests share one.
         self._readings: dict[tuple[Cursor | None, int], asyncio.Task[Snapshot]] = {}
-        # Encoded events by the offset they follow; cleared when new events arrive.
+        # Encoded events by the offset they follow, for several watchers; cleared by new events.
         self._outgoing: dict[tuple[int, bool], Outgoing | None] = {}
         # The last answer to a subscription: a crowd that joins gets the same one.
         self._last_sync: Sync | None = None
@@ -210,7 +210,8 @@ class Channel:
                 outgoing = Outgoing(
                     buffer.cursor, kept, member, frames.events_frame([member]), since
                 )
-        self._outgoing[key] = outgoing
+        if len(self._watchers) > 1:
+            self._outgoing[key] = outgoing
         return outgoing
 
     def answer(
