@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from semantik_realtime.core.event import Cursor
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.hookspecs import Sink
 from tenacity import (
@@ -272,4 +273,6 @@ def deliver(topic: str, sink: Sink, data: bytes) -> None:
     if message.header.deleted:
         sink.gone(topic)
     elif message.bodies:
-        sink.events(topic, message.header.epoch, message.header.offset, list(message.events()))
+        header = message.header
+        prev = Cursor(header.epoch, header.offset, header.chain)
+        sink.events(topic, prev, list(message.events()))

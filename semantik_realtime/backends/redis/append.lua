@@ -268,10 +268,11 @@ if #events > 0 then
   local expiry = own_end and head.grace_ms or head.ttl_ms
   if open ~= '' then expiry = open_expiry(head.open_ms, due) end
   for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
-  redis.call('PUBLISH', head.channel,
-    epoch .. ' ' .. prev .. ' ' .. table.concat(chains, ' ') .. '\n'
-      .. table.concat(events, '\n'))
 end
 local reply = epoch .. ' ' .. prev .. ' ' .. prev_chain
+if #events > 0 then
+  redis.call('PUBLISH', head.channel,
+    reply .. ' ' .. table.concat(chains, ' ') .. '\n' .. table.concat(events, '\n'))
+end
 if #events == #receipts then return reply end
 return reply .. ',' .. table.concat(receipts, ',')

@@ -27,7 +27,10 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from semantik_realtime.backends.redis.append import DUPLICATE, append_arguments, read_receipts
+from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.holders import Holders
+from semantik_realtime.backends.redis.read_pool import ReadPool
+from semantik_realtime.backends.redis.refusals import ends_connection, explain
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot
 from semantik_realtime.backends.redis.script import (
     APPEND,
@@ -39,7 +42,6 @@ from semantik_realtime.backends.redis.script import (
     Script,
     Writer,
     check_url,
-    explain,
     milliseconds,
 )
 from semantik_realtime.backends.redis.subscriber import Subscriber
@@ -74,6 +76,7 @@ class RedisBackend:
         self._holders = Holders(self._writer, settings.prefix)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._client: redis.asyncio.Redis | None = None
+        self._pool: ReadPool | None = None
         self._subscriber: Subscriber | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -161,7 +164,7 @@ class RedisBackend:
         # What was opened on another loop (a test client's, for example) ended with it.
         self._loop = loop
         timeout = self._settings.timeout_seconds
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
+        pool = ReadPool.from_url(
             self._url,
             protocol=2,
             max_connections=READ_CONNECTIONS,
@@ -174,12 +177,14 @@ class RedisBackend:
         self._client = redis.asyncio.Redis(connection_pool=pool)
         # The subscriber reads without a deadline; its canary finds a dead connection.
         kwargs = {**pool.connection_kwargs, "socket_timeout": None}
-        self._subscriber = Subscriber(
-            lambda: pool.connection_class(**kwargs),
-            lambda channel, text: self._execute("PUBLISH", channel, text),
-            self._channel,
-            timeout,
-        )
+        del kwargs["redis_connect_func"]
+
+        def connect() -> Any:
+            return pool.connection_class(**kwargs)
+
+        self._pool = pool
+        pool.canary = Canary(self._writer, connect, self._channel, timeout)
+        self._subscriber = Subscriber(connect, pool.canary, self._channel, timeout, pool.renew)
         try:
             await self._subscriber.open()
         except (RedisError, OSError, TimeoutError) as error:
@@ -229,6 +234,7 @@ class RedisBackend:
         try:
             replies = await pipeline.execute() if topics else []
         except (RedisError, OSError) as error:
+            self._leave_wrong_server(error)
             raise explain(error) from error
         tops = {}
         for topic, (epoch, offset, chain, owner) in zip(topics, replies, strict=True):
@@ -278,7 +284,13 @@ class RedisBackend:
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
+            self._leave_wrong_server(error)
             raise explain(error) from error
+
+    def _leave_wrong_server(self, error: Exception) -> None:
+        """Resolve the address again before the next read, if this is not the server for it."""
+        if self._pool is not None and ends_connection(error):
+            self._pool.renew()
 
     def _reader(self) -> redis.asyncio.Redis:
         if self._client is None:
