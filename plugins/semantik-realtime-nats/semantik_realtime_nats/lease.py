@@ -12,8 +12,9 @@ from collections.abc import Collection, Set
 import msgspec
 
 from semantik_realtime_nats import places as rules
+from semantik_realtime_nats.conflicts import retry_conflicts
 from semantik_realtime_nats.places import Place, Places
-from semantik_realtime_nats.stream import Stream, retry_conflicts
+from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 
 

@@ -22,11 +22,12 @@ import msgspec
 from semantik_realtime.errors import BackendError
 
 from semantik_realtime_nats.clock import read_steady_clock
+from semantik_realtime_nats.conflicts import retry_conflicts
 from semantik_realtime_nats.errors import SequenceConflict
 from semantik_realtime_nats.lease import Known, leave_place, read_lease, remove_places, take_place
 from semantik_realtime_nats.places import REWRITE_SECONDS, Place
 from semantik_realtime_nats.sessions import Session, check_session, end_session, renew_session
-from semantik_realtime_nats.stream import Stream, retry_conflicts
+from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 
 logger = logging.getLogger(__name__)
