@@ -26,12 +26,18 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from semantik_realtime.backends.border import note
 from semantik_realtime.backends.redis.append import DUPLICATE, append_arguments, read_receipts
 from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.read_pool import ReadPool
 from semantik_realtime.backends.redis.refusals import ends_connection, explain
-from semantik_realtime.backends.redis.replies import read_page, read_snapshot
+from semantik_realtime.backends.redis.replies import (
+    is_of_another_type,
+    read_page,
+    read_snapshot,
+    read_top,
+)
 from semantik_realtime.backends.redis.script import (
     APPEND,
     CLAIM,
@@ -232,15 +238,21 @@ class RedisBackend:
                 "HMGET", self._keys(topic)[0], "epoch", "offset", "chain", "owner"
             )
         try:
-            replies = await pipeline.execute() if topics else []
+            replies = await pipeline.execute(raise_on_error=False) if topics else []
         except (RedisError, OSError) as error:
             self._leave_wrong_server(error)
             raise explain(error) from error
         tops = {}
-        for topic, (epoch, offset, chain, owner) in zip(topics, replies, strict=True):
-            if epoch is not None and offset not in (None, b"0"):
-                cursor = Cursor(epoch.decode(), int(offset), int(chain))
-                tops[topic] = Top(cursor, owner.decode() if owner is not None else None)
+        for topic, reply in zip(topics, replies, strict=True):
+            if isinstance(reply, Exception) and not is_of_another_type(reply):
+                raise explain(reply) from reply
+            try:
+                top = read_top(reply)
+            except (TypeError, ValueError) as error:
+                note("position", topic, "unknown", str(error))
+            else:
+                if top is not None:
+                    tops[topic] = top
         return tops
 
     @hookimpl

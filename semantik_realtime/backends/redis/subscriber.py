@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from redis.exceptions import RedisError
 
+from semantik_realtime.backends.border import note
 from semantik_realtime.backoff import Backoff, spread
 from semantik_realtime.cancellation import keep_cancellation
 from semantik_realtime.core.event import Cursor, Event
@@ -332,14 +333,25 @@ class Subscriber:
         if payload == b"gone":
             sink.gone(topic)
             return
-        head, *bodies = payload.split(b"\n")
-        epoch, offset, chain_before, *chains = head.decode().split(" ")
-        prev = Cursor(epoch, int(offset), int(chain_before))
-        sink.events(
-            topic,
-            prev,
-            [
-                Event(prev.offset + place, int(chain, 16), body)
-                for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
-            ],
-        )
+        try:
+            prev, events = _read_message(payload)
+        except ValueError as error:
+            # No append has published it. If one was lost, the next offset shows it.
+            note("message", topic, "unknown", str(error))
+        else:
+            sink.events(topic, prev, events)
+
+
+def _read_message(payload: bytes) -> tuple[Cursor, list[Event]]:
+    """Return the position before the first event, and the events.
+
+    Raises:
+        ValueError: append.lua has not made it.
+    """
+    head, *bodies = payload.split(b"\n")
+    epoch, offset, chain_before, *chains = head.decode().split(" ")
+    prev = Cursor(epoch, int(offset), int(chain_before))
+    return prev, [
+        Event(prev.offset + place, int(chain, 16), body)
+        for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
+    ]
