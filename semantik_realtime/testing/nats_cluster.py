@@ -56,6 +56,23 @@ class NatsCluster:
         for node in self.nodes.values():
             node.remove()
 
+    def leader_of(self, stream: str) -> NatsServer | None:
+        """Return the server that leads a stream; None while there is none."""
+        for node in self.nodes.values():
+            reply = asyncio.run(request(node.url, f"$JS.API.STREAM.INFO.{stream}", {}))
+            if reply is not None and (cluster := reply.get("cluster")):
+                return self.nodes.get(cluster.get("leader", ""))
+        return None
+
+    def is_whole(self, stream: str) -> bool:
+        """Return True if all replicas of a stream have what its leader has."""
+        for node in self.nodes.values():
+            reply = asyncio.run(request(node.url, f"$JS.API.STREAM.INFO.{stream}", {}))
+            if reply is not None and (cluster := reply.get("cluster")):
+                replicas = cluster.get("replicas", ())
+                return len(replicas) == NODES - 1 and all(one.get("current") for one in replicas)
+        return False
+
     async def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + ELECTION_SECONDS
         error = "no answer"
