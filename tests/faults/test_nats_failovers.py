@@ -20,7 +20,7 @@ from semantik_realtime.testing.servers import NatsServer, ServerMissing, nats_pr
 
 pytestmark = [getattr(pytest.mark, "nats-r3"), pytest.mark.timeout(180)]
 TOPICS = ["job:1", "job:2"]
-LIVE_SECONDS = 20.0
+LIVE_SECONDS = 30.0
 """Until events flow again. An election takes up to 9 s; the writer pauses for up to 5 s."""
 WHOLE_SECONDS = 60.0
 

@@ -11,14 +11,23 @@ from typing import Any
 import nats.errors
 from semantik_realtime.errors import BackendRefused, BackendUnavailable
 
-from semantik_realtime_nats.client import Listener, Message, NatsClient
-from semantik_realtime_nats.errors import NoReply, check_version, refused_subscription
+from semantik_realtime_nats.client import TOO_MANY_SUBSCRIPTIONS, Listener, Message, NatsClient
+from semantik_realtime_nats.errors import (
+    NoReply,
+    check_version,
+    explain_violation,
+    refused_subscription,
+)
 from semantik_realtime_nats.settings import ConnectOptions
 
 logger = logging.getLogger(__name__)
 
 PING_SECONDS = 5
 """Between two pings, and how long each may take: a dead connection is found within twice that."""
+TOO_MANY = (
+    "the server allows no more subscriptions on a connection, and a web process needs one for each "
+    "watched topic: raise max_subscriptions of the server, or subs of the account or the user"
+)
 NEVER_SECONDS = 3600
 """For nats-py's own timeouts, which must not fire: every call has a deadline from its caller."""
 
@@ -63,6 +72,9 @@ class Connection:
         """Subjects, in lower case, that the server lets us subscribe to."""
         self._refused: set[str] = set()
         """Subjects, in lower case, that the server does not let us subscribe to."""
+        self._has_too_many = False
+        """True if the server has refused a subscription, not naming it, since the last `confirm`:
+        there are as many as it allows."""
         self._pinging: asyncio.Task[None] | None = None
         """Runs from `connect` to `close`."""
 
@@ -182,6 +194,9 @@ class Connection:
             NoReply: the connection broke.
         """
         await self._flush()
+        if self._has_too_many:
+            self._has_too_many = False
+            raise BackendRefused(TOO_MANY)
         for subject in subjects:
             if subject.lower() in self._refused:
                 raise BackendRefused(
@@ -256,6 +271,9 @@ class Connection:
             return
         # nats-py passes the server's message on in lower case.
         text = str(error).lower()
+        if TOO_MANY_SUBSCRIPTIONS in text:
+            self._has_too_many = True
+            return
         if "permissions violation" in text:
             self._on_permissions_violation(text)
 
@@ -264,9 +282,7 @@ class Connection:
         for request in self._requests.values():
             concerns_request = request.subject.lower() in text or (inbox and inbox in text)
             if concerns_request and not request.future.done():
-                request.future.set_exception(
-                    BackendRefused(f"the server refuses our permissions: {text}")
-                )
+                request.future.set_exception(BackendRefused(explain_violation(text)))
         refused = refused_subscription(text)
         if refused is not None:
             self._refused.add(refused)
