@@ -33,6 +33,7 @@ from semantik_realtime.hookspecs import Backend
 from semantik_realtime.native_threads import Thread, make_event, make_rlock, make_thread
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
+from semantik_realtime.worker.acceptance import is_active
 from semantik_realtime.worker.headers import is_job, read_job_meta
 from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import tallies
@@ -169,6 +170,13 @@ class WorkflowFollower:
             if request is not None:
                 note_revoked([request.id])
                 on_revoked(request.id)
+
+    def running(self, workflow: str) -> list[str]:
+        """Return the tasks of a workflow that the pool of this worker has begun."""
+        requests = [
+            reference() for name, reference in list(self._references.values()) if name == workflow
+        ]
+        return [one.id for one in requests if one is not None and is_active(one)]
 
     def ended(self, meta: JobMeta) -> None:
         """This process has sent the end of a task that it may not have received."""
