@@ -27,7 +27,13 @@ from semantik_realtime.core.event import Event
 from semantik_realtime.core.leases import FOLLOWED, HeldJob
 from semantik_realtime.core.lifecycle import PROGRESS, STATUS_OF_TYPE, has_ended
 from semantik_realtime.core.topic import job_topic, user_topic
-from semantik_realtime.core.workflow import end_of, progress_of, tallies_to_unite, uncounted
+from semantik_realtime.core.workflow import (
+    end_of,
+    progress_of,
+    reopened,
+    tallies_to_unite,
+    uncounted,
+)
 from semantik_realtime.forks import on_fork
 from semantik_realtime.hookspecs import Backend
 from semantik_realtime.native_threads import Thread, make_event, make_rlock, make_thread
@@ -335,6 +341,9 @@ async def _states_of(backend: Backend, topic: str) -> dict[str, Any]:
 def publish(runtime: Runtime, each: _Followed, states: Mapping[str, Any]) -> None:
     """Publish how far a workflow is, or how it has ended; and count what is not counted."""
     now, now_ms = now_text(), time.time_ns() // 1_000_000
+    again = reopened(states, each.id)
+    if again is not None:
+        states = {**states, each.id: again}
     own = states.get(each.id)
     own = own if isinstance(own, Mapping) else {}
     each.has_ended = has_ended(own)
@@ -354,8 +363,18 @@ def publish(runtime: Runtime, each: _Followed, states: Mapping[str, Any]) -> Non
         each.has_sent_end = True
     if state is None:
         return
-    is_new = own.get("status") in (None, "queued")
-    type = ("job_started" if is_new else PROGRESS) if ending is None else ending.type
+    if ending is None and is_revoked(each.id):
+        # Somebody has cancelled it, but its states may have been read before that.
+        state["status"] = "cancelling"
+    if state == own:
+        return
+    before = None if again is not None else own.get("status")
+    if ending is not None:
+        type = ending.type
+    elif state["status"] == "cancelling":
+        type = PROGRESS if before == "cancelling" else "job_cancelling"
+    else:
+        type = "job_started" if before in (None, "queued") else PROGRESS
     for draft in make_drafts(
         each.topics,
         type,
