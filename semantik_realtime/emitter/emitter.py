@@ -380,7 +380,7 @@ class Emitter:
         drafts = recovery.next_batch(MAX_BATCH)
         if not drafts:
             return
-        reply = self._sender.call(drafts)
+        reply = self._sender.call(drafts, recovery.left_running)
         if isinstance(reply, BackendError):
             recovery.release()
         else:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from semantik_realtime.core.event import Draft
+from semantik_realtime.core.left_running import LeftRunning
 from semantik_realtime.emitter import spool_file
 from semantik_realtime.emitter.outcomes import EmitterStats
 
@@ -41,6 +43,15 @@ class SpoolRecovery:
         self._skipped: set[str] = set()
         # When the next look is due, on the monotonic clock.
         self._look_at = 0.0
+        # What the drafts of the present file begin and end.
+        self._left = LeftRunning()
+
+    @property
+    def left_running(self) -> Mapping[str, Mapping[str, bytes]]:
+        """The attempts that the file begins and, so far, does not end: by the name of the process
+        that ran them, the record of each job. That process has ended, and with it the attempts.
+        """
+        return self._left.records()
 
     def wait_seconds(self) -> float:
         """Return the seconds until the next look is due."""
@@ -58,6 +69,7 @@ class SpoolRecovery:
         """
         if self._orphan is None:
             self._orphan = spool_file.open_orphan(self._directory, self._skipped)
+            self._left = LeftRunning()
         orphan = self._orphan
         if orphan is None:
             self.release()
@@ -74,6 +86,7 @@ class SpoolRecovery:
                     orphan.drafts,
                     orphan.unreadable,
                 )
+            self._left.add(drafts)
             return drafts
         except OSError as error:
             logger.error("emitter: spool file skipped path=%s error=%s", orphan.path, error)

@@ -73,6 +73,7 @@ class TaskTracker(LazyRuntime):
             self.runtime,
             self._revoked_results,
             guarded(self._task_revoked, self.failures),
+            self._workflows.running,
             self._end,
         )
         receivers: list[tuple[Any, Callable[..., None]]] = [
