@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ from semantik_realtime.core.lifecycle import (
     RESERVED_TYPES,
     STATUS_OF_TYPE,
 )
-from semantik_realtime.core.topic import user_topic
+from semantik_realtime.core.topic import check_type, user_topic
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
@@ -59,6 +60,29 @@ class Job(TaskContext, Cancellable):
         TopicError: the id cannot be the name of a topic.
     """
 
+    # The values at the beginning are the class's own: most stay, and cost a short task nothing.
+
+    has_ended = False
+    """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
+    workflow: str | None = None
+    # None: the attempt's number is final. It is settled by the emitter's thread.
+    _claim: Claim | None = None
+    # The job's feeds, each with the owner that it gets.
+    _feeds: Mapping[str, str | None] = MappingProxyType({})
+    # What the task reported last, written without the lock by `progress` and `message` and
+    # never cleared; and what of it is in `_state`, which `_update` compares by identity.
+    _progress: tuple[Any, Any, Any] | None = None
+    _message: str | None = None
+    _known_progress: tuple[Any, Any, Any] | None = None
+    _known_message: str | None = None
+    # The state's version in the newest event of the job's topic, and in that of the feeds.
+    _sent_version = 0
+    _feed_version = 0
+    # Whether the emitter will call `_send_due`, and `_send_feeds_due`. Set when that is
+    # scheduled, cleared by the call.
+    _is_due = False
+    _is_feed_due = False
+
     def __init__(
         self,
         runtime: Runtime,
@@ -68,52 +92,33 @@ class Job(TaskContext, Cancellable):
         *,
         is_new: bool = False,
     ) -> None:
-        super().__init__()
         self.runtime = runtime
         self.meta = meta
         self.id = meta.id
-        self.topic = meta.topic
-        self.workflow = None if meta.member is None else meta.member.workflow
-        self.has_ended = False
-        """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
-        serial = next(_serials)
+        self.topic = topic = meta.topic
+        self.bars = []
+        # Of this object: the source of an attempt that has ended may still wait for its turn, and
+        # must not be called instead of another one's of the job.
+        self._serial = next(_serials)
         self._attempt = attempt
-        # None: the attempt's number is final. It is settled by the emitter's thread.
-        self._claim: Claim | None = None
         if is_new and attempt is not None:
-            token = f"{runtime.emitter.producer}-{serial}"
-            self._claim = Claim(self.topic, self.id, token, expected=attempt, owner=meta.owner)
-        # The job's own topic, and its feeds, each with the owner that it gets.
-        self._topics = {self.topic: meta.owner}
-        self._feeds: dict[str, str | None] = {}
+            token = f"{runtime.emitter.producer}-{self._serial}"
+            self._claim = Claim(topic, self.id, token, attempt, meta.owner)
+        # The job's own topic with the owner that it gets.
+        self._topics = {topic: meta.owner}
         if meta.member is not None:
+            self.workflow = meta.member.workflow
             # Of a workflow the feeds get the state of the whole.
             known = {**(known or {}), "member": meta.member.as_state()}
         elif meta.owner is not None or meta.topics:
             feeds = [] if meta.owner is None else [user_topic(meta.owner)]
-            self._feeds = owners_of(self.topic, [*feeds, *meta.topics], meta.owner)
-            del self._feeds[self.topic]
+            owners = owners_of(topic, [*feeds, *meta.topics], meta.owner)
+            del owners[topic]
+            self._feeds = owners
         self._state = JobState(attempt, meta.name, meta.queued_at, known, due_at=meta.due_at)
         # Held around each use of `_state`, and until a draft is queued: so an older state never
         # follows a newer one. Reentrant: a log record written under it may become an event.
         self._lock = make_rlock()
-        # What the task reported last, written without the lock by `progress` and `message` and
-        # never cleared; and what of it is in `_state`, which `_update` compares by identity.
-        self._progress: tuple[Any, Any, Any] | None = None
-        self._message: str | None = None
-        self._known_progress: tuple[Any, Any, Any] | None = None
-        self._known_message: str | None = None
-        # The state's version in the newest event of the job's topic, and in that of the feeds.
-        self._sent_version = 0
-        self._feed_version = 0
-        # Whether the emitter will call `_send_due`, and `_send_feeds_due`. Set when that is
-        # scheduled, cleared by the call.
-        self._is_due = False
-        self._is_feed_due = False
-        # Keys of the throttle. Not the id alone: the source of an attempt that has ended may
-        # still wait under its key, and would be called instead of this one.
-        self._throttle_key = (self.id, serial)
-        self._feed_throttle_key = (self.id, serial, "feeds")
 
     @property
     def attempt(self) -> int | None:
@@ -277,9 +282,7 @@ class Job(TaskContext, Cancellable):
     def _schedule(self) -> None:
         self._is_due = True
         runtime = self.runtime
-        runtime.emitter.throttle(
-            self._throttle_key, runtime.settings.progress_seconds, self._send_due
-        )
+        runtime.emitter.throttle(self._serial, runtime.settings.progress_seconds, self._send_due)
 
     def _schedule_feeds(self) -> None:
         if not self._feeds or self._is_feed_due:
@@ -287,7 +290,7 @@ class Job(TaskContext, Cancellable):
         self._is_feed_due = True
         runtime = self.runtime
         runtime.emitter.throttle(
-            self._feed_throttle_key, runtime.settings.feed_seconds, self._send_feeds_due
+            (self._serial, "feeds"), runtime.settings.feed_seconds, self._send_feeds_due
         )
 
     # The emitter's thread calls these two.
@@ -344,7 +347,7 @@ class Job(TaskContext, Cancellable):
     def _send_everywhere(
         self, type: str, data: Mapping[str, Any] | None = None, at: str | None = None
     ) -> None:
-        topics = self._topics | self._feeds
+        topics = {**self._topics, **self._feeds}
         if not self._send(type, topics, data, at):
             # An end must arrive, even if what the task set leaves no room for it.
             self._state.shrink()
@@ -375,10 +378,11 @@ class Job(TaskContext, Cancellable):
             self._attempt, self._claim = claim.number, None
             self._state.set_attempt(claim.number)
             claim = None
+        is_of_life = type in STATUS_OF_TYPE
         try:
             drafts = make_checked_drafts(
                 topics,
-                type,
+                type if is_of_life else check_type(type),
                 at or now_text(),
                 self.id,
                 state=self._state.members if has_state else msgspec.UNSET,
@@ -394,7 +398,7 @@ class Job(TaskContext, Cancellable):
             kind = error.code if isinstance(error, InvalidInput) else "bad_event"
             note_misuse(f"event dropped, {kind}", self.id, str(error))
             return False
-        emit, can_wait = self.runtime.emitter.emit, type in STATUS_OF_TYPE
+        emit = self.runtime.emitter.emit
         for draft in drafts:
-            emit(draft, can_wait=can_wait)
+            emit(draft, can_wait=is_of_life)
         return True

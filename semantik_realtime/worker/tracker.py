@@ -42,7 +42,7 @@ from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_active, is_revoked
 from semantik_realtime.worker.selection import mirrors_of, note_received
-from semantik_realtime.worker.upstream import end_downstream, watch_chords, whole
+from semantik_realtime.worker.upstream import CHORD_UNLOCK, end_downstream, watch_chords, whole
 from semantik_realtime.worker.values import delay_until, describe_error, seconds_until
 from semantik_realtime.worker.workflow import WorkflowFollower
 
@@ -156,19 +156,20 @@ class TaskTracker(LazyRuntime):
     # In the process that runs the task.
 
     def _prerun(self, task_id: str, task: Any, **_: Any) -> None:
-        runtime = self.runtime()
-        watch_chords(task, self.runtime, self.failures)
-        mirrors = self._mirrors(task.name, task.request)
+        runtime, request = self.runtime(), vars(task.request)
+        if request.get("chord") or task.name == CHORD_UNLOCK:
+            watch_chords(task, self.runtime, self.failures)
+        mirrors = self._mirrors(task.name, request, task)
         if runtime is None or mirrors is None:
             return
         outer = current_job()
         if outer is not None and outer.id == task_id:
             outer.replacements += 1
             return
-        meta = read_job_meta(task.request, id=task_id, name=task.name)
+        meta = read_job_meta(request, id=task_id, name=task.name)
         if meta is None:
             return
-        job = Job(runtime, meta, count_attempts(task.request) + 1, is_new=True)
+        job = Job(runtime, meta, count_attempts(request) + 1, is_new=True)
         self._running[task_id] = job
         push_job(job)
         job.begin()
@@ -282,10 +283,10 @@ class TaskTracker(LazyRuntime):
         error = {"type": "NotRegistered", "message": f"no worker knows the task {name}"}
         self._end(id, "job_failed", message.headers or {}, name, error, has_run=False)
 
-    def _mirrors(self, name: Any, message: Any) -> Mirrors | None:
+    def _mirrors(self, name: Any, message: Any, task: Any = None) -> Mirrors | None:
         """Return what is mirrored of a task; None: nothing, or the tracker is off."""
         runtime = self.runtime()
-        return mirrors_of(name, message, None if runtime is None else runtime.settings)
+        return mirrors_of(name, message, None if runtime is None else runtime.settings, task)
 
     def _job(self, task_id: str | None) -> Job | None:
         """Return the job of a task that runs in this process."""

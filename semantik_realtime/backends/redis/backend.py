@@ -26,7 +26,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from semantik_realtime.backends.redis.append import DUPLICATE, append_arguments, read_receipts
+from semantik_realtime.backends.redis.append import (
+    DUPLICATE,
+    append_arguments,
+    append_header,
+    new_epoch,
+    read_receipts,
+)
 from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot
 from semantik_realtime.backends.redis.script import (
@@ -68,6 +74,7 @@ class RedisBackend:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._append_header = append_header(settings)
         self._url = _canonical(settings.url or DEFAULT_URL)
         check_url(self._url)
         self._writer = Writer(self._url, settings.timeout_seconds)
@@ -83,6 +90,7 @@ class RedisBackend:
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         by_topic: dict[str, list[int]] = {}
         digests = []
+        header, epoch = self._append_header, new_epoch()
         for place, draft in enumerate(drafts):
             by_topic.setdefault(draft.topic, []).append(place)
             digests.append(crc32(draft.body))
@@ -90,10 +98,11 @@ class RedisBackend:
             (
                 self._keys(topic),
                 append_arguments(
+                    header,
+                    epoch,
                     topic,
                     self._channel(topic),
                     [(drafts[place], digests[place]) for place in places],
-                    self._settings,
                 ),
             )
             for topic, places in by_topic.items()
