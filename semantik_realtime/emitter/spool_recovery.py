@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from semantik_realtime.core.event import Draft
 from semantik_realtime.emitter import spool_file
+from semantik_realtime.emitter.outcomes import Outcomes
+from semantik_realtime.emitter.sender import Reply
+from semantik_realtime.errors import BackendError
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,19 @@ class SpoolRecovery:
     def look_now(self) -> None:
         """Make the next look due now. From any thread."""
         self._look_at = 0.0
+
+    def send_batch(
+        self, max_drafts: int, call: Callable[[Sequence[Draft]], Reply], outcomes: Outcomes
+    ) -> None:
+        """Send the next batch by ``call``; the file is removed after the last one."""
+        drafts = self.next_batch(max_drafts)
+        if not drafts:
+            return
+        reply = call(drafts)
+        if isinstance(reply, BackendError):
+            self.release()
+        else:
+            outcomes.settle(drafts, reply)
 
     def next_batch(self, max_drafts: int) -> list[Draft]:
         """Return the next drafts of a file; an empty list if there are none now.

@@ -7,41 +7,25 @@ and left out.
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
-import msgspec
-
-from semantik_realtime.clock import now_text
-from semantik_realtime.core.drafts import make_checked_drafts, owners_of
-from semantik_realtime.core.event import Claim
+from semantik_realtime.clock import milliseconds_text, now_milliseconds
 from semantik_realtime.core.lifecycle import (
     END_TYPES,
     LOG,
     PROGRESS,
     RESERVED_TYPES,
-    STATUS_OF_TYPE,
 )
-from semantik_realtime.core.topic import check_type, user_topic
-from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
-from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.bars import inner_bars
-from semantik_realtime.worker.cancellable import Cancellable
 from semantik_realtime.worker.event_types import declared, read_event
+from semantik_realtime.worker.job_events import JobEvents
 from semantik_realtime.worker.job_meta import JobMeta as JobMeta
-from semantik_realtime.worker.job_state import JobState
 from semantik_realtime.worker.members import tallies
-from semantik_realtime.worker.task_context import TaskContext
-from semantik_realtime.worker.values import BAD_VALUE, due_time, encode_fields, note_misuse
-
-_serials = itertools.count()
+from semantik_realtime.worker.values import encode_fields, note_misuse
 
 
-class Job(TaskContext, Cancellable):
+class Job(JobEvents):
     """One attempt of a job, as this process sees it.
 
     Its methods may be called from any thread. The job's topic gets every
@@ -59,72 +43,6 @@ class Job(TaskContext, Cancellable):
     Raises:
         TopicError: the id cannot be the name of a topic.
     """
-
-    # The values at the beginning are the class's own: most stay, and cost a short task nothing.
-
-    has_ended = False
-    """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
-    workflow: str | None = None
-    # None: the attempt's number is final. It is settled by the emitter's thread.
-    _claim: Claim | None = None
-    # The job's feeds, each with the owner that it gets.
-    _feeds: Mapping[str, str | None] = MappingProxyType({})
-    # What the task reported last, written without the lock by `progress` and `message` and
-    # never cleared; and what of it is in `_state`, which `_update` compares by identity.
-    _progress: tuple[Any, Any, Any] | None = None
-    _message: str | None = None
-    _known_progress: tuple[Any, Any, Any] | None = None
-    _known_message: str | None = None
-    # The state's version in the newest event of the job's topic, and in that of the feeds.
-    _sent_version = 0
-    _feed_version = 0
-    # Whether the emitter will call `_send_due`, and `_send_feeds_due`. Set when that is
-    # scheduled, cleared by the call.
-    _is_due = False
-    _is_feed_due = False
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        meta: JobMeta,
-        attempt: int | None,
-        known: Mapping[str, Any] | None = None,
-        *,
-        is_new: bool = False,
-    ) -> None:
-        self.runtime = runtime
-        self.meta = meta
-        self.id = meta.id
-        self.topic = topic = meta.topic
-        self.bars = []
-        # Of this object: the source of an attempt that has ended may still wait for its turn, and
-        # must not be called instead of another one's of the job.
-        self._serial = next(_serials)
-        self._attempt = attempt
-        if is_new and attempt is not None:
-            token = f"{runtime.emitter.producer}-{self._serial}"
-            self._claim = Claim(topic, self.id, token, attempt, meta.owner)
-        # The job's own topic with the owner that it gets.
-        self._topics = {topic: meta.owner}
-        if meta.member is not None:
-            self.workflow = meta.member.workflow
-            # Of a workflow the feeds get the state of the whole.
-            known = {**(known or {}), "member": meta.member.as_state()}
-        elif meta.owner is not None or meta.topics:
-            feeds = [] if meta.owner is None else [user_topic(meta.owner)]
-            owners = owners_of(topic, [*feeds, *meta.topics], meta.owner)
-            del owners[topic]
-            self._feeds = owners
-        self._state = JobState(attempt, meta.name, meta.queued_at, known, due_at=meta.due_at)
-        # Held around each use of `_state`, and until a draft is queued: so an older state never
-        # follows a newer one. Reentrant: a log record written under it may become an event.
-        self._lock = make_rlock()
-
-    @property
-    def attempt(self) -> int | None:
-        """The attempt's number; the expected one until the backend has assigned it."""
-        number = None if self._claim is None else self._claim.number
-        return number or self._attempt
 
     def progress(
         self,
@@ -155,6 +73,7 @@ class Job(TaskContext, Cancellable):
         """Set members of the state's ``fields``; the others stay."""
         encoded = encode_fields(fields, self.id)
         with self._lock:
+            self._catch_up()
             try:
                 has_changed = self._state.set_fields(
                     encoded, self.runtime.settings.max_event_bytes // 2
@@ -186,24 +105,18 @@ class Job(TaskContext, Cancellable):
         with self._lock:
             if self.has_ended:
                 return
+            self._catch_up()
             self._update()
             # The feeds get a changed state from `_send_due`, which every change schedules.
             if self._send(type, self._topics, data):
                 self._sent_version = self._state.version
 
     def begin(self) -> None:
-        """Send that the attempt has started."""
-        with self._lock:
-            if self.has_ended:
-                return
-            held, now = self.runtime.emitter.held, now_text()
-            # Before the draft: from its first event on a server can end the attempt.
-            held.add(self.id, self.topic, self.meta.held(self._attempt or 1))
-            self._state.start(now, held.holder)
-            if self._claim is not None and not self.meta.is_redelivered:
-                self._claim.started_at = now
-            self.note_start()
-            self._send_everywhere("job_started", at=now)
+        """Send that the attempt has started. The event is made later, by `make_drafts`."""
+        emitter = self.runtime.emitter
+        self.note_start()
+        self._begun = now_milliseconds(), emitter.held.holder
+        emitter.emit_later(self.make_drafts)
 
     def queue(self) -> None:
         """Send that the job waits for a worker. May wait as `emit` does."""
@@ -212,7 +125,7 @@ class Job(TaskContext, Cancellable):
             return
         self.runtime.emitter.wait_for_room()
         with self._lock:
-            self._send_everywhere("job_queued")
+            self._emit(self._make_everywhere("job_queued"))
 
     def end(
         self,
@@ -232,10 +145,14 @@ class Job(TaskContext, Cancellable):
             type, data = self.actual_end(type, data)
             if self.log is not None:
                 self.log.finish()
-            self._update()
-            now = now_text()
-            self._state.end(type, now, error, message, self._due_at(type, data))
-            self._send_everywhere(type, data, now)
+            self._ending = type, now_milliseconds(), error, message, data
+            if self._has_reported or self.meta.member is not None:
+                # A member is counted once its end is queued, and what is reported from now on
+                # must not be in its state.
+                self._catch_up()
+            else:
+                self.runtime.emitter.emit_later(self.make_drafts)
+            # Last: if a time limit is raised before, the end is sent again.
             self.has_ended = True
         if self.meta.member is not None and type in END_TYPES:
             tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.id)
@@ -243,6 +160,7 @@ class Job(TaskContext, Cancellable):
     def send_log(self, data: Mapping[str, Any]) -> None:
         """Send a log record on the job's topic; the state stays as it is. Never waits."""
         with self._lock:
+            self._catch_up()
             if not self.has_ended:
                 self._send(LOG, self._topics, data, has_state=False)
 
@@ -251,6 +169,7 @@ class Job(TaskContext, Cancellable):
         with self._lock:
             if self.has_ended or self.cancel_requested:
                 return
+            self._catch_up()
             self.cancel_requested = True
             self._state.cancel()
         if not self._is_due:
@@ -259,6 +178,7 @@ class Job(TaskContext, Cancellable):
     def send_pending(self) -> None:
         """Send what is not yet sent, without waiting until it is due."""
         with self._lock:
+            self._catch_up()
             self._send_progress()
             self._send_feeds()
 
@@ -278,6 +198,10 @@ class Job(TaskContext, Cancellable):
         self._is_due = False
         self._is_feed_due = False
         self._is_watched = False
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            # The parent sends it.
+            self._state.start(milliseconds_text(begun[0]), begun[1])
 
     def _schedule(self) -> None:
         self._is_due = True
@@ -298,6 +222,7 @@ class Job(TaskContext, Cancellable):
     def _send_due(self) -> None:
         self._is_due = False
         with self._lock:
+            self._catch_up()
             self._send_progress()
             if self._feed_version != self._state.version:
                 self._schedule_feeds()
@@ -305,29 +230,10 @@ class Job(TaskContext, Cancellable):
     def _send_feeds_due(self) -> None:
         self._is_feed_due = False
         with self._lock:
+            self._catch_up()
             self._send_feeds()
 
     # The caller holds the lock from here on.
-
-    def _update(self) -> None:
-        """Bring the state up to date with what the task reported last."""
-        # Compared, never cleared: another thread may be reporting at this moment.
-        progress = self._progress
-        if progress is not None and progress is not self._known_progress:
-            self._known_progress = progress
-            try:
-                self._state.set_progress(*progress, time.monotonic())
-            except BAD_VALUE as error:
-                note_misuse("progress is not a number", self.id, str(error))
-        message = self._message
-        if message is not None and message is not self._known_message:
-            self._known_message = message
-            try:
-                self._state.set_message(message)
-            except BAD_VALUE as error:
-                note_misuse("message is not text", self.id, str(error))
-        if len(self.bars) > 1 or self._state.inner:
-            self._state.set_inner(inner_bars(self.bars, self.id))
 
     def _send_progress(self) -> None:
         if self.has_ended:
@@ -343,62 +249,3 @@ class Job(TaskContext, Cancellable):
         self._update()
         if self._send(PROGRESS, self._feeds):
             self._feed_version = self._state.version
-
-    def _send_everywhere(
-        self, type: str, data: Mapping[str, Any] | None = None, at: str | None = None
-    ) -> None:
-        topics = {**self._topics, **self._feeds}
-        if not self._send(type, topics, data, at):
-            # An end must arrive, even if what the task set leaves no room for it.
-            self._state.shrink()
-            self._send(type, topics)
-        self._sent_version = self._feed_version = self._state.version
-
-    def _due_at(self, type: str, data: Mapping[str, Any] | None) -> float | None:
-        """Return when the job goes on, if the event says that it waits for a time."""
-        if type == "job_queued":
-            return self.meta.due_at
-        return due_time((data or {}).get("delay_seconds")) if type == "job_retrying" else None
-
-    def _send(
-        self,
-        type: str,
-        topics: Mapping[str, str | None],
-        data: Mapping[str, Any] | None = None,
-        at: str | None = None,
-        has_state: bool = True,
-    ) -> bool:
-        self.watch_if_long()
-        claim = self._claim
-        if claim is not None and claim.number is not None:
-            if claim.number == 0:
-                # The job was deleted. The task runs all the same.
-                self.has_ended = True
-                return True
-            self._attempt, self._claim = claim.number, None
-            self._state.set_attempt(claim.number)
-            claim = None
-        is_of_life = type in STATUS_OF_TYPE
-        try:
-            drafts = make_checked_drafts(
-                topics,
-                type if is_of_life else check_type(type),
-                at or now_text(),
-                self.id,
-                state=self._state.members if has_state else msgspec.UNSET,
-                data=data,
-                job=self.id,
-                attempt=self._attempt,
-                claim=claim,
-                terminal=type in END_TYPES,
-                due_at=self._due_at(type, data),
-                max_bytes=self.runtime.settings.max_event_bytes,
-            )
-        except BAD_VALUE as error:
-            kind = error.code if isinstance(error, InvalidInput) else "bad_event"
-            note_misuse(f"event dropped, {kind}", self.id, str(error))
-            return False
-        emit = self.runtime.emitter.emit
-        for draft in drafts:
-            emit(draft, can_wait=is_of_life)
-        return True
