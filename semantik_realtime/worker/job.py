@@ -116,6 +116,7 @@ class Job(JobEvents):
         emitter = self.runtime.emitter
         self.note_start()
         self._begun = now_milliseconds(), emitter.held.holder
+        self._will_be_made = True
         emitter.emit_later(self.make_drafts)
 
     def queue(self) -> None:
@@ -150,7 +151,7 @@ class Job(JobEvents):
                 # A member is counted once its end is queued, and what is reported from now on
                 # must not be in its state.
                 self._catch_up()
-            else:
+            elif not self._will_be_made:
                 self.runtime.emitter.emit_later(self.make_drafts)
             # Last: if a time limit is raised before, the end is sent again.
             self.has_ended = True

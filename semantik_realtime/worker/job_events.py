@@ -55,6 +55,8 @@ class JobEvents(TaskContext, Cancellable):
     # scheduled, cleared by the call.
     _is_due = False
     _is_feed_due = False
+    # Whether the emitter will call `make_drafts`.
+    _will_be_made = False
     # The start and the end that `make_drafts` has not made yet: when and under which lease it
     # began; the arguments of `_make_end`.
     _begun: tuple[int, str] | None = None
@@ -112,6 +114,7 @@ class JobEvents(TaskContext, Cancellable):
         """
         drafts: list[Draft] = []
         with self._lock:
+            self._will_be_made = False
             self.watch_if_long()
             # Cleared afterwards: a time limit may be raised here, in a task that reports something.
             if self._begun is not None:

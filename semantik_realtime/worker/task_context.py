@@ -33,6 +33,8 @@ class TaskContext:
     """The open bars, in the order in which they were opened. Changed by `Bar`."""
     mirrors = Mirrors()
     """What of its task is reported beside its life. Set when the task begins."""
+    handled: BaseException | None = None
+    """The exception that was being handled when the task was called. Set by the tracker."""
     log: JobLog | None = None
     """Counts and sends its log records. Set by the first one."""
 

@@ -80,7 +80,6 @@ class TaskTracker(LazyRuntime):
             (signals.after_task_publish, self._after_publish),
             (signals.task_received, self._received),
             (signals.task_prerun, self._prerun),
-            (signals.task_success, self._success),
             (signals.task_failure, self._failure),
             (signals.task_retry, self._retry),
             (signals.task_revoked, self._revoked),
@@ -172,18 +171,12 @@ class TaskTracker(LazyRuntime):
         job = Job(runtime, meta, count_attempts(request) + 1, is_new=True)
         self._running[task_id] = job
         push_job(job)
+        job.handled = sys.exc_info()[1]
         job.begin()
         if is_revoked(task_id):
             job.request_cancel()
         start_mirrors(job, task, mirrors)
         follow_aborts(task)
-
-    def _success(self, sender: Any, **_: Any) -> None:
-        job = self._job(sender.request.id)
-        if job is not None and job.is_aborted:
-            job.end("job_cancelled", data={"how": "stopped"})
-        elif job is not None:
-            job.end("job_completed")
 
     def _postrun(
         self, task_id: str, state: str | None, retval: Any = None, task: Any = None, **_: Any
@@ -208,9 +201,20 @@ class TaskTracker(LazyRuntime):
         """End a job that no other signal has ended, by the state that Celery passes."""
         if job.has_ended:
             return
+        raised = sys.exc_info()[1]
+        if raised is job.handled:
+            # The task was called while another one handled an exception.
+            raised = None
+        if state == "SUCCESS" and raised is None:
+            # No receiver of `task_success`: each one costs a short task as much as its own call.
+            if job.is_aborted:
+                job.end("job_cancelled", data={"how": "stopped"})
+            else:
+                job.end("job_completed")
+            return
         member = job.meta.member
         is_awaited = member is not None and member.is_awaited
-        ending = ending_of(state, retval, sys.exc_info()[1], job.declared_end, is_awaited)
+        ending = ending_of(state, retval, raised, job.declared_end, is_awaited)
         if ending is not None:
             if isinstance(retval, JobCancelled):
                 self._revoked_results.store(task)
@@ -269,7 +273,8 @@ class TaskTracker(LazyRuntime):
     def _received(self, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
         message = request.request_dict
-        note_received(message, self._mirrors(request.name, message))
+        task = getattr(request, "task", None)
+        note_received(message, self._mirrors(request.name, message, task))
         self._workflows.received(request)
 
     def _revoked(
