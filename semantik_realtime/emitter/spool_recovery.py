@@ -9,7 +9,7 @@ from pathlib import Path
 
 from semantik_realtime.core.event import Draft
 from semantik_realtime.emitter import spool_file
-from semantik_realtime.emitter.outcomes import Outcomes
+from semantik_realtime.emitter.outcomes import EmitterStats, Outcomes
 from semantik_realtime.emitter.sender import Reply
 from semantik_realtime.errors import BackendError
 
@@ -29,8 +29,14 @@ class SpoolRecovery:
     disk: a file that cannot be read is logged and skipped.
     """
 
-    def __init__(self, directory: Path, look_seconds: float = LOOK_SECONDS) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        look_seconds: float = LOOK_SECONDS,
+        stats: EmitterStats | None = None,
+    ) -> None:
         self._directory = directory
+        self._stats = stats or EmitterStats()
         self._look_seconds = min(look_seconds, LOOK_SECONDS)
         # The file being read, locked by this process; None between two files.
         self._orphan: spool_file.Orphan | None = None
@@ -77,6 +83,7 @@ class SpoolRecovery:
             if not drafts:
                 orphan.remove()
                 self._orphan = None
+                self._note_damage(orphan)
                 logger.info(
                     "emitter: recovered path=%s drafts=%d unreadable=%d",
                     orphan.path,
@@ -89,6 +96,16 @@ class SpoolRecovery:
             self._skipped.add(orphan.path.name)
             self.release()
             return []
+
+    def _note_damage(self, orphan: spool_file.Orphan) -> None:
+        if orphan.unreadable:
+            self._stats.unreadable += orphan.unreadable
+            logger.warning(
+                "emitter: spool file damaged, lines skipped path=%s lines=%d drafts=%d",
+                orphan.path,
+                orphan.unreadable,
+                orphan.drafts,
+            )
 
     def release(self) -> None:
         """Unlock the file, so that any process may send the rest, this one at its next look.

@@ -156,7 +156,7 @@ class Job(JobEvents):
             # Last: if a time limit is raised before, the end is sent again.
             self.has_ended = True
         if self.meta.member is not None and type in END_TYPES:
-            tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.id)
+            tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.key)
 
     def send_log(self, data: Mapping[str, Any]) -> None:
         """Send a log record on the job's topic; the state stays as it is. Never waits."""

@@ -74,7 +74,7 @@ class JobEvents(TaskContext, Cancellable):
     ) -> None:
         self.runtime = runtime
         self.meta = meta
-        self.id = meta.id
+        self.id, self.key = meta.id, meta.key
         self.topic = topic = meta.topic
         self.bars = []
         # Of this object: the source of an attempt that has ended may still wait for its turn, and
@@ -83,7 +83,7 @@ class JobEvents(TaskContext, Cancellable):
         self._attempt = attempt
         if is_new and attempt is not None:
             token = f"{runtime.emitter.producer}-{self._serial}"
-            self._claim = Claim(topic, self.id, token, attempt, meta.owner)
+            self._claim = Claim(topic, self.key, token, attempt, meta.owner)
         # The job's own topic with the owner that it gets.
         self._topics = {topic: meta.owner}
         if meta.member is not None:
@@ -144,7 +144,7 @@ class JobEvents(TaskContext, Cancellable):
             self._claim.started_at = at
         drafts = self._make_everywhere("job_started", at=at)
         # Before they are emitted: from its first event on a server can end the attempt.
-        self.runtime.emitter.held.add(self.id, self.topic, self.meta.held(self._attempt or 1))
+        self.runtime.emitter.held.add(self.key, self.topic, self.meta.held(self._attempt or 1))
         return drafts
 
     def _make_end(
@@ -239,10 +239,10 @@ class JobEvents(TaskContext, Cancellable):
                 topics,
                 type if type in STATUS_OF_TYPE else check_type(type),
                 at or now_text(),
-                self.id,
+                self.key,
                 state=self._state.members if has_state else msgspec.UNSET,
                 data=data,
-                job=self.id,
+                job=self.key,
                 attempt=self._attempt,
                 claim=claim,
                 terminal=type in END_TYPES,

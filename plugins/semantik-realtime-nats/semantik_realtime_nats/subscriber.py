@@ -6,6 +6,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
+from semantik_realtime.backends.border import note
+from semantik_realtime.core.event import Cursor
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.hookspecs import Sink
 from tenacity import (
@@ -218,14 +221,7 @@ class Subscriber:
             if sink is not None and not stream.connection.is_closed:
                 deliver(topic, sink, data)
 
-        def on_dropped() -> None:
-            sink = self._sinks.get(topic)
-            if sink is not None:
-                sink.interrupted(topic)
-
-        unsubscribe = await stream.connection.subscribe(
-            self._subjects.live(topic), on_data, on_dropped
-        )
+        unsubscribe = await stream.connection.subscribe(self._subjects.live(topic), on_data)
         # In the meantime another call may have subscribed, or the connection have broken.
         if topic in self._unsubscribes or stream.connection.is_closed:
             await unsubscribe()
@@ -248,8 +244,15 @@ class Subscriber:
 def deliver(topic: str, sink: Sink, data: bytes) -> None:
     """Call ``sink`` for one log message."""
     # Sequence and time are not republished, and a sink needs neither.
-    message = LogMessage.decode(0, 0.0, data)
+    try:
+        message = LogMessage.decode(0, 0.0, data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        # No writer has published it. If one of theirs was lost, the next offset shows it.
+        note("message", topic, "unknown", str(error))
+        return
     if message.header.deleted:
         sink.gone(topic)
     elif message.bodies:
-        sink.events(topic, message.header.epoch, message.header.offset, list(message.events()))
+        header = message.header
+        prev = Cursor(header.epoch, header.offset, header.chain)
+        sink.events(topic, prev, list(message.events()))
