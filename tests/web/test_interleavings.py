@@ -1,6 +1,6 @@
 """Every order in which a few things can happen to one topic, up to a depth, and not a sample.
 
-Two publishers, two clients, one cut, one trimming of the log, and one failover, that breaks no
+Two publishers, two clients, two cuts, one trimming of the log, and one failover, that breaks no
 connection: the real channel, splice and reader, with their I/O passed in. What can happen next is
 tried from every state that can be reached, each state once. Then everything is delivered, and the
 clients must be where the log is, without another event.
@@ -45,7 +45,7 @@ class World:
         self.joining: list[asyncio.Task[None] | None] = [None, None]
         self.in_flight: deque[Batch] = deque()
         # What can happen once, or a few times.
-        self.left = {"publish": PUBLISHES, "cut": 1, "trim": 1, "failover": 1, "leave": 1, "top": 1}
+        self.left = {"publish": PUBLISHES, "cut": 2, "trim": 1, "failover": 1, "leave": 1, "top": 1}
 
     def enabled(self) -> list[str]:
         """Return what can happen next."""
