@@ -176,8 +176,9 @@ def begin(
         return None
     task = get_current_task()
     parent = None if task is None else task.request
-    is_free = parent is None or workflow_of(parent) is None
     own = {**((first.get("options") or {}).get("headers") or {}), **(given or {})}
+    # None says that it is a job of its own. The header of a chain reaches its first task alone.
+    is_free = parent is None or workflow_of(parent) is None or own.get(WORKFLOW, "") is None
     if not is_free and WORKFLOW not in own:
         # It adds members to the workflow of the task that publishes it.
         return None
