@@ -207,6 +207,7 @@ def _outcomes(emitter: Registered) -> dict[str, int]:
         "foreign_owner": stats.foreign_owner,
         "rejected": stats.rejected,
         "dropped": stats.dropped,
+        "unreadable": stats.unreadable,
     }
 
 

@@ -10,14 +10,18 @@ from typing import Any
 
 import msgspec
 
-from semantik_realtime.core.limits import MAX_EVENT_BYTES
+from semantik_realtime.core.limits import MAX_DEPTH, MAX_EVENT_BYTES
 from semantik_realtime.core.topic import check_key, check_type
 from semantik_realtime.errors import EventError, EventTooBig
 
 CHAIN_FACTOR = 1_000_003
 """The same in ``append.lua`` and in docs/protocol.md; see `link`."""
 CHAIN_MODULUS = 2**32
+_CHAIN_INVERSE = pow(CHAIN_FACTOR, -1, CHAIN_MODULUS)
 
+_NOT_ENCODED = (
+    TypeError, ValueError, RecursionError, OverflowError, BufferError, msgspec.MsgspecError
+)  # fmt: skip
 _encode = msgspec.json.Encoder().encode
 _CURSOR = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9]{1,16})\.([0-9a-f]{8})")
 
@@ -247,6 +251,30 @@ def link(chain: int, digest: int) -> int:
     return (chain * CHAIN_FACTOR + digest) % CHAIN_MODULUS
 
 
+def unlink(chain: int, digest: int) -> int:
+    """Return the chain before the event with which `link` returned ``chain``.
+
+    >>> unlink(link(0x9F86D081, 5), 5) == 0x9F86D081
+    True
+    """
+    return (chain - digest) * _CHAIN_INVERSE % CHAIN_MODULUS
+
+
+def position_before(epoch: str, event: Event) -> Cursor:
+    """Return the position before an event of a log whose offsets are dense.
+
+    Computed from the event's chain and its bytes, which must be the stored ones: a wrapper of the
+    backend's hooks may have changed them.
+
+    >>> body = b'{"type":"note"}'
+    >>> event = Event(18, link(7, zlib.crc32(body)), with_offset(body, 18))
+    >>> position_before("e", event)
+    Cursor(epoch='e', offset=17, chain=7)
+    """
+    body = b"{" + event.json.partition(b",")[2]
+    return Cursor(epoch, event.offset - 1, unlink(event.chain, zlib.crc32(body)))
+
+
 def encode_body(
     type: str,
     time: str,
@@ -267,7 +295,7 @@ def encode_body(
     b'{"type":"note","time":"2026-01-01T00:00:00.000Z","key":"42","data":{"n":1}}'
 
     Raises:
-        EventError: the type, the key or a member cannot be encoded.
+        EventError: the type, the key or a member cannot be encoded, or it is nested too deeply.
         EventTooBig: the result has more than ``max_bytes`` bytes.
     """
     event: dict[str, Any] = {"type": check_type(type), "time": time, "key": check_key(key)}
@@ -279,11 +307,34 @@ def encode_body(
         event["terminal"] = True
     try:
         body = _encode(event)
-    except (TypeError, ValueError, RecursionError, OverflowError, BufferError) as error:
+        is_deep = is_too_deep(body)
+    except _NOT_ENCODED as error:
         raise EventError(f"event {type} cannot be encoded: {error}") from error
     if len(body) > max_bytes:
         raise EventTooBig(f"event {type} has {len(body)} bytes, the limit is {max_bytes}")
+    if is_deep:
+        raise EventError(f"event {type} is nested deeper than {MAX_DEPTH} levels")
     return body
+
+
+def is_too_deep(event: bytes) -> bool:
+    """Return True if JSON has more than `MAX_DEPTH` levels of objects and arrays.
+
+    >>> is_too_deep(b"[" * 101 + b"]" * 101), is_too_deep(b'{"text":"[[["}')
+    (True, False)
+    """
+    # Without so many brackets there cannot be so many levels.
+    if event.count(b"{") + event.count(b"[") <= MAX_DEPTH:
+        return False
+    level = [msgspec.json.decode(event)]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return any(isinstance(inner, dict | list) for inner in level)
 
 
 def with_offset(body: bytes, offset: int) -> bytes:

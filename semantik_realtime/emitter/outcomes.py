@@ -33,6 +33,8 @@ class EmitterStats(msgspec.Struct):
     """Too big, or too many keys."""
     dropped: int = 0
     """Dropped because too many waited; superseded drafts included."""
+    unreadable: int = 0
+    """Lines of the spool files of ended processes that were torn or damaged."""
     failures: int = 0
     """Calls to the backend that failed and are made again, and errors of the emitter's thread."""
 

@@ -22,6 +22,7 @@ from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.aborts import follow_aborts
 from semantik_realtime.worker.acceptance import is_active, look_at_acceptance
+from semantik_realtime.worker.announcements import announce_member
 from semantik_realtime.worker.beat import complete_owner, note_beat
 from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
 from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
@@ -39,6 +40,7 @@ from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.places import complete_headers
+from semantik_realtime.worker.plain_canvas import PlainCanvases
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_revoked
@@ -65,6 +67,7 @@ class TaskTracker(LazyRuntime):
         self._failed_late: deque[str] = deque(maxlen=100)
         self._running = running_jobs
         self._workflows = WorkflowFollower(self.runtime)
+        self._canvases = PlainCanvases(self.runtime, self.failures)
         self._revoked_results = RevokedResults()
         self._process = WorkerProcess(
             self.runtime,
@@ -101,12 +104,14 @@ class TaskTracker(LazyRuntime):
         """Connect the receivers to Celery's signals. Idempotent."""
         for signal, uid, receiver in self._receivers:
             signal.connect(receiver, weak=False, dispatch_uid=uid)
+        self._canvases.connect()
         self.is_connected = True
 
     def disconnect(self) -> None:
         """Undo `connect`."""
         for signal, uid, _ in self._receivers:
             signal.disconnect(dispatch_uid=uid)
+        self._canvases.disconnect()
         self.is_connected = False
 
     def close(self, timeout_seconds: float) -> None:
@@ -274,7 +279,9 @@ class TaskTracker(LazyRuntime):
         note_received(message, mirrors)
         if mirrors is not None:
             look_at_acceptance(request, getattr(sender, "pool", None))
-        self._workflows.received(request)
+        workflow = self._workflows.received(request)
+        if workflow is not None:
+            announce_member(sender, request.id, workflow)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
 from semantik_realtime.backends.redis import subscriber
 from semantik_realtime.backends.redis.subscriber import Subscriber
-from semantik_realtime.core.event import Event
+from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.testing.contract import until
 
-EVENT = b'e 5 0000002a\n{"offset":6}'
+EVENT = b'e 5 41 0000002a\n{"offset":6}'
 
 
 class Connection:
@@ -59,8 +59,8 @@ class Calls:
         self.names: list[str] = []
         self.received: list[Event] = []
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
-        assert (epoch, prev) == ("e", 5)
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
+        assert prev == Cursor("e", 5, 41)
         self.names.append("events")
         self.received += events
 
@@ -91,12 +91,28 @@ async def subscribers() -> AsyncIterator[list[Subscriber]]:
         await one.close()
 
 
-async def open_on(server: Server, subscribers: list[Subscriber]) -> Subscriber:
-    async def publish(channel: str, text: str) -> None:
-        connection = server.made[-1]
-        connection.replies.put_nowait([b"message", channel.encode(), text.encode()])
+class Canary:
+    """A canary that comes back at once; ``before`` runs first."""
 
-    made = Subscriber(server.connect, publish, lambda topic: topic, timeout_seconds=5.0)
+    channel = "canary"
+    lineage = 0
+
+    def __init__(
+        self, connect: Callable[[], Connection], before: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        self.newest = connect
+        self.before = before
+
+    async def send(self) -> bytes:
+        if self.before is not None:
+            await self.before()
+        self.newest().replies.put_nowait([b"message", b"canary", b"1"])
+        return b"1"
+
+
+async def open_on(server: Server, subscribers: list[Subscriber]) -> Subscriber:
+    canary = Canary(lambda: server.made[-1])
+    made = Subscriber(server.connect, canary, lambda topic: topic, timeout_seconds=5.0)
     subscribers.append(made)
     await made.open()
     return made
@@ -177,11 +193,9 @@ def test_a_loop_ends_although_a_library_swallows_the_only_cancellation(place: st
                 if place == "command":
                     await swallow(is_reached)
 
-        async def publish(channel: str, text: str) -> None:
-            await swallow(is_reached)
-
         connection = Swallowing()
-        made = Subscriber(lambda: connection, publish, lambda topic: topic, timeout_seconds=30.0)
+        canary = Canary(lambda: connection, lambda: swallow(is_reached))
+        made = Subscriber(lambda: connection, canary, lambda topic: topic, timeout_seconds=30.0)
         await made.open()
         await is_reached.wait()
 

@@ -54,7 +54,7 @@ class Log:
     def append(self, count: int) -> Batch:
         """Append ``count`` events, each with a state; return them as a live batch."""
         self.is_known = True
-        prev, batch = self.cursor.offset, []
+        prev, batch = self.cursor, []
         for _ in range(count):
             self._number += 1
             key = KEYS[self._number % len(KEYS)]
@@ -65,7 +65,7 @@ class Log:
             self.events.append(event)
             batch.append(event)
             self.written[self.epoch, offset, chain] = json.loads(event.json)
-        return self.epoch, prev, batch
+        return prev, batch
 
     def forget(self) -> None:
         """Lose everything: the next event begins another epoch."""
@@ -201,6 +201,7 @@ class Client:
         self.wire_name = "test"
         self.subscriptions = 1
         self.outbox_bytes = 0
+        self.is_slow = False
         self._is_awake = False
 
     async def join(self) -> None:
@@ -243,6 +244,9 @@ class Client:
         outgoing = self.subscription.collect_events(is_slow=False)
         assert outgoing is not None, "evicted"
         if outgoing.events:
+            if self.subscription.cursor != self.channel.cursor:
+                # The next piece waits.
+                self.wake(self.subscription)
             [batch] = json.loads(outgoing.frame)["topics"].values()
             self._receive_events(batch)
 

@@ -5,21 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import nats.errors
-from nats.aio.msg import Msg
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.errors import BackendRefused, BackendUnavailable
 
-from semantik_realtime_nats.client import NatsClient
-from semantik_realtime_nats.errors import NoReply, check_version, refused_subscription
+from semantik_realtime_nats.client import TOO_MANY_SUBSCRIPTIONS, Listener, Message, NatsClient
+from semantik_realtime_nats.errors import (
+    NoReply,
+    check_version,
+    explain_violation,
+    refused_subscription,
+)
 from semantik_realtime_nats.settings import ConnectOptions
 
 logger = logging.getLogger(__name__)
 
 PING_SECONDS = 5
 """Between two pings, and how long each may take: a dead connection is found within twice that."""
+TOO_MANY = (
+    "the server allows no more subscriptions on a connection, and a web process needs one for each "
+    "watched topic: raise max_subscriptions of the server, or subs of the account or the user"
+)
 NEVER_SECONDS = 3600
 """For nats-py's own timeouts, which must not fire: every call has a deadline from its caller."""
 
@@ -33,9 +42,9 @@ class _Request:
         self.subject = subject
         self.has_parts = has_parts
         """True if the reply is several messages, the last of which has a status header."""
-        self.parts: list[Msg] = []
+        self.parts: list[Message] = []
         """The messages before the last one."""
-        self.future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         """Gets the last message, or the error."""
 
 
@@ -60,12 +69,13 @@ class Connection:
         """Numbers the requests."""
         self._requests: dict[str, _Request] = {}
         """The requests without a reply, by token."""
-        self._on_dropped: dict[str, Callable[[], None]] = {}
-        """For each subscribed subject, what to call when nats-py dropped messages of it."""
         self._confirmed: set[str] = set()
         """Subjects, in lower case, that the server lets us subscribe to."""
         self._refused: set[str] = set()
         """Subjects, in lower case, that the server does not let us subscribe to."""
+        self._has_too_many = False
+        """True if the server has refused a subscription, not naming it, since the last `confirm`:
+        there are as many as it allows."""
         self._pinging: asyncio.Task[None] | None = None
         """Runs from `connect` to `close`."""
 
@@ -119,15 +129,14 @@ class Connection:
             raise BackendRefused(refusal)
         self._client.on_reading_ended(self._break)
         self._inbox = self._client.new_inbox() + "."
-        await self._client.subscribe(self._inbox + "*", cb=self._on_reply)
+        await self._client.listen(self._inbox + "*", self._on_reply)
         self._pinging = asyncio.create_task(self._ping(), name="semantik-realtime-ping")
 
     async def close(self) -> None:
         """Close the connection; requests without a reply raise `NoReply`. Idempotent."""
         self._break()
         if self._pinging is not None:
-            self._pinging.cancel()
-            await asyncio.gather(self._pinging, return_exceptions=True)
+            await stop_tasks([self._pinging])
         await self._client.force_close()
 
     async def request(
@@ -143,7 +152,9 @@ class Connection:
         """
         return (await self._request(_Request(subject, False), data, headers)).data
 
-    async def request_parts(self, subject: str, data: bytes) -> tuple[list[Msg], dict[str, str]]:
+    async def request_parts(
+        self, subject: str, data: bytes
+    ) -> tuple[list[Message], dict[str, str]]:
         """Send a request whose reply is several messages; return them and the last one's headers.
 
         The last message has a status header and no data.
@@ -152,40 +163,25 @@ class Connection:
         """
         request = _Request(subject, True)
         last = await self._request(request, data, None)
-        return request.parts, last.headers or {}
+        return request.parts, last.headers
 
-    async def subscribe(
-        self, subject: str, on_data: Callable[[bytes], None], on_dropped: Callable[[], None]
-    ) -> Callable[[], Coroutine[Any, Any, None]]:
-        """Subscribe to ``subject``. Call `confirm` before you rely on it.
+    async def subscribe(self, subject: str, listener: Listener) -> int:
+        """Subscribe to ``subject``, and return its number. Call `confirm` before you rely on it.
 
         Args:
             subject: without wildcards.
-            on_data: called on the loop with the data of each message.
-            on_dropped: called on the loop when nats-py dropped messages because its queue for
-                this subscription was full.
-
-        Returns:
-            A coroutine function that unsubscribes.
+            listener: called on the loop with each message.
         """
-
-        async def on_message(message: Msg) -> None:
-            on_data(message.data)
-
         # The permissions may have changed since the last subscription to it.
         self._refused.discard(subject.lower())
         self._confirmed.discard(subject.lower())
-        self._on_dropped[subject] = on_dropped
         with _no_reply_on_error():
-            subscription = await self._client.subscribe(subject, cb=on_message)
+            return await self._client.listen(subject, listener)
 
-        async def unsubscribe() -> None:
-            self._on_dropped.pop(subject, None)
-            # Without a connection the server has dropped the subscription already.
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await subscription.unsubscribe()
-
-        return unsubscribe
+    async def unsubscribe(self, number: int) -> None:
+        """End a subscription. Without a connection the server has dropped it already."""
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._client.unlisten(number)
 
     async def confirm(self, subjects: Sequence[str], permission: str) -> None:
         """Wait until the server has processed the subscriptions to these subjects.
@@ -198,6 +194,9 @@ class Connection:
             NoReply: the connection broke.
         """
         await self._flush()
+        if self._has_too_many:
+            self._has_too_many = False
+            raise BackendRefused(TOO_MANY)
         for subject in subjects:
             if subject.lower() in self._refused:
                 raise BackendRefused(
@@ -232,7 +231,9 @@ class Connection:
             self._error = error
             self._break()
 
-    async def _request(self, request: _Request, data: bytes, headers: dict[str, str] | None) -> Msg:
+    async def _request(
+        self, request: _Request, data: bytes, headers: dict[str, str] | None
+    ) -> Message:
         if self.is_closed:
             raise BackendUnavailable("not connected")
         self._last_token += 1
@@ -247,25 +248,19 @@ class Connection:
         finally:
             del self._requests[token]
 
-    async def _on_reply(self, message: Msg) -> None:
-        request = self._requests.get(message.subject.removeprefix(self._inbox))
+    def _on_reply(self, message: Message) -> None:
+        request = self._requests.get(message.subject.decode().removeprefix(self._inbox))
         if request is None or request.future.done():
             return
-        status = message.headers.get("Status") if message.headers else None
-        if status == "503":
+        status = message.raw_headers[9:12] if message.raw_headers else b""
+        if status == b"503":
             request.future.set_exception(nats.errors.NoRespondersError())
-        elif request.has_parts and status is None:
+        elif request.has_parts and not status.isdigit():
             request.parts.append(message)
         else:
             request.future.set_result(message)
 
     async def _on_error(self, error: Exception) -> None:
-        if isinstance(error, nats.errors.SlowConsumerError):
-            logger.warning("connection: messages dropped, queue full subject=%s", error.subject)
-            on_dropped = self._on_dropped.get(error.subject)
-            if on_dropped is not None:
-                on_dropped()
-            return
         if not isinstance(error, nats.errors.Error | OSError):
             logger.error("connection: a message was not processed", exc_info=error)
             return
@@ -276,6 +271,9 @@ class Connection:
             return
         # nats-py passes the server's message on in lower case.
         text = str(error).lower()
+        if TOO_MANY_SUBSCRIPTIONS in text:
+            self._has_too_many = True
+            return
         if "permissions violation" in text:
             self._on_permissions_violation(text)
 
@@ -284,9 +282,7 @@ class Connection:
         for request in self._requests.values():
             concerns_request = request.subject.lower() in text or (inbox and inbox in text)
             if concerns_request and not request.future.done():
-                request.future.set_exception(
-                    BackendRefused(f"the server refuses our permissions: {text}")
-                )
+                request.future.set_exception(BackendRefused(explain_violation(text)))
         refused = refused_subscription(text)
         if refused is not None:
             self._refused.add(refused)

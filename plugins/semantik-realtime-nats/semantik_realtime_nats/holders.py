@@ -22,9 +22,10 @@ from semantik_realtime.core.holding import (
 from semantik_realtime.core.limits import MAX_GIVEN_HOLDERS, MAX_GIVEN_JOBS
 from semantik_realtime.errors import AppendUncertain
 
+from semantik_realtime_nats.conflicts import retry_conflicts
 from semantik_realtime_nats.errors import NoReply, SequenceConflict
 from semantik_realtime_nats.held import Change, HeldJobs, Message, fold, split_change
-from semantik_realtime_nats.stream import Stream, retry_conflicts
+from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 
 REPLACE_BYTES = 16 * 1024
@@ -81,7 +82,7 @@ class Holders:
                 known = await self._read(stream, subject)
             was_held = holder in known.held.holders
             if was_held or jobs:
-                ends_at = stream.now() + seconds
+                ends_at = await stream.now() + seconds
                 changes = list(split_change(holder, ends_at, jobs, ended, max_bytes))
                 await self._store(stream, subject, known, changes, seconds)
             return was_held
@@ -102,7 +103,7 @@ class Holders:
                 break
             async with self._lock:
                 known = await self._read(stream, subject)
-                now = stream.now()
+                now = await stream.now()
                 names = known.held.overdue(now)[:room]
                 changes, holdings = [], []
                 for name in names:
@@ -131,7 +132,7 @@ class Holders:
                 found = await stream.read_last(subjects[start : start + SUBJECTS_AT_ONCE])
                 for subject, stored in found.items():
                     due_at = Message.decode(stored.data).due_at
-                    if due_at is not None and due_at <= stream.now():
+                    if due_at is not None and await stream.is_past(due_at):
                         due.append((due_at, subject))
             offset += len(subjects)
             if not subjects or offset >= info.get("total", 0):

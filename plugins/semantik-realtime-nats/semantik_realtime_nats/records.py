@@ -7,6 +7,7 @@ from zlib import crc32
 
 import msgspec
 from semantik_realtime.core.event import Cursor, Draft, Event, StateChange, link, with_offset
+from semantik_realtime.core.readable import is_cursor
 
 _encode = msgspec.json.Encoder().encode
 
@@ -99,9 +100,17 @@ class LogMessage(msgspec.Struct, frozen=True):
 
     @classmethod
     def decode(cls, seq: int, stored_at: float, data: bytes) -> LogMessage:
-        """Decode what `LogHeader.encode` returned."""
+        """Decode what `LogHeader.encode` returned.
+
+        Raises:
+            ValueError: no writer has made it.
+        """
         line, _, rest = data.partition(b"\n")
-        return cls(seq, stored_at, _decode_header(line), rest.split(b"\n") if rest else ())
+        message = cls(seq, stored_at, _decode_header(line), rest.split(b"\n") if rest else ())
+        counts = (fact.count for fact in message.header.facts if isinstance(fact, EventRun))
+        if sum(counts) != len(message.bodies) or not is_cursor(message.cursor):
+            raise ValueError("it is no message of a log")
+        return message
 
     @property
     def cursor(self) -> Cursor:
@@ -119,9 +128,10 @@ class LogMessage(msgspec.Struct, frozen=True):
         """True if readers do not know the topic after it: it is deleted, or only claimed."""
         return self.header.deleted or self.cursor.offset == 0
 
-    def is_expired(self, now: float) -> bool:
-        """Return True if the topic has expired, provided that this is its last message."""
-        return now >= self.header.expires_at(self.stored_at)
+    @property
+    def expires_at(self) -> float:
+        """When the topic expires, by the server's clock, provided that this is its last message."""
+        return self.header.expires_at(self.stored_at)
 
     def events(self) -> Iterator[Event]:
         """Yield its events."""

@@ -8,13 +8,14 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.errors import AppendUncertain, BackendUnavailable
 from semantik_realtime.native_threads import Event, Thread, make_event, make_lock, make_thread
 
 Worker = TypeVar("Worker")
 Result = TypeVar("Result")
 
-STOP_SECONDS = 5.0
+STOP_SECONDS = 2.0
 MAX_CALL_SECONDS = 60.0
 """Every call has a shorter deadline of its own; this one ends the wait for a stuck thread."""
 
@@ -81,6 +82,19 @@ class LoopThread(Generic[Worker]):
         """The thread; in a child that of the parent, until the first call. None without one."""
         self._inherited: list[object] = []
         """What a child got from its parent; kept, so that nothing of it is closed."""
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker of this process, if the thread runs. For what it may do in any thread."""
+        running = self._running
+        return running.worker if running is not None and running.pid == os.getpid() else None
+
+    def post(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` on the loop soon, without waiting; not at all if the thread ends."""
+        running = self._running
+        if running is not None and running.pid == os.getpid():
+            with suppress(RuntimeError):  # The loop is closed.
+                running.loop.call_soon_threadsafe(callback)
 
     def run(self, call: Callable[[Worker], Coroutine[Any, Any, Result]]) -> Result:
         """Run ``call`` on the loop and return its result; blocks the calling thread.
@@ -159,8 +173,6 @@ class LoopThread(Generic[Worker]):
         try:
             await self._end(worker)
             rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in rest:
-                task.cancel()
-            await asyncio.wait_for(asyncio.gather(*rest, return_exceptions=True), STOP_SECONDS / 2)
+            await stop_tasks(rest, STOP_SECONDS / 2)
         finally:
             loop.stop()

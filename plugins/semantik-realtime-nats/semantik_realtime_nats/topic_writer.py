@@ -12,11 +12,12 @@ from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt
 from semantik_realtime.core.retention import own_job
 from semantik_realtime.errors import AppendUncertain, BackendError
 
+from semantik_realtime_nats.conflicts import retry_conflicts
 from semantik_realtime_nats.errors import NoReply, SequenceConflict, explain
 from semantik_realtime_nats.ledger import Gap, Ledger
 from semantik_realtime_nats.log import TopicLog, catch_up, encode_checkpoint, read_messages
 from semantik_realtime_nats.plan import Limits, Plan, Stale
-from semantik_realtime_nats.stream import Stream, retry_conflicts
+from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ class TopicWriter:
             )
         except NoReply as error:
             raise AppendUncertain(str(error)) from error
-        ledger.commit(planned.header, seq, stream.now())
+        ledger.commit(planned.header, seq, stream.estimate_now())
         self._ledger = None if planned.header.deleted else ledger
         if replaces_log:
             # Checkpoint and states of the older epoch. Readers ignore them, so this may fail.
@@ -186,7 +187,7 @@ class TopicWriter:
         if self._ledger is None:
             log = await TopicLog.read(stream, self._subjects, self._topic)
             self._ledger = log.ledger if log else Ledger.begin(0)
-        if stream.now() + CLOCK_SECONDS >= self._ledger.alive_until:
+        if await stream.is_past(self._ledger.alive_until - CLOCK_SECONDS):
             self._ledger = Ledger.begin(self._ledger.expected_seq)
         return self._ledger
 

@@ -26,9 +26,18 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from semantik_realtime.backends.border import note
 from semantik_realtime.backends.redis.append import DUPLICATE, append_arguments, read_receipts
+from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.holders import Holders
-from semantik_realtime.backends.redis.replies import read_page, read_snapshot
+from semantik_realtime.backends.redis.read_pool import ReadPool
+from semantik_realtime.backends.redis.refusals import ends_connection, explain
+from semantik_realtime.backends.redis.replies import (
+    is_of_another_type,
+    read_page,
+    read_snapshot,
+    read_top,
+)
 from semantik_realtime.backends.redis.script import (
     APPEND,
     CLAIM,
@@ -39,7 +48,6 @@ from semantik_realtime.backends.redis.script import (
     Script,
     Writer,
     check_url,
-    explain,
     milliseconds,
 )
 from semantik_realtime.backends.redis.subscriber import Subscriber
@@ -74,6 +82,7 @@ class RedisBackend:
         self._holders = Holders(self._writer, settings.prefix)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._client: redis.asyncio.Redis | None = None
+        self._pool: ReadPool | None = None
         self._subscriber: Subscriber | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -150,6 +159,7 @@ class RedisBackend:
     @hookimpl
     def close_writer(self) -> None:
         self._writer.close()
+        self._writer.abort()
 
     # Reads: coroutines on one loop.
 
@@ -161,7 +171,7 @@ class RedisBackend:
         # What was opened on another loop (a test client's, for example) ended with it.
         self._loop = loop
         timeout = self._settings.timeout_seconds
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
+        pool = ReadPool.from_url(
             self._url,
             protocol=2,
             max_connections=READ_CONNECTIONS,
@@ -174,17 +184,24 @@ class RedisBackend:
         self._client = redis.asyncio.Redis(connection_pool=pool)
         # The subscriber reads without a deadline; its canary finds a dead connection.
         kwargs = {**pool.connection_kwargs, "socket_timeout": None}
-        self._subscriber = Subscriber(
-            lambda: pool.connection_class(**kwargs),
-            lambda channel, text: self._execute("PUBLISH", channel, text),
-            self._channel,
-            timeout,
-        )
+        del kwargs["redis_connect_func"]
+
+        def connect() -> Any:
+            return pool.connection_class(**kwargs)
+
+        self._pool = pool
+        pool.canary = Canary(self._writer, connect, self._channel, timeout)
+        subscriber = Subscriber(connect, pool.canary, self._channel, timeout, pool.renew)
+        self._subscriber = subscriber
         try:
-            await self._subscriber.open()
+            await subscriber.open()
         except (RedisError, OSError, TimeoutError) as error:
             await self.close()
             raise explain(error) from error
+        if self._subscriber is not subscriber:
+            # It was closed in the meantime, and nobody else would end these tasks.
+            await subscriber.close()
+            raise BackendUnavailable("the backend was closed")
 
     @hookimpl
     async def close(self) -> None:
@@ -227,14 +244,21 @@ class RedisBackend:
                 "HMGET", self._keys(topic)[0], "epoch", "offset", "chain", "owner"
             )
         try:
-            replies = await pipeline.execute() if topics else []
+            replies = await pipeline.execute(raise_on_error=False) if topics else []
         except (RedisError, OSError) as error:
+            self._leave_wrong_server(error)
             raise explain(error) from error
         tops = {}
-        for topic, (epoch, offset, chain, owner) in zip(topics, replies, strict=True):
-            if epoch is not None and offset not in (None, b"0"):
-                cursor = Cursor(epoch.decode(), int(offset), int(chain))
-                tops[topic] = Top(cursor, owner.decode() if owner is not None else None)
+        for topic, reply in zip(topics, replies, strict=True):
+            if isinstance(reply, Exception) and not is_of_another_type(reply):
+                raise explain(reply) from reply
+            try:
+                top = read_top(reply)
+            except (TypeError, ValueError) as error:
+                note("position", topic, "unknown", str(error))
+            else:
+                if top is not None:
+                    tops[topic] = top
         return tops
 
     @hookimpl
@@ -278,7 +302,13 @@ class RedisBackend:
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
+            self._leave_wrong_server(error)
             raise explain(error) from error
+
+    def _leave_wrong_server(self, error: Exception) -> None:
+        """Resolve the address again before the next read, if this is not the server for it."""
+        if self._pool is not None and ends_connection(error):
+            self._pool.renew()
 
     def _reader(self) -> redis.asyncio.Redis:
         if self._client is None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.resume import Reason
-from semantik_realtime.hookspecs import Page, Snapshot
+from semantik_realtime.hookspecs import Page, Snapshot, Top
 
 
 def read_snapshot(reply: Sequence[Any]) -> Snapshot:
@@ -17,12 +19,9 @@ def read_snapshot(reply: Sequence[Any]) -> Snapshot:
     epoch, offset, chain, owner, reason, flat_events, flat_states = reply
     return Snapshot(
         _cursor(epoch, offset, chain),
-        owner.decode() or None,
+        text(owner) or None,
         Reason(reason.decode()) if reason else None,
-        {
-            key.decode(): event
-            for key, event in zip(flat_states[::2], flat_states[1::2], strict=True)
-        },
+        {text(key): event for key, event in zip(flat_states[::2], flat_states[1::2], strict=True)},
         _events(flat_events),
     )
 
@@ -36,8 +35,31 @@ def read_page(reply: Sequence[Any]) -> Page:
     return Page(cursor, events, bool(events) and events[-1].offset < cursor.offset)
 
 
+def read_top(reply: Any) -> Top | None:
+    """Return the end of a topic by four fields of its meta; None if nothing was appended.
+
+    Raises:
+        TypeError, ValueError: another program has written them.
+    """
+    epoch, offset, chain, owner = reply
+    if epoch is None or offset in (None, b"0"):
+        return None
+    cursor = Cursor(text(epoch), int(offset), int(chain))
+    return Top(cursor, text(owner) if owner is not None else None)
+
+
+def is_of_another_type(error: Exception) -> bool:
+    """Return True if a key has another type than the command expects: a program has set it."""
+    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
+
+
+def text(value: bytes) -> str:
+    """Decode what another program may have written: wrong bytes make it no epoch and no user."""
+    return value.decode(errors="replace")
+
+
 def _cursor(epoch: bytes, offset: bytes, chain: bytes) -> Cursor:
-    return Cursor(epoch.decode(), int(offset), int(chain, 16))
+    return Cursor(text(epoch), int(offset), int(chain, 16))
 
 
 def _events(flat: Sequence[bytes]) -> list[Event]:

@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    NoPermissionError,
-    NoScriptError,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
-from semantik_realtime.errors import (
-    AppendUncertain,
-    BackendError,
-    BackendRefused,
-    BackendUnavailable,
-    ConfigError,
-)
+from semantik_realtime.backends.redis.refusals import Kind, ends_connection, explain, kind_of
+from semantik_realtime.backoff import spread
+from semantik_realtime.errors import AppendUncertain, ConfigError
 from semantik_realtime.native_threads import at_thread_end, make_lock, socket_owner
 from semantik_realtime.urls import find_fault, mask_text
 
-# The first words of errors with which a server refuses writes for a while.
-_TEMPORARY = (
-    "READONLY",
-    "LOADING",
-    "OOM",
-    "MASTERDOWN",
-    "TRYAGAIN",
-    "CLUSTERDOWN",
-    "BUSY",
-    "MISCONF",
-    "NOREPLICAS",
-    "UNBLOCKED",
-)
+CONNECTION_SECONDS = 60.0
+"""Age, varied by 15 %, after which a connection is closed instead of used again. The next one
+resolves the address of the server again, which may have moved while the old server answers on."""
 
 
 class Script:
@@ -63,28 +45,13 @@ LEASE = Script("lease")
 HOLD = Script("hold")
 OVERDUE = Script("overdue")
 GIVE = Script("give")
-WRITES = (APPEND, CLAIM, DELETE, LEASE, HOLD, OVERDUE, GIVE)
+CANARY = Script("canary")
+WRITES = (APPEND, CLAIM, DELETE, LEASE, HOLD, OVERDUE, GIVE, CANARY)
 
 
 def milliseconds(seconds: float) -> int:
     """Return a duration as the scripts need it: whole, and not 0."""
     return max(1, round(seconds * 1000))
-
-
-def explain(error: Exception) -> BackendError:
-    """Return the error of this package for an error of redis-py or of the server."""
-    text = mask_text(str(error))
-    if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
-        return BackendRefused(f"the server refuses our rights: {text}")
-    if isinstance(error, ResponseError):
-        # redis-py has classes for some of these and strips their prefix.
-        name = type(error).__name__.removesuffix("Error").upper()
-        if text.startswith(_TEMPORARY) or name in _TEMPORARY or name == "OUTOFMEMORY":
-            return BackendUnavailable(f"the server cannot write now: {text or name}")
-        if text.startswith(("NOAUTH", "NOPERM", "WRONGPASS")):
-            return BackendRefused(f"the server refuses our rights: {text}")
-        return BackendRefused(f"the server refuses: {text}")
-    return BackendUnavailable(f"{type(error).__name__}: {text}")
 
 
 def check_url(url: str) -> None:
@@ -129,8 +96,13 @@ class Writer:
             socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 0),
         )
-        # Connections that no call uses, by their `socket_owner`; taken and returned under the lock.
-        self._idle: dict[int, list[Any]] = {}
+        # Connections that no call uses, by their `socket_owner`, each with the monotonic time until
+        # which it may be used; taken and returned under the lock.
+        self._idle: dict[int, list[tuple[Any, float]]] = {}
+        # The connections of the calls that run, each with the id of its process.
+        self._busy: dict[Any, int] = {}
+        self.connections = 0
+        """How many connections were made. A new one may lead to another server."""
         self._lock = make_lock()
 
     def run(self, script: Script, keys: Sequence[str], *args: bytes | str | int | float) -> Any:
@@ -162,13 +134,7 @@ class Writer:
             AppendUncertain: the script may have run, once or several times.
             BackendRefused: the server refused all runs.
         """
-        commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
-        replies = self._exchange(commands)
-        if any(isinstance(reply, NoScriptError) for reply in replies):
-            # SCRIPT FLUSH, or another server behind the host name. A new connection loads the
-            # scripts. Runs that succeeded are repeated too; every script allows that.
-            self.close()
-            replies = self._exchange(commands)
+        replies = self.run_each(script, calls)
         failures = [reply for reply in replies if isinstance(reply, Exception)]
         if not failures:
             return replies
@@ -177,58 +143,111 @@ class Writer:
             raise AppendUncertain(f"{len(failures)} of {len(replies)} failed: {reason}")
         raise reason
 
+    def run_each(
+        self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
+    ) -> list[Any]:
+        """Do the same, but return an error of the server in the place of the reply.
+
+        Raises:
+            BackendUnavailable: the script did not run.
+            AppendUncertain: the script may have run, once or several times.
+        """
+        commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
+        replies = self._exchange(commands)
+        kinds = {kind_of(reply) for reply in replies if isinstance(reply, Exception)}
+        if kinds & {Kind.SCRIPT_UNKNOWN, Kind.WRONG_NODE}:
+            # SCRIPT FLUSH, or another server behind the host name. A new connection loads the
+            # scripts. Runs that succeeded are repeated too; every script allows that.
+            self.close()
+            replies = self._exchange(commands)
+        return replies
+
     def close(self) -> None:
         """Close idle connections; in a forked child too, where the parent's sockets stay open."""
         self._lock = make_lock()
         idle, self._idle = self._idle, {}
-        for connection in idle.get(socket_owner(), ()):
+        for connection, _ in idle.get(socket_owner(), ()):
             connection.disconnect()
 
+    def abort(self) -> None:
+        """Make the calls of all threads that run now fail, instead of waiting for a reply.
+
+        Not the calls of the parent, in a forked child.
+        """
+        for connection, pid in list(self._busy.items()):
+            found = getattr(connection, "_sock", None)
+            if pid == os.getpid() and found is not None:
+                with suppress(OSError):
+                    found.shutdown(socket.SHUT_RDWR)
+
     def _close_own(self) -> None:
-        """Close the idle connections of a thread that ends."""
+        """Close the idle connections of this thread."""
         with self._lock:
             idle = self._idle.pop(socket_owner(), [])
-        for connection in idle:
+        for connection, _ in idle:
             connection.disconnect()
 
     def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        with self._connection() as connection:
-            return _send(connection, commands)
+        """Return the replies to ``commands``, an error of the server among them.
 
-    @contextmanager
-    def _connection(self) -> Iterator[Any]:
-        owner = socket_owner()
-        with self._lock:
-            idle = self._idle.get(owner)
-            connection = idle.pop() if idle else None
-        if connection is not None and self._is_stale(connection):
-            connection.disconnect()
-            connection = None
-        if connection is None:
-            connection = self._pool.connection_class(**self._pool.connection_kwargs)
-            at_thread_end(self._close_own)
-            try:
-                connection.connect()
-                loads = [("SCRIPT", "LOAD", script.source) for script in WRITES]
-                for reply in _send(connection, loads):
-                    if isinstance(reply, Exception):
-                        raise reply
-            except (RedisError, OSError) as error:
-                connection.disconnect()
-                raise explain(error) from error
+        If one says that this is not the server for it, all connections are closed: the next one
+        resolves the address again.
+        """
+        connection, usable_until = self._take()
+        self._busy[connection] = os.getpid()
         try:
-            yield connection
+            replies = _send(connection, commands)
         except (RedisError, OSError) as error:
             connection.disconnect()
             raise AppendUncertain(f"{type(error).__name__}: {mask_text(str(error))}") from error
         except BaseException:
             connection.disconnect()
             raise
+        finally:
+            self._busy.pop(connection, None)
+        if any(isinstance(reply, Exception) and ends_connection(reply) for reply in replies):
+            connection.disconnect()
+            self._close_own()
+        else:
+            with self._lock:
+                self._idle.setdefault(socket_owner(), []).append((connection, usable_until))
+        return replies
+
+    def _take(self) -> tuple[Any, float]:
+        """Return a connection that no other call uses, and until when it may be used."""
         with self._lock:
-            self._idle.setdefault(owner, []).append(connection)
+            idle = self._idle.get(socket_owner())
+            connection, usable_until = idle.pop() if idle else (None, 0.0)
+        if connection is None:
+            return self._connect()
+        if self._is_stale(connection, usable_until):
+            connection.disconnect()
+            return self._connect()
+        return connection, usable_until
+
+    def _connect(self) -> tuple[Any, float]:
+        """Make a connection on which the scripts are loaded, and return until when it is used."""
+        connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        at_thread_end(self._close_own)
+        self._busy[connection] = os.getpid()
+        try:
+            connection.connect()
+            loads = [("SCRIPT", "LOAD", script.source) for script in WRITES]
+            for reply in _send(connection, loads):
+                if isinstance(reply, Exception):
+                    raise reply
+        except (RedisError, OSError) as error:
+            connection.disconnect()
+            raise explain(error) from error
+        finally:
+            self._busy.pop(connection, None)
+        self.connections += 1
+        return connection, time.monotonic() + spread(CONNECTION_SECONDS)
 
     @staticmethod
-    def _is_stale(connection: Any) -> bool:
+    def _is_stale(connection: Any, usable_until: float) -> bool:
+        if time.monotonic() >= usable_until:
+            return True
         # No reply is due on an idle connection, so if it can be read the server has closed it.
         try:
             return bool(connection.can_read(0))
@@ -258,6 +277,6 @@ def _send(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
     for _ in commands:
         try:
             replies.append(connection.read_response())
-        except ResponseError as error:
+        except (ResponseError, BusyLoadingError) as error:
             replies.append(error)
     return replies

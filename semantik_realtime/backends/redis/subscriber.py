@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from redis.exceptions import RedisError
 
+from semantik_realtime.backends.border import note
 from semantik_realtime.backoff import Backoff, spread
-from semantik_realtime.cancellation import keep_cancellation
-from semantik_realtime.core.event import Event
+from semantik_realtime.cancellation import keep_cancellation, stop_tasks
+from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink
 from semantik_realtime.urls import mask_text
@@ -29,6 +29,16 @@ FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 1.0
 
 
+class CanarySender(Protocol):
+    """See `semantik_realtime.backends.redis.canary.Canary`."""
+
+    channel: str
+
+    @property
+    def lineage(self) -> int: ...
+    async def send(self) -> bytes: ...
+
+
 class Subscriber:
     """Delivers published events to sinks. Lives on one loop.
 
@@ -36,26 +46,30 @@ class Subscriber:
     makes another and subscribes to every topic again. It calls `Sink.interrupted`
     when the server confirms the topic, before any event of the new connection:
     that may belong to a history that a failover has rewritten, and continue the
-    known one only by its offset. The other task publishes a canary every few
-    seconds, a message to its own channel, and closes a connection that does not
-    deliver it: such a connection is open, but dead.
+    known one only by its offset. The other task sends a canary every few
+    seconds, a message that the process's writer publishes, and closes a connection
+    that does not deliver it: such a connection is dead, or leads to another
+    server than the writer's.
 
     Args:
         connect: makes a connection that is not connected yet.
-        publish: publishes a text to a channel, on another connection.
+        canary: sends the canaries, on another connection.
         channel_of: the channel of a topic.
         timeout_seconds: deadline of connecting, of a command and of its confirmation.
+        lost: called when a canary is not delivered.
     """
 
     def __init__(
         self,
         connect: Callable[[], Any],
-        publish: Callable[[str, str], Awaitable[object]],
+        canary: CanarySender,
         channel_of: Callable[[str], str],
         timeout_seconds: float,
+        lost: Callable[[], object] = lambda: None,
     ) -> None:
         self._connect = connect
-        self._publish = publish
+        self._canary = canary
+        self._lost = lost
         self._channel_of = channel_of
         self._timeout = timeout_seconds
         # The topic and the sink of each channel that is subscribed or about to be.
@@ -71,9 +85,16 @@ class Subscriber:
         self._interrupted: set[bytes] = set()
         # Resolved with the confirmation; several calls of `subscribe` may wait for one.
         self._confirmations: dict[bytes, asyncio.Future[None]] = {}
-        # The channel of the canary; set when it comes back, cleared before it is published.
-        self._canary = channel_of("canary:" + secrets.token_hex(6)).encode()
+        # The canaries' channel, the newest one that has come back, and the event of that.
+        self._canary_channel = canary.channel.encode()
+        self._last_canary = b""
         self._canary_seen = asyncio.Event()
+        # The connection over which the last canary came back, and the lineage of its writer.
+        self._proof: tuple[Any, int] = (None, 0)
+        # Set when a canary has come back, and cleared at once: who waits looks at `_proof`.
+        self._proven = asyncio.Event()
+        # Set to send a canary now.
+        self._canary_due = asyncio.Event()
         # What commands are sent on; None from a break until the next connection is made.
         self._connection: Any = None
         # Around all that the reading task awaits on the connection; `_close_connection` ends it.
@@ -110,19 +131,33 @@ class Subscriber:
         """End the tasks and the connection; no sink is called any more."""
         self._sinks.clear()
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await stop_tasks(tasks)
 
     async def subscribe(self, topic: str, sink: Sink) -> None:
         """Subscribe, and return when the server has confirmed. Replaces the topic's sink.
 
+        The server is the one that the process writes to now, or follows it: a canary shows that
+        after each new connection of the subscriber or of the writer.
+
         Raises:
-            BackendUnavailable: no confirmation in time; the topic is not subscribed.
+            BackendUnavailable: no confirmation in time, or no canary; the topic is not subscribed.
         """
         channel = self._channel_of(topic).encode()
+        is_new = channel not in self._sinks
         self._sinks[channel] = (topic, sink)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._confirm(topic, channel)
+                await self._prove()
+        except TimeoutError:
+            if is_new or channel not in self._confirmed:
+                await self.unsubscribe(topic)
+            raise BackendUnavailable(
+                f"no live events from the server of the writes (topic {topic})"
+            ) from None
+
+    async def _confirm(self, topic: str, channel: bytes) -> None:
+        """Subscribe to a channel, unless that was confirmed."""
         if channel in self._confirmed:
             return
         confirmation = self._confirmations.get(channel)
@@ -130,14 +165,18 @@ class Subscriber:
             confirmation = asyncio.get_running_loop().create_future()
             self._confirmations[channel] = confirmation
             await self._send("SUBSCRIBE", channel)
-        try:
-            async with asyncio.timeout(self._timeout):
-                await asyncio.shield(confirmation)
-        except TimeoutError:
-            if self._confirmations.get(channel) is confirmation:
-                del self._confirmations[channel]
-                await self.unsubscribe(topic)
-            raise BackendUnavailable(f"subscription not confirmed (topic {topic})") from None
+        await asyncio.shield(confirmation)
+
+    async def _prove(self) -> None:
+        """Wait for a canary over this connection, from a writer as new as the present one."""
+        lineage = self._canary.lineage
+        while not self._is_proven(lineage):
+            self._canary_due.set()
+            await self._proven.wait()
+
+    def _is_proven(self, lineage: int) -> bool:
+        connection, proven = self._proof
+        return connection is not None and connection is self._connection and proven >= lineage
 
     async def unsubscribe(self, topic: str) -> None:
         """Stop calling the topic's sink at once, and tell the server if it can be reached."""
@@ -189,7 +228,7 @@ class Subscriber:
         self._connection = connection
         self._unconfirmed.clear()
         self._confirmed.clear()
-        channels = [self._canary, *self._sinks]
+        channels = [self._canary_channel, *self._sinks]
         for start in range(0, len(channels), SUBSCRIBE_CHUNK):
             await self._send("SUBSCRIBE", *channels[start : start + SUBSCRIBE_CHUNK])
         outstanding = set(channels)
@@ -202,19 +241,33 @@ class Subscriber:
         self._up.set()
 
     async def _check_canary(self) -> None:
-        """Publish canaries, and close a connection that does not deliver one in time."""
+        """Send canaries, and close a connection that does not deliver one in time."""
+        backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
         while True:
             await self._up.wait()
-            connection = self._connection
-            self._canary_seen.clear()
+            self._canary_due.clear()
+            connection, lineage = self._connection, self._canary.lineage
             try:
-                await keep_cancellation(self._publish(self._canary.decode(), "canary"))
+                text = await keep_cancellation(self._canary.send())
                 async with asyncio.timeout(self._timeout):
-                    await self._canary_seen.wait()
+                    while self._last_canary != text:
+                        self._canary_seen.clear()
+                        await self._canary_seen.wait()
             except Exception as error:
-                logger.warning("subscriber: canary lost error=%s", mask_text(repr(error)))
+                logger.warning(
+                    "subscriber: canary lost, connecting again error=%s", mask_text(repr(error))
+                )
                 self._close_connection(connection)
-            await asyncio.sleep(spread(CANARY_SECONDS))
+                self._lost()
+                await asyncio.sleep(backoff.next_seconds())
+                continue
+            backoff.reset()
+            self._proof = (connection, lineage)
+            self._proven.set()
+            self._proven.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(spread(CANARY_SECONDS)):
+                    await self._canary_due.wait()
 
     async def _send(self, name: str, *channels: bytes) -> None:
         """Send a command. Without a connection do nothing: the next one subscribes to all sinks."""
@@ -236,6 +289,7 @@ class Subscriber:
         if connection is not None and connection is self._connection:
             assert self._reading is not None
             self._connection = None
+            self._up.clear()
             self._reading.reschedule(asyncio.get_running_loop().time())
 
     async def _disconnect(self, connection: Any) -> None:
@@ -246,7 +300,8 @@ class Subscriber:
     def _receive(self, message: Any) -> None:
         kind, channel = message[0], message[1]
         if kind == b"message":
-            if channel == self._canary:
+            if channel == self._canary_channel:
+                self._last_canary = message[2]
                 self._canary_seen.set()
                 return
             found = self._sinks.get(channel)
@@ -267,19 +322,33 @@ class Subscriber:
 
     @staticmethod
     def _deliver(topic: str, sink: Sink, payload: bytes) -> None:
-        """Call ``sink`` with a message of append.lua or delete.lua."""
+        """Call ``sink`` with a message of append.lua or delete.lua.
+
+        Events are ``EPOCH OFFSET CHAIN CHAIN …``, the position before them and the chain of each
+        in hexadecimal digits, and then a line for each.
+        """
         if payload == b"gone":
             sink.gone(topic)
             return
-        head, *bodies = payload.split(b"\n")
-        epoch, prev_text, *chains = head.decode().split(" ")
-        prev = int(prev_text)
-        sink.events(
-            topic,
-            epoch,
-            prev,
-            [
-                Event(prev + place, int(chain, 16), body)
-                for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
-            ],
-        )
+        try:
+            prev, events = _read_message(payload)
+        except ValueError as error:
+            # No append has published it. If one was lost, the next offset shows it.
+            note("message", topic, "unknown", str(error))
+        else:
+            sink.events(topic, prev, events)
+
+
+def _read_message(payload: bytes) -> tuple[Cursor, list[Event]]:
+    """Return the position before the first event, and the events.
+
+    Raises:
+        ValueError: append.lua has not made it.
+    """
+    head, *bodies = payload.split(b"\n")
+    epoch, offset, chain_before, *chains = head.decode().split(" ")
+    prev = Cursor(epoch, int(offset), int(chain_before))
+    return prev, [
+        Event(prev.offset + place, int(chain, 16), body)
+        for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
+    ]

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.limits import MAX_HISTORY
@@ -22,7 +23,8 @@ from semantik_realtime.web.endpoints.answers import PIECE_BYTES, Refused
 from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.endpoints.rest import identify, integer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
-from semantik_realtime.web.hub.connection import Connection, Ended
+from semantik_realtime.web.hub.connection import Connection
+from semantik_realtime.web.hub.ended import Ended
 from semantik_realtime.web.reads import Busy
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.tokens import CheckedIdentity
@@ -257,9 +259,7 @@ async def _may_begin(web: WebState, user: str, topics: Iterable[str]) -> bool:
     except BackendError:
         return True
     finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+        await stop_tasks(waits)
     return False
 
 
