@@ -92,6 +92,12 @@ SERVING = (
         lambda served: served.hub.stats.delivered,
     ),
     Measure(
+        Counter,
+        "events_conflated",
+        "Events left out of what was written to slow connections, counted for each connection.",
+        lambda served: served.hub.stats.conflated,
+    ),
+    Measure(
         Histogram,
         "delivery_lag_seconds",
         "From the time of the oldest event of a batch to the end of its write to a connection.",

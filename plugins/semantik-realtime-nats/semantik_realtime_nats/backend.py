@@ -17,6 +17,7 @@ from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hooki
 from semantik_realtime.urls import mask_urls
 
 from semantik_realtime_nats.errors import explain
+from semantik_realtime_nats.freshness import Seen
 from semantik_realtime_nats.settings import check_max_keys, load_nats_settings, plan_connect
 from semantik_realtime_nats.snapshot import read_page, read_snapshot, read_tops
 from semantik_realtime_nats.stream import Stream
@@ -40,6 +41,7 @@ class NatsBackend:
         self._settings = settings
         self._connect_options = plan_connect(settings.url, nats_settings)
         self._subjects = Subjects(settings, nats_settings)
+        self._seen = Seen()
         self._writer = LoopThread(
             lambda: Writer(settings, self._subjects, self._connect),
             lambda writer: writer.close(),
@@ -184,7 +186,7 @@ class NatsBackend:
 
     async def _connect(self) -> Stream:
         return await Stream.open(
-            self._connect_options, self._subjects, self._settings.timeout_seconds
+            self._connect_options, self._subjects, self._settings.timeout_seconds, self._seen
         )
 
     def _opened(self) -> Subscriber:

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
 from typing import Any
 
 from semantik_realtime.backends.guard import GuardedBackend
@@ -23,6 +22,7 @@ from semantik_realtime.core.splice import NOWHERE, Phase, ResyncReason
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import Page, Snapshot, Status, Top
 from semantik_realtime.web.hub.channel import Channel, ChannelIO, has_failed
+from semantik_realtime.web.hub.drains import Drains
 from semantik_realtime.web.hub.stats import HubStats
 from semantik_realtime.web.hub.subscription import Subscription, Watcher
 from semantik_realtime.web.hub.top_reader import TopReader
@@ -62,6 +62,8 @@ class Hub:
         self.stats = HubStats()
         self.reads = ReadQueue()
         """The reads of logs, in turn; a new loop begins another one."""
+        self.drains = Drains()
+        """The writes to connections that are under way; a new loop begins another one."""
         self._backend = backend
         self._degraded_mode = degraded_mode
         # What `top` asks, in batches: many connections ask at once when a server restarts.
@@ -72,6 +74,8 @@ class Hub:
         self._on_read: list[Callable[[str, Snapshot], object]] = []
         # By topic. `follow` makes a channel; it is removed after its last watcher.
         self._channels: dict[str, Channel] = {}
+        # Where the channels were at the last call of `check_tops`.
+        self._cursors: dict[str, Cursor] = {}
         # All tasks that `spawn` has started and that have not ended.
         self._tasks: set[asyncio.Task[Any]] = set()
         # Opens the backend for reading on this loop; `connect` starts it again if it failed.
@@ -235,10 +239,19 @@ class Hub:
     async def check_tops(self) -> None:
         """Read each channel again whose cursor is not the backend's: pub/sub loses in silence.
 
+        One that has got events since the last call is left out: if some were lost, the next ones
+        show the gap, and without next ones the next call looks.
+
         Raises:
             BackendError: it cannot be asked now.
         """
-        known = {topic: channel.cursor for topic, channel in self._channels.items()}
+        cursors = {topic: channel.cursor for topic, channel in self._channels.items()}
+        before_this, self._cursors = self._cursors, cursors
+        known = {
+            topic: cursor
+            for topic, cursor in cursors.items()
+            if before_this.get(topic, cursor) == cursor
+        }
         tops: dict[str, Top] = {}
         topics = list(known)
         for start in range(0, len(topics), TOPS_AT_ONCE):
@@ -341,8 +354,9 @@ class Hub:
             return
         # A new loop (a test client, a reload): all tasks and connections ended with the old one.
         self._loop, self._opening, self.draining = loop, None, False
-        self.reads = ReadQueue()
+        self.reads, self.drains = ReadQueue(), Drains()
         self._channels.clear()
+        self._cursors.clear()
         self._tasks.clear()
         self.connections.clear()
         self.spawn(self._tick(), "tick")
@@ -363,13 +377,19 @@ class Hub:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            ticks = [partial(watcher.tick, time.monotonic()) for watcher in self.connections]
-            calls: list[Callable[[], object]] = [*ticks, *self._on_tick]
-            for tick in calls:
+            # Nothing is made for each connection: of what lives on after a tick of thousands, the
+            # garbage collector would stop the process to look at everything, again and again.
+            for watcher in list(self.connections):
+                try:
+                    watcher.tick(time.monotonic())
+                except Exception:
+                    # The other connections still need their deadlines and heartbeats.
+                    logger.exception("hub: tick failed")
+            for tick in self._on_tick:
                 try:
                     tick()
                 except Exception:
-                    # The other connections still need their deadlines and heartbeats.
+                    # The others are still due.
                     logger.exception("hub: tick failed")
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
