@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import nats.errors
 from nats.aio.client import Client
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.errors import BackendRefused
 
 NO_TLS = (
@@ -131,8 +132,7 @@ class NatsClient(Client):
             closing = asyncio.create_task(self.close())
             await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
             if not closing.done():
-                closing.cancel()
-                await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+                await stop_tasks([closing], CLOSE_SECONDS)
             elif not closing.cancelled() and closing.exception() is None:
                 return
 

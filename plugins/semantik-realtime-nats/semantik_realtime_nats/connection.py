@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import nats.errors
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.errors import BackendRefused, BackendUnavailable
 
 from semantik_realtime_nats.client import TOO_MANY_SUBSCRIPTIONS, Listener, Message, NatsClient
@@ -135,8 +136,7 @@ class Connection:
         """Close the connection; requests without a reply raise `NoReply`. Idempotent."""
         self._break()
         if self._pinging is not None:
-            self._pinging.cancel()
-            await asyncio.gather(self._pinging, return_exceptions=True)
+            await stop_tasks([self._pinging])
         await self._client.force_close()
 
     async def request(

@@ -19,6 +19,7 @@ from contextlib import AbstractAsyncContextManager
 from weakref import WeakValueDictionary
 
 import msgspec
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.errors import BackendError
 
 from semantik_realtime_nats.clock import read_steady_clock
@@ -89,8 +90,7 @@ class Leases:
     async def close(self, stream: Stream | None) -> None:
         """End all sessions, on the connection if there is one. Without it they run out."""
         if self._removing is not None:
-            self._removing.cancel()
-            await asyncio.gather(self._removing, return_exceptions=True)
+            await stop_tasks([self._removing])
         sessions = list(self._sessions.values())
         self._sessions.clear()
         self._held = {}

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from semantik_realtime.backends.border import note
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.hookspecs import Sink
@@ -88,8 +89,7 @@ class Subscriber:
     async def close(self) -> None:
         """End the task and the connection; no sink is called any more."""
         if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+            await stop_tasks([self._renewing])
         self._sinks.clear()
 
     async def current_stream(self) -> Stream:

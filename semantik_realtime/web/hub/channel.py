@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from semantik_realtime.backoff import Backoff
+from semantik_realtime.cancellation import cancel_until_done
 from semantik_realtime.core import frames
 from semantik_realtime.core.backpressure import Limits, Write, conflate, plan_write
 from semantik_realtime.core.event import Cursor, Event
@@ -118,7 +119,7 @@ class Channel:
         self._reserved -= 1
         if self._reserved == 0:
             if self._resyncing is not None:
-                self._resyncing.cancel()
+                cancel_until_done(self._resyncing)
             self._io.ended(self)
 
     async def subscribed(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from semantik_realtime.backends.guard import GuardedBackend
+from semantik_realtime.cancellation import STOP_SECONDS, stop_tasks
 from semantik_realtime.core.backpressure import Limits
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.splice import NOWHERE, Phase, ResyncReason
@@ -148,14 +149,18 @@ class Hub:
         await asyncio.shield(self._opening)
 
     async def close(self) -> None:
-        """End every task and close the backend for reading. Connections must have ended."""
-        while tasks := self._tasks - {asyncio.current_task()}:
-            # A library may swallow a cancellation (wait_for before Python 3.12), so repeat it.
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=0.1)
+        """End every task and close the backend for reading. Connections must have ended.
+
+        Takes twice `STOP_SECONDS` at most, also if something hangs.
+        """
+        deadline = time.monotonic() + STOP_SECONDS
+        # A task that ends may have started another one.
+        while (tasks := self._tasks - {asyncio.current_task()}) and time.monotonic() < deadline:
+            await stop_tasks(tasks, deadline - time.monotonic())
         self._degraded_mode.stop()
-        await self._backend.close()
+        closing = asyncio.ensure_future(self._backend.close())
+        _, pending = await asyncio.wait((closing,), timeout=STOP_SECONDS)
+        await stop_tasks(pending, 0.0)
         self._loop = None
 
     async def drain(self, timeout_seconds: float = 2.0) -> None:
