@@ -27,7 +27,13 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from semantik_realtime.backends.border import note
-from semantik_realtime.backends.redis.append import DUPLICATE, append_arguments, read_receipts
+from semantik_realtime.backends.redis.append import (
+    DUPLICATE,
+    append_arguments,
+    append_header,
+    new_epoch,
+    read_receipts,
+)
 from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.read_pool import ReadPool
@@ -76,6 +82,7 @@ class RedisBackend:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._append_header = append_header(settings)
         self._url = _canonical(settings.url or DEFAULT_URL)
         check_url(self._url)
         self._writer = Writer(self._url, settings.timeout_seconds)
@@ -92,6 +99,7 @@ class RedisBackend:
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         by_topic: dict[str, list[int]] = {}
         digests = []
+        header, epoch = self._append_header, new_epoch()
         for place, draft in enumerate(drafts):
             by_topic.setdefault(draft.topic, []).append(place)
             digests.append(crc32(draft.body))
@@ -99,10 +107,11 @@ class RedisBackend:
             (
                 self._keys(topic),
                 append_arguments(
+                    header,
+                    epoch,
                     topic,
                     self._channel(topic),
                     [(drafts[place], digests[place]) for place in places],
-                    self._settings,
                 ),
             )
             for topic, places in by_topic.items()
