@@ -124,7 +124,7 @@ class Connection:
 
     @property
     def is_slow(self) -> bool:
-        return self._was_slow or self._hub.drains.is_slow(self)
+        return self._was_slow or self._hub.drains.is_slow(self, self._outbox.frame_bytes)
 
     @property
     def outbox_bytes(self) -> int:
@@ -271,8 +271,7 @@ class Connection:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            batches = self._collect()
-            was_slow = False
+            batches, was_slow = self._collect(), False
             while self._outbox.sending:
                 self.note_progress()
                 frame = self._outbox.sending[0]

@@ -60,10 +60,8 @@ class Hub:
         self.draining = False
         """Whether `drain` has begun: a connection that registers now is closed at once."""
         self.stats = HubStats()
-        self.reads = ReadQueue()
-        """The reads of logs, in turn; a new loop begins another one."""
-        self.drains = Drains()
-        """The writes to connections that are under way; a new loop begins another one."""
+        self.reads, self.drains = ReadQueue(), Drains()
+        """The reads of logs, in turn, and the writes to connections; anew for each loop."""
         self._backend = backend
         self._degraded_mode = degraded_mode
         # What `top` asks, in batches: many connections ask at once when a server restarts.
