@@ -38,13 +38,16 @@ async def keep_cancellation(call: Awaitable[Result]) -> Result:
     return result
 
 
-def cancel_until_done(task: asyncio.Future[Any]) -> None:
+def cancel_until_done(task: asyncio.Future[Any], after_seconds: float = 0.0) -> None:
     """Cancel a task, and go on doing so until it has ended: a library may lose a cancellation.
 
-    Returns at once. On the task's loop.
+    Returns at once. On the task's loop. With ``after_seconds`` it begins that much later.
     """
     loop = task.get_loop()
     if task.done() or loop.is_closed():
+        return
+    if after_seconds:
+        loop.call_later(after_seconds, cancel_until_done, task)
         return
     task.cancel()
     loop.call_later(REPEAT_SECONDS, cancel_until_done, task)
