@@ -44,13 +44,13 @@ def cancel_until_done(task: asyncio.Future[Any], after_seconds: float = 0.0) -> 
     Returns at once. On the task's loop. With ``after_seconds`` it begins that much later.
     """
     loop = task.get_loop()
-    if task.done() or loop.is_closed():
+    if loop.is_closed():
         return
     if after_seconds:
         loop.call_later(after_seconds, cancel_until_done, task)
-        return
-    task.cancel()
-    loop.call_later(REPEAT_SECONDS, cancel_until_done, task)
+    # False: it has ended. What it raised then counts as retrieved, and is not logged.
+    elif task.cancel():
+        loop.call_later(REPEAT_SECONDS, cancel_until_done, task)
 
 
 async def stop_tasks(
@@ -62,9 +62,10 @@ async def stop_tasks(
     and cancelled further on. What the tasks raise is not raised here.
     """
     current = asyncio.current_task()
-    pending = {task for task in tasks if task is not current and not task.done()}
-    for task in pending:
+    others = [task for task in tasks if task is not current]
+    for task in others:
         cancel_until_done(task)
+    pending = {task for task in others if not task.done()}
     if pending:
         _, pending = await asyncio.wait(pending, timeout=timeout_seconds)
     for task in pending:
