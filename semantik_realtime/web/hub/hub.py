@@ -147,10 +147,7 @@ class Hub:
         await asyncio.shield(self._opening)
 
     async def close(self) -> None:
-        """End every task and close the backend for reading. Connections must have ended.
-
-        Takes twice `STOP_SECONDS` at most, also if something hangs.
-        """
+        """End every task and the reading, in 2 `STOP_SECONDS`. Connections must have ended."""
         deadline = time.monotonic() + STOP_SECONDS
         # A task that ends may have started another one.
         while (tasks := self._tasks - {asyncio.current_task()}) and time.monotonic() < deadline:
