@@ -19,6 +19,7 @@ from typing import Protocol
 
 from semantik_realtime.core.event import Draft
 from semantik_realtime.core.leases import LeaseTimes
+from semantik_realtime.core.left_running import parts_of
 from semantik_realtime.core.lifecycle import ATTEMPT_ENDS
 from semantik_realtime.errors import BackendRefused
 
@@ -137,17 +138,39 @@ class HeldJobs:
                     self._log_late(late)
         except BackendRefused as error:
             # The events must go on. The records are sent again with the next renewal.
-            if not self._is_refused:
-                self._is_refused = True
-                logger.warning(
-                    "emitter: lease refused, no server notices when this process dies error=%s "
-                    "(logged once)",
-                    error,
-                )
+            self._log_refused(error)
             self._renewed_at, self._is_due = now, False
             return
         self._has_failed = self._is_due = self._is_released = False
         self._renewed_at = now if self._jobs else 0.0
+
+    def hold_left(self, backend: Holder, left: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Hold what ended processes have left running, each under the name of its process.
+
+        When that lease is over, a server ends these attempts.
+
+        Args:
+            backend: where they are held.
+            left: by the name of the process, the record of each job.
+
+        Raises:
+            BackendUnavailable, AppendUncertain: to be called again.
+        """
+        try:
+            for holder, records in left.items():
+                for part in parts_of(records, MAX_JOBS_A_CALL):
+                    backend.hold(holder, part, (), self._times.held)
+        except BackendRefused as error:
+            self._log_refused(error)
+
+    def _log_refused(self, error: BackendRefused) -> None:
+        if not self._is_refused:
+            self._is_refused = True
+            logger.warning(
+                "emitter: lease refused, no server notices when this process dies error=%s "
+                "(logged once)",
+                error,
+            )
 
     def _call(self, backend: Holder) -> bool:
         """Send `_added` and `_ended`, in parts that one call may have, and clear them."""

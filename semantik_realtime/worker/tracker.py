@@ -22,6 +22,7 @@ from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.aborts import follow_aborts
 from semantik_realtime.worker.acceptance import is_active, look_at_acceptance
+from semantik_realtime.worker.announcements import announce_member
 from semantik_realtime.worker.beat import complete_owner, note_beat
 from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
 from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
@@ -72,6 +73,7 @@ class TaskTracker(LazyRuntime):
             self.runtime,
             self._revoked_results,
             guarded(self._task_revoked, self.failures),
+            self._workflows.running,
             self._end,
         )
         receivers: list[tuple[Any, Callable[..., None]]] = [
@@ -282,7 +284,9 @@ class TaskTracker(LazyRuntime):
         note_received(message, mirrors)
         if mirrors is not None:
             look_at_acceptance(request, getattr(sender, "pool", None))
-        self._workflows.received(request)
+        workflow = self._workflows.received(request)
+        if workflow is not None:
+            announce_member(sender, request.id, workflow)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any

@@ -168,6 +168,7 @@ class RedisBackend:
     @hookimpl
     def close_writer(self) -> None:
         self._writer.close()
+        self._writer.abort()
 
     # Reads: coroutines on one loop.
 
@@ -199,12 +200,17 @@ class RedisBackend:
 
         self._pool = pool
         pool.canary = Canary(self._writer, connect, self._channel, timeout)
-        self._subscriber = Subscriber(connect, pool.canary, self._channel, timeout, pool.renew)
+        subscriber = Subscriber(connect, pool.canary, self._channel, timeout, pool.renew)
+        self._subscriber = subscriber
         try:
-            await self._subscriber.open()
+            await subscriber.open()
         except (RedisError, OSError, TimeoutError) as error:
             await self.close()
             raise explain(error) from error
+        if self._subscriber is not subscriber:
+            # It was closed in the meantime, and nobody else would end these tasks.
+            await subscriber.close()
+            raise BackendUnavailable("the backend was closed")
 
     @hookimpl
     async def close(self) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
@@ -96,6 +99,8 @@ class Writer:
         # Connections that no call uses, by their `socket_owner`, each with the monotonic time until
         # which it may be used; taken and returned under the lock.
         self._idle: dict[int, list[tuple[Any, float]]] = {}
+        # The connections of the calls that run, each with the id of its process.
+        self._busy: dict[Any, int] = {}
         self.connections = 0
         """How many connections were made. A new one may lead to another server."""
         self._lock = make_lock()
@@ -164,6 +169,17 @@ class Writer:
         for connection, _ in idle.get(socket_owner(), ()):
             connection.disconnect()
 
+    def abort(self) -> None:
+        """Make the calls of all threads that run now fail, instead of waiting for a reply.
+
+        Not the calls of the parent, in a forked child.
+        """
+        for connection, pid in list(self._busy.items()):
+            found = getattr(connection, "_sock", None)
+            if pid == os.getpid() and found is not None:
+                with suppress(OSError):
+                    found.shutdown(socket.SHUT_RDWR)
+
     def _close_own(self) -> None:
         """Close the idle connections of this thread."""
         with self._lock:
@@ -178,6 +194,7 @@ class Writer:
         resolves the address again.
         """
         connection, usable_until = self._take()
+        self._busy[connection] = os.getpid()
         try:
             replies = _send(connection, commands)
         except (RedisError, OSError) as error:
@@ -186,6 +203,8 @@ class Writer:
         except BaseException:
             connection.disconnect()
             raise
+        finally:
+            self._busy.pop(connection, None)
         if any(isinstance(reply, Exception) and ends_connection(reply) for reply in replies):
             connection.disconnect()
             self._close_own()
@@ -210,6 +229,7 @@ class Writer:
         """Make a connection on which the scripts are loaded, and return until when it is used."""
         connection = self._pool.connection_class(**self._pool.connection_kwargs)
         at_thread_end(self._close_own)
+        self._busy[connection] = os.getpid()
         try:
             connection.connect()
             loads = [("SCRIPT", "LOAD", script.source) for script in WRITES]
@@ -219,6 +239,8 @@ class Writer:
         except (RedisError, OSError) as error:
             connection.disconnect()
             raise explain(error) from error
+        finally:
+            self._busy.pop(connection, None)
         self.connections += 1
         return connection, time.monotonic() + spread(CONNECTION_SECONDS)
 
