@@ -235,8 +235,7 @@ class Connection:
         self.end(CloseCode.DRAIN, "the server stops")
         if self._writer is not None:
             # It may wait for a socket that accepts nothing.
-            later = asyncio.get_running_loop().call_later
-            later(limits.DRAIN_WRITE_SECONDS, cancel_until_done, self._writer)
+            cancel_until_done(self._writer, limits.DRAIN_WRITE_SECONDS)
 
     # Rechecked: called by its rechecks.
 
