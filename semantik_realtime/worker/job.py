@@ -147,9 +147,9 @@ class Job(JobEvents):
             if self.log is not None:
                 self.log.finish()
             self._ending = type, now_milliseconds(), error, message, data
-            if self._has_reported or self.meta.member is not None:
-                # A member is counted once its end is queued, and what is reported from now on
-                # must not be in its state.
+            if self._has_reported or self._has_caught_up or self.meta.member is not None:
+                # A member is counted once its end is queued, what is reported from now on must not
+                # be in its state, and the end must be behind what was queued before.
                 self._catch_up()
             elif not self._will_be_made:
                 self.runtime.emitter.emit_later(self.make_drafts)

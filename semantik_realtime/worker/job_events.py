@@ -59,6 +59,9 @@ class JobEvents(TaskContext, Cancellable):
     _is_feed_due = False
     # Whether the emitter will call `make_drafts`.
     _will_be_made = False
+    # Whether `_catch_up` was before it. What is queued since then is behind that call, so the end
+    # must not be made by it.
+    _has_caught_up = False
     # The start and the end that `make_drafts` has not made yet: when and under which lease it
     # began; the arguments of `_make_end`.
     _begun: tuple[int, str] | None = None
@@ -137,6 +140,7 @@ class JobEvents(TaskContext, Cancellable):
     def _catch_up(self) -> None:
         """Send first what `make_drafts` would make."""
         if self._begun is not None or self._ending is not None:
+            self._has_caught_up = True
             self._emit(self.make_drafts())
 
     def _make_start(self, milliseconds: int, holder: str) -> list[Draft]:

@@ -87,6 +87,18 @@ def test_what_a_task_reports_is_between_its_start_and_its_end(runtime: Runtime, 
         assert topic.state["fields"] == {"pages": number}
 
 
+def test_an_end_is_behind_what_was_reported_before_the_emitter_came_to_the_start(
+    runtime: Runtime, log: Look
+) -> None:
+    # The queue's lock keeps the emitter's thread from it, as a busy process does.
+    with runtime.emitter._queue._lock:
+        running = Job(runtime, JobMeta("1"), 1)
+        running.begin()
+        running.emit("note")
+        running.end("job_completed")
+    assert log("job:1").types == ["job_started", "note", "job_completed"]
+
+
 def test_progress_that_was_never_due_is_in_the_end(runtime: Runtime, log: Look) -> None:
     running = Job(runtime, JobMeta("1"), 1)
     running.begin()
