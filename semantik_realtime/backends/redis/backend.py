@@ -44,6 +44,7 @@ from semantik_realtime.backends.redis.replies import (
     read_snapshot,
     read_top,
 )
+from semantik_realtime.backends.redis.rights import PublishRight
 from semantik_realtime.backends.redis.script import (
     APPEND,
     CLAIM,
@@ -86,6 +87,7 @@ class RedisBackend:
         self._url = _canonical(settings.url or DEFAULT_URL)
         check_url(self._url)
         self._writer = Writer(self._url, settings.timeout_seconds)
+        self._right = PublishRight(settings.prefix)
         self._holders = Holders(self._writer, settings.prefix)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._client: redis.asyncio.Redis | None = None
@@ -118,7 +120,7 @@ class RedisBackend:
         ]
         replies = self._writer.run_all(APPEND, calls)
         receipts: list[Receipt] = [DUPLICATE] * len(drafts)
-        for places, reply in zip(by_topic.values(), replies, strict=True):
+        for places, reply in zip(by_topic.values(), self._right.read(replies), strict=True):
             read = read_receipts(reply.decode(), [digests[place] for place in places])
             for place, receipt in zip(places, read, strict=True):
                 receipts[place] = receipt
@@ -289,6 +291,7 @@ class RedisBackend:
             # An ACL may forbid INFO; then its facts stay unknown.
             with contextlib.suppress(ResponseError):
                 info = await client.info()
+            warnings = [*await self._right.warnings(client), *_warnings(info)]
         except (RedisError, OSError) as error:
             return Status("redis", False, mask_text(str(error)), address=address)
         finally:
@@ -296,7 +299,7 @@ class RedisBackend:
                 await client.connection_pool.disconnect()
         name = str(info.get("server_name") or "redis")
         version = info.get("valkey_version") or info.get("redis_version") or "(version unknown)"
-        return Status("redis", True, f"{name} {version}", _warnings(info), ahead, address)
+        return Status("redis", True, f"{name} {version}", warnings, ahead, address)
 
     async def _run(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
         try:

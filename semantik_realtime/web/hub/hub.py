@@ -60,10 +60,8 @@ class Hub:
         self.draining = False
         """Whether `drain` has begun: a connection that registers now is closed at once."""
         self.stats = HubStats()
-        self.reads = ReadQueue()
-        """The reads of logs, in turn; a new loop begins another one."""
-        self.drains = Drains()
-        """The writes to connections that are under way; a new loop begins another one."""
+        self.reads, self.drains = ReadQueue(), Drains()
+        """The reads of logs, in turn, and the writes to connections; anew for each loop."""
         self._backend = backend
         self._degraded_mode = degraded_mode
         # What `top` asks, in batches: many connections ask at once when a server restarts.
@@ -149,10 +147,7 @@ class Hub:
         await asyncio.shield(self._opening)
 
     async def close(self) -> None:
-        """End every task and close the backend for reading. Connections must have ended.
-
-        Takes twice `STOP_SECONDS` at most, also if something hangs.
-        """
+        """End every task and the reading, in 2 `STOP_SECONDS`. Connections must have ended."""
         deadline = time.monotonic() + STOP_SECONDS
         # A task that ends may have started another one.
         while (tasks := self._tasks - {asyncio.current_task()}) and time.monotonic() < deadline:
