@@ -29,6 +29,9 @@ from configuration import environment, make_settings
 from end_watcher import EndWatcher
 from fleet import Fleet, Kill
 from job_oracle import (
+    BEGUN_UNSEEN,
+    NEVER_BEGUN,
+    NOT_BEGUN_AGAIN,
     Story,
     faults_of,
     left_by_broker,
@@ -161,7 +164,9 @@ async def test_every_job_ends_right_whatever_is_killed(
     print(table(kills, stories, watchers, fleet.killed))
     surplus = sum(surplus_runs(one, fleet.killed) for one in stories.values())
     print(f"{surplus:6}  ran again although they had completed: Celery delivered them twice")
-    print(f"{sum(one is not None for one in left):6}  whose message Celery lost")
+    gone = sum(one in (NEVER_BEGUN, NOT_BEGUN_AGAIN) for one in left)
+    print(f"{gone:6}  whose message Celery lost")
+    print(f"{left.count(BEGUN_UNSEEN):6}  whose process was killed before it could say anything")
     closings = sum((watcher.closings for watcher in watchers), Counter[int | None]())
     print(f"{closings.total():6}  connections of pages ended: {dict(closings)}")
     print(f"{right_seconds:6.1f}  seconds from the last kill until all had ended")
