@@ -13,7 +13,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -210,8 +210,15 @@ class HeldJobs:
     def _admit(self, drafts: Sequence[Draft]) -> bool:
         """Move the attempts that have begun to `_jobs`. Return True if the backend has to know."""
         begun = [self._begun.popleft() for _ in range(len(self._begun))]
-        ends = Counter((one.job, one.topic) for one in drafts if one.type in ATTEMPT_ENDS)
-        ends.subtract((job, topic) for job, topic, record in begun if record is not None)
+        # How many attempts of a job ends are left for, which need no lease.
+        ends: dict[tuple[str | None, str], int] = {}
+        for draft in drafts:
+            if draft.type in ATTEMPT_ENDS:
+                place = draft.job, draft.topic
+                ends[place] = ends.get(place, 0) + 1
+        for job, topic, record in begun:
+            if record is not None and (job, topic) in ends:
+                ends[job, topic] -= 1
         is_new = False
         for job, topic, record in begun:
             if record is None:
@@ -219,7 +226,7 @@ class HeldJobs:
                     self._added.pop(job, None)
                     self._ended[job] = None
                 continue
-            if ends[job, topic] >= 0 and job not in self._jobs:
+            if job not in self._jobs and ends.get((job, topic), -1) >= 0:
                 continue
             is_new = True
             held = self._jobs.get(job)

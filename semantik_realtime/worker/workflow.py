@@ -40,7 +40,7 @@ from semantik_realtime.native_threads import Thread, make_event, make_rlock, mak
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
 from semantik_realtime.worker.acceptance import is_active
-from semantik_realtime.worker.headers import is_job, read_job_meta
+from semantik_realtime.worker.headers import WORKFLOW, is_job, read_header, read_job_meta
 from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import tallies
 from semantik_realtime.worker.revokes import is_revoked, note_revoked
@@ -153,7 +153,7 @@ class WorkflowFollower:
 
         Returns its id; None: the task is a member of none.
         """
-        if not is_job(request.name):
+        if not is_job(request.name) or read_header(request.request_dict, WORKFLOW) is None:
             return None
         meta = read_job_meta(request.request_dict, id=request.id, name=request.name)
         if meta is None or meta.member is None:

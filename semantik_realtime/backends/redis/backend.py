@@ -27,7 +27,13 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from semantik_realtime.backends.border import note
-from semantik_realtime.backends.redis.append import DUPLICATE, append_arguments, read_receipts
+from semantik_realtime.backends.redis.append import (
+    DUPLICATE,
+    append_arguments,
+    append_header,
+    new_epoch,
+    read_receipts,
+)
 from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.read_pool import ReadPool
@@ -38,6 +44,7 @@ from semantik_realtime.backends.redis.replies import (
     read_snapshot,
     read_top,
 )
+from semantik_realtime.backends.redis.rights import PublishRight
 from semantik_realtime.backends.redis.script import (
     APPEND,
     CLAIM,
@@ -76,9 +83,11 @@ class RedisBackend:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._append_header = append_header(settings)
         self._url = _canonical(settings.url or DEFAULT_URL)
         check_url(self._url)
         self._writer = Writer(self._url, settings.timeout_seconds)
+        self._right = PublishRight(settings.prefix)
         self._holders = Holders(self._writer, settings.prefix)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._client: redis.asyncio.Redis | None = None
@@ -92,6 +101,7 @@ class RedisBackend:
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         by_topic: dict[str, list[int]] = {}
         digests = []
+        header, epoch = self._append_header, new_epoch()
         for place, draft in enumerate(drafts):
             by_topic.setdefault(draft.topic, []).append(place)
             digests.append(crc32(draft.body))
@@ -99,17 +109,18 @@ class RedisBackend:
             (
                 self._keys(topic),
                 append_arguments(
+                    header,
+                    epoch,
                     topic,
                     self._channel(topic),
                     [(drafts[place], digests[place]) for place in places],
-                    self._settings,
                 ),
             )
             for topic, places in by_topic.items()
         ]
         replies = self._writer.run_all(APPEND, calls)
         receipts: list[Receipt] = [DUPLICATE] * len(drafts)
-        for places, reply in zip(by_topic.values(), replies, strict=True):
+        for places, reply in zip(by_topic.values(), self._right.read(replies), strict=True):
             read = read_receipts(reply.decode(), [digests[place] for place in places])
             for place, receipt in zip(places, read, strict=True):
                 receipts[place] = receipt
@@ -280,6 +291,7 @@ class RedisBackend:
             # An ACL may forbid INFO; then its facts stay unknown.
             with contextlib.suppress(ResponseError):
                 info = await client.info()
+            warnings = [*await self._right.warnings(client), *_warnings(info)]
         except (RedisError, OSError) as error:
             return Status("redis", False, mask_text(str(error)), address=address)
         finally:
@@ -287,7 +299,7 @@ class RedisBackend:
                 await client.connection_pool.disconnect()
         name = str(info.get("server_name") or "redis")
         version = info.get("valkey_version") or info.get("redis_version") or "(version unknown)"
-        return Status("redis", True, f"{name} {version}", _warnings(info), ahead, address)
+        return Status("redis", True, f"{name} {version}", warnings, ahead, address)
 
     async def _run(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
         try:
