@@ -27,7 +27,7 @@ from zlib import crc32
 
 import msgspec
 
-from semantik_realtime.core.event import Draft, Event
+from semantik_realtime.core.event import Claim, Draft, Event
 from semantik_realtime.core.readable import find_body_fault
 from semantik_realtime.core.topic import check_topic
 from semantik_realtime.emitter.file_lock import REMOVES_OPEN_FILES, try_lock
@@ -183,6 +183,8 @@ class Orphan:
         """How many drafts were read so far."""
         self.unreadable = 0
         """How many lines were skipped so far."""
+        # The claims of attempts that had no number yet, by token.
+        self._claims: dict[str, Claim] = {}
         self._descriptor = descriptor
         self._lines = _lines(descriptor)
         header = next(self._lines, b"")
@@ -204,7 +206,10 @@ class Orphan:
         size = 0
         for line in self._lines:
             try:
-                batch.append(self._read(line))
+                draft = self._read(line)
+                if draft.claim is not None:
+                    draft.claim = self._shared(draft.claim, draft)
+                batch.append(draft)
             except (msgspec.MsgspecError, ValueError):
                 self.unreadable += 1
                 continue
@@ -213,6 +218,16 @@ class Orphan:
                 break
         self.drafts += len(batch)
         return batch
+
+    def _shared(self, claim: Claim, draft: Draft) -> Claim:
+        """Return the one claim of an attempt, which its drafts had in their process too.
+
+        Another attempt may have begun since that process ended, and have the expected number.
+        Then this one gets the next number, or if it began before the other one, none.
+        """
+        shared = self._claims.setdefault(claim.token, claim)
+        shared.started_at = shared.started_at or Event(0, 0, draft.body).head().time
+        return shared
 
     def remove(self) -> None:
         """Remove the file: all of its drafts were acknowledged.
@@ -337,8 +352,8 @@ def _read_old(line: bytes) -> Draft:
 
 
 def _check(draft: Draft) -> Draft:
-    # Another attempt may have begun since its process ended; the fence then refuses this one.
-    draft.claim, draft.begins = None, False
+    # Set again for the first draft of an attempt that has no number yet.
+    draft.begins = False
     check_topic(draft.topic)
     # What no reader can read must not reach a log.
     if fault := find_body_fault(draft.body):

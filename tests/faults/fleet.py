@@ -89,13 +89,19 @@ class Fleet:
         self.killed.add(pid)
         return Kill("process" if among is None else "task", at, frozenset({pid}), at)
 
-    def kill_worker(self, rng: random.Random, *, with_pool: bool) -> Kill:
+    def kill_worker(
+        self, rng: random.Random, *, with_pool: bool, among: Collection[int] = ()
+    ) -> Kill:
         """Kill the main process of a worker, with its pool or alone, and start another worker.
+
+        Any worker, or if there is one, one of those with a process in ``among``.
 
         Of releases of Celery that ask the kernel for it, the processes of the pool die with the
         main process.
         """
-        number = rng.randrange(len(self.workers))
+        numbers = range(len(self.workers))
+        busy = [one for one in numbers if set(self._look(self.workers[one].pid)) & set(among)]
+        number = rng.choice(busy or numbers)
         worker = self.workers[number]
         pids = frozenset(self._look(worker.pid))
         at = time.monotonic()

@@ -23,6 +23,7 @@ OWN_ERRORS = {"failing": {"ValueError"}, "retrying": {"ValueError"}}
 """Errors that a task raises itself."""
 ERRORS_OF_KILLS = {"WorkerLostError", "Lost"}
 NEVER_BEGUN, NOT_BEGUN_AGAIN = "never begun", "not begun again"
+BEGUN_UNSEEN = "begun unseen"
 
 
 class Note(NamedTuple):
@@ -68,7 +69,9 @@ def left_by_broker(story: Story, killed: set[int], *, loses_messages: bool) -> s
 
     A message is gone if its worker is killed after the broker gave it away and before anything is
     known of it: with an early acknowledgement with every broker, and over Redis always, where
-    Celery's worker takes a message before it notes that it has it.
+    Celery's worker takes a message before it notes that it has it. And a task may begin, or even
+    end, and its process be killed before it could send or store an event: mostly while the backend
+    is away, for a moment.
     """
     last = story.events[-1]
     if last["state"]["status"] != "lost" or story.is_in_broker:
@@ -78,6 +81,11 @@ def left_by_broker(story: Story, killed: set[int], *, loses_messages: bool) -> s
     can_be_lost = loses_messages or story.task != "late"
     if is_queued and not has_begun and can_be_lost:
         return NEVER_BEGUN
+    has_shown = any(one["type"] == "job_started" for one in story.events)
+    was_killed = all(one.pid in killed for one in story.notes)
+    is_gone = can_be_lost or any(one.what == "end" for one in story.notes)
+    if is_queued and story.notes and not has_shown and was_killed and is_gone:
+        return BEGUN_UNSEEN
     is_retry = len(story.events) > 1 and story.events[-2]["type"] == "job_retrying"
     if is_queued and is_retry and can_be_lost:
         return NOT_BEGUN_AGAIN

@@ -103,5 +103,5 @@ def _ending(story: Story, killed: set[int]) -> str:
     error = (last["state"].get("error") or {}).get("type")
     left = left_by_broker(story, killed, loses_messages=True)
     reason = last.get("data", {}).get("reason") if last["type"] == "job_lost" else None
-    details = [one for one in (error, reason, left and f"message gone, {left}") if one]
+    details = [one for one in (error, reason, left and f"({left})") if one]
     return " · ".join([last["type"], *details])

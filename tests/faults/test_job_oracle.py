@@ -44,6 +44,9 @@ RIGHT = [
     # Killed before it could write that it had begun.
     story("early", QUEUED, ("job_failed", 1, "WorkerLostError")),
     story("early", QUEUED, ("job_lost", 0, "Lost", "queued")),
+    # Killed before it could send that it had begun.
+    story("early", QUEUED, ("job_lost", 0, "Lost", "queued"), notes="begin:66"),
+    story("late", QUEUED, ("job_lost", 0, "Lost", "queued"), notes="begin:66 end:66"),
     story(
         "late",
         *(QUEUED, STARTED, BY_LEASE, STARTED_AGAIN, ("job_completed", 2)),
@@ -70,6 +73,9 @@ WRONG = {
     ),
     "as queued although it had begun": story(
         "early", QUEUED, STARTED, ("job_lost", 1, "Lost", "queued"), notes="begin:66"
+    ),
+    "although it had begun": story(
+        "early", QUEUED, ("job_lost", 0, "Lost", "queued"), notes="begin:1 end:1"
     ),
     "stopped in the middle": story("late", STARTED, COMPLETED, notes="begin:2 begin:1 end:1"),
 }
