@@ -1,34 +1,27 @@
-"""The Lua scripts, and the connections that run those that write."""
+"""The Lua scripts, what an error of the server means, and whether a URL can be used."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
 import redis
 import redis.asyncio
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     NoPermissionError,
-    NoScriptError,
     RedisError,
     ResponseError,
 )
-from redis.retry import Retry
 
 from semantik_realtime.errors import (
-    AppendUncertain,
     BackendError,
     BackendRefused,
     BackendUnavailable,
     ConfigError,
 )
-from semantik_realtime.native_threads import at_thread_end, make_lock, socket_owner
 from semantik_realtime.urls import find_fault, mask_text
 
 # The first words of errors with which a server refuses writes for a while.
@@ -107,157 +100,3 @@ def check_url(url: str) -> None:
             reason = f"redis-py knows no option {reason.rpartition(' ')[2]} for it"
         # Not chained: the frames of redis-py's error have the password.
         raise ConfigError(f"wrong URL of the redis backend: {mask_text(reason)}") from None
-
-
-class Writer:
-    """Runs scripts, from any thread. Each call has a connection of its own while it runs.
-
-    It uses redis-py's connections, not its client, because the client sends a
-    command again by itself. Here an error before the sending means that nothing
-    was written, and a later one that something may have been.
-
-    Args:
-        url: of the server.
-        timeout_seconds: deadline of connecting and of each reply.
-    """
-
-    def __init__(self, url: str, timeout_seconds: float) -> None:
-        self._pool = redis.ConnectionPool.from_url(
-            url,
-            protocol=2,
-            socket_timeout=timeout_seconds,
-            socket_connect_timeout=timeout_seconds,
-            retry=Retry(NoBackoff(), 0),
-        )
-        # Connections that no call uses, by their `socket_owner`; taken and returned under the lock.
-        self._idle: dict[int, list[Any]] = {}
-        self._lock = make_lock()
-
-    def run(self, script: Script, keys: Sequence[str], *args: bytes | str | int | float) -> Any:
-        """Run a script once and return its reply.
-
-        Raises:
-            BackendError: see `run_all`.
-        """
-        return self.run_all(script, [(keys, args)])[0]
-
-    def command(self, *command: str | int) -> Any:
-        """Run a command that may be repeated safely, and return its reply.
-
-        Raises:
-            BackendError: see `run_all`.
-        """
-        [reply] = self._exchange([command])
-        if isinstance(reply, Exception):
-            raise explain(reply)
-        return reply
-
-    def run_all(
-        self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
-    ) -> list[Any]:
-        """Run a script several times in one round trip; return the replies in order.
-
-        Raises:
-            BackendUnavailable: the script did not run.
-            AppendUncertain: the script may have run, once or several times.
-            BackendRefused: the server refused all runs.
-        """
-        commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
-        replies = self._exchange(commands)
-        if any(isinstance(reply, NoScriptError) for reply in replies):
-            # SCRIPT FLUSH, or another server behind the host name. A new connection loads the
-            # scripts. Runs that succeeded are repeated too; every script allows that.
-            self.close()
-            replies = self._exchange(commands)
-        failures = [reply for reply in replies if isinstance(reply, Exception)]
-        if not failures:
-            return replies
-        reason = explain(failures[0])
-        if len(failures) < len(replies):
-            raise AppendUncertain(f"{len(failures)} of {len(replies)} failed: {reason}")
-        raise reason
-
-    def close(self) -> None:
-        """Close idle connections; in a forked child too, where the parent's sockets stay open."""
-        self._lock = make_lock()
-        idle, self._idle = self._idle, {}
-        for connection in idle.get(socket_owner(), ()):
-            connection.disconnect()
-
-    def _close_own(self) -> None:
-        """Close the idle connections of a thread that ends."""
-        with self._lock:
-            idle = self._idle.pop(socket_owner(), [])
-        for connection in idle:
-            connection.disconnect()
-
-    def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        with self._connection() as connection:
-            return _send(connection, commands)
-
-    @contextmanager
-    def _connection(self) -> Iterator[Any]:
-        owner = socket_owner()
-        with self._lock:
-            idle = self._idle.get(owner)
-            connection = idle.pop() if idle else None
-        if connection is not None and self._is_stale(connection):
-            connection.disconnect()
-            connection = None
-        if connection is None:
-            connection = self._pool.connection_class(**self._pool.connection_kwargs)
-            at_thread_end(self._close_own)
-            try:
-                connection.connect()
-                loads = [("SCRIPT", "LOAD", script.source) for script in WRITES]
-                for reply in _send(connection, loads):
-                    if isinstance(reply, Exception):
-                        raise reply
-            except (RedisError, OSError) as error:
-                connection.disconnect()
-                raise explain(error) from error
-        try:
-            yield connection
-        except (RedisError, OSError) as error:
-            connection.disconnect()
-            raise AppendUncertain(f"{type(error).__name__}: {mask_text(str(error))}") from error
-        except BaseException:
-            connection.disconnect()
-            raise
-        with self._lock:
-            self._idle.setdefault(owner, []).append(connection)
-
-    @staticmethod
-    def _is_stale(connection: Any) -> bool:
-        # No reply is due on an idle connection, so if it can be read the server has closed it.
-        try:
-            return bool(connection.can_read(0))
-        except (RedisError, OSError):
-            return True
-
-
-def _pack(commands: Sequence[tuple[Any, ...]]) -> bytes:
-    """Encode commands in the server's protocol, in one piece.
-
-    redis-py would send pieces of 6 kB, and after each of them another thread of
-    the process may hold the interpreter for 5 ms.
-    """
-    parts = []
-    for command in commands:
-        parts.append(b"*%d\r\n" % len(command))
-        for argument in command:
-            value = argument if isinstance(argument, bytes) else str(argument).encode()
-            parts.append(b"$%d\r\n%b\r\n" % (len(value), value))
-    return b"".join(parts)
-
-
-def _send(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Send commands together; return the replies in order, an error of the server among them."""
-    replies: list[Any] = []
-    connection.send_packed_command([_pack(commands)])
-    for _ in commands:
-        try:
-            replies.append(connection.read_response())
-        except ResponseError as error:
-            replies.append(error)
-    return replies
