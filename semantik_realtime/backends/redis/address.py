@@ -12,6 +12,7 @@ from semantik_realtime.errors import ConfigError
 SENTINEL, CLUSTER = "sentinel", "cluster"
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
 _FORM = "redis+sentinel://user:password@sentinel-1:26379,sentinel-2:26379/NAME/0"
+_PLAIN = ("redis", "rediss", "valkey", "valkeys")
 _KOMBU = re.compile(r"sentinels?://", re.IGNORECASE)
 
 
@@ -53,7 +54,7 @@ def read_address(url: str) -> Address:
         )
     scheme, _, rest = url.partition("://")
     plain, plus, kind = scheme.lower().partition("+")
-    if not plus or kind not in (SENTINEL, CLUSTER) or plain.rstrip("s") not in ("redis", "valkey"):
+    if not plus or kind not in (SENTINEL, CLUSTER) or plain not in _PLAIN:
         return Address("", url)
     authority, path, query = _split(rest)
     user, at_sign, hosts = authority.rpartition("@")

@@ -56,11 +56,16 @@ class RedisBackend:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._url = _canonical(settings.url or DEFAULT_URL)
-        address = read_address(self._url)
-        check_url(address.url)
-        if address.sentinel_url:
-            check_url(address.sentinel_url)
+        url = settings.url or DEFAULT_URL
+        address = read_address(url)
+        self._url = _canonical(address.url)
+        sentinel_url = _canonical(address.sentinel_url)
+        check_url(self._url)
+        if sentinel_url:
+            check_url(sentinel_url)
+        address = address._replace(url=self._url, sentinel_url=sentinel_url)
+        # Without what may be secret.
+        self._shown_url = mask_urls(url)
         self._topology = Topology(address, settings.timeout_seconds)
         self._writer = Writer(self._topology, settings.timeout_seconds)
         self._holders = Holders(self._writer, settings.prefix)
@@ -218,7 +223,7 @@ class RedisBackend:
     async def status(self) -> Status:
         reader = self._reader or Reader(self._topology, self._settings.timeout_seconds, retries=0)
         try:
-            return await read_status(self._topology, reader, mask_urls(self._url))
+            return await read_status(self._topology, reader, self._shown_url)
         finally:
             if reader is not self._reader:
                 await reader.close()
