@@ -20,7 +20,7 @@ def connection_options(url: str) -> tuple[dict[str, object], dict[str, object]]:
     """Return the options of the connections for writing and for reading."""
     backend = load_backend(load_settings(backend="redis", url=url))
     reading = redis.asyncio.ConnectionPool.from_url(backend._url)
-    return backend._writer._pool.connection_kwargs, reading.connection_kwargs
+    return backend._topology.connection_options, reading.connection_kwargs
 
 
 @pytest.mark.parametrize("scheme", ["rediss", "valkeys"])

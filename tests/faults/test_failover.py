@@ -156,7 +156,8 @@ async def test_reads_from_a_server_that_does_not_get_the_writes_are_an_outage(
     await backend.subscribe(TOPIC, Recorder())
     pair.admins[1].replicaof("127.0.0.1", pair.proxy.port + 1)
     pair.move()
-    backend._pool.renew()
+    reader: Any = backend._reader
+    reader.renew(backend._topology.home)
     with pytest.raises(BackendUnavailable, match=r"does not have what this process has written"):
         await succeeds_not(lambda: backend.tops([TOPIC]))
 

@@ -11,6 +11,7 @@
 --         own: the job whose own topic it is, if a draft with its key is of another job, else absent
 --         due_ms: when that job is due; absent if it waits for no time
 --         channel, where the events are published
+--         sharded: 1 on a node of a cluster, else absent
 --         runs: [producer, change, key, job, attempt, terminal, own, number, digests, owner,
 --               begins], the drafts in order; those of a run differ in the digest, and in the
 --               number, which grows by 1
@@ -268,9 +269,13 @@ if #events > 0 then
   local expiry = own_end and head.grace_ms or head.ttl_ms
   if open ~= '' then expiry = open_expiry(head.open_ms, due) end
   for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
-  redis.call('PUBLISH', head.channel,
-    epoch .. ' ' .. prev .. ' ' .. table.concat(chains, ' ') .. '\n'
-      .. table.concat(events, '\n'))
+  local message = epoch .. ' ' .. prev .. ' ' .. table.concat(chains, ' ') .. '\n'
+    .. table.concat(events, '\n')
+  if head.sharded then
+    redis.call('SPUBLISH', head.channel, message)
+  else
+    redis.call('PUBLISH', head.channel, message)
+  end
 end
 local reply = epoch .. ' ' .. prev .. ' ' .. prev_chain
 if #events == #receipts then return reply end

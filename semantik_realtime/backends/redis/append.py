@@ -22,7 +22,12 @@ _REFUSALS = {"d": DUPLICATE} | {outcome.value: Receipt(outcome) for outcome in O
 
 
 def append_arguments(
-    topic: str, channel: str, drafts: Sequence[tuple[Draft, int]], settings: Settings
+    topic: str,
+    channel: str,
+    drafts: Sequence[tuple[Draft, int]],
+    settings: Settings,
+    *,
+    is_sharded: bool = False,
 ) -> list[bytes]:
     """Return the arguments of append.lua for drafts of one topic, each with its digest."""
     retention, own = settings.retention, own_job(topic) or ""
@@ -38,6 +43,8 @@ def append_arguments(
         "channel": channel,
         "runs": _runs(own, drafts),
     }
+    if is_sharded:
+        header["sharded"] = 1
     if own and any(draft.key == own != draft.job for draft, _ in drafts):
         header["own"] = own
     if due_at := max(draft.due_at or 0.0 for draft, _ in drafts):

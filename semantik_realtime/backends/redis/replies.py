@@ -1,4 +1,4 @@
-"""What the scripts that read reply, as values."""
+"""What the scripts that read reply, as values, and what those that write publish."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.resume import Reason
-from semantik_realtime.hookspecs import Page, Snapshot
+from semantik_realtime.hookspecs import Page, Sink, Snapshot
 
 
 def read_snapshot(reply: Sequence[Any]) -> Snapshot:
@@ -34,6 +34,25 @@ def read_page(reply: Sequence[Any]) -> Page:
     epoch, offset, chain, flat_events = reply
     cursor, events = _cursor(epoch, offset, chain), _events(flat_events)
     return Page(cursor, events, bool(events) and events[-1].offset < cursor.offset)
+
+
+def deliver(topic: str, sink: Sink, payload: bytes) -> None:
+    """Call ``sink`` with a message of append.lua or delete.lua."""
+    if payload == b"gone":
+        sink.gone(topic)
+        return
+    head, *bodies = payload.split(b"\n")
+    epoch, prev_text, *chains = head.decode().split(" ")
+    prev = int(prev_text)
+    sink.events(
+        topic,
+        epoch,
+        prev,
+        [
+            Event(prev + place, int(chain, 16), body)
+            for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
+        ],
+    )
 
 
 def _cursor(epoch: bytes, offset: bytes, chain: bytes) -> Cursor:
