@@ -10,24 +10,26 @@ atomically.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import parse_qs
-from zlib import crc32
 
 from semantik_realtime.backends.redis.address import read_address
-from semantik_realtime.backends.redis.append import DUPLICATE, append_arguments, read_receipts
+from semantik_realtime.backends.redis.appender import Appender
 from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.reader import Reader
+from semantik_realtime.backends.redis.refusals import explain_for, is_about_keys
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot
 from semantik_realtime.backends.redis.script import (
-    APPEND,
     CLAIM,
     DELETE,
     LEASE,
     PAGE,
     READ,
+    Script,
     check_url,
     milliseconds,
 )
@@ -40,11 +42,15 @@ from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.core.holding import Holding
 from semantik_realtime.core.limits import MAX_REPLAY
 from semantik_realtime.core.retention import own_job
-from semantik_realtime.errors import BackendError, BackendUnavailable
+from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 from semantik_realtime.urls import mask_urls
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_URL = "redis://localhost:6379/0"
+MAX_UNREADABLE = 1000
+"""Topics that the server refuses to read, and that are remembered so that each is logged once."""
 
 
 class RedisBackend:
@@ -68,6 +74,9 @@ class RedisBackend:
         self._shown_url = mask_urls(url)
         self._topology = Topology(address, settings.timeout_seconds)
         self._writer = Writer(self._topology, settings.timeout_seconds)
+        self._appender = Appender(self._writer, self._topology, settings, self._keys, self._channel)
+        # Topics that could not be read, as logged.
+        self._unreadable: set[str] = set()
         self._holders = Holders(self._writer, settings.prefix)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._reader: Reader | None = None
@@ -78,38 +87,13 @@ class RedisBackend:
 
     @hookimpl
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
-        by_topic: dict[str, list[int]] = {}
-        digests = []
-        for place, draft in enumerate(drafts):
-            by_topic.setdefault(draft.topic, []).append(place)
-            digests.append(crc32(draft.body))
-        is_sharded = self._topology.find().is_cluster
-        calls = [
-            (
-                self._keys(topic),
-                append_arguments(
-                    topic,
-                    self._channel(topic),
-                    [(drafts[place], digests[place]) for place in places],
-                    self._settings,
-                    is_sharded=is_sharded,
-                ),
-            )
-            for topic, places in by_topic.items()
-        ]
-        replies = self._writer.run_all(APPEND, calls)
-        receipts: list[Receipt] = [DUPLICATE] * len(drafts)
-        for places, reply in zip(by_topic.values(), replies, strict=True):
-            read = read_receipts(reply.decode(), [digests[place] for place in places])
-            for place, receipt in zip(places, read, strict=True):
-                receipts[place] = receipt
-        return receipts
+        return self._appender.publish(drafts)
 
     @hookimpl
     def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
-        attempt: int = self._writer.run(
+        attempt: int = self._run(
+            topic,
             CLAIM,
-            self._keys(topic),
             secrets.token_hex(5),
             job,
             token,
@@ -125,8 +109,7 @@ class RedisBackend:
     def delete(self, topic: str) -> bool:
         grace = milliseconds(self._settings.grace_seconds)
         is_sharded = int(self._topology.find().is_cluster)
-        keys = self._keys(topic)
-        return bool(self._writer.run(DELETE, keys, grace, self._channel(topic), is_sharded))
+        return bool(self._run(topic, DELETE, grace, self._channel(topic), is_sharded))
 
     @hookimpl
     def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
@@ -197,16 +180,23 @@ class RedisBackend:
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
         asked = ("-", 0, "") if after is None else (after.epoch, after.offset, f"{after.chain:08x}")
         most = self._settings.max_read_bytes
-        reply = await self._reading().run(
-            READ, self._keys(topic)[:3], *asked, history, MAX_REPLAY, most
-        )
+        args = (*asked, history, MAX_REPLAY, most)
+        try:
+            reply = await self._reading().run(READ, self._keys(topic)[:3], *args)
+        except BackendRefused as error:
+            await self._check_unreadable(topic, error)
+            return Snapshot(None)
         return read_snapshot(reply)
 
     @hookimpl
     async def page(self, topic: str, after: int, limit: int) -> Page:
         most = self._settings.max_read_bytes
         keys = self._keys(topic)[:2]
-        return read_page(await self._reading().run(PAGE, keys, after, limit, most))
+        try:
+            return read_page(await self._reading().run(PAGE, keys, after, limit, most))
+        except BackendRefused as error:
+            await self._check_unreadable(topic, error)
+            return Page(None)
 
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:
@@ -215,7 +205,11 @@ class RedisBackend:
             [(meta, ("HMGET", meta, "epoch", "offset", "chain", "owner")) for meta in metas]
         )
         tops = {}
-        for topic, (epoch, offset, chain, owner) in zip(topics, replies, strict=True):
+        for topic, reply in zip(topics, replies, strict=True):
+            if isinstance(reply, Exception):
+                self._note_unreadable(topic, reply)
+                continue
+            epoch, offset, chain, owner = reply
             if epoch is not None and offset not in (None, b"0"):
                 cursor = Cursor(epoch.decode(), int(offset), int(chain))
                 tops[topic] = Top(cursor, owner.decode() if owner is not None else None)
@@ -229,6 +223,41 @@ class RedisBackend:
         finally:
             if reader is not self._reader:
                 await reader.close()
+
+    def _run(self, topic: str, script: Script, *args: Any) -> Any:
+        """Run a script that writes to one topic.
+
+        Raises:
+            TopicRefused: the server refuses this topic.
+            BackendError: as `Writer.run_all`.
+        """
+        [reply] = self._writer.run_each(script, [(self._keys(topic), args)])
+        if isinstance(reply, Exception):
+            raise explain_for(topic, reply)
+        return reply
+
+    async def _check_unreadable(self, topic: str, error: BackendRefused) -> None:
+        """Return if the server refuses to read this topic and answers for another one.
+
+        Raises:
+            BackendRefused: ``error``; it concerns all topics.
+        """
+        if error.__cause__ is None or not is_about_keys(error.__cause__):
+            raise error
+        await self._reading().run(READ, self._keys("probe:0")[:3], "-", 0, "", 0, 1, 1)
+        self._note_unreadable(topic, error)
+
+    def _note_unreadable(self, topic: str, error: Exception) -> None:
+        if topic in self._unreadable:
+            return
+        if len(self._unreadable) >= MAX_UNREADABLE:
+            self._unreadable.clear()
+        self._unreadable.add(topic)
+        logger.warning(
+            "reader: topic refused, it counts as unknown topic=%s error=%s (logged once for each)",
+            topic,
+            error,
+        )
 
     def _reading(self) -> Reader:
         if self._reader is None:

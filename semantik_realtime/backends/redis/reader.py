@@ -23,11 +23,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.nodes import Node, read_redirect
 from semantik_realtime.backends.redis.read_pool import ReadPool
-from semantik_realtime.backends.redis.refusals import ends_connection, explain
+from semantik_realtime.backends.redis.refusals import ends_connection, explain, is_about_keys
 from semantik_realtime.backends.redis.script import Script
 from semantik_realtime.backends.redis.topology import Topology
 from semantik_realtime.cancellation import keep_cancellation
-from semantik_realtime.errors import BackendUnavailable
+from semantik_realtime.errors import BackendRefused, BackendUnavailable
 
 READ_CONNECTIONS = 16
 """Most connections for reading to each node, beside the subscriber's."""
@@ -98,6 +98,8 @@ class Reader:
     async def execute_all(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         """Run a command for each key, in one round trip to each node; return the replies in order.
 
+        In the place of a reply is the error of a key that the server refuses by itself.
+
         Raises:
             BackendError: one failed, as `explain` says.
         """
@@ -120,7 +122,12 @@ class Reader:
                 if isinstance(reply, ResponseError):
                     # Redirected, or refused for good.
                     key, command = calls[place]
-                    reply = await self.execute(key, *command)
+                    try:
+                        reply = await self.execute(key, *command)
+                    except BackendRefused as error:
+                        if error.__cause__ is None or not is_about_keys(error.__cause__):
+                            raise
+                        reply = error
                 replies[place] = reply
 
         if len(by_node) == 1:

@@ -170,8 +170,17 @@ def explain(error: BaseException) -> BackendError:
     return BackendRefused(f"the server refuses: {describe(error)}")
 
 
+def is_about_keys(error: BaseException) -> bool:
+    """Return True if the server surely refuses the keys or the arguments of this call alone.
+
+    Not for an error that it does not explain: a proxy has words of its own for an outage.
+    """
+    kind = kind_of(error)
+    if kind is not Kind.CALL:
+        return kind is Kind.WRONG_NODE
+    return code_of(error) in ("WRONGTYPE", "CROSSSLOT") or "user_script" in str(error)
+
+
 def explain_for(topic: str, error: BaseException) -> BackendError:
     """Return the same for a call about one topic: `TopicRefused` if the fault is that topic's."""
-    if kind_of(error) in (Kind.CALL, Kind.WRONG_NODE):
-        return TopicRefused(topic, describe(error))
-    return explain(error)
+    return TopicRefused(topic, describe(error)) if is_about_keys(error) else explain(error)
