@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qs
+
+import msgspec
 
 from semantik_realtime.backends.redis.address import read_address
 from semantik_realtime.backends.redis.appender import Appender
@@ -30,21 +30,30 @@ from semantik_realtime.backends.redis.script import (
     PAGE,
     READ,
     Script,
-    check_url,
     milliseconds,
 )
 from semantik_realtime.backends.redis.status import read_status
 from semantik_realtime.backends.redis.subscriptions import Subscriptions
 from semantik_realtime.backends.redis.topology import Topology
+from semantik_realtime.backends.redis.url_options import (
+    check_url,
+    read_options,
+    without_effect,
+)
 from semantik_realtime.backends.redis.writer import Writer
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.core.holding import Holding
 from semantik_realtime.core.limits import MAX_REPLAY
 from semantik_realtime.core.retention import own_job
-from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
+from semantik_realtime.errors import (
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    ConfigError,
+)
 from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
-from semantik_realtime.urls import mask_urls
+from semantik_realtime.urls import find_fault, mask_urls
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +73,17 @@ class RedisBackend:
         self._settings = settings
         url = settings.url or DEFAULT_URL
         address = read_address(url)
-        self._url = _canonical(address.url)
-        sentinel_url = _canonical(address.sentinel_url)
+        if fault := find_fault(address.url):
+            raise ConfigError(f"wrong URL of the redis backend: {fault}")
+        self._url, left_out = read_options(address.url)
+        sentinel_url, _ = read_options(address.sentinel_url)
         check_url(self._url)
         if sentinel_url:
             check_url(sentinel_url)
         address = address._replace(url=self._url, sentinel_url=sentinel_url)
+        self._left_out = left_out
+        if left_out:
+            logger.warning("redis: options of the URL without effect names=%s", ",".join(left_out))
         # Without what may be secret.
         self._shown_url = mask_urls(url)
         self._topology = Topology(address, settings.timeout_seconds)
@@ -219,10 +233,14 @@ class RedisBackend:
     async def status(self) -> Status:
         reader = self._reader or Reader(self._topology, self._settings.timeout_seconds, retries=0)
         try:
-            return await read_status(self._topology, reader, self._shown_url)
+            status = await read_status(self._topology, reader, self._shown_url)
         finally:
             if reader is not self._reader:
                 await reader.close()
+        if self._left_out:
+            warnings = [*status.warnings, without_effect(self._left_out)]
+            status = msgspec.structs.replace(status, warnings=warnings)
+        return status
 
     def _run(self, topic: str, script: Script, *args: Any) -> Any:
         """Run a script that writes to one topic.
@@ -273,22 +291,3 @@ class RedisBackend:
 
     def _lease_key(self, name: str) -> str:
         return f"{self._settings.prefix}:lease:{{{name}}}"
-
-
-def _canonical(url: str) -> str:
-    # In Celery's configuration the values have the names of Python's ssl module.
-    url = re.sub(
-        r"(?<=[?&]ssl_cert_reqs=)CERT_(REQUIRED|OPTIONAL|NONE)\b", lambda it: it[1].lower(), url
-    )
-    # redis-py does not know the schemes of Valkey.
-    for valkey, known in (("valkey://", "redis://"), ("valkeys://", "rediss://")):
-        if url.startswith(valkey):
-            url = known + url.removeprefix(valkey)
-    if not url.startswith("rediss://"):
-        return url
-    # redis-py before 6 accepts a certificate of any host, and knows no "none" with a host name.
-    address, hash_sign, fragment = url.partition("#")
-    options = parse_qs(address.partition("?")[2])
-    if "ssl_check_hostname" not in options and options.get("ssl_cert_reqs", [""])[0] != "none":
-        address += ("&" if "?" in address else "?") + "ssl_check_hostname=true"
-    return address + hash_sign + fragment
