@@ -29,7 +29,9 @@ from semantik_realtime_nats.records import (
     LogMessage,
 )
 
-MAX_PRODUCERS = 256
+MAX_PRODUCERS = 4096
+"""Producers whose last number a topic remembers. By count alone: the messages of a log have no time
+that every reader of them sees alike. They take 80 kB of a checkpoint at most."""
 PAGE_EVENTS = 64
 """Least events between two entries of the index from offsets to the stream's sequences."""
 CHECKPOINT_EVENTS = 64
