@@ -30,8 +30,7 @@ from semantik_realtime_nats.records import (
 )
 
 MAX_PRODUCERS = 4096
-"""Producers whose last number a topic remembers. By count alone: the messages of a log have no time
-that every reader of them sees alike. They take 80 kB of a checkpoint at most."""
+"""Whose last number a topic remembers: 80 kB of a checkpoint. By count: messages have no time."""
 PAGE_EVENTS = 64
 """Least events between two entries of the index from offsets to the stream's sequences."""
 CHECKPOINT_EVENTS = 64
