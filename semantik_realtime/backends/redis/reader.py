@@ -10,20 +10,21 @@ from typing import Any
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import (
-    ClusterDownError,
-    NoScriptError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.nodes import Node, read_redirect
 from semantik_realtime.backends.redis.read_pool import ReadPool
-from semantik_realtime.backends.redis.refusals import ends_connection, explain, is_about_keys
+from semantik_realtime.backends.redis.refusals import (
+    Kind,
+    code_of,
+    ends_connection,
+    explain,
+    is_about_keys,
+    kind_of,
+)
 from semantik_realtime.backends.redis.script import Script
 from semantik_realtime.backends.redis.topology import Topology
 from semantik_realtime.cancellation import keep_cancellation
@@ -79,12 +80,13 @@ class Reader:
             for _ in range(MAX_REDIRECTS):
                 try:
                     return await self._send(node, is_asking, command)
-                except TryAgainError:
-                    await asyncio.sleep(PAUSE_SECONDS)
                 except ResponseError as error:
+                    if code_of(error) == "TRYAGAIN":
+                        await asyncio.sleep(PAUSE_SECONDS)
+                        continue
                     redirect = read_redirect(error, node)
                     if redirect is None:
-                        if isinstance(error, ClusterDownError):
+                        if kind_of(error) is Kind.WRONG_SERVER:
                             self._topology.doubt(node)
                         raise
                     self._topology.follow(redirect)
