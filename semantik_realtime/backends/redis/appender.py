@@ -22,6 +22,7 @@ from semantik_realtime.backends.redis.refusals import (
     is_about_keys,
     kind_of,
 )
+from semantik_realtime.backends.redis.rights import PublishRight
 from semantik_realtime.backends.redis.script import APPEND
 from semantik_realtime.backends.redis.topology import Topology
 from semantik_realtime.backends.redis.writer import Writer
@@ -45,6 +46,7 @@ class Appender:
         writer: runs the script.
         topology: whether it is a cluster.
         settings: the limits.
+        right: gets to know which events were not published.
         keys_of: the keys of a topic.
         channel_of: the channel of a topic.
     """
@@ -54,6 +56,7 @@ class Appender:
         writer: Writer,
         topology: Topology,
         settings: Settings,
+        right: PublishRight,
         keys_of: Callable[[str], list[str]],
         channel_of: Callable[[str], str],
     ) -> None:
@@ -62,6 +65,7 @@ class Appender:
         self._header = append_header(settings)
         brief = settings.model_copy(update={"retention_seconds": TRIAL_SECONDS})
         self._brief_header = append_header(brief)
+        self._right = right
         self._keys_of = keys_of
         self._channel_of = channel_of
         # Topics with an unexplained error, and the monotonic time of the first one in a row.
@@ -85,7 +89,8 @@ class Appender:
                 refused = Receipt(Outcome.REFUSED, reason=describe(reply))
                 read = iter([refused] * len(places))
             else:
-                read = read_receipts(reply.decode(), [digests[place] for place in places])
+                [text] = self._right.read([reply])
+                read = read_receipts(text.decode(), [digests[place] for place in places])
             for place, receipt in zip(places, read, strict=True):
                 receipts[place] = receipt
         return receipts

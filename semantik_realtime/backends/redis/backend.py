@@ -10,12 +10,14 @@ atomically.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from redis.exceptions import RedisError
 
 from semantik_realtime.backends.border import note
 from semantik_realtime.backends.redis.address import read_address
@@ -24,6 +26,7 @@ from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.reader import Reader
 from semantik_realtime.backends.redis.refusals import explain_for, is_about_keys
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot, read_top
+from semantik_realtime.backends.redis.rights import PublishRight
 from semantik_realtime.backends.redis.script import (
     CLAIM,
     DELETE,
@@ -87,7 +90,10 @@ class RedisBackend:
         self._shown_url = mask_urls(url)
         self._topology = Topology(address, settings.timeout_seconds)
         self._writer = Writer(self._topology, settings.timeout_seconds)
-        self._appender = Appender(self._writer, self._topology, settings, self._keys, self._channel)
+        self._right = PublishRight(settings.prefix)
+        self._appender = Appender(
+            self._writer, self._topology, settings, self._right, self._keys, self._channel
+        )
         self._holders = Holders(self._writer, settings.prefix)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._reader: Reader | None = None
@@ -239,13 +245,16 @@ class RedisBackend:
         reader = self._reader or Reader(self._topology, self._settings.timeout_seconds, retries=0)
         try:
             status = await read_status(self._topology, reader, self._shown_url)
+            missing: list[str] = []
+            if status.reachable and (layout := self._topology.layout) is not None:
+                with contextlib.suppress(RedisError, OSError):
+                    missing = await self._right.warnings(reader.client(layout.nodes[0]))
         finally:
             if reader is not self._reader:
                 await reader.close()
         if self._left_out:
-            warnings = [*status.warnings, without_effect(self._left_out)]
-            status = msgspec.structs.replace(status, warnings=warnings)
-        return status
+            missing.append(without_effect(self._left_out))
+        return msgspec.structs.replace(status, warnings=[*missing, *status.warnings])
 
     def _run(self, topic: str, script: Script, *args: Any) -> Any:
         """Run a script that writes to one topic.
