@@ -284,6 +284,32 @@ def fakeredis_url() -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def sentinel_url() -> Iterator[str]:
+    """Run a master, two replicas and three sentinels; yield the URL.
+
+    Raises:
+        ServerMissing: valkey-server is not installed.
+    """
+    from semantik_realtime.testing.redis_nodes import Trio, working
+
+    with working(Trio(valkey_program())) as trio:
+        yield trio.url
+
+
+@contextlib.contextmanager
+def cluster_url() -> Iterator[str]:
+    """Run a cluster of three masters and three replicas; yield the URL.
+
+    Raises:
+        ServerMissing: redis-server is not installed.
+    """
+    from semantik_realtime.testing.redis_nodes import Cluster, working
+
+    with working(Cluster(redis_program())) as cluster:
+        yield cluster.url
+
+
+@contextlib.contextmanager
 def nats_cluster_url() -> Iterator[str]:
     """Run a JetStream cluster of three servers; yield their URLs.
 
@@ -320,6 +346,8 @@ ROWS = {
     "valkey": Row("redis", lambda: RedisServer(valkey_program())),
     "redis": Row("redis", lambda: RedisServer(redis_program())),
     "fakeredis": Row("redis", serve=fakeredis_url),
+    "sentinel": Row("redis", serve=sentinel_url),
+    "cluster": Row("redis", serve=cluster_url),
     "nats": Row("nats", lambda: NatsServer(nats_program())),
     "nats-r3": Row(
         "nats", serve=nats_cluster_url, environment={"SEMANTIK_REALTIME_NATS_REPLICAS": "3"}

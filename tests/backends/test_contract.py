@@ -23,8 +23,8 @@ class TestContract(BackendContract):
         return lambda **settings: load_backend(load_settings(backend=backend, url=url, **settings))
 
     async def break_connection(self, backend: Any) -> None:
-        subscriber = getattr(backend, "_subscriber", None)
         if isinstance(backend, RedisBackend):
-            subscriber._connection._writer.transport.abort()
-        elif subscriber is not None:
+            for subscriber in backend._subscriptions.subscribers:
+                subscriber._connection._writer.transport.abort()
+        elif (subscriber := getattr(backend, "_subscriber", None)) is not None:
             await subscriber.stream.connection.close()

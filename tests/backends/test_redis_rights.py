@@ -37,6 +37,7 @@ LINES = {
 WEB, WORKER, READER = "realtime-web", "realtime-worker", "realtime-reader"
 WRITERS = [WEB, WORKER]
 EVERYONE = [*WRITERS, READER]
+IN_CLUSTERS = {"spublish", "ssubscribe", "sunsubscribe", "cluster|slots", "asking"}
 REFUSAL = r"permission|NOPERM|can't (run|access|publish)"
 FORBIDDEN = [
     ("FLUSHALL",),
@@ -140,12 +141,16 @@ def test_the_page_allows_no_command_that_the_backend_does_not_use() -> None:
         }
         for name, text in texts.items()
     }
+    for commands in in_scripts.values():
+        commands -= IN_CLUSTERS
     of_web_servers = in_scripts.pop("overdue") | in_scripts.pop("give")
     of_writers = set[str]().union(*in_scripts.values())
     in_python = {"ping", "select", "info", "subscribe", "unsubscribe", "eval", "evalsha"}
     allowed = {user: set(re.findall(r" \+(\S+)", line)) for user, line in LINES.items()}
     assert allowed[WORKER] == of_writers | in_python | {"script|load"}
     assert allowed[WEB] == allowed[WORKER] | of_web_servers
+    [in_clusters] = re.findall(r"in a cluster.*?`(\+s[^`]*)`", PAGE.read_text())
+    assert set(in_clusters.replace("+", "").split()) == IN_CLUSTERS
     assert {"rename", "zrangebyscore"} == of_web_servers - of_writers
     in_reading = {"hmget", "hgetall", "xrange", "xrevrange"}
     assert in_reading == {
@@ -264,7 +269,8 @@ async def test_a_reader_watches_and_reads_what_a_worker_publishes(
             assert status.reachable
             assert status.clock_ahead_seconds is not None
             # The canary, which checks the subscription, comes back.
-            await until(lambda: reader._subscriber._canary_seen.is_set())
+            [subscriber] = reader._subscriptions.subscribers
+            await until(lambda: subscriber._canary._received)
             worker.delete(topic)
             await until(lambda: sink.deletions)
         finally:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from semantik_realtime.backends.redis import subscriber
+from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.subscriber import Subscriber
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.testing.contract import until
@@ -91,28 +92,22 @@ async def subscribers() -> AsyncIterator[list[Subscriber]]:
         await one.close()
 
 
-class Canary:
-    """A canary that comes back at once; ``before`` runs first."""
+def canary(
+    newest: Callable[[], Connection], before: Callable[[], Awaitable[None]] | None = None
+) -> Canary:
+    """Return a canary that comes back at once; ``before`` runs first."""
 
-    channel = "canary"
-    lineage = 0
+    async def publish(channel: str, text: str) -> None:
+        if before is not None:
+            await before()
+        newest().replies.put_nowait([b"message", channel.encode(), text.encode()])
 
-    def __init__(
-        self, connect: Callable[[], Connection], before: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
-        self.newest = connect
-        self.before = before
-
-    async def send(self) -> bytes:
-        if self.before is not None:
-            await self.before()
-        self.newest().replies.put_nowait([b"message", b"canary", b"1"])
-        return b"1"
+    return Canary(None, publish, lambda: "canary", 5.0)
 
 
 async def open_on(server: Server, subscribers: list[Subscriber]) -> Subscriber:
-    canary = Canary(lambda: server.made[-1])
-    made = Subscriber(server.connect, canary, lambda topic: topic, timeout_seconds=5.0)
+    flying = canary(lambda: server.made[-1])
+    made = Subscriber(server.connect, flying, lambda topic: topic, timeout_seconds=5.0)
     subscribers.append(made)
     await made.open()
     return made
@@ -194,8 +189,8 @@ def test_a_loop_ends_although_a_library_swallows_the_only_cancellation(place: st
                     await swallow(is_reached)
 
         connection = Swallowing()
-        canary = Canary(lambda: connection, lambda: swallow(is_reached))
-        made = Subscriber(lambda: connection, canary, lambda topic: topic, timeout_seconds=30.0)
+        flying = canary(lambda: connection, lambda: swallow(is_reached))
+        made = Subscriber(lambda: connection, flying, lambda topic: topic, timeout_seconds=30.0)
         await made.open()
         await is_reached.wait()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semantik_realtime.backends.redis.backend import _warnings
+from semantik_realtime.backends.redis.status import _warnings
 
 
 @pytest.mark.parametrize(

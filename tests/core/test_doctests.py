@@ -7,10 +7,11 @@ import pkgutil
 import pytest
 
 from semantik_realtime import backoff, config, core, urls
+from semantik_realtime.backends.redis import address, nodes
 from semantik_realtime.web.wires import ends
 
 MODULES = [info.name for info in pkgutil.iter_modules(core.__path__, core.__name__ + ".")]
-OTHERS = [module.__name__ for module in (config, backoff, urls, ends)]
+OTHERS = [module.__name__ for module in (config, backoff, urls, ends, address, nodes)]
 
 
 @pytest.mark.parametrize("name", [*MODULES, *OTHERS])

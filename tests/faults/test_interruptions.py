@@ -113,7 +113,7 @@ async def test_a_gap_is_found_by_the_next_event(
 async def test_a_dead_subscription_is_found_by_the_canary(
     web_server: InProcessServer, client: NativeClient, publisher: Publisher
 ) -> None:
-    subscriber = web_server.rt.unguarded._subscriber
+    [subscriber] = web_server.rt.unguarded._subscriptions.subscribers
     await subscriber._connection.send_command("UNSUBSCRIBE", check_health=False)
     await publisher.publish("job:1", 1)
     # The connection is open and no message arrives, which only the canary notices.

@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
 
-from redis.exceptions import RedisError
-
-from semantik_realtime.backends.redis.script import CANARY, Writer, milliseconds
+from semantik_realtime.backends.redis.script import CANARY, milliseconds
+from semantik_realtime.backends.redis.writer import Writer
 from semantik_realtime.cancellation import keep_cancellation
 from semantik_realtime.errors import BackendError
 from semantik_realtime.native_threads import is_patched
@@ -28,82 +26,142 @@ KEEP_SECONDS = 60.0
 """How long the server keeps a number; the next one comes after a few seconds."""
 
 
+class Mark(NamedTuple):
+    """A number that was written."""
+
+    key: str
+    """The hash that has it in its field ``number``, in the slot of the channel."""
+    number: int
+
+
 class Canary:
-    """Writes and publishes numbers that grow. Lives on one loop.
+    """Numbers that grow, of one process and one node. Lives on one loop.
 
     Args:
-        writer: the writer of this process.
-        connect: makes a connection that is not connected yet, for a process that writes nothing.
-        channel_of: the channel of a topic.
-        timeout_seconds: deadline of a command without the writer.
+        writer: the writer of this process; None: it has none.
+        publish: publishes a text to a channel without the writer.
+        make_channel: makes a channel that the node has; None: it has none.
+        timeout_seconds: how long a number may take to come back.
+        is_sharded: whether the node is one of a cluster.
+        lost: called when a number has not come back.
     """
 
     def __init__(
         self,
-        writer: Writer,
-        connect: Callable[[], Any],
-        channel_of: Callable[[str], str],
+        writer: Writer | None,
+        publish: Callable[[str, str], Awaitable[object]],
+        make_channel: Callable[[], str | None],
         timeout_seconds: float,
+        *,
+        is_sharded: bool = False,
+        lost: Callable[[], object] = lambda: None,
     ) -> None:
-        self.channel = channel_of("canary:" + secrets.token_hex(6))
-        """Where the numbers are published."""
-        self.key = self.channel + ":canary"
-        """The hash with the newest number, in its field ``number``."""
-        self.written = 0
-        """The newest number that the writer has written; a reader that does not find it, or a later
-        one, is on another server. 0: none was written, so there is nothing to find."""
+        self.channel: bytes | None = None
+        """Where the numbers are published; None while the node has no channel."""
+        self.mark: Mark | None = None
+        """What the writer has written; a reader that does not find that number, or a later one, is
+        on another server. None: there is nothing to find."""
         self._writer = writer
-        self._connect = connect
+        self._publish = publish
+        self._make_channel = make_channel
         self._timeout = timeout_seconds
+        self._is_sharded = int(is_sharded)
+        self._lost = lost
         # The newest number that was tried.
         self._number = 0
+        # The newest one that has come back, and what is set then.
+        self._received = 0
+        self._has_received = asyncio.Event()
+        # The connection over which the last one came back, and the lineage of its writer.
+        self._proof: tuple[object, int] = (None, 0)
+        # Set with each proof, and cleared at once: who waits looks at the proof.
+        self._proven = asyncio.Event()
+        # Set to send a number now.
+        self._due = asyncio.Event()
 
-    @property
-    def lineage(self) -> int:
-        """Grows with each new connection of the writer: it may lead to another server."""
-        return self._writer.connections
+    def choose(self) -> bytes | None:
+        """Choose another channel, and return it; the subscriber subscribes to it."""
+        channel = self._make_channel()
+        self.channel = None if channel is None else channel.encode()
+        if self._is_sharded:
+            # The node may have given away the slot of the one before.
+            self.mark = None
+        return self.channel
 
-    async def send(self) -> bytes:
-        """Write the next number and publish it; return the message that the subscriber gets.
+    def receive(self, payload: bytes) -> None:
+        """A number has come back."""
+        self._received = max(self._received, int(payload))
+        self._has_received.set()
 
-        A process that has written nothing yet, or whose writes fail, only publishes it, over a
-        new connection: it leads to where the address leads now.
+    async def fly(self, connection: object) -> None:
+        """Send a number, and wait until it comes back over ``connection``.
 
         Raises:
-            BackendError, RedisError, OSError, TimeoutError: neither was possible.
+            Exception: it did not, or could not be sent.
         """
+        self._due.clear()
+        lineage = self._lineage
         self._number += 1
         number = self._number
-        if not await self.write(number):
-            await self._publish(number)
-        return b"%d" % number
+        try:
+            if not await self.write(number):
+                assert self.channel is not None
+                await keep_cancellation(self._publish(self.channel.decode(), str(number)))
+            async with asyncio.timeout(self._timeout):
+                while self._received < number:
+                    self._has_received.clear()
+                    await self._has_received.wait()
+        except Exception:
+            self._lost()
+            raise
+        self._proof = (connection, lineage)
+        self._proven.set()
+        self._proven.clear()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait until the next number is due, at most ``seconds``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._due.wait()
+
+    async def prove(self, connection_of: Callable[[], object]) -> None:
+        """Wait for a number over the present connection, from a writer as new as the present one.
+
+        Args:
+            connection_of: returns the present connection; None while there is none.
+        """
+        lineage = self._lineage
+        while self.channel is not None:
+            connection, proven = self._proof
+            if connection is not None and connection is connection_of() and proven >= lineage:
+                return
+            self._due.set()
+            await self._proven.wait()
 
     async def write(self, number: int = 0) -> bool:
-        """Write ``number``, or the next one, with the writer. Return False if that failed."""
+        """Write ``number``, or the next one, with the writer. Return False if that is impossible.
+
+        It is in a process that has written nothing yet, or whose writes fail.
+        """
         if not number:
             self._number += 1
             number = self._number
+        writer, channel = self._writer, self.channel
         # Beside greenlets a thread of the executor is one of them, and cannot block.
-        if not self._writer.connections or is_patched():
+        if writer is None or not writer.connections or channel is None or is_patched():
             return False
-        args = (self.channel, number, milliseconds(KEEP_SECONDS))
+        key = channel.decode() + ":canary"
+        args: list[Any] = [channel, number, milliseconds(KEEP_SECONDS), self._is_sharded]
         try:
-            await keep_cancellation(asyncio.to_thread(self._writer.run, CANARY, [self.key], *args))
+            await keep_cancellation(asyncio.to_thread(writer.run, CANARY, [key], *args))
         except BackendError as error:
             logger.debug("canary: not written error=%s", error)
             return False
-        self.written = max(self.written, number)
+        if channel == self.channel and (self.mark is None or number > self.mark.number):
+            self.mark = Mark(key, number)
         return True
 
-    async def _publish(self, number: int) -> None:
-        connection = self._connect()
-        try:
-            async with asyncio.timeout(self._timeout):
-                await keep_cancellation(connection.connect())
-                command = ("PUBLISH", self.channel, str(number))
-                await keep_cancellation(connection.send_command(*command, check_health=False))
-                await keep_cancellation(connection.read_response())
-        finally:
-            with contextlib.suppress(RedisError, OSError, TimeoutError):
-                async with asyncio.timeout(self._timeout):
-                    await keep_cancellation(connection.disconnect(nowait=True))
+    @property
+    def _lineage(self) -> int:
+        """Grows with each new connection of the writer: it may lead to another server."""
+        return 0 if self._writer is None else self._writer.connections

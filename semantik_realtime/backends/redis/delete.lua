@@ -1,11 +1,15 @@
 -- Delete a topic, refuse its late drafts for the grace time, and publish "gone".
 --
--- KEYS  meta log state fence seen    ARGV  grace_ms, channel
+-- KEYS  meta log state fence seen    ARGV  grace_ms, channel, 1 on a node of a cluster
 -- Return 1 if the topic was known.
 local position = redis.call('HMGET', KEYS[1], 'offset', 'deleted')
 local known = position[1] and position[1] ~= '0' and not position[2]
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 redis.call('HSET', KEYS[1], 'deleted', '1')
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
-redis.call('PUBLISH', ARGV[2], 'gone')
+if ARGV[3] == '1' then
+  redis.call('SPUBLISH', ARGV[2], 'gone')
+else
+  redis.call('PUBLISH', ARGV[2], 'gone')
+end
 return known and 1 or 0

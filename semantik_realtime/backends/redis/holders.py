@@ -10,7 +10,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from semantik_realtime.backends.redis.script import GIVE, HOLD, OVERDUE, Writer, milliseconds
+from semantik_realtime.backends.redis.script import GIVE, HOLD, OVERDUE, milliseconds
+from semantik_realtime.backends.redis.writer import Writer
 from semantik_realtime.core.holding import (
     HELD_KEEP_SECONDS,
     Holding,

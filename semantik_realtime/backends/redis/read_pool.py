@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,8 +14,8 @@ import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from semantik_realtime.backends.redis.canary import Canary
-from semantik_realtime.backends.redis.refusals import ends_connection
+from semantik_realtime.backends.redis.canary import Canary, Mark
+from semantik_realtime.backends.redis.refusals import Kind, kind_of
 from semantik_realtime.backends.redis.script import CONNECTION_SECONDS
 from semantik_realtime.backoff import spread
 
@@ -49,13 +50,12 @@ class ReadPool(redis.asyncio.BlockingConnectionPool):
     made before `renew`.
 
     Args:
-        canary: what the writer has written; set by the owner, before the pool is used.
         options: as `redis.asyncio.BlockingConnectionPool` has them.
     """
 
-    canary: Canary
-
     def __init__(self, **options: Any) -> None:
+        self.canary_of: Callable[[], Canary | None] = lambda: None
+        """Returns what the writer has written; set by the owner. None: nothing is compared."""
         self._generation = 0
         self._made: weakref.WeakKeyDictionary[Any, _Made] = weakref.WeakKeyDictionary()
         # Whether the last check failed; that is logged once.
@@ -91,36 +91,46 @@ class ReadPool(redis.asyncio.BlockingConnectionPool):
         made = self._made[connection]
         if made.generation != self._generation or time.monotonic() >= made.usable_until:
             await self._reconnect(connection)
-        number = self.canary.written
-        if self._made[connection].seen >= number:
-            return
-        if not await self._shows(connection, number, 0.0):
-            # The server may have lost the number with all its data.
-            if not await self.canary.write():
-                return
-            number = self.canary.written
-            if not await self._shows(connection, number, LAG_SECONDS):
-                await self._reconnect(connection)
-                if not await self._shows(connection, number, LAG_SECONDS):
-                    raise await self._stale(connection)
-                self.renew()
-                self._made[connection].generation = self._generation
+        await self._compare(connection)
         if self._is_stale:
             self._is_stale = False
             logger.info("reader: on the server of the writes again")
 
-    async def _shows(self, connection: Any, number: int, seconds: float) -> bool:
-        """Return True if the server has ``number`` of the canary, or a later one, in time."""
+    async def _compare(self, connection: Any) -> None:
+        """Lead a connection to the server of the writes.
+
+        Raises:
+            StaleServer: the address does not lead there.
+        """
+        canary = self.canary_of()
+        if canary is None or await self._shows(connection, canary.mark, 0.0):
+            return
+        # The server may have lost the number with all its data.
+        if not await canary.write() or await self._shows(connection, canary.mark, LAG_SECONDS):
+            return
+        await self._reconnect(connection)
+        if not await self._shows(connection, canary.mark, LAG_SECONDS):
+            raise await self._stale(connection)
+        # So the other connections may be at the old server too.
+        self.renew()
+        self._made[connection].generation = self._generation
+
+    async def _shows(self, connection: Any, mark: Mark | None, seconds: float) -> bool:
+        """Return True if the server has the number of ``mark``, or a later one, in time."""
+        if mark is None or self._made[connection].seen >= mark.number:
+            return True
+        key, number = mark
         deadline = time.monotonic() + seconds
         while True:
             try:
-                await connection.send_command("HMGET", self.canary.key, "number")
+                await connection.send_command("HMGET", key, "number")
                 [value] = await connection.read_response()
                 seen = int(value or 0)
             except ResponseError as error:
-                if ends_connection(error):
+                if kind_of(error) is Kind.WRONG_SERVER:
                     return False
-                # Without the right to read the number there is nothing to compare.
+                # Without the right to read the number, and where another node of a cluster has
+                # got its slot, there is nothing to compare.
                 seen = number
             if seen >= number:
                 self._made[connection].seen = seen

@@ -1,15 +1,14 @@
-"""What the scripts that read reply, as values."""
+"""What the scripts that read reply, as values, and what those that write publish."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import ResponseError
-
+from semantik_realtime.backends.border import note
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.resume import Reason
-from semantik_realtime.hookspecs import Page, Snapshot, Top
+from semantik_realtime.hookspecs import Page, Sink, Snapshot, Top
 
 
 def read_snapshot(reply: Sequence[Any]) -> Snapshot:
@@ -35,6 +34,39 @@ def read_page(reply: Sequence[Any]) -> Page:
     return Page(cursor, events, bool(events) and events[-1].offset < cursor.offset)
 
 
+def deliver(topic: str, sink: Sink, payload: bytes) -> None:
+    """Call ``sink`` with a message of append.lua or delete.lua.
+
+    Events are ``EPOCH OFFSET CHAIN CHAIN …``, the position before them and the chain of each
+    in hexadecimal digits, and then a line for each.
+    """
+    if payload == b"gone":
+        sink.gone(topic)
+        return
+    try:
+        prev, events = _read_message(payload)
+    except ValueError as error:
+        # No append has published it. If one was lost, the next offset shows it.
+        note("message", topic, "unknown", str(error))
+    else:
+        sink.events(topic, prev, events)
+
+
+def _read_message(payload: bytes) -> tuple[Cursor, list[Event]]:
+    """Return the position before the first event, and the events.
+
+    Raises:
+        ValueError: append.lua has not made it.
+    """
+    head, *bodies = payload.split(b"\n")
+    epoch, offset, chain_before, *chains = head.decode().split(" ")
+    prev = Cursor(epoch, int(offset), int(chain_before))
+    return prev, [
+        Event(prev.offset + place, int(chain, 16), body)
+        for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
+    ]
+
+
 def read_top(reply: Any) -> Top | None:
     """Return the end of a topic by four fields of its meta; None if nothing was appended.
 
@@ -46,11 +78,6 @@ def read_top(reply: Any) -> Top | None:
         return None
     cursor = Cursor(text(epoch), int(offset), int(chain))
     return Top(cursor, text(owner) if owner is not None else None)
-
-
-def is_of_another_type(error: Exception) -> bool:
-    """Return True if a key has another type than the command expects: a program has set it."""
-    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
 
 
 def text(value: bytes) -> str:

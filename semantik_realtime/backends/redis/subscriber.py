@@ -1,4 +1,4 @@
-"""Live events: one subscription for each watched topic, on one connection that is renewed."""
+"""Live events from one node: a subscription for each topic, on one connection that is renewed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from semantik_realtime.backends.border import note
+from semantik_realtime.backends.redis.canary import Canary
+from semantik_realtime.backends.redis.nodes import Moved, slot_of
+from semantik_realtime.backends.redis.refusals import redirection_of
+from semantik_realtime.backends.redis.replies import deliver
+from semantik_realtime.backends.redis.send import pack
 from semantik_realtime.backoff import Backoff, spread
 from semantik_realtime.cancellation import keep_cancellation, stop_tasks
-from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink
 from semantik_realtime.urls import mask_text
@@ -23,20 +26,22 @@ logger = logging.getLogger(__name__)
 
 CANARY_SECONDS = 5.0
 """Time between two canaries, varied by 15 %."""
+CANARY_TOPIC = "canary:"
+"""The beginning of the name that stands for a topic in the channel of a canary."""
 SUBSCRIBE_CHUNK = 500
 """Most channels of one SUBSCRIBE."""
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 1.0
 
 
-class CanarySender(Protocol):
-    """See `semantik_realtime.backends.redis.canary.Canary`."""
+class Owner(Protocol):
+    """What a `Subscriber` tells its owner. Called on the loop; must not block or raise."""
 
-    channel: str
+    def failed(self, subscriber: Subscriber) -> None:
+        """The connection is broken, or could not be made."""
 
-    @property
-    def lineage(self) -> int: ...
-    async def send(self) -> bytes: ...
+    def moved(self, subscriber: Subscriber) -> None:
+        """A part of its topics belongs to other nodes; they have no subscription any more."""
 
 
 class Subscriber:
@@ -47,31 +52,44 @@ class Subscriber:
     when the server confirms the topic, before any event of the new connection:
     that may belong to a history that a failover has rewritten, and continue the
     known one only by its offset. The other task sends a canary every few
-    seconds, a message that the process's writer publishes, and closes a connection
-    that does not deliver it: such a connection is dead, or leads to another
-    server than the writer's.
+    seconds, and closes a connection that does not deliver it: such a connection is
+    dead, or leads to another server than the writer's.
+
+    In a cluster it has the topics of one node. When that node gives a topic away,
+    it says so, and the owner moves the topic to another `Subscriber`.
 
     Args:
         connect: makes a connection that is not connected yet.
-        canary: sends the canaries, on another connection.
+        canary: sends numbers that must come back over the connection.
         channel_of: the channel of a topic.
         timeout_seconds: deadline of connecting, of a command and of its confirmation.
-        lost: called when a canary is not delivered.
+        is_sharded: whether the node is one of a cluster, which publishes to its own subscribers
+            only.
+        owner: hears of failures.
     """
 
     def __init__(
         self,
         connect: Callable[[], Any],
-        canary: CanarySender,
+        canary: Canary,
         channel_of: Callable[[str], str],
         timeout_seconds: float,
-        lost: Callable[[], object] = lambda: None,
+        *,
+        is_sharded: bool = False,
+        owner: Owner | None = None,
     ) -> None:
         self._connect = connect
         self._canary = canary
-        self._lost = lost
         self._channel_of = channel_of
         self._timeout = timeout_seconds
+        self._owner = owner
+        self._is_sharded = is_sharded
+        letter = "S" if is_sharded else ""
+        self._subscribe, self._unsubscribe = f"{letter}SUBSCRIBE", f"{letter}UNSUBSCRIBE"
+        # The first items of the messages of the server.
+        self._confirms, self._ends, self._delivers = (
+            (letter.lower() + word).encode() for word in ("subscribe", "unsubscribe", "message")
+        )
         # The topic and the sink of each channel that is subscribed or about to be.
         self._sinks: dict[bytes, tuple[str, Sink]] = {}
         # For each channel the SUBSCRIBEs on this connection that the server has not confirmed.
@@ -81,20 +99,13 @@ class Subscriber:
         # The channels that are subscribed on this connection; cleared when it breaks.
         self._confirmed: set[bytes] = set()
         # Channels whose sink must be called with `interrupted` when they are confirmed: those that
-        # were subscribed when this connection was made, unless it is the first one.
+        # were subscribed when this connection was made, unless it is the first one, or at another
+        # node.
         self._interrupted: set[bytes] = set()
         # Resolved with the confirmation; several calls of `subscribe` may wait for one.
         self._confirmations: dict[bytes, asyncio.Future[None]] = {}
-        # The canaries' channel, the newest one that has come back, and the event of that.
-        self._canary_channel = canary.channel.encode()
-        self._last_canary = b""
-        self._canary_seen = asyncio.Event()
-        # The connection over which the last canary came back, and the lineage of its writer.
-        self._proof: tuple[Any, int] = (None, 0)
-        # Set when a canary has come back, and cleared at once: who waits looks at `_proof`.
-        self._proven = asyncio.Event()
-        # Set to send a canary now.
-        self._canary_due = asyncio.Event()
+        # Channels whose slot the node has given to another one, until `release`.
+        self._given_away: set[bytes] = set()
         # What commands are sent on; None from a break until the next connection is made.
         self._connection: Any = None
         # Around all that the reading task awaits on the connection; `_close_connection` ends it.
@@ -120,6 +131,13 @@ class Subscriber:
         except BaseException:
             await self._disconnect(connection)
             raise
+        self._start(connection)
+
+    def start(self) -> None:
+        """Do as `open`, but also stay if the first connection fails."""
+        self._start(self._connect())
+
+    def _start(self, connection: Any) -> None:
         self._tasks = [
             asyncio.create_task(
                 self._stay_connected(connection), name="semantik-realtime-subscriber"
@@ -141,22 +159,21 @@ class Subscriber:
 
         Raises:
             BackendUnavailable: no confirmation in time, or no canary; the topic is not subscribed.
+            Moved: the node does not have the topic; it is not subscribed.
         """
         channel = self._channel_of(topic).encode()
         is_new = channel not in self._sinks
         self._sinks[channel] = (topic, sink)
         try:
             async with asyncio.timeout(self._timeout):
-                await self._confirm(topic, channel)
-                await self._prove()
+                await self._wait_confirmed(channel)
+                await self._canary.prove(lambda: self._connection)
         except TimeoutError:
             if is_new or channel not in self._confirmed:
                 await self.unsubscribe(topic)
-            raise BackendUnavailable(
-                f"no live events from the server of the writes (topic {topic})"
-            ) from None
+            raise BackendUnavailable(f"no live events of what is written ({topic})") from None
 
-    async def _confirm(self, topic: str, channel: bytes) -> None:
+    async def _wait_confirmed(self, channel: bytes) -> None:
         """Subscribe to a channel, unless that was confirmed."""
         if channel in self._confirmed:
             return
@@ -164,19 +181,8 @@ class Subscriber:
         if confirmation is None:
             confirmation = asyncio.get_running_loop().create_future()
             self._confirmations[channel] = confirmation
-            await self._send("SUBSCRIBE", channel)
+            await self._send(self._subscribe, channel)
         await asyncio.shield(confirmation)
-
-    async def _prove(self) -> None:
-        """Wait for a canary over this connection, from a writer as new as the present one."""
-        lineage = self._canary.lineage
-        while not self._is_proven(lineage):
-            self._canary_due.set()
-            await self._proven.wait()
-
-    def _is_proven(self, lineage: int) -> bool:
-        connection, proven = self._proof
-        return connection is not None and connection is self._connection and proven >= lineage
 
     async def unsubscribe(self, topic: str) -> None:
         """Stop calling the topic's sink at once, and tell the server if it can be reached."""
@@ -184,11 +190,49 @@ class Subscriber:
         if self._sinks.pop(channel, None) is None:
             return
         self._confirmed.discard(channel)
+        self._interrupted.discard(channel)
         # A later `subscribe` must wait for a confirmation of its own.
-        confirmation = self._confirmations.pop(channel, None)
-        if confirmation is not None and not confirmation.done():
+        if confirmation := self._waiting(channel):
             confirmation.set_exception(BackendUnavailable(f"unsubscribed (topic {topic})"))
-        await self._send("UNSUBSCRIBE", channel)
+            confirmation.exception()  # Retrieved: the `subscribe` may have given up.
+        await self._send(self._unsubscribe, channel)
+
+    async def adopt(self, sinks: Mapping[str, Sink]) -> None:
+        """Subscribe topics that were at another node; `Sink.interrupted` is called when it works.
+
+        Does not wait for that, nor for a connection.
+        """
+        channels = []
+        for topic, sink in sinks.items():
+            channel = self._channel_of(topic).encode()
+            self._sinks[channel] = (topic, sink)
+            self._interrupted.add(channel)
+            channels.append(channel)
+        await self._send(self._subscribe, *channels)
+
+    def release(self, belongs: Callable[[str], bool]) -> dict[str, Sink]:
+        """Give up the topics that the node has given away, and those that do not belong to it.
+
+        Return the sinks for which no `subscribe` waits; one that waits raises `Moved`. The server
+        is not told.
+        """
+        released = {}
+        for channel, (topic, sink) in list(self._sinks.items()):
+            if channel in self._given_away or not belongs(channel.decode()):
+                del self._sinks[channel]
+                self._confirmed.discard(channel)
+                self._interrupted.discard(channel)
+                if confirmation := self._waiting(channel):
+                    confirmation.set_exception(Moved(topic))
+                else:
+                    released[topic] = sink
+        self._given_away.clear()
+        return released
+
+    def _waiting(self, channel: bytes) -> asyncio.Future[None] | None:
+        """Take out what a `subscribe` waits for, if one does."""
+        confirmation = self._confirmations.pop(channel, None)
+        return None if confirmation is None or confirmation.done() else confirmation
 
     async def _stay_connected(self, connection: Any) -> None:
         """Read, and make another connection whenever one breaks, until cancelled."""
@@ -199,20 +243,23 @@ class Subscriber:
                     async with asyncio.timeout(None) as self._reading:
                         async with asyncio.timeout(self._timeout):
                             await keep_cancellation(connection.connect())
-                        self._interrupted = set() if is_first else set(self._sinks)
+                        if not is_first:
+                            self._interrupted.update(self._sinks)
                         await self._resubscribe(connection)
                         if not is_first:
                             logger.info("subscriber: resubscribed topics=%d", len(self._sinks))
                         is_first = False
                         self._backoff.reset()
                         while True:
-                            self._receive(await keep_cancellation(connection.read_response()))
+                            await self._receive_next(connection)
                 except Exception as error:
                     # Any error: without this task no event would be delivered any more.
                     if self._backoff.failures == 0:
                         logger.warning(
                             "subscriber: connection lost error=%s", mask_text(repr(error))
                         )
+                    if self._owner is not None:
+                        self._owner.failed(self)
                 self._connection, is_first = None, False
                 self._up.clear()
                 await self._disconnect(connection)
@@ -228,16 +275,15 @@ class Subscriber:
         self._connection = connection
         self._unconfirmed.clear()
         self._confirmed.clear()
-        channels = [self._canary_channel, *self._sinks]
+        self._given_away.clear()
+        canary = self._canary.choose()
+        channels = [*([] if canary is None else [canary]), *self._sinks]
         for start in range(0, len(channels), SUBSCRIBE_CHUNK):
-            await self._send("SUBSCRIBE", *channels[start : start + SUBSCRIBE_CHUNK])
+            await self._send(self._subscribe, *channels[start : start + SUBSCRIBE_CHUNK])
         outstanding = set(channels)
         async with asyncio.timeout(self._timeout):
             while outstanding:
-                message = await keep_cancellation(connection.read_response())
-                self._receive(message)
-                if message[0] == b"subscribe":
-                    outstanding.discard(message[1])
+                outstanding.difference_update(await self._receive_next(connection))
         self._up.set()
 
     async def _check_canary(self) -> None:
@@ -245,29 +291,20 @@ class Subscriber:
         backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
         while True:
             await self._up.wait()
-            self._canary_due.clear()
-            connection, lineage = self._connection, self._canary.lineage
+            connection = self._connection
             try:
-                text = await keep_cancellation(self._canary.send())
-                async with asyncio.timeout(self._timeout):
-                    while self._last_canary != text:
-                        self._canary_seen.clear()
-                        await self._canary_seen.wait()
+                if self._canary.channel is not None:
+                    await self._canary.fly(connection)
+                elif (chosen := self._canary.choose()) is not None:
+                    # The node has given away the slot of the one before.
+                    await self._send(self._subscribe, chosen)
             except Exception as error:
-                logger.warning(
-                    "subscriber: canary lost, connecting again error=%s", mask_text(repr(error))
-                )
+                logger.warning("subscriber: canary lost error=%s", mask_text(repr(error)))
                 self._close_connection(connection)
-                self._lost()
                 await asyncio.sleep(backoff.next_seconds())
-                continue
-            backoff.reset()
-            self._proof = (connection, lineage)
-            self._proven.set()
-            self._proven.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(spread(CANARY_SECONDS)):
-                    await self._canary_due.wait()
+            else:
+                backoff.reset()
+                await self._canary.pause(spread(CANARY_SECONDS))
 
     async def _send(self, name: str, *channels: bytes) -> None:
         """Send a command. Without a connection do nothing: the next one subscribes to all sinks."""
@@ -275,11 +312,16 @@ class Subscriber:
             connection = self._connection
             if connection is None:
                 return
-            if name == "SUBSCRIBE":
+            if name == self._subscribe:
                 self._unconfirmed.update(channels)
+            if self._is_sharded:
+                # The channels of one command must be in one slot.
+                packed = pack([(name, channel) for channel in channels])
+                sending = connection.send_packed_command([packed], check_health=False)
+            else:
+                sending = connection.send_command(name, *channels, check_health=False)
             try:
                 async with asyncio.timeout(self._timeout):
-                    sending = connection.send_command(name, *channels, check_health=False)
                     await keep_cancellation(sending)
             except (RedisError, OSError, TimeoutError):
                 self._close_connection(connection)
@@ -297,58 +339,59 @@ class Subscriber:
             async with asyncio.timeout(self._timeout):
                 await keep_cancellation(connection.disconnect(nowait=True))
 
-    def _receive(self, message: Any) -> None:
-        kind, channel = message[0], message[1]
-        if kind == b"message":
-            if channel == self._canary_channel:
-                self._last_canary = message[2]
-                self._canary_seen.set()
-                return
-            found = self._sinks.get(channel)
-            if found is not None:
-                self._deliver(*found, message[2])
-        elif kind == b"subscribe":
-            self._unconfirmed[channel] -= 1
-            if self._unconfirmed[channel] > 0 or channel not in self._sinks:
-                return
-            self._confirmed.add(channel)
-            if channel in self._interrupted:
-                self._interrupted.remove(channel)
-                topic, sink = self._sinks[channel]
-                sink.interrupted(topic)
-            confirmation = self._confirmations.pop(channel, None)
-            if confirmation is not None and not confirmation.done():
-                confirmation.set_result(None)
-
-    @staticmethod
-    def _deliver(topic: str, sink: Sink, payload: bytes) -> None:
-        """Call ``sink`` with a message of append.lua or delete.lua.
-
-        Events are ``EPOCH OFFSET CHAIN CHAIN …``, the position before them and the chain of each
-        in hexadecimal digits, and then a line for each.
-        """
-        if payload == b"gone":
-            sink.gone(topic)
-            return
+    async def _receive_next(self, connection: Any) -> Sequence[bytes]:
+        """Receive one message; return the channels whose SUBSCRIBE it answers."""
         try:
-            prev, events = _read_message(payload)
-        except ValueError as error:
-            # No append has published it. If one was lost, the next offset shows it.
-            note("message", topic, "unknown", str(error))
-        else:
-            sink.events(topic, prev, events)
+            message = await keep_cancellation(connection.read_response())
+        except ResponseError as error:
+            # The reply to a SSUBSCRIBE names the slot.
+            if (redirection := redirection_of(error)) is None:
+                raise
+            gone = [it for it in self._unconfirmed if slot_of(it.decode()) == redirection[0]]
+            self._give_away(gone)
+            return gone
+        kind, channel = message[0], message[1]
+        if kind == self._delivers:
+            self._receive(channel, message[2])
+        elif kind == self._confirms:
+            self._confirm(channel)
+            return [channel]
+        elif kind == self._ends and self._is_sharded:
+            # `unsubscribe` takes a channel out of the confirmed ones: this is no answer to it.
+            self._give_away([channel] if channel in self._confirmed else [])
+        return []
 
+    def _receive(self, channel: bytes, payload: bytes) -> None:
+        if channel == self._canary.channel:
+            self._canary.receive(payload)
+        elif (found := self._sinks.get(channel)) is not None:
+            deliver(*found, payload)
 
-def _read_message(payload: bytes) -> tuple[Cursor, list[Event]]:
-    """Return the position before the first event, and the events.
+    def _confirm(self, channel: bytes) -> None:
+        self._unconfirmed[channel] -= 1
+        if self._unconfirmed[channel] > 0:
+            return
+        del self._unconfirmed[channel]
+        if channel == self._canary.channel:
+            self._confirmed.add(channel)
+        if channel not in self._sinks:
+            return
+        self._confirmed.add(channel)
+        if channel in self._interrupted:
+            self._interrupted.remove(channel)
+            topic, sink = self._sinks[channel]
+            sink.interrupted(topic)
+        if confirmation := self._waiting(channel):
+            confirmation.set_result(None)
 
-    Raises:
-        ValueError: append.lua has not made it.
-    """
-    head, *bodies = payload.split(b"\n")
-    epoch, offset, chain_before, *chains = head.decode().split(" ")
-    prev = Cursor(epoch, int(offset), int(chain_before))
-    return prev, [
-        Event(prev.offset + place, int(chain, 16), body)
-        for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
-    ]
+    def _give_away(self, channels: Sequence[bytes]) -> None:
+        """Note that the node serves the channels no longer."""
+        for channel in channels:
+            self._unconfirmed.pop(channel, None)
+            self._confirmed.discard(channel)
+            if channel == self._canary.channel:
+                self._canary.channel = None
+            elif channel in self._sinks:
+                self._given_away.add(channel)
+        if self._given_away and self._owner is not None:
+            self._owner.moved(self)
