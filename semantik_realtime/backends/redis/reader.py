@@ -28,10 +28,8 @@ from semantik_realtime.errors import BackendUnavailable
 
 READ_CONNECTIONS = 16
 """Most connections for reading to each node, beside the subscriber's."""
-MAX_REDIRECTS = 8
-"""How often a command is sent to another node, or again, while slots are moved."""
 PAUSE_SECONDS = 0.05
-"""Before a command is sent again to a node that has a part of its keys."""
+"""Between two tries while a slot is moved, after the first redirection."""
 
 
 class Reader:
@@ -39,7 +37,7 @@ class Reader:
 
     Args:
         topology: says which node has a key.
-        timeout_seconds: deadline of waiting for a free connection.
+        timeout_seconds: deadline of waiting for a free connection, and of being redirected.
         retries: how often redis-py tries again to connect.
     """
 
@@ -69,22 +67,27 @@ class Reader:
             BackendError: it failed, as `explain` says.
             NoScriptError: the node does not know the script.
         """
+        deadline = asyncio.get_running_loop().time() + self._timeout
         try:
             node, is_asking = self._node_of(key, await self._topology.find_async()), False
-            for _ in range(MAX_REDIRECTS):
+            redirects = 0
+            while True:
                 try:
                     return await self._send(node, is_asking, command)
-                except TryAgainError:
-                    await asyncio.sleep(PAUSE_SECONDS)
                 except ResponseError as error:
                     redirect = read_redirect(error, node)
-                    if redirect is None:
+                    if redirect is not None:
+                        self._topology.follow(redirect)
+                        node, is_asking = redirect.node, redirect.only_once
+                    elif not isinstance(error, TryAgainError):
                         if isinstance(error, ClusterDownError):
                             self._topology.doubt(node)
                         raise
-                    self._topology.follow(redirect)
-                    node, is_asking = redirect.node, redirect.only_once
-            raise BackendUnavailable(f"a command was redirected {MAX_REDIRECTS} times")
+                redirects += 1
+                if redirects > 1:
+                    await asyncio.sleep(PAUSE_SECONDS)
+                if asyncio.get_running_loop().time() > deadline:
+                    raise BackendUnavailable(f"the slot of {key} is being moved")
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
