@@ -13,6 +13,7 @@
         ├── BackendUnavailable nothing was written: make the same call later
         ├── AppendUncertain    it may have been written: send the same drafts again
         └── BackendRefused     rights, memory or version: an operator must act first
+            └── TopicRefused   the same, for one topic; the backend answers for others
 
 Each error has a ``code`` that is stable over releases and used on the wire.
 """
@@ -95,3 +96,19 @@ class BackendRefused(BackendError):
     """The server refused the call: wrong password, missing rights, or an old version."""
 
     code = "backend_refused"
+
+
+class TopicRefused(BackendRefused):
+    """The server refuses what concerns one topic, and answers for others: this is no outage.
+
+    Args:
+        topic: the topic.
+        reason: what the server says.
+    """
+
+    code = "topic_refused"
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(f"topic {topic} is refused: {reason}")
+        self.topic = topic
+        self.reason = reason

@@ -206,6 +206,7 @@ def _outcomes(emitter: Registered) -> dict[str, int]:
         "closed": stats.closed,
         "foreign_owner": stats.foreign_owner,
         "rejected": stats.rejected,
+        "refused": stats.refused,
         "dropped": stats.dropped,
     }
 

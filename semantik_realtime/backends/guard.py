@@ -31,7 +31,12 @@ from semantik_realtime.cancellation import keep_cancellation
 from semantik_realtime.core.breaker import CircuitBreaker
 from semantik_realtime.core.event import Cursor, Draft, Event, Receipt
 from semantik_realtime.core.holding import Holding
-from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
+from semantik_realtime.errors import (
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    TopicRefused,
+)
 from semantik_realtime.hookspecs import Backend, Page, Sink, Snapshot, Status, Top
 
 logger = logging.getLogger(__name__)
@@ -298,6 +303,10 @@ class GuardedBackend:
     def _write(self, call: Callable[[], Result]) -> Result:
         try:
             result = call()
+        except TopicRefused:
+            # The server answers; it refuses one topic.
+            self._writes.succeeded()
+            raise
         except BackendError as error:
             self._failed(self._writes, error)
             raise

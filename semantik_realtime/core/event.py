@@ -200,6 +200,9 @@ class Outcome(StrEnum):
     """Refused: its body is over the setting ``max_event_bytes``."""
     TOO_MANY_KEYS = "too_many_keys"
     """Refused: its key is new and the topic has ``max_keys`` keys of jobs that have not ended."""
+    REFUSED = "refused"
+    """Refused by the backend's server, for this topic alone: a key of another type, for example.
+    `Receipt.reason` has the server's words."""
     WAITING = "waiting"
     """Never from a backend: the draft is in this process's queue until the backend is back."""
 
@@ -213,6 +216,8 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 
     outcome: Outcome
     cursor: Cursor | None = None
+    reason: str = ""
+    """Of REFUSED: what the server says."""
 
 
 def number_draft(draft: Draft) -> None:

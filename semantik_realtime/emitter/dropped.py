@@ -10,7 +10,7 @@ from semantik_realtime.clock import now_text
 from semantik_realtime.core.drafts import make_drafts
 from semantik_realtime.core.event import Draft
 from semantik_realtime.core.lifecycle import EVENTS_DROPPED, PROGRESS
-from semantik_realtime.core.topic import split_topic
+from semantik_realtime.core.topic import split_topic, user_topic
 
 MAX_TOPICS = 1000
 """Topics whose dropped events are counted; those of further topics are only in the metrics."""
@@ -31,9 +31,11 @@ class DroppedEvents:
         # Filled by threads that emit. They take no lock (see `Queue`), so two of them that drop at
         # the same moment may count one event too few.
         self._by_callers: Counts = {}
+        # Events that the backend's server has refused, by the topic that it refuses.
+        self._refused: Counts = {}
 
     def __bool__(self) -> bool:
-        return bool(self._by_threads or self._by_callers)
+        return bool(self._by_threads or self._by_callers or self._refused)
 
     def add(self, draft: Draft) -> None:
         """Count a draft that the spool has dropped. The caller holds the queue's lock."""
@@ -43,10 +45,16 @@ class DroppedEvents:
         """Count a draft that was not admitted to the queue."""
         _count(self._by_callers, draft)
 
+    def add_refused(self, draft: Draft) -> None:
+        """Count a draft that the server has refused for its topic: its owner's feed reports it."""
+        if draft.owner is not None and draft.topic != user_topic(draft.owner):
+            _count(self._refused, draft)
+
     def reports(self, limit: int) -> list[Draft]:
         """Return an event `EVENTS_DROPPED` for each of ``limit`` topics, which are then forgotten.
 
-        The fence does not apply to it: it is appended after the end of a job too.
+        It is for the topic itself, or, of one that the server refuses, for its owner's feed. The
+        fence does not apply to it: it is appended after the end of a job too.
         """
         by_callers, self._by_callers = self._by_callers, {}
         for place, count in by_callers.items():
@@ -60,6 +68,16 @@ class DroppedEvents:
                 now_text(),
                 split_topic(topic)[1],
                 data={"count": count},
+            )
+        for topic, owner in list(self._refused)[: limit - len(reports)]:
+            count = self._refused.pop((topic, owner))
+            assert owner is not None
+            reports += make_drafts(
+                {user_topic(owner): owner},
+                EVENTS_DROPPED,
+                now_text(),
+                split_topic(topic)[1],
+                data={"count": count, "topic": topic},
             )
         return reports
 

@@ -98,8 +98,8 @@ class Emitter:
 
     def _begin(self) -> None:
         self.stats = EmitterStats()
-        self._outcomes = Outcomes(self.stats)
         self._dropped = DroppedEvents()
+        self._outcomes = Outcomes(self.stats, self._dropped.add_refused)
         self._queue = Queue(self._max_drafts, self._max_bytes, self._drop)
         self._throttled = ThrottledSources(self.stats)
         # Set to run the thread's next step; the thread clears it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import msgspec
@@ -31,6 +31,8 @@ class EmitterStats(msgspec.Struct):
     """Refused: their topic belongs to another owner."""
     rejected: int = 0
     """Too big, or too many keys."""
+    refused: int = 0
+    """Refused by the backend's server for reasons of their topic."""
     dropped: int = 0
     """Dropped because too many waited; superseded drafts included."""
     failures: int = 0
@@ -38,10 +40,16 @@ class EmitterStats(msgspec.Struct):
 
 
 class Outcomes:
-    """Counts outcomes in ``stats`` and resolves the futures of `promise`. For any thread."""
+    """Counts outcomes in ``stats`` and resolves the futures of `promise`. For any thread.
 
-    def __init__(self, stats: EmitterStats) -> None:
+    ``refused`` is called with each draft that the server refuses for reasons of its topic.
+    """
+
+    def __init__(
+        self, stats: EmitterStats, refused: Callable[[Draft], object] = lambda draft: None
+    ) -> None:
         self._stats = stats
+        self._refused = refused
         # Futures that wait, by the id of their draft; an entry leaves with its outcome.
         self._futures: dict[int, Future[Receipt]] = {}
         # What topics have refused, as logged. Cleared when it is too much.
@@ -86,6 +94,17 @@ class Outcomes:
                         draft.topic,
                         draft.type,
                         draft.owner,
+                    )
+            case Outcome.REFUSED:
+                self._stats.refused += 1
+                self._refused(draft)
+                if self._is_first(draft, receipt):
+                    logger.error(
+                        "emitter: topic refused, its events are dropped topic=%s type=%s error=%s "
+                        "(logged once for each topic)",
+                        draft.topic,
+                        draft.type,
+                        receipt.reason,
                     )
             case _:
                 self._stats.rejected += 1

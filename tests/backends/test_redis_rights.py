@@ -268,7 +268,7 @@ async def test_a_reader_watches_and_reads_what_a_worker_publishes(
             assert status.clock_ahead_seconds is not None
             # The canary, which checks the subscription, comes back.
             [subscriber] = reader._subscriptions.subscribers
-            await until(lambda: subscriber._canary_seen.is_set())
+            await until(lambda: subscriber._canary._received)
             worker.delete(topic)
             await until(lambda: sink.deletions)
         finally:

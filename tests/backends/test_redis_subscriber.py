@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
 from semantik_realtime.backends.redis import subscriber
+from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.subscriber import Subscriber
 from semantik_realtime.core.event import Event
 from semantik_realtime.testing.contract import until
@@ -91,12 +92,22 @@ async def subscribers() -> AsyncIterator[list[Subscriber]]:
         await one.close()
 
 
-async def open_on(server: Server, subscribers: list[Subscriber]) -> Subscriber:
-    async def publish(channel: str, text: str) -> None:
-        connection = server.made[-1]
-        connection.replies.put_nowait([b"message", channel.encode(), text.encode()])
+def canary(
+    newest: Callable[[], Connection], before: Callable[[], Awaitable[None]] | None = None
+) -> Canary:
+    """Return a canary that comes back at once; ``before`` runs first."""
 
-    made = Subscriber(server.connect, publish, lambda topic: topic, timeout_seconds=5.0)
+    async def publish(channel: str, text: str) -> None:
+        if before is not None:
+            await before()
+        newest().replies.put_nowait([b"message", channel.encode(), text.encode()])
+
+    return Canary(None, publish, lambda: "canary", 5.0)
+
+
+async def open_on(server: Server, subscribers: list[Subscriber]) -> Subscriber:
+    flying = canary(lambda: server.made[-1])
+    made = Subscriber(server.connect, flying, lambda topic: topic, timeout_seconds=5.0)
     subscribers.append(made)
     await made.open()
     return made
@@ -177,11 +188,9 @@ def test_a_loop_ends_although_a_library_swallows_the_only_cancellation(place: st
                 if place == "command":
                     await swallow(is_reached)
 
-        async def publish(channel: str, text: str) -> None:
-            await swallow(is_reached)
-
         connection = Swallowing()
-        made = Subscriber(lambda: connection, publish, lambda topic: topic, timeout_seconds=30.0)
+        flying = canary(lambda: connection, lambda: swallow(is_reached))
+        made = Subscriber(lambda: connection, flying, lambda topic: topic, timeout_seconds=30.0)
         await made.open()
         await is_reached.wait()
 

@@ -1,4 +1,4 @@
-"""A TCP proxy whose connections can be cut, refused or made to lose responses."""
+"""A TCP proxy whose connections can be cut, refused, led elsewhere or made to lose responses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ class TcpProxy:
     """Forward connections to a port of this machine; `cut` ends them at any moment."""
 
     def __init__(self, port: int) -> None:
-        self._target = port
+        self.target = port
+        """Where new connections lead. Those that are open stay where they are."""
         # Both ends of every open connection.
         self._writers: set[asyncio.StreamWriter] = set()
         self._forwarding: set[asyncio.Task[None]] = set()
@@ -50,7 +51,7 @@ class TcpProxy:
             writer.transport.abort()
             return
         try:
-            other_reader, other = await asyncio.open_connection("127.0.0.1", self._target)
+            other_reader, other = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             writer.transport.abort()
             return

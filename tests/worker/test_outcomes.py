@@ -20,6 +20,7 @@ def refuse(made: Outcomes, topic: str, outcome: Outcome) -> None:
         (Outcome.TOO_MANY_KEYS, "rejected"),
         (Outcome.TOO_BIG, "rejected"),
         (Outcome.FOREIGN_OWNER, "foreign_owner"),
+        (Outcome.REFUSED, "refused"),
     ],
 )
 def test_a_topic_that_refuses_ten_thousand_drafts_is_logged_once(

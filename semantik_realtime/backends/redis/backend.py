@@ -10,41 +10,56 @@ atomically.
 from __future__ import annotations
 
 import asyncio
-import re
+import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from urllib.parse import parse_qs
-from zlib import crc32
+from typing import Any
+
+import msgspec
 
 from semantik_realtime.backends.redis.address import read_address
-from semantik_realtime.backends.redis.append import DUPLICATE, append_arguments, read_receipts
+from semantik_realtime.backends.redis.appender import Appender
 from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.reader import Reader
+from semantik_realtime.backends.redis.refusals import explain_for, is_about_keys
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot
 from semantik_realtime.backends.redis.script import (
-    APPEND,
     CLAIM,
     DELETE,
     LEASE,
     PAGE,
     READ,
-    check_url,
+    Script,
     milliseconds,
 )
 from semantik_realtime.backends.redis.status import read_status
 from semantik_realtime.backends.redis.subscriptions import Subscriptions
 from semantik_realtime.backends.redis.topology import Topology
+from semantik_realtime.backends.redis.url_options import (
+    check_url,
+    read_options,
+    without_effect,
+)
 from semantik_realtime.backends.redis.writer import Writer
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.core.holding import Holding
 from semantik_realtime.core.limits import MAX_REPLAY
 from semantik_realtime.core.retention import own_job
-from semantik_realtime.errors import BackendError, BackendUnavailable
+from semantik_realtime.errors import (
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    ConfigError,
+)
 from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
-from semantik_realtime.urls import mask_urls
+from semantik_realtime.urls import find_fault, mask_urls
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_URL = "redis://localhost:6379/0"
+MAX_UNREADABLE = 1000
+"""Topics that the server refuses to read, and that are remembered so that each is logged once."""
 
 
 class RedisBackend:
@@ -58,16 +73,24 @@ class RedisBackend:
         self._settings = settings
         url = settings.url or DEFAULT_URL
         address = read_address(url)
-        self._url = _canonical(address.url)
-        sentinel_url = _canonical(address.sentinel_url)
+        if fault := find_fault(address.url):
+            raise ConfigError(f"wrong URL of the redis backend: {fault}")
+        self._url, left_out = read_options(address.url)
+        sentinel_url, _ = read_options(address.sentinel_url)
         check_url(self._url)
         if sentinel_url:
             check_url(sentinel_url)
         address = address._replace(url=self._url, sentinel_url=sentinel_url)
+        self._left_out = left_out
+        if left_out:
+            logger.warning("redis: options of the URL without effect names=%s", ",".join(left_out))
         # Without what may be secret.
         self._shown_url = mask_urls(url)
         self._topology = Topology(address, settings.timeout_seconds)
         self._writer = Writer(self._topology, settings.timeout_seconds)
+        self._appender = Appender(self._writer, self._topology, settings, self._keys, self._channel)
+        # Topics that could not be read, as logged.
+        self._unreadable: set[str] = set()
         self._holders = Holders(self._writer, settings.prefix)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._reader: Reader | None = None
@@ -78,38 +101,13 @@ class RedisBackend:
 
     @hookimpl
     def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
-        by_topic: dict[str, list[int]] = {}
-        digests = []
-        for place, draft in enumerate(drafts):
-            by_topic.setdefault(draft.topic, []).append(place)
-            digests.append(crc32(draft.body))
-        is_sharded = self._topology.find().is_cluster
-        calls = [
-            (
-                self._keys(topic),
-                append_arguments(
-                    topic,
-                    self._channel(topic),
-                    [(drafts[place], digests[place]) for place in places],
-                    self._settings,
-                    is_sharded=is_sharded,
-                ),
-            )
-            for topic, places in by_topic.items()
-        ]
-        replies = self._writer.run_all(APPEND, calls)
-        receipts: list[Receipt] = [DUPLICATE] * len(drafts)
-        for places, reply in zip(by_topic.values(), replies, strict=True):
-            read = read_receipts(reply.decode(), [digests[place] for place in places])
-            for place, receipt in zip(places, read, strict=True):
-                receipts[place] = receipt
-        return receipts
+        return self._appender.publish(drafts)
 
     @hookimpl
     def claim(self, topic: str, job: str, token: str, owner: str | None) -> int:
-        attempt: int = self._writer.run(
+        attempt: int = self._run(
+            topic,
             CLAIM,
-            self._keys(topic),
             secrets.token_hex(5),
             job,
             token,
@@ -125,8 +123,7 @@ class RedisBackend:
     def delete(self, topic: str) -> bool:
         grace = milliseconds(self._settings.grace_seconds)
         is_sharded = int(self._topology.find().is_cluster)
-        keys = self._keys(topic)
-        return bool(self._writer.run(DELETE, keys, grace, self._channel(topic), is_sharded))
+        return bool(self._run(topic, DELETE, grace, self._channel(topic), is_sharded))
 
     @hookimpl
     def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
@@ -164,7 +161,9 @@ class RedisBackend:
         self._loop = loop
         timeout = self._settings.timeout_seconds
         self._reader = Reader(self._topology, timeout)
-        self._subscriptions = Subscriptions(self._topology, self._reader, self._channel, timeout)
+        self._subscriptions = Subscriptions(
+            self._topology, self._reader, self._writer, self._channel, timeout
+        )
         try:
             await self._subscriptions.open()
         except BackendError:
@@ -195,16 +194,23 @@ class RedisBackend:
     async def snapshot(self, topic: str, after: Cursor | None, history: int) -> Snapshot:
         asked = ("-", 0, "") if after is None else (after.epoch, after.offset, f"{after.chain:08x}")
         most = self._settings.max_read_bytes
-        reply = await self._reading().run(
-            READ, self._keys(topic)[:3], *asked, history, MAX_REPLAY, most
-        )
+        args = (*asked, history, MAX_REPLAY, most)
+        try:
+            reply = await self._reading().run(READ, self._keys(topic)[:3], *args)
+        except BackendRefused as error:
+            await self._check_unreadable(topic, error)
+            return Snapshot(None)
         return read_snapshot(reply)
 
     @hookimpl
     async def page(self, topic: str, after: int, limit: int) -> Page:
         most = self._settings.max_read_bytes
         keys = self._keys(topic)[:2]
-        return read_page(await self._reading().run(PAGE, keys, after, limit, most))
+        try:
+            return read_page(await self._reading().run(PAGE, keys, after, limit, most))
+        except BackendRefused as error:
+            await self._check_unreadable(topic, error)
+            return Page(None)
 
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:
@@ -213,7 +219,11 @@ class RedisBackend:
             [(meta, ("HMGET", meta, "epoch", "offset", "chain", "owner")) for meta in metas]
         )
         tops = {}
-        for topic, (epoch, offset, chain, owner) in zip(topics, replies, strict=True):
+        for topic, reply in zip(topics, replies, strict=True):
+            if isinstance(reply, Exception):
+                self._note_unreadable(topic, reply)
+                continue
+            epoch, offset, chain, owner = reply
             if epoch is not None and offset not in (None, b"0"):
                 cursor = Cursor(epoch.decode(), int(offset), int(chain))
                 tops[topic] = Top(cursor, owner.decode() if owner is not None else None)
@@ -223,10 +233,49 @@ class RedisBackend:
     async def status(self) -> Status:
         reader = self._reader or Reader(self._topology, self._settings.timeout_seconds, retries=0)
         try:
-            return await read_status(self._topology, reader, self._shown_url)
+            status = await read_status(self._topology, reader, self._shown_url)
         finally:
             if reader is not self._reader:
                 await reader.close()
+        if self._left_out:
+            warnings = [*status.warnings, without_effect(self._left_out)]
+            status = msgspec.structs.replace(status, warnings=warnings)
+        return status
+
+    def _run(self, topic: str, script: Script, *args: Any) -> Any:
+        """Run a script that writes to one topic.
+
+        Raises:
+            TopicRefused: the server refuses this topic.
+            BackendError: as `Writer.run_all`.
+        """
+        [reply] = self._writer.run_each(script, [(self._keys(topic), args)])
+        if isinstance(reply, Exception):
+            raise explain_for(topic, reply)
+        return reply
+
+    async def _check_unreadable(self, topic: str, error: BackendRefused) -> None:
+        """Return if the server refuses to read this topic and answers for another one.
+
+        Raises:
+            BackendRefused: ``error``; it concerns all topics.
+        """
+        if error.__cause__ is None or not is_about_keys(error.__cause__):
+            raise error
+        await self._reading().run(READ, self._keys("probe:0")[:3], "-", 0, "", 0, 1, 1)
+        self._note_unreadable(topic, error)
+
+    def _note_unreadable(self, topic: str, error: Exception) -> None:
+        if topic in self._unreadable:
+            return
+        if len(self._unreadable) >= MAX_UNREADABLE:
+            self._unreadable.clear()
+        self._unreadable.add(topic)
+        logger.warning(
+            "reader: topic refused, it counts as unknown topic=%s error=%s (logged once for each)",
+            topic,
+            error,
+        )
 
     def _reading(self) -> Reader:
         if self._reader is None:
@@ -242,22 +291,3 @@ class RedisBackend:
 
     def _lease_key(self, name: str) -> str:
         return f"{self._settings.prefix}:lease:{{{name}}}"
-
-
-def _canonical(url: str) -> str:
-    # In Celery's configuration the values have the names of Python's ssl module.
-    url = re.sub(
-        r"(?<=[?&]ssl_cert_reqs=)CERT_(REQUIRED|OPTIONAL|NONE)\b", lambda it: it[1].lower(), url
-    )
-    # redis-py does not know the schemes of Valkey.
-    for valkey, known in (("valkey://", "redis://"), ("valkeys://", "rediss://")):
-        if url.startswith(valkey):
-            url = known + url.removeprefix(valkey)
-    if not url.startswith("rediss://"):
-        return url
-    # redis-py before 6 accepts a certificate of any host, and knows no "none" with a host name.
-    address, hash_sign, fragment = url.partition("#")
-    options = parse_qs(address.partition("?")[2])
-    if "ssl_check_hostname" not in options and options.get("ssl_cert_reqs", [""])[0] != "none":
-        address += ("&" if "?" in address else "?") + "ssl_check_hostname=true"
-    return address + hash_sign + fragment

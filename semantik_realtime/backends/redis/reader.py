@@ -20,11 +20,14 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.nodes import Node, read_redirect
-from semantik_realtime.backends.redis.script import Script, explain
+from semantik_realtime.backends.redis.read_pool import ReadPool
+from semantik_realtime.backends.redis.refusals import ends_connection, explain, is_about_keys
+from semantik_realtime.backends.redis.script import Script
 from semantik_realtime.backends.redis.topology import Topology
 from semantik_realtime.cancellation import keep_cancellation
-from semantik_realtime.errors import BackendUnavailable
+from semantik_realtime.errors import BackendRefused, BackendUnavailable
 
 READ_CONNECTIONS = 16
 """Most connections for reading to each node, beside the subscriber's."""
@@ -47,6 +50,8 @@ class Reader:
         self._retries = retries
         # By node, from the first command for it until it is no node any more.
         self._clients: dict[Node, Any] = {}
+        self.canaries: dict[Node, Canary] = {}
+        """What the writer has written on each node, and its readers must see. Set by the owner."""
 
     async def run(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
         """Run a script whose keys are in one slot, and return its reply.
@@ -96,6 +101,8 @@ class Reader:
     async def execute_all(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         """Run a command for each key, in one round trip to each node; return the replies in order.
 
+        In the place of a reply is the error of a key that the server refuses by itself.
+
         Raises:
             BackendError: one failed, as `explain` says.
         """
@@ -118,7 +125,12 @@ class Reader:
                 if isinstance(reply, ResponseError):
                     # Redirected, or refused for good.
                     key, command = calls[place]
-                    reply = await self.execute(key, *command)
+                    try:
+                        reply = await self.execute(key, *command)
+                    except BackendRefused as error:
+                        if error.__cause__ is None or not is_about_keys(error.__cause__):
+                            raise
+                        reply = error
                 replies[place] = reply
 
         if len(by_node) == 1:
@@ -137,13 +149,20 @@ class Reader:
         if client is None:
             pool = self._topology.pool(
                 node,
+                ReadPool,
                 max_connections=READ_CONNECTIONS,
                 timeout=self._timeout,
                 retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), self._retries),
                 retry_on_error=[RedisConnectionError, RedisTimeoutError],
             )
+            pool.canary_of = lambda: self.canaries.get(node)
             client = self._clients[node] = redis.asyncio.Redis(connection_pool=pool)
         return client
+
+    def renew(self, node: Node) -> None:
+        """Connect every connection to a node again before it is used."""
+        if (client := self._clients.get(node)) is not None:
+            client.connection_pool.renew()
 
     async def keep(self, nodes: Sequence[Node]) -> None:
         """Close the connections to all other nodes."""
@@ -165,7 +184,9 @@ class Reader:
             pipeline.execute_command("ASKING")
             pipeline.execute_command(*command)
             _, reply = await pipeline.execute(raise_on_error=False)
-        except ResponseError:
+        except ResponseError as error:
+            if ends_connection(error):
+                client.connection_pool.renew()
             raise
         except (RedisError, OSError):
             self._topology.doubt(node)

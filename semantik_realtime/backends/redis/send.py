@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import ResponseError
+from redis.exceptions import BusyLoadingError, ResponseError
+
+from semantik_realtime.cancellation import keep_cancellation
 
 
 def pack(commands: Sequence[Sequence[Any]]) -> bytes:
@@ -37,6 +39,9 @@ def read_all(connection: Any, count: int) -> list[Any]:
             replies.append(connection.read_response())
         except ResponseError as error:
             replies.append(error)
+        except BusyLoadingError as error:
+            # redis-py takes it for a broken connection, and closes it.
+            return [*replies, *[error] * (count - len(replies))]
     return replies
 
 
@@ -49,4 +54,19 @@ async def send_all_async(connection: Any, commands: Sequence[Sequence[Any]]) -> 
             replies.append(await connection.read_response())
         except ResponseError as error:
             replies.append(error)
+        except BusyLoadingError as error:
+            return [*replies, *[error] * (len(commands) - len(replies))]
     return replies
+
+
+async def publish_anew(connection: Any, channel: str, text: str) -> None:
+    """Publish on an asyncio connection that is not connected yet, and close it."""
+    try:
+        await keep_cancellation(connection.connect())
+        for reply in await keep_cancellation(
+            send_all_async(connection, [("PUBLISH", channel, text)])
+        ):
+            if isinstance(reply, Exception):
+                raise reply
+    finally:
+        await keep_cancellation(connection.disconnect(nowait=True))

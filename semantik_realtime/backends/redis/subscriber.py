@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from redis.exceptions import MovedError, RedisError
 
+from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.nodes import Moved, slot_of
 from semantik_realtime.backends.redis.replies import deliver
 from semantik_realtime.backends.redis.send import pack
@@ -50,19 +50,18 @@ class Subscriber:
     makes another and subscribes to every topic again. It calls `Sink.interrupted`
     when the server confirms the topic, before any event of the new connection:
     that may belong to a history that a failover has rewritten, and continue the
-    known one only by its offset. The other task publishes a canary every few
-    seconds, a message to its own channel, and closes a connection that does not
-    deliver it: such a connection is open, but dead.
+    known one only by its offset. The other task sends a canary every few
+    seconds, and closes a connection that does not deliver it: such a connection is
+    dead, or leads to another server than the writer's.
 
     In a cluster it has the topics of one node. When that node gives a topic away,
     it says so, and the owner moves the topic to another `Subscriber`.
 
     Args:
         connect: makes a connection that is not connected yet.
-        publish: publishes a text to a channel, on another connection.
+        canary: sends numbers that must come back over the connection.
         channel_of: the channel of a topic.
         timeout_seconds: deadline of connecting, of a command and of its confirmation.
-        make_canary: makes a channel that the node has, for the canary; None: it has none.
         is_sharded: whether the node is one of a cluster, which publishes to its own subscribers
             only.
         owner: hears of failures.
@@ -71,16 +70,15 @@ class Subscriber:
     def __init__(
         self,
         connect: Callable[[], Any],
-        publish: Callable[[str, str], Awaitable[object]],
+        canary: Canary,
         channel_of: Callable[[str], str],
         timeout_seconds: float,
         *,
-        make_canary: Callable[[], str | None] | None = None,
         is_sharded: bool = False,
         owner: Owner | None = None,
     ) -> None:
         self._connect = connect
-        self._publish = publish
+        self._canary = canary
         self._channel_of = channel_of
         self._timeout = timeout_seconds
         self._owner = owner
@@ -107,11 +105,6 @@ class Subscriber:
         self._confirmations: dict[bytes, asyncio.Future[None]] = {}
         # Channels whose slot the node has given to another one, until `release`.
         self._given_away: set[bytes] = set()
-        # The channel of the canary, None while the node has none; and whether it came back, cleared
-        # before it is published.
-        self._make_canary = make_canary or (lambda: channel_of(CANARY_TOPIC + secrets.token_hex(6)))
-        self._canary: bytes | None = None
-        self._canary_seen = asyncio.Event()
         # What commands are sent on; None from a break until the next connection is made.
         self._connection: Any = None
         # Around all that the reading task awaits on the connection; `_close_connection` ends it.
@@ -163,12 +156,28 @@ class Subscriber:
     async def subscribe(self, topic: str, sink: Sink) -> None:
         """Subscribe, and return when the server has confirmed. Replaces the topic's sink.
 
+        The server is the one that the process writes to now, or follows it: a canary shows that
+        after each new connection of the subscriber or of the writer.
+
         Raises:
-            BackendUnavailable: no confirmation in time; the topic is not subscribed.
+            BackendUnavailable: no confirmation in time, or no canary; the topic is not subscribed.
             Moved: the node does not have the topic; it is not subscribed.
         """
         channel = self._channel_of(topic).encode()
+        is_new = channel not in self._sinks
         self._sinks[channel] = (topic, sink)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._wait_confirmed(channel)
+                await self._canary.prove(lambda: self._connection)
+        except TimeoutError:
+            if is_new or channel not in self._confirmed:
+                await self.unsubscribe(topic)
+            text = f"no live events from the server of the writes (topic {topic})"
+            raise BackendUnavailable(text) from None
+
+    async def _wait_confirmed(self, channel: bytes) -> None:
+        """Subscribe to a channel, unless that was confirmed."""
         if channel in self._confirmed:
             return
         confirmation = self._confirmations.get(channel)
@@ -176,14 +185,7 @@ class Subscriber:
             confirmation = asyncio.get_running_loop().create_future()
             self._confirmations[channel] = confirmation
             await self._send(self._subscribe, channel)
-        try:
-            async with asyncio.timeout(self._timeout):
-                await asyncio.shield(confirmation)
-        except TimeoutError:
-            if self._confirmations.get(channel) is confirmation:
-                del self._confirmations[channel]
-                await self.unsubscribe(topic)
-            raise BackendUnavailable(f"subscription not confirmed (topic {topic})") from None
+        await asyncio.shield(confirmation)
 
     async def unsubscribe(self, topic: str) -> None:
         """Stop calling the topic's sink at once, and tell the server if it can be reached."""
@@ -195,6 +197,7 @@ class Subscriber:
         # A later `subscribe` must wait for a confirmation of its own.
         if confirmation := self._waiting(channel):
             confirmation.set_exception(BackendUnavailable(f"unsubscribed (topic {topic})"))
+            confirmation.exception()  # Retrieved: the `subscribe` may have given up.
         await self._send(self._unsubscribe, channel)
 
     async def adopt(self, sinks: Mapping[str, Sink]) -> None:
@@ -276,7 +279,7 @@ class Subscriber:
         self._unconfirmed.clear()
         self._confirmed.clear()
         self._given_away.clear()
-        canary = self._choose_canary()
+        canary = self._canary.choose()
         channels = [*([] if canary is None else [canary]), *self._sinks]
         for start in range(0, len(channels), SUBSCRIBE_CHUNK):
             await self._send(self._subscribe, *channels[start : start + SUBSCRIBE_CHUNK])
@@ -287,28 +290,24 @@ class Subscriber:
         self._up.set()
 
     async def _check_canary(self) -> None:
-        """Publish canaries, and close a connection that does not deliver one in time."""
+        """Send canaries, and close a connection that does not deliver one in time."""
+        backoff = Backoff(FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
         while True:
             await self._up.wait()
-            connection, canary = self._connection, self._canary
-            self._canary_seen.clear()
+            connection = self._connection
             try:
-                if canary is not None:
-                    await keep_cancellation(self._publish(canary.decode(), "canary"))
-                    async with asyncio.timeout(self._timeout):
-                        await self._canary_seen.wait()
-                elif (chosen := self._choose_canary()) is not None:
+                if self._canary.channel is not None:
+                    await self._canary.fly(connection)
+                elif (chosen := self._canary.choose()) is not None:
                     # The node has given away the slot of the one before.
                     await self._send(self._subscribe, chosen)
             except Exception as error:
                 logger.warning("subscriber: canary lost error=%s", mask_text(repr(error)))
                 self._close_connection(connection)
-            await asyncio.sleep(spread(CANARY_SECONDS))
-
-    def _choose_canary(self) -> bytes | None:
-        chosen = self._make_canary()
-        self._canary = None if chosen is None else chosen.encode()
-        return self._canary
+                await asyncio.sleep(backoff.next_seconds())
+            else:
+                backoff.reset()
+                await self._canary.pause(spread(CANARY_SECONDS))
 
     async def _send(self, name: str, *channels: bytes) -> None:
         """Send a command. Without a connection do nothing: the next one subscribes to all sinks."""
@@ -335,6 +334,7 @@ class Subscriber:
         if connection is not None and connection is self._connection:
             assert self._reading is not None
             self._connection = None
+            self._up.clear()
             self._reading.reschedule(asyncio.get_running_loop().time())
 
     async def _disconnect(self, connection: Any) -> None:
@@ -364,8 +364,8 @@ class Subscriber:
         return []
 
     def _receive(self, channel: bytes, payload: bytes) -> None:
-        if channel == self._canary:
-            self._canary_seen.set()
+        if channel == self._canary.channel:
+            self._canary.receive(payload)
         elif (found := self._sinks.get(channel)) is not None:
             deliver(*found, payload)
 
@@ -374,7 +374,7 @@ class Subscriber:
         if self._unconfirmed[channel] > 0:
             return
         del self._unconfirmed[channel]
-        if channel == self._canary:
+        if channel == self._canary.channel:
             self._confirmed.add(channel)
         if channel not in self._sinks:
             return
@@ -391,8 +391,8 @@ class Subscriber:
         for channel in channels:
             self._unconfirmed.pop(channel, None)
             self._confirmed.discard(channel)
-            if channel == self._canary:
-                self._canary = None
+            if channel == self._canary.channel:
+                self._canary.channel = None
             elif channel in self._sinks:
                 self._given_away.add(channel)
         if self._given_away and self._owner is not None:

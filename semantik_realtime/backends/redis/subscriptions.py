@@ -7,14 +7,19 @@ import contextlib
 import itertools
 import secrets
 from collections.abc import Callable
+from typing import Any
 
+import redis.asyncio
 from redis.exceptions import RedisError
 
+from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.nodes import Layout, Moved, Node
 from semantik_realtime.backends.redis.reader import Reader
-from semantik_realtime.backends.redis.script import explain
+from semantik_realtime.backends.redis.refusals import explain
+from semantik_realtime.backends.redis.send import publish_anew
 from semantik_realtime.backends.redis.subscriber import CANARY_TOPIC, Subscriber
 from semantik_realtime.backends.redis.topology import MASTER_SECONDS, Topology
+from semantik_realtime.backends.redis.writer import Writer
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.cancellation import keep_cancellation
 from semantik_realtime.errors import BackendError, BackendUnavailable
@@ -40,7 +45,8 @@ class Subscriptions:
 
     Args:
         topology: says which node has a topic.
-        reader: publishes canaries.
+        reader: gets the canaries, to compare them.
+        writer: writes the canaries.
         channel_of: the channel of a topic.
         timeout_seconds: deadline of connecting, of a command and of its confirmation.
     """
@@ -49,11 +55,13 @@ class Subscriptions:
         self,
         topology: Topology,
         reader: Reader,
+        writer: Writer,
         channel_of: Callable[[str], str],
         timeout_seconds: float,
     ) -> None:
         self._topology = topology
         self._reader = reader
+        self._writer = writer
         self._channel_of = channel_of
         self._timeout = timeout_seconds
         self._subscribers: dict[Node, Subscriber] = {}
@@ -143,20 +151,34 @@ class Subscriptions:
     # Inside.
 
     def _make(self, node: Node, layout: Layout) -> Subscriber:
-        pool = self._topology.pool(node)
+        pool = self._topology.pool(node, redis.asyncio.ConnectionPool)
         # It reads without a deadline; its canary finds a dead connection.
         options = {**pool.connection_kwargs, "socket_timeout": None}
-        command = "SPUBLISH" if layout.is_cluster else "PUBLISH"
+
+        def connect() -> Any:
+            return pool.connection_class(**options)
 
         async def publish(channel: str, text: str) -> None:
-            await self._reader.execute(channel, command, channel, text)
+            if layout.is_cluster:
+                await self._reader.execute(channel, "SPUBLISH", channel, text)
+            else:
+                # A new connection leads to where the address leads now.
+                async with asyncio.timeout(self._timeout):
+                    await publish_anew(connect(), channel, text)
 
-        return Subscriber(
-            lambda: pool.connection_class(**options),
+        canary = self._reader.canaries[node] = Canary(
+            self._writer,
             publish,
+            lambda: self._make_canary(node),
+            self._timeout,
+            is_sharded=layout.is_cluster,
+            lost=lambda: self._reader.renew(node),
+        )
+        return Subscriber(
+            connect,
+            canary,
             self._channel_of,
             self._timeout,
-            make_canary=lambda: self._make_canary(node),
             is_sharded=layout.is_cluster,
             owner=self,
         )
@@ -213,6 +235,7 @@ class Subscriptions:
             for home, sinks in homes.items():
                 await self._subscriber(home, layout).adopt(sinks)
         for node in set(self._subscribers) - set(layout.nodes):
+            self._reader.canaries.pop(node, None)
             await self._subscribers.pop(node).close()
         await self._reader.keep(layout.nodes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import redis
 import redis.asyncio
@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from semantik_realtime.backends.redis.address import CLUSTER, SENTINEL, Address
 from semantik_realtime.backends.redis.nodes import Layout, Node, Redirect, read_slots
-from semantik_realtime.backends.redis.script import explain
+from semantik_realtime.backends.redis.refusals import explain
 from semantik_realtime.backends.redis.send import send_all, send_all_async
 from semantik_realtime.cancellation import keep_cancellation
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
@@ -44,6 +44,7 @@ class _MasterDown(BackendUnavailable):
     """The sentinels know the master, and say that it is dead."""
 
 
+Pool = TypeVar("Pool", bound=redis.asyncio.ConnectionPool)
 Search = Generator[Question, list[Any] | Exception, Layout]
 
 
@@ -150,9 +151,9 @@ class Topology:
         """Make a blocking connection to a node; it is not connected yet."""
         return self._connection_class(**self.connection_options | self._place(node))
 
-    def pool(self, node: Node, **options: Any) -> redis.asyncio.BlockingConnectionPool:
-        """Make a pool of asyncio connections to a node."""
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
+    def pool(self, node: Node, kind: type[Pool], **options: Any) -> Pool:
+        """Make a pool of asyncio connections to a node, of a subclass of redis-py's."""
+        pool: Pool = kind.from_url(
             self._address.url,
             protocol=2,
             socket_timeout=self._timeout,

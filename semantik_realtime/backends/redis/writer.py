@@ -7,18 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-from redis.exceptions import (
-    ClusterDownError,
-    NoScriptError,
-    ReadOnlyError,
-    RedisError,
-    TryAgainError,
-)
+from redis.exceptions import RedisError, TryAgainError
 
 from semantik_realtime.backends.redis.nodes import Node, read_redirect
-from semantik_realtime.backends.redis.script import WRITES, Script, explain
+from semantik_realtime.backends.redis.refusals import Kind, ends_connection, explain, kind_of
+from semantik_realtime.backends.redis.script import CONNECTION_SECONDS, WRITES, Script
 from semantik_realtime.backends.redis.send import pack, read_all, send_all
 from semantik_realtime.backends.redis.topology import Topology
+from semantik_realtime.backoff import spread
 from semantik_realtime.errors import AppendUncertain, BackendRefused, BackendUnavailable
 from semantik_realtime.native_threads import at_thread_end, make_event, make_lock, socket_owner
 from semantik_realtime.urls import mask_text
@@ -38,6 +34,9 @@ class _Target(NamedTuple):
     """Whether the node gets the slot just now, and must be told that we know."""
 
 
+_Idle = tuple[Any, float]
+
+
 class Writer:
     """Runs scripts, from any thread. Each call has connections of its own while it runs.
 
@@ -54,10 +53,12 @@ class Writer:
     def __init__(self, topology: Topology, timeout_seconds: float) -> None:
         self._topology = topology
         self._timeout = timeout_seconds
-        # Connections that no call uses, by their `socket_owner` and node; taken and returned under
-        # the lock.
-        self._idle: dict[tuple[int, Node], list[Any]] = {}
+        # Connections that no call uses, by their `socket_owner` and node, each with the monotonic
+        # time until which it may be used; taken and returned under the lock.
+        self._idle: dict[tuple[int, Node], list[_Idle]] = {}
         self._lock = make_lock()
+        self.connections = 0
+        """How many connections were made. A new one may lead to another server."""
 
     def run(self, script: Script, keys: Sequence[str], *args: bytes | str | int | float) -> Any:
         """Run a script once and return its reply.
@@ -73,7 +74,7 @@ class Writer:
         Raises:
             BackendError: see `run_all`.
         """
-        return self._run([(key, command)])[0]
+        return _checked(self._run([(key, command)]))[0]
 
     def run_all(
         self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
@@ -87,6 +88,18 @@ class Writer:
             AppendUncertain: the script may have run, once or several times.
             BackendRefused: the server refused all runs.
         """
+        return _checked(self.run_each(script, calls))
+
+    def run_each(
+        self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
+    ) -> list[Any]:
+        """Do the same, but return what the server refused as an exception in the reply's place.
+
+        Raises:
+            BackendUnavailable: the script did not run.
+            AppendUncertain: the script may have run, once or several times.
+            BackendRefused: the server refuses the connection.
+        """
         return self._run(
             [(keys[0], ("EVALSHA", script.sha, len(keys), *keys, *args)) for keys, args in calls]
         )
@@ -97,7 +110,7 @@ class Writer:
         idle, self._idle = self._idle, {}
         for (owner, _), connections in idle.items():
             if owner == socket_owner():
-                for connection in connections:
+                for connection, _ in connections:
                     connection.disconnect()
 
     def _close_own(self, node: Node | None = None) -> None:
@@ -106,11 +119,11 @@ class Writer:
         with self._lock:
             keys = [key for key in self._idle if key[0] == owner and node in (None, key[1])]
             idle = [connection for key in keys for connection in self._idle.pop(key)]
-        for connection in idle:
+        for connection, _ in idle:
             connection.disconnect()
 
     def _run(self, calls: Sequence[tuple[str, Command]]) -> list[Any]:
-        """Run commands on the nodes of their keys; return the replies in order."""
+        """Run commands on the nodes of their keys; return replies and errors in order."""
         layout = self._topology.find()
         replies: list[Any] = [None] * len(calls)
         targets: dict[int, _Target] = {}
@@ -142,18 +155,12 @@ class Writer:
                 if time.monotonic() + pause > deadline:
                     break
                 make_event().wait(pause)
-        failures = [reply for reply in replies if _failed(reply)]
-        if not failures:
-            return replies
-        reason = explain(failures[0])
-        if len(failures) < len(replies):
-            raise AppendUncertain(f"{len(failures)} of {len(replies)} failed: {reason}")
-        raise reason
+        return replies
 
     def _following(self, target: _Target, reply: Exception, rounds: int) -> _Target | None:
         """Return where to send a command that failed; None: its reply is final."""
         node = target.node
-        if isinstance(reply, NoScriptError) and rounds == 0:
+        if kind_of(reply) is Kind.SCRIPT_UNKNOWN and rounds == 0:
             # SCRIPT FLUSH, or another server behind the host name. A new connection loads the
             # scripts.
             self._close_own(node)
@@ -164,10 +171,9 @@ class Writer:
         if isinstance(reply, TryAgainError):
             # Of the keys of a topic some are moved already, or it is a new topic.
             return target
-        if isinstance(reply, ClusterDownError):
-            self._topology.doubt(node)
-        if isinstance(reply, ReadOnlyError):
-            # The node has become a replica, or the host name leads to another one now.
+        if ends_connection(reply):
+            # The node has become a replica, for example. The host name may lead to another one
+            # now, so no connection to this one is used again.
             self._close_own(node)
             self._topology.doubt(node)
             layout = self._topology.find()
@@ -202,12 +208,13 @@ class Writer:
         owner = socket_owner()
         with self._lock:
             idle = self._idle.get((owner, node))
-            connection = idle.pop() if idle else None
-        if connection is not None and self._is_stale(connection):
+            connection, usable_until = idle.pop() if idle else (None, 0.0)
+        if connection is not None and self._is_stale(connection, usable_until):
             connection.disconnect()
             connection = None
         if connection is None:
             connection = self._connect(node)
+            usable_until = time.monotonic() + spread(CONNECTION_SECONDS)
         try:
             yield connection
         except (RedisError, OSError) as error:
@@ -218,7 +225,7 @@ class Writer:
             connection.disconnect()
             raise
         with self._lock:
-            self._idle.setdefault((owner, node), []).append(connection)
+            self._idle.setdefault((owner, node), []).append((connection, usable_until))
 
     def _connect(self, node: Node) -> Any:
         connection = self._topology.connection(node)
@@ -233,10 +240,13 @@ class Writer:
             connection.disconnect()
             self._topology.doubt(node)
             raise explain(error) from error
+        self.connections += 1
         return connection
 
     @staticmethod
-    def _is_stale(connection: Any) -> bool:
+    def _is_stale(connection: Any, usable_until: float) -> bool:
+        if time.monotonic() >= usable_until:
+            return True
         # No reply is due on an idle connection, so if it can be read the server has closed it.
         try:
             return bool(connection.can_read(0))
@@ -246,3 +256,14 @@ class Writer:
 
 def _failed(reply: Any) -> bool:
     return isinstance(reply, Exception)
+
+
+def _checked(replies: list[Any]) -> list[Any]:
+    """Return ``replies``; raise if a part of them, or all, are errors."""
+    failures = [reply for reply in replies if _failed(reply)]
+    if not failures:
+        return replies
+    reason = explain(failures[0])
+    if len(failures) < len(replies):
+        raise AppendUncertain(f"{len(failures)} of {len(replies)} failed: {reason}")
+    raise reason
