@@ -13,6 +13,7 @@ SENTINEL, CLUSTER = "sentinel", "cluster"
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
 _FORM = "redis+sentinel://user:password@sentinel-1:26379,sentinel-2:26379/NAME/0"
 _PLAIN = ("redis", "rediss", "valkey", "valkeys")
+_OWN_OPTIONS = {SENTINEL: ("sentinel_username", "sentinel_password"), CLUSTER: ()}
 _KOMBU = re.compile(r"sentinels?://", re.IGNORECASE)
 
 
@@ -70,11 +71,10 @@ def read_address(url: str) -> Address:
         if not master:
             raise ConfigError(f"wrong URL of the redis backend: the form is {_FORM}")
         sentinel_url = _url(plain, _user(own), places[0], "", _tls(options))
-    if unknown := set(own) - (
-        {"sentinel_username", "sentinel_password"} if kind == SENTINEL else set[str]()
-    ):
+    if set(own) - set(_OWN_OPTIONS[kind]):
         raise ConfigError(
-            "wrong URL of the redis backend: unknown options " + ", ".join(sorted(unknown))
+            "wrong URL of the redis backend: of the options for sentinels there are "
+            "sentinel_username and sentinel_password, in a URL of sentinels"
         )
     node_url = _url(plain, user + at_sign, places[0], database, options)
     return Address(kind, node_url, places, master, sentinel_url)

@@ -101,6 +101,9 @@ class Reader:
     async def execute_all(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         """Run a command for each key, in one round trip to each node; return the replies in order.
 
+        Of a cluster it also asks the nodes that have none of the keys whether they are there: a
+        part of the topics is away if one of them is.
+
         In the place of a reply is the error of a key that the server refuses by itself.
 
         Raises:
@@ -110,18 +113,22 @@ class Reader:
         by_node: dict[Node, list[int]] = {}
         for place, (key, _) in enumerate(calls):
             by_node.setdefault(self._node_of(key, layout), []).append(place)
+        if layout.is_cluster:
+            by_node = {node: by_node.get(node, []) for node in layout.nodes}
         replies: list[Any] = [None] * len(calls)
 
         async def run(node: Node, places: list[int]) -> None:
             pipeline = self.client(node).pipeline(transaction=False)
             for place in places:
                 pipeline.execute_command(*calls[place][1])
+            if not places:
+                pipeline.execute_command("PING")
             try:
                 found = await pipeline.execute(raise_on_error=False)
             except (RedisError, OSError) as error:
                 self._topology.doubt(node)
                 raise explain(error) from error
-            for place, reply in zip(places, found, strict=True):
+            for place, reply in zip(places, found, strict=bool(places)):
                 if isinstance(reply, ResponseError):
                     # Redirected, or refused for good.
                     key, command = calls[place]
