@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.broker import settings_for
 from semantik_realtime.backends.loader import load_backend
-from semantik_realtime.core.event import Event
+from semantik_realtime.core.event import Cursor, Event
 
 SILENCE_SECONDS = 5.0
 """After so long without an event, the missing events are lost."""
@@ -58,7 +58,7 @@ class _RecordingSink:
         self.received_at = time.monotonic()
         """When the newest arrived."""
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
         self.batches.append((topic, events))
         self.count += len(events)
         self.received_at = time.monotonic()

@@ -20,7 +20,7 @@ from websockets.exceptions import (
 from websockets.uri import parse_uri
 
 from semantik_realtime.backoff import Backoff
-from semantik_realtime.core.fold import View
+from semantik_realtime.core.fold import Gap, View
 from semantik_realtime.core.lifecycle import is_finished
 from semantik_realtime.core.session import SUBPROTOCOL, CloseCode
 from semantik_realtime.core.topic import name_topic
@@ -66,17 +66,26 @@ class Update(msgspec.Struct, frozen=True):
     """When the backend went away, RFC 3339; None unless ``degraded``."""
     reason: str = ""
     """Why the client is reconnecting, for people; else empty."""
+    gap: Gap | None = None
+    """What the server did not send one by one before ``events``: it is in ``view``. None: nothing.
+    In sum: ``view.conflated``, and the snapshots."""
 
 
 async def watch(
-    url: str, topic: str, *, token: str | None = None, history: int = 0
+    url: str,
+    topic: str,
+    *,
+    token: str | None = None,
+    history: int = 0,
+    connect_to: tuple[str, int] | None = None,
 ) -> AsyncGenerator[Update]:
     """Follow ``topic`` through the server at ``url`` (``ws://host/realtime/ws``).
 
-    Yields each event once and in order. After a failure it reconnects, without
-    end, after a random wait of at most 30 s. Ends when the topic is deleted,
-    and when its job and the job's children have ended: 5 s later, unless a new
-    attempt begins, and at once if it starts with the end. A feed never ends.
+    Yields each event once and in order, and where some are left out the `Update`
+    says so. After a failure it reconnects, without end, after a random wait of at
+    most 30 s. Ends when the topic is deleted, and when its job and the job's
+    children have ended: 5 s later, unless a new attempt begins, and at once if it
+    starts with the end. A feed never ends.
     Wrap it in ``aclosing`` to close the connection when you stop iterating.
 
     Args:
@@ -85,6 +94,8 @@ async def watch(
             ``job:import:42``. In ``view.states`` the key is the plain id.
         token: Sent as bearer token; None: no credential.
         history: The most events to get with a snapshot, 0 to 1000.
+        connect_to: Host and port to connect to in place of the URL's, without a proxy of the
+            environment; requests and certificates are still for the URL's host.
 
     Raises:
         TopicError: ``topic`` is not a topic name.
@@ -99,6 +110,9 @@ async def watch(
         # The message of a ValueError may have a part of the password.
         reason = getattr(error, "msg", None) or find_fault(url) or "it cannot be parsed"
         raise _invalid_url(url, reason) from None
+    address: dict[str, Any] = (
+        {} if connect_to is None else {"host": connect_to[0], "port": connect_to[1]}
+    )
     was_connected = False
     backoff = Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, jitter=1.0)
     while True:
@@ -111,7 +125,8 @@ async def watch(
                 open_timeout=OPEN_SECONDS,
                 close_timeout=1.0,
                 max_size=None,
-                proxy=None if is_loopback(parse_uri(url).host) else True,
+                proxy=None if connect_to or is_loopback(parse_uri(url).host) else True,
+                **address,
             ) as socket:
                 if token is None:
                     # The server need not wait for a credential.
@@ -173,8 +188,10 @@ async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIt
     ends_at: float | None = None
     linger_seconds = 0.0
 
-    def update(events: list[dict[str, Any]], replayed: bool = False) -> Update:
-        return Update(connection, view, events, replayed, since)
+    def update(
+        events: list[dict[str, Any]], replayed: bool = False, gap: Gap | None = None
+    ) -> Update:
+        return Update(connection, view, events, replayed, since, gap=gap)
 
     while True:
         silent_at = clock() + silence_seconds
@@ -195,14 +212,15 @@ async def _follow(socket: ClientConnection, view: View, history: int) -> AsyncIt
                 if events is None:
                     await _subscribe(socket, view, history)
                 else:
-                    yield update(events, replayed=is_snapshot)
+                    yield update(events, replayed=is_snapshot, gap=view.gap)
             case "events" if view.topic in frame["topics"]:
+                offset = view.offset
                 events = view.batch(frame["topics"][view.topic])
                 if events is None:
                     await _subscribe(socket, view, history)
-                elif events:
+                elif view.offset != offset:
                     linger_seconds = LINGER_SECONDS
-                    yield update(events)
+                    yield update(events, gap=view.gap)
             case "tops" if view.topic in frame["topics"]:
                 if view.behind(frame["topics"][view.topic]):
                     await _subscribe(socket, view, history)

@@ -125,6 +125,11 @@ class Settings(BaseSettings):
     )
     mirror_updates: bool = Field(True, description="Whether `update_state` is mirrored.")
     mirror_tqdm: bool = Field(True, description="Whether the bars of tqdm are.")
+    mirror_workflows: bool = Field(
+        True,
+        description="Whether a canvas (group, chain, chord) that a process publishes with "
+        "Celery's own calls is one job. If not, each of its tasks is one.",
+    )
     mirror_logs: str = Field(
         "off",
         pattern=r"^(?i:off|debug|info|warning|error|critical)$",

@@ -62,8 +62,12 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class Sink(Protocol):
     """Receives a topic's events from the backend, on the reader's loop. Must not block or raise."""
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
-        """Receive new events; the first one follows the offset ``prev``. Never empty."""
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
+        """Receive new events; the first one follows the position ``prev``. Never empty.
+
+        The chain of ``prev`` shows whether the events continue the history that
+        the reader knows, or one that a failover has rewritten.
+        """
 
     def interrupted(self, topic: str) -> None:
         """The subscription broke and works again: events in between may be missing.
@@ -85,8 +89,8 @@ class SinkProxy:
     def __init__(self, target: Sink) -> None:
         self.target = target
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
-        self.target.events(topic, epoch, prev, events)
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
+        self.target.events(topic, prev, events)
 
     def interrupted(self, topic: str) -> None:
         self.target.interrupted(topic)

@@ -385,7 +385,7 @@ async def log_warnings(backend: GuardedBackend) -> bool:
 class _NullSink:
     """The sink of a probe."""
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
         pass
 
     def interrupted(self, topic: str) -> None:

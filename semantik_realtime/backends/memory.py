@@ -38,8 +38,8 @@ settings bound its size."""
 SWEEP_SECONDS = 60.0
 """Least time between two walks over all topics for those that have expired."""
 
-Batch = tuple[str, int, list[Event]]
-"""The epoch, the offset before the first event, and the events."""
+Batch = tuple[Cursor, list[Event]]
+"""The position before the first event, and the events."""
 
 
 class MemoryBackend:
@@ -84,15 +84,16 @@ class MemoryBackend:
                     receipts.append(Receipt(Outcome.STALE))
                     continue
                 log = self._open_log(draft.topic)
-                size = log.bytes
+                size, before = log.bytes, log.cursor
                 receipt, event = self._append(log, draft)
                 self._bytes += log.bytes - size
                 receipts.append(receipt)
                 if draft.begins and receipt.outcome is Outcome.STALE:
                     stale.add(attempt)
                 if event is not None:
-                    new: Batch = (log.epoch, event.offset - 1, [])
-                    batches.setdefault((draft.topic, log.epoch), new)[2].append(event)
+                    prev = before if before.epoch == log.epoch else Cursor(log.epoch, 0, 0)
+                    new: Batch = (prev, [])
+                    batches.setdefault((draft.topic, log.epoch), new)[1].append(event)
             for (topic, _), batch in batches.items():
                 if (sink := self._sinks.get(topic)) is not None:
                     self._schedule(sink.events, topic, *batch)

@@ -97,6 +97,45 @@ def doctor(as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("url", default="http://127.0.0.1:8000")
+@click.option(
+    "--token",
+    envvar="SEMANTIK_REALTIME_TOKEN",
+    help="Credential of the user who watches (a JWT), also from SEMANTIK_REALTIME_TOKEN; without "
+    "it one is signed with SEMANTIK_REALTIME_JWT_SECRET.",
+)
+@click.option("--seconds", type=click.FloatRange(1, 300), default=20.0, show_default=True)
+@click.option(
+    "--rate",
+    type=click.FloatRange(1, 500),
+    default=50.0,
+    show_default=True,
+    help="Events a second.",
+)
+@click.option(
+    "--watchers",
+    type=click.IntRange(1, 8),
+    default=3,
+    show_default=True,
+    help="WebSockets to break.",
+)
+@click.option("--seed", type=int, help="Of a run to repeat; by default a random one.")
+@click.option("--job", help="Id of the job, if your server accepts only certain ids.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def verify(**options: Any) -> None:
+    """Test the updates of the web server at URL, through everything that is in front of it.
+
+    Publishes the events of a job as a worker does, with the web server's
+    settings, and watches it over WebSockets, an event stream and REST, while
+    it breaks the connections. Reports for each guarantee whether it held.
+    Exits with 1 if one did not. The job is deleted at the end.
+    """
+    from semantik_realtime.cli.verify import Options, run_verify
+
+    sys.exit(run_verify(Options(**options)))
+
+
+@cli.command()
 @click.argument("topic")
 @click.argument("type")
 @click.option("--data", default="{}", help="The event's data, a JSON object.")

@@ -21,6 +21,7 @@ from rich.progress import (
 
 from semantik_realtime.cli.terminal import make_console, plain, visible
 from semantik_realtime.client import Update, watch
+from semantik_realtime.core.fold import CONFLATED, Gap
 from semantik_realtime.core.lifecycle import has_ended
 from semantik_realtime.core.topic import name_topic, split_topic
 from semantik_realtime.errors import TopicError
@@ -118,6 +119,8 @@ async def _watch(topic: str, url: str, token: str | None, *, as_json: bool) -> i
                     note = f"{_connection_text(update)}: {update.reason}"
                     notes.print(plain(note))
                 reason = update.reason
+                if update.gap is not None:
+                    notes.print(plain(gap_text(update.gap)))
                 for event in update.events:
                     if as_json:
                         # DEL is the one control character that JSON does not escape.
@@ -141,6 +144,14 @@ def end_text(state: dict[str, Any]) -> str:
     error = state.get("error") or {}
     parts = (state["status"], error.get("type"), error.get("message"))
     return ": ".join(str(part) for part in parts if part)
+
+
+def gap_text(gap: Gap) -> str:
+    """Return what the server did not send one by one, and why, as a line."""
+    if gap.reason == CONFLATED:
+        return f"{gap.events} events left out: this connection reads too slowly"
+    count = "events" if gap.events is None else f"{gap.events} events"
+    return f"{count} replaced by the states: {gap.reason}"
 
 
 def _connection_text(update: Update) -> str:

@@ -17,6 +17,7 @@ from semantik_realtime.errors import EventError, EventTooBig
 CHAIN_FACTOR = 1_000_003
 """The same in ``append.lua`` and in docs/protocol.md; see `link`."""
 CHAIN_MODULUS = 2**32
+_CHAIN_INVERSE = pow(CHAIN_FACTOR, -1, CHAIN_MODULUS)
 
 _encode = msgspec.json.Encoder().encode
 _CURSOR = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9]{1,16})\.([0-9a-f]{8})")
@@ -250,6 +251,30 @@ def link(chain: int, digest: int) -> int:
     5000016
     """
     return (chain * CHAIN_FACTOR + digest) % CHAIN_MODULUS
+
+
+def unlink(chain: int, digest: int) -> int:
+    """Return the chain before the event with which `link` returned ``chain``.
+
+    >>> unlink(link(0x9F86D081, 5), 5) == 0x9F86D081
+    True
+    """
+    return (chain - digest) * _CHAIN_INVERSE % CHAIN_MODULUS
+
+
+def position_before(epoch: str, event: Event) -> Cursor:
+    """Return the position before an event of a log whose offsets are dense.
+
+    Computed from the event's chain and its bytes, which must be the stored ones: a wrapper of the
+    backend's hooks may have changed them.
+
+    >>> body = b'{"type":"note"}'
+    >>> event = Event(18, link(7, zlib.crc32(body)), with_offset(body, 18))
+    >>> position_before("e", event)
+    Cursor(epoch='e', offset=17, chain=7)
+    """
+    body = b"{" + event.json.partition(b",")[2]
+    return Cursor(epoch, event.offset - 1, unlink(event.chain, zlib.crc32(body)))
 
 
 def encode_body(

@@ -1,15 +1,22 @@
-"""From events to states, and the rules of a reader of the wire (R1 to R6 of docs/protocol.md)."""
+"""From events to states, and the rules of a reader (R1 to R6 and R8 of docs/protocol.md)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from semantik_realtime.core.event import Head, StateChange
 from semantik_realtime.core.lifecycle import has_ended
+from semantik_realtime.core.resume import Reason
+from semantik_realtime.core.shown import ShownEvents
+
+CONFLATED = "conflated"
+"""The reason of a `Gap` that the server left because this client was slow."""
+_OTHER_LOG = {Reason.EPOCH, Reason.DIVERGED, Reason.AHEAD, Reason.RECALLED}
+"""Reasons of a snapshot of another log than that of the client's cursor."""
 
 
 def fold(states: dict[str, msgspec.Raw], heads: Iterable[Head]) -> None:
@@ -53,6 +60,16 @@ def is_ahead(state: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return _current(state) > _current(other)
 
 
+class Gap(msgspec.Struct, frozen=True):
+    """Events that are in the states, and were not passed on one by one."""
+
+    reason: str
+    """`CONFLATED`, or the reason of the snapshot that came in their place."""
+    events: int | None
+    """How many they are; None: not known, because the log is another one. Where offsets are not
+    dense there may be fewer."""
+
+
 class View:
     """The states and the position of one topic at a reader of the wire.
 
@@ -87,8 +104,12 @@ class View:
         """Why the last snapshot was sent."""
         self.synced = False
         """Whether live events are applied: from a ``sync`` to a gap, or to `interrupt`."""
-        # The last event that was returned to be shown.
-        self._last: dict[str, Any] | None = None
+        self.conflated = 0
+        """How many events the server has left out because this client was slow."""
+        self.gap: Gap | None = None
+        """What the last `sync` or `batch` did not return one by one; None: nothing."""
+        # The events that were returned to be shown.
+        self._shown = ShownEvents()
 
     @property
     def states(self) -> Mapping[str, Any]:
@@ -108,21 +129,29 @@ class View:
             return events
         if frame["mode"] != "snapshot":
             return []
+        history, reason = frame.get("events") or [], frame.get("reason")
+        is_rewritten = reason in _OTHER_LOG
+        self.gap = self._gap_before(frame, is_rewritten)
         self.folded = dict(frame.get("states") or {})
         self.offset = int(frame["offset"])
         self.cursor = frame.get("cursor")
-        self.reason = frame.get("reason")
+        self.reason = reason
         self.synced = True
         self.restored()
-        return self._show(self._unseen(frame.get("events") or ()))
+        return self._shown.add_history(history, is_rewritten=is_rewritten)
 
     def batch(self, batch: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-        """Apply live events. Return the new ones, or None if there is a gap (R2)."""
+        """Apply live events. Return the new ones, or None if the topic must be subscribed again:
+        there is a gap, or they are of another history (R2).
+        """
+        self.gap = None
         if not self.synced:
             return []
-        if batch["prev"] > self.offset:
+        if batch["prev"] > self.offset or self._is_of_other_history(batch):
             self.synced = False
             return None
+        if batch["offset"] <= self.offset:
+            return []
         fresh = [event for event in batch.get("events", ()) if event["offset"] > self.offset]
         changed = {e["key"]: e["state"] for e in fresh if "key" in e and "state" in e}
         for key, state in changed.items():
@@ -131,14 +160,19 @@ class View:
             else:
                 self.folded[key] = state
         self._lift(self.overlay.keys() & changed.keys())
-        if batch["offset"] > self.offset:
-            self.offset = int(batch["offset"])
-            self.cursor = batch["cursor"]
-        return self._show(fresh)
+        self.offset = int(batch["offset"])
+        self.cursor = batch["cursor"]
+        if conflated := int(batch.get("conflated", 0)):
+            self.conflated += conflated
+            self.gap = Gap(CONFLATED, conflated)
+        return self._shown.add_batch(fresh)
 
     def behind(self, top: Mapping[str, Any]) -> bool:
-        """Return True if a topic's member of ``tops`` shows that events are missing: a gap (R4)."""
-        if top["offset"] <= self.offset:
+        """Return True if a topic's member of ``tops`` shows that events are missing, or that the
+        position is in another history: subscribe again (R4).
+        """
+        is_other = self.synced and top["offset"] == self.offset and top["cursor"] != self.cursor
+        if top["offset"] <= self.offset and not is_other:
             return False
         self.synced = False
         return True
@@ -176,23 +210,20 @@ class View:
             if folded is None or has_ended(folded) or not is_ahead(self.overlay[key], folded):
                 del self.overlay[key]
 
-    def _show(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if events:
-            self._last = events[-1]
-        return events
+    def _is_of_other_history(self, batch: Mapping[str, Any]) -> bool:
+        prev_cursor = batch.get("prev_cursor")
+        if prev_cursor is None or self.cursor is None:
+            return False
+        return self.cursor not in (prev_cursor, batch["cursor"])
 
-    def _unseen(self, history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        # Comparing offsets is not enough: a new epoch uses the same ones again.
-        if self._last is not None:
-            last = _identity(self._last)
-            for index, event in enumerate(history):
-                if _identity(event) == last:
-                    return list(history[index + 1 :])
-        return list(history)
-
-
-def _identity(event: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(event.get(member) for member in ("offset", "type", "time", "key"))
+    def _gap_before(self, snapshot: Mapping[str, Any], is_rewritten: bool) -> Gap | None:
+        if self.cursor is None:
+            return None
+        if is_rewritten:
+            return Gap(snapshot["reason"], None)
+        arrived = sum(event["offset"] > self.offset for event in snapshot.get("events") or ())
+        missing = int(snapshot["offset"]) - self.offset - arrived
+        return Gap(snapshot["reason"], missing) if missing > 0 else None
 
 
 def _current(state: Mapping[str, Any]) -> float:

@@ -73,14 +73,15 @@ def events_frame(members: Iterable[bytes]) -> str:
     return (b'{"op":"events","topics":{%b}}' % b",".join(members)).decode()
 
 
-def replay_frame(topic: str, prev: int, cursor: Cursor, events: Sequence[Event]) -> str:
-    """Encode a ``sync`` with all events after ``prev``, the offset of the client's cursor."""
+def replay_frame(topic: str, prev: Cursor, cursor: Cursor, events: Sequence[Event]) -> str:
+    """Encode a ``sync`` with all events after ``prev``, the client's cursor."""
     return (
-        b'{"op":"sync","topic":"%b","mode":"replay","prev":%d,"offset":%d,"cursor":"%b",'
-        b'"events":[%b]}'
+        b'{"op":"sync","topic":"%b","mode":"replay","prev":%d,"prev_cursor":"%b","offset":%d,'
+        b'"cursor":"%b","events":[%b]}'
         % (
             topic.encode(),
-            prev,
+            prev.offset,
+            str(prev).encode(),
             cursor.offset,
             str(cursor).encode(),
             b",".join([event.json for event in events]),

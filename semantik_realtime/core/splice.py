@@ -27,14 +27,18 @@ class Admission(StrEnum):
     HELD = "held"
     """It waits until the position is known."""
     GAP = "gap"
-    """Events before it are missing, or it contradicts what is known. Nothing changed."""
+    """Events before it are missing. Nothing changed."""
+    DIVERGED = "diverged"
+    """It is of another history: a failover has rewritten the log. Nothing changed."""
     OTHER_EPOCH = "other_epoch"
-    """It belongs to another history. Nothing changed."""
+    """It belongs to another lifetime of the log. Nothing changed."""
 
     @property
-    def is_broken(self) -> bool:
-        """Whether the topic must be read again."""
-        return self in (Admission.GAP, Admission.OTHER_EPOCH)
+    def resync_reason(self) -> ResyncReason | None:
+        """Why the topic must be read again; None: it need not be."""
+        if self is Admission.DIVERGED:
+            return ResyncReason.DIVERGED
+        return ResyncReason.GAP if self in (Admission.GAP, Admission.OTHER_EPOCH) else None
 
 
 class ResyncReason(StrEnum):
@@ -42,6 +46,8 @@ class ResyncReason(StrEnum):
 
     GAP = "gap"
     """Live batches do not continue each other."""
+    DIVERGED = "diverged"
+    """Live batches continue another history: a failover has rewritten the log."""
     INTERRUPTED = "interrupted"
     """The subscription broke and works again."""
     TAIL = "tail"
@@ -60,12 +66,14 @@ class EventBuffer:
 
     >>> recent = EventBuffer()
     >>> recent.restart(Cursor("e", 4, 0))
-    >>> recent.admit("e", 4, [Event(5, 1, b"a"), Event(6, 2, b"b")])
+    >>> recent.admit(Cursor("e", 4, 0), [Event(5, 1, b"a"), Event(6, 2, b"b")])
     <Admission.FRESH: 'fresh'>
     >>> [event.offset for event in recent.since(5)]
     [6]
-    >>> recent.admit("e", 8, [Event(9, 3, b"c")])
+    >>> recent.admit(Cursor("e", 8, 3), [Event(9, 4, b"c")])
     <Admission.GAP: 'gap'>
+    >>> recent.admit(Cursor("e", 6, 7), [Event(7, 4, b"c")])
+    <Admission.DIVERGED: 'diverged'>
     """
 
     def __init__(self) -> None:
@@ -101,25 +109,30 @@ class EventBuffer:
         self._events.clear()
         self._offsets.clear()
 
-    def admit(self, epoch: str, prev: int, events: Sequence[Event]) -> Admission:
-        """Add a batch whose first event follows the offset ``prev``.
+    def admit(self, prev: Cursor, events: Sequence[Event]) -> Admission:
+        """Add a batch whose first event follows the position ``prev``.
 
         A batch may overlap with the known events; only its new events are
-        added. If the two contradict each other the log was rewritten, which is
-        a GAP too.
+        added. They continue this history for certain: the last position that
+        the batch has in common with it is compared with its chain, which
+        covers all events before. So an event of a rewritten log is never added,
+        though its offset follows.
         """
-        if epoch != self.epoch:
+        if prev.epoch != self.epoch:
             return Admission.OTHER_EPOCH
-        if prev > self.offset:
+        if prev.offset > self.offset:
             return Admission.GAP
         known = bisect_right(events, self.offset, key=_offset)
+        place = prev
         if known:
-            # A chain covers all events before it, so comparing one is enough.
             last = events[known - 1]
-            place = Cursor(epoch, last.offset, last.chain)
-            if place.offset >= self.base.offset and not self.knows(place):
-                return Admission.GAP
+            place = Cursor(prev.epoch, last.offset, last.chain)
         fresh = events[known:]
+        if fresh and place != self.cursor:
+            return Admission.DIVERGED
+        # What ended before the kept events cannot be compared, and adds nothing.
+        if place.offset >= self.base.offset and not self.knows(place):
+            return Admission.DIVERGED
         if not fresh:
             return Admission.KNOWN
         self._events.extend(fresh)
@@ -179,8 +192,8 @@ class Phase(StrEnum):
     """The topic is being read again: live batches are held."""
 
 
-Batch = tuple[str, int, Sequence[Event]]
-"""The epoch, the offset before the first event, and the events."""
+Batch = tuple[Cursor, Sequence[Event]]
+"""The position before the first event, and the events."""
 
 
 class Splice:
@@ -192,12 +205,12 @@ class Splice:
     reading to `finish_resync`, until that returns True.
 
     >>> splice = Splice()
-    >>> splice.receive("e", 4, [Event(5, 1, b"a")])
+    >>> splice.receive(Cursor("e", 4, 0), [Event(5, 1, b"a")])
     <Admission.HELD: 'held'>
     >>> splice.join(None, Cursor("e", 4, 0), None)
     >>> splice.phase, splice.buffer.offset
     (<Phase.LIVE: 'live'>, 5)
-    >>> splice.receive("e", 8, [Event(9, 3, b"c")])
+    >>> splice.receive(Cursor("e", 8, 2), [Event(9, 3, b"c")])
     <Admission.GAP: 'gap'>
     """
 
@@ -222,15 +235,15 @@ class Splice:
         """The cursor to read from in a resync; None: there is no position yet."""
         return self.buffer.cursor if self.buffer.epoch else None
 
-    def receive(self, epoch: str, prev: int, events: Sequence[Event]) -> Admission:
-        """Receive a live batch whose first event follows the offset ``prev``."""
+    def receive(self, prev: Cursor, events: Sequence[Event]) -> Admission:
+        """Receive a live batch whose first event follows the position ``prev``."""
         if self.phase is not Phase.LIVE:
-            self._held.append((epoch, prev, events))
+            self._held.append((prev, events))
             return Admission.HELD
-        if self.buffer.epoch == "" and prev == 0:
+        if self.buffer.epoch == "" and prev.offset == 0:
             # The topic did not exist, and this is its beginning.
-            self.buffer.restart(Cursor(epoch, 0, 0))
-        return self.buffer.admit(epoch, prev, events)
+            self.buffer.restart(prev)
+        return self.buffer.admit(prev, events)
 
     def join(
         self, asked: Cursor | None, place: Cursor, replay: Sequence[Event] | None
@@ -245,11 +258,11 @@ class Splice:
             return None
         if self.phase is Phase.HOLDING:
             self.buffer.restart(place)
-            if not self._release_held():
-                return ResyncReason.GAP
+            if (reason := self._release_held()) is not None:
+                return reason
         elif replay is not None and asked is not None:
             # Perhaps read ahead of the live events; a gap is found below.
-            self.receive(place.epoch, asked.offset, replay)
+            self.receive(asked, replay)
         # Read ahead of the live events, or the topic began, ended or was rewritten.
         return None if self.buffer.knows(place) else ResyncReason.AHEAD
 
@@ -280,16 +293,17 @@ class Splice:
         if replay is None:
             self.buffer.restart(place)
         elif replay:
-            self.receive(place.epoch, self.buffer.offset, replay)
+            self.receive(self.buffer.cursor, replay)
         self._held = held
-        if not self._reads_again and self._release_held():
+        if not self._reads_again and self._release_held() is None:
             return True
         self._reads_again = False
         self.phase = Phase.RESYNCING
         return False
 
-    def _release_held(self) -> bool:
+    def _release_held(self) -> ResyncReason | None:
+        """Receive the held batches. Return why the topic must be read again, or None."""
         held, self._held = self._held, deque(maxlen=self._held.maxlen)
         self.phase = Phase.LIVE
-        admissions = [self.receive(*batch) for batch in held]
-        return not any(admission.is_broken for admission in admissions)
+        reasons = [self.receive(*batch).resync_reason for batch in held]
+        return next((reason for reason in reasons if reason is not None), None)

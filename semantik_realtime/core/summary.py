@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,8 +61,11 @@ class Summary(msgspec.Struct, frozen=True):
     """Of all members; each has the weight 1, unless it was submitted with another."""
     ended_weight: int | float
     """Of the members that have ended, the skipped ones included."""
+    running_weight: int | float
+    """What is done of the members that run: of each the share that its progress states."""
     rate: float | None
-    """Weight a second since the start, without the skipped members; None: nothing to tell it by."""
+    """Weight a second since the start, with ``running_weight`` and without the skipped members;
+    None: nothing to tell it by."""
     seconds_left: float | None
     """None: not known, or the workflow has ended."""
     failures: list[Failure]
@@ -87,6 +91,7 @@ def summarize(states: Mapping[str, object], job: str, now_ms: int) -> Summary:
     weight: int | float = 0
     ended_weight: int | float = 0
     worked_weight: int | float = 0
+    running_weight: int | float = 0
     runs = _weights(count.flow)
     for giver in sorted(count.tally.givers() | {""}):
         size = count.size(giver)
@@ -99,15 +104,20 @@ def summarize(states: Mapping[str, object], job: str, now_ms: int) -> Summary:
             others[outcome] += parts[outcome].bit_count()
             ended |= parts[outcome]
         worked = ended & ~parts["skipped"]
+        shares = count.shares(giver, parts["running"])
         first = 0
         for length, each in [*(runs if giver == "" else []), (MAX_MEMBERS, 1)]:
             length = min(length, size - first)
+            while shares and shares[0][0] < first + length:
+                running_weight += shares.popleft()[1] * each
             mask = ((1 << length) - 1) << first
             weight += length * each
             ended_weight += (ended & mask).bit_count() * each
             worked_weight += (worked & mask).bit_count() * each
             first += length
-    rate = _rate(own, worked_weight, now_ms)
+    rate = _rate(own, worked_weight + running_weight, now_ms)
+    # Fractions may add up to a little more than the whole.
+    left = max(0, weight - ended_weight - running_weight)
     return Summary(
         total=total,
         done=done,
@@ -116,8 +126,9 @@ def summarize(states: Mapping[str, object], job: str, now_ms: int) -> Summary:
         waiting=total - done - running - sum(others.values()),
         weight=weight,
         ended_weight=ended_weight,
+        running_weight=running_weight,
         rate=rate,
-        seconds_left=None if not rate or has_ended(own) else (weight - ended_weight) / rate,
+        seconds_left=None if not rate or has_ended(own) else left / rate,
         failures=count.failures()[:MAX_FAILURES],
     )
 
@@ -136,6 +147,8 @@ class Count:
         # By giver: numbers of members with a state, and of those that run.
         self._seen: dict[str, int] = {}
         self._running: dict[str, int] = {}
+        # By giver and number, how much of a member that runs is done, if its state tells it.
+        self._shares: dict[str, dict[int, float]] = {}
         for key, state in states.items():
             if isinstance(state, Mapping):
                 self.tally.merge(state.get("tally"))
@@ -163,6 +176,13 @@ class Count:
             parts[part] = numbers & ~taken
             taken |= numbers
         return parts
+
+    def shares(self, giver: str, running: int) -> deque[tuple[int, float]]:
+        """Return, for each of the numbers ``running`` of ``giver`` whose state tells it, the share
+        that is done; in the order of the numbers.
+        """
+        found = sorted(self._shares.get(giver, {}).items())
+        return deque((number, share) for number, share in found if running >> number & 1)
 
     def failures(self) -> list[Failure]:
         """Return the members that did not succeed and still have a state."""
@@ -198,6 +218,10 @@ class Count:
             self.tally.add(giver, number, outcome, skipped)
         elif isinstance(status, str) and status in RUNNING_STATUSES:
             self._running[giver] = self._running.get(giver, 0) | bit
+            share = _share(state)
+            if share > 0:
+                shares = self._shares.setdefault(giver, {})
+                shares[number] = max(share, shares.get(number, 0))
 
 
 def _rate(own: Mapping[str, Any], worked: int | float, now_ms: int) -> float | None:
@@ -206,6 +230,23 @@ def _rate(own: Mapping[str, Any], worked: int | float, now_ms: int) -> float | N
     if started is None or end is None or end <= started or not worked:
         return None
     return worked * 1000 / (end - started)
+
+
+def _share(state: Mapping[str, Any]) -> float:
+    """Return how much of a member is done, from 0 to 1; 0: it does not run, or has no total."""
+    # One that waits for its next attempt begins anew.
+    if state.get("status") not in ("running", "cancelling"):
+        return 0
+    progress = _mapping(state.get("progress"))
+    current, total = _amount(progress.get("current")), _amount(progress.get("total"))
+    return min(current / total, 1) if total else 0
+
+
+def _amount(value: object) -> float:
+    """Return a number of a progress; 0 if it is none, or not above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
+        return 0
+    return value
 
 
 def _weights(flow: Mapping[str, Any]) -> list[tuple[int, int | float]]:

@@ -24,6 +24,8 @@ UNCOUNTED_SECONDS = 10.0
 LAST, ALL, OPEN = "last", "all", "open"
 """What ends a workflow: its last member; the last of several members; the application, or the
 member that it has flagged."""
+LAST_SUFFIX = ":last"
+"""Ends the key of a member whose task has the id of the workflow, which is the key of the whole."""
 TALLY_PREFIX = "~"
 """Of the keys whose state is a tally."""
 
@@ -33,6 +35,33 @@ class Ending(msgspec.Struct, frozen=True):
 
     type: str
     error: Mapping[str, Any] | None = None
+
+
+def key_of_member(task: str, workflow: str | None) -> str:
+    """Return the key of a task in the topic of the workflow.
+
+    >>> key_of_member("a", "w"), key_of_member("w", "w"), key_of_member("w", None)
+    ('a', 'w:last', 'w')
+    """
+    return task + LAST_SUFFIX if task == workflow else task
+
+
+def task_of_member(key: str, workflow: str | None) -> str:
+    """Return the id of the task that has ``key`` in the topic of the workflow.
+
+    >>> task_of_member("a", "w"), task_of_member("w:last", "w"), task_of_member("w:last", None)
+    ('a', 'w', 'w:last')
+    """
+    return workflow if workflow is not None and key == workflow + LAST_SUFFIX else key
+
+
+def whole_id(workflow: str) -> str:
+    """Return the id that revokes all members of a workflow, and no task by itself.
+
+    >>> whole_id("w")
+    '~w'
+    """
+    return f"~{workflow}"
 
 
 def is_counted(number: int, giver: str, total: int, max_keys: int) -> bool:

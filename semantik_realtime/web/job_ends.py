@@ -18,7 +18,7 @@ from semantik_realtime.core.lifecycle import END_STATUSES, STATUS_OF_TYPE
 from semantik_realtime.core.lost import End, end_of
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.core.workflow import end_of as workflow_end
-from semantik_realtime.core.workflow import is_running
+from semantik_realtime.core.workflow import is_running, task_of_member
 from semantik_realtime.errors import AccessError, BackendError, BackendUnavailable, InvalidInput
 from semantik_realtime.hookspecs import NO_OPINION, Snapshot
 from semantik_realtime.runtime import Runtime
@@ -71,7 +71,8 @@ class JobEnds:
             why: the message of the error of a lost job.
             reason: the ``data.reason`` of the event, for programs.
         """
-        end = end_of(state, record, await self._ask(job), now_text(), why)
+        known = await self._ask(task_of_member(job, record.workflow))
+        end = end_of(state, record, known, now_text(), why)
         topics = {job_topic(record.workflow or job): record.owner}
         if record.workflow is None:
             topics = _topics_of(job, record)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from semantik_realtime.core.workflow import whole_id
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.urls import mask_text
 from semantik_realtime.worker.aborts import abort
@@ -26,7 +27,7 @@ RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0.1, "
 async def cancel(
     job: str, name: str | None, is_running: bool, terminate: str | None
 ) -> bool | None:
-    """Tell all workers that a task is revoked; None: there is no application.
+    """Tell all workers that a task, or a workflow, is revoked; None: there is no application.
 
     Raises:
         BackendUnavailable: the broker does not answer. The workers may be told later.
@@ -53,7 +54,10 @@ def _revoke(app: Any, job: str, terminate: str | None) -> None:
         # Not through the application's pool of producers, in which calls would get stuck that the
         # host needs for its own tasks.
         mailbox.producer_pool = None
-        arguments: dict[str, Any] = {"task_id": job, "terminate": terminate is not None}
+        arguments: dict[str, Any] = {
+            "task_id": [job, whole_id(job)],
+            "terminate": terminate is not None,
+        }
         if terminate is not None:
             arguments["signal"] = terminate
         mailbox.abcast("revoke", arguments)

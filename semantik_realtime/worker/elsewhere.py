@@ -36,7 +36,7 @@ def end_elsewhere(
     # None: the attempt that is newest when the backend appends the end.
     attempts: list[int | None] = [None]
     if has_run:
-        stored = read_stored_state(runtime, meta.topic, meta.id)
+        stored = read_stored_state(runtime, meta.topic, meta.key)
         # An application may have stored another shape.
         stored_attempt = stored.get("attempt")
         if not isinstance(stored_attempt, int):

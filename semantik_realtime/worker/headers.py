@@ -10,7 +10,7 @@ from semantik_realtime.core.topic import job_topic, name_topic, plain_id, user_t
 from semantik_realtime.errors import InvalidInput
 from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.job_meta import JobMeta
-from semantik_realtime.worker.members import Member, read_member
+from semantik_realtime.worker.members import Member, is_place, read_member
 from semantik_realtime.worker.values import due_time, note_misuse
 
 logger = logging.getLogger(__name__)
@@ -121,11 +121,11 @@ def workflow_of(message: Any) -> str | None:
 
 
 def _read_member(message: Any, job_id: str) -> Member | None:
-    workflow = workflow_of(message)
-    # A job of one task is not its own member.
-    if workflow is None or workflow == job_id:
+    workflow, place = workflow_of(message), read_header(message, MEMBER)
+    # A job of one task is not its own member. The last one of a canvas has a place.
+    if workflow is None or (workflow == job_id and not is_place(place)):
         return None
-    return read_member(workflow, read_header(message, MEMBER), job_id)
+    return read_member(workflow, place, job_id)
 
 
 def inherit(headers: dict[str, Any], parent: Any) -> None:

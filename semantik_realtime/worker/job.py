@@ -71,7 +71,7 @@ class Job(TaskContext, Cancellable):
         super().__init__()
         self.runtime = runtime
         self.meta = meta
-        self.id = meta.id
+        self.id, self.key = meta.id, meta.key
         self.topic = meta.topic
         self.workflow = None if meta.member is None else meta.member.workflow
         self.has_ended = False
@@ -82,7 +82,7 @@ class Job(TaskContext, Cancellable):
         self._claim: Claim | None = None
         if is_new and attempt is not None:
             token = f"{runtime.emitter.producer}-{serial}"
-            self._claim = Claim(self.topic, self.id, token, expected=attempt, owner=meta.owner)
+            self._claim = Claim(self.topic, self.key, token, expected=attempt, owner=meta.owner)
         # The job's own topic, and its feeds, each with the owner that it gets.
         self._topics = {self.topic: meta.owner}
         self._feeds: dict[str, str | None] = {}
@@ -193,7 +193,7 @@ class Job(TaskContext, Cancellable):
                 return
             held, now = self.runtime.emitter.held, now_text()
             # Before the draft: from its first event on a server can end the attempt.
-            held.add(self.id, self.topic, self.meta.held(self._attempt or 1))
+            held.add(self.key, self.topic, self.meta.held(self._attempt or 1))
             self._state.start(now, held.holder)
             if self._claim is not None and not self.meta.is_redelivered:
                 self._claim.started_at = now
@@ -233,7 +233,7 @@ class Job(TaskContext, Cancellable):
             self._send_everywhere(type, data, now)
             self.has_ended = True
         if self.meta.member is not None and type in END_TYPES:
-            tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.id)
+            tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.key)
 
     def send_log(self, data: Mapping[str, Any]) -> None:
         """Send a log record on the job's topic; the state stays as it is. Never waits."""
@@ -380,10 +380,10 @@ class Job(TaskContext, Cancellable):
                 topics,
                 type,
                 at or now_text(),
-                self.id,
+                self.key,
                 state=self._state.members if has_state else msgspec.UNSET,
                 data=data,
-                job=self.id,
+                job=self.key,
                 attempt=self._attempt,
                 claim=claim,
                 terminal=type in END_TYPES,

@@ -8,6 +8,7 @@ import msgspec
 
 from semantik_realtime.core.leases import HeldJob
 from semantik_realtime.core.topic import job_topic
+from semantik_realtime.core.workflow import key_of_member
 from semantik_realtime.worker.members import Member
 
 
@@ -18,6 +19,7 @@ class JobMeta(msgspec.Struct, frozen=True):
     """
 
     id: str
+    """Celery's id of the task."""
     name: str | None = None
     owner: str | None = None
     topics: Sequence[str] = ()
@@ -28,6 +30,11 @@ class JobMeta(msgspec.Struct, frozen=True):
     """Whether the broker says that it has delivered the task's message before."""
     member: Member | None = None
     """Its place in a workflow, whose topic gets its events; None: it has a topic of its own."""
+
+    @property
+    def key(self) -> str:
+        """The key of the job's states in its topic, and the id by which the fence knows it."""
+        return self.id if self.member is None else key_of_member(self.id, self.member.workflow)
 
     @property
     def topic(self) -> str:

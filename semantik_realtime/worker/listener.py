@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.cancelling import CONTROL_TOPIC
-from semantik_realtime.core.event import Event
+from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.forks import on_fork
 from semantik_realtime.hookspecs import Backend
@@ -84,7 +84,7 @@ class CancelListener:
 
     # The sink of the backend, on the loop of the thread.
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
         for job_id in requested_jobs(events):
             self._receive(job_id)
 

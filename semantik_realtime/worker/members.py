@@ -25,7 +25,7 @@ from semantik_realtime.core.tally import (
     numbers_of,
 )
 from semantik_realtime.core.topic import job_topic
-from semantik_realtime.core.workflow import KEPT_FAILURES, TALLY_PREFIX, is_counted
+from semantik_realtime.core.workflow import KEPT_FAILURES, TALLY_PREFIX, is_counted, whole_id
 from semantik_realtime.forks import on_fork
 from semantik_realtime.native_threads import make_rlock
 from semantik_realtime.runtime import Runtime
@@ -64,6 +64,13 @@ class Member(msgspec.Struct, frozen=True):
         return self.place.get("ends") is True
 
     @property
+    def revoked_as(self) -> str:
+        """The id that revokes all members. Celery's own of the workflow revokes its last task alone
+        if that is the workflow's id.
+        """
+        return whole_id(self.workflow) if self.place.get("result") is True else self.workflow
+
+    @property
     def is_awaited(self) -> bool:
         """Whether other members run only after this one."""
         return bool(self.place.get("skips"))
@@ -78,14 +85,21 @@ class Member(msgspec.Struct, frozen=True):
         return {name: self.place[name] for name in PLACE_MEMBERS if name in self.place}
 
 
+def is_place(place: object) -> bool:
+    """Return True if the header of a message states a place."""
+    return (
+        isinstance(place, Mapping)
+        and number_of(place.get("n")) is not None
+        and isinstance(place.get("of", ""), str)
+    )
+
+
 def read_member(workflow: str, place: object, task_id: str) -> Member:
     """Return the place that a message's headers state. Without one, the task is a giver of its own:
     it was published by a process that does not number members.
     """
-    if isinstance(place, Mapping):
-        giver, number = place.get("of", ""), number_of(place.get("n"))
-        if number is not None and isinstance(giver, str):
-            return Member(workflow, dict(place))
+    if isinstance(place, Mapping) and is_place(place):
+        return Member(workflow, dict(place))
     return Member(workflow, {"of": task_id, "n": 0})
 
 

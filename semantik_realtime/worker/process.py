@@ -12,6 +12,7 @@ from typing import Any
 from celery import signals
 
 from semantik_realtime.backends.guard import log_warnings
+from semantik_realtime.core.workflow import whole_id
 from semantik_realtime.emitter.handover import Handover
 from semantik_realtime.native_threads import make_thread
 from semantik_realtime.runtime import Runtime
@@ -73,7 +74,8 @@ class WorkerProcess:
             end_undecodable(sender.app, self._end)
             # Celery itself forgets them when its last worker stops, and tells no worker of those
             # that were revoked while none ran.
-            note_revoked(read_cancelled_jobs(runtime))
+            cancelled = read_cancelled_jobs(runtime)
+            note_revoked([*cancelled, *map(whole_id, cancelled)])
             follow_revokes(self._on_revoked)
         # With a directory of the settings all processes share that one.
         if runtime is None or runtime.settings.spool_path is not None or not _is_prefork(sender):

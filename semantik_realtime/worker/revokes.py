@@ -33,17 +33,6 @@ def follow_revokes(on_revoked: Callable[[str], None]) -> None:
             Panel.data[name] = _followed(original, place, on_revoked)
 
 
-def is_active(request: Any) -> bool:
-    """Return True if the pool has a request: its task runs, or is about to.
-
-    A pool of threads has a queue of its own, and keeps no result for what waits there. Celery runs
-    that even if it is revoked meanwhile.
-    """
-    result = getattr(request, "_apply_result", None)
-    waits_for_thread = result is not None and result() is None
-    return waits_for_thread or request in worker_state.active_requests
-
-
 def is_revoked(job_id: str) -> bool:
     """Return True if this worker was told to revoke this task, or all tasks of this workflow."""
     return job_id in worker_state.revoked

@@ -93,7 +93,8 @@ def _submit_canvas(
     job_id: str,
     headers: dict[str, Any],
 ) -> Submitted:
-    plan = plan_canvas(canvas, {**headers, WORKFLOW: job_id}, MEMBER)
+    plan = plan_canvas(canvas)
+    plan.place({**headers, WORKFLOW: job_id}, MEMBER)
     owner, topics = headers[OWNER], tuple(headers[TOPICS])
     runtime = tracker.runtime()
     job = None

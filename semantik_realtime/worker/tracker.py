@@ -21,6 +21,7 @@ from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.aborts import follow_aborts
+from semantik_realtime.worker.acceptance import is_active, look_at_acceptance
 from semantik_realtime.worker.beat import complete_owner, note_beat
 from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
 from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
@@ -38,9 +39,10 @@ from semantik_realtime.worker.metrics import export_metrics
 from semantik_realtime.worker.mirroring import start_mirrors
 from semantik_realtime.worker.mirrors import Mirrors
 from semantik_realtime.worker.places import complete_headers
+from semantik_realtime.worker.plain_canvas import PlainCanvases
 from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
-from semantik_realtime.worker.revokes import is_active, is_revoked
+from semantik_realtime.worker.revokes import is_revoked
 from semantik_realtime.worker.selection import mirrors_of, note_received
 from semantik_realtime.worker.upstream import end_downstream, watch_chords, whole
 from semantik_realtime.worker.values import delay_until, describe_error, seconds_until
@@ -64,6 +66,7 @@ class TaskTracker(LazyRuntime):
         self._failed_late: deque[str] = deque(maxlen=100)
         self._running = running_jobs
         self._workflows = WorkflowFollower(self.runtime)
+        self._canvases = PlainCanvases(self.runtime, self.failures)
         self._revoked_results = RevokedResults()
         self._process = WorkerProcess(
             self.runtime,
@@ -99,12 +102,14 @@ class TaskTracker(LazyRuntime):
         """Connect the receivers to Celery's signals. Idempotent."""
         for signal, uid, receiver in self._receivers:
             signal.connect(receiver, weak=False, dispatch_uid=uid)
+        self._canvases.connect()
         self.is_connected = True
 
     def disconnect(self) -> None:
         """Undo `connect`."""
         for signal, uid, _ in self._receivers:
             signal.disconnect(dispatch_uid=uid)
+        self._canvases.disconnect()
         self.is_connected = False
 
     def close(self, timeout_seconds: float) -> None:
@@ -265,10 +270,13 @@ class TaskTracker(LazyRuntime):
             self._end(task_id, "job_cancelled", None, received.name, None, data, has_run=False)
         self._workflows.revoked(task_id, self._task_revoked)
 
-    def _received(self, request: Any, **_: Any) -> None:
+    def _received(self, sender: Any, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
         message = request.request_dict
-        note_received(message, self._mirrors(request.name, message))
+        mirrors = self._mirrors(request.name, message)
+        note_received(message, mirrors)
+        if mirrors is not None:
+            look_at_acceptance(request, getattr(sender, "pool", None))
         self._workflows.received(request)
 
     def _revoked(

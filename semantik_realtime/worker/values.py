@@ -68,11 +68,14 @@ def due_time(when: Any) -> float | None:
 def seconds_until(when: object) -> float | None:
     """Return the seconds from now to the time of a retry, a countdown or a time; None: it is none.
 
+    A time without a zone is one of UTC, as for Celery's workers.
+
     >>> seconds_until(3), seconds_until("soon")
     (3, None)
     """
     if isinstance(when, datetime):
-        return max(0.0, when.timestamp() - time.time())
+        moment = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return max(0.0, moment.timestamp() - time.time())
     return when if isinstance(when, int | float) else None
 
 

@@ -109,7 +109,8 @@ class WorkflowFollower:
         # What has happened to tasks: the workflow, and 1 received, -1 released, 0 ended. Appended
         # by any thread, also by the garbage collector, so without a lock.
         self._news: deque[tuple[JobMeta | str, int]] = deque()
-        # Keeps each reference to a request until the request is released, with its workflow.
+        # Keeps each reference to a request until the request is released, with the id that revokes
+        # its workflow.
         self._references: dict[int, tuple[str, weakref.ref[Any]]] = {}
         self._serials = itertools.count()
         self._followed: dict[str, _Followed] = {}
@@ -148,24 +149,26 @@ class WorkflowFollower:
         if meta is None or meta.member is None:
             return
         serial = next(self._serials)
-        workflow = meta.member.workflow
+        workflow, revoked_as = meta.member.workflow, meta.member.revoked_as
 
         def released(_: object) -> None:
             # The garbage collector may call it anywhere, so it takes no lock.
             self._references.pop(serial, None)
             self._news.append((workflow, -1))
 
-        self._references[serial] = workflow, weakref.ref(request, released)
-        if is_revoked(workflow):
+        self._references[serial] = revoked_as, weakref.ref(request, released)
+        if is_revoked(revoked_as):
             # Celery discards it before it runs.
             note_revoked([request.id])
         self._news.append((meta, 1))
         self._wake_thread()
 
-    def revoked(self, workflow: str, on_revoked: Callable[[str], None]) -> None:
-        """A workflow is revoked: so are its tasks that wait here, and ``on_revoked`` gets each."""
-        for name, reference in list(self._references.values()):
-            request = reference() if name == workflow else None
+    def revoked(self, id: str, on_revoked: Callable[[str], None]) -> None:
+        """An id is revoked. If it is a workflow's, so are its tasks that wait here, and
+        ``on_revoked`` gets each.
+        """
+        for revoked_as, reference in list(self._references.values()):
+            request = reference() if revoked_as == id else None
             if request is not None:
                 note_revoked([request.id])
                 on_revoked(request.id)

@@ -13,10 +13,10 @@ import pytest
 from semantik_realtime.backends.redis import subscriber
 from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.subscriber import Subscriber
-from semantik_realtime.core.event import Event
+from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.testing.contract import until
 
-EVENT = b'e 5 0000002a\n{"offset":6}'
+EVENT = b'e 5 41 0000002a\n{"offset":6}'
 
 
 class Connection:
@@ -60,8 +60,8 @@ class Calls:
         self.names: list[str] = []
         self.received: list[Event] = []
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
-        assert (epoch, prev) == ("e", 5)
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
+        assert prev == Cursor("e", 5, 41)
         self.names.append("events")
         self.received += events
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from semantik_realtime.cli.watch import event_line, job_progress, show_update
+from semantik_realtime.cli.watch import event_line, gap_text, job_progress, show_update
 from semantik_realtime.client import Update
-from semantik_realtime.core.fold import View
+from semantik_realtime.core.fold import Gap, View
 
 
 def event(**members: Any) -> dict[str, Any]:
@@ -43,3 +43,15 @@ def test_the_bar_of_a_job_that_has_ended_has_its_status(status: str, shown: str)
     view.folded["1"] = {"status": status, "message": "Reading"}
     show_update(progress, bar, Update("live", view), "1")
     assert progress.tasks[0].description == shown
+
+
+@pytest.mark.parametrize(
+    ("gap", "text"),
+    [
+        (Gap("conflated", 12), "12 events left out: this connection reads too slowly"),
+        (Gap("trimmed", 9), "9 events replaced by the states: trimmed"),
+        (Gap("diverged", None), "events replaced by the states: diverged"),
+    ],
+)
+def test_what_is_left_out_is_said(gap: Gap, text: str) -> None:
+    assert gap_text(gap) == text

@@ -18,6 +18,7 @@ from semantik_realtime.core.event import (
     StateChange,
     encode_body,
     link,
+    position_before,
     with_offset,
 )
 from semantik_realtime.errors import EventError, EventTooBig
@@ -223,6 +224,13 @@ def test_the_chain_is_the_rolling_hash_of_the_bodies(bodies):
     powers = [pow(1_000_003, len(bodies) - 1 - index, 2**32) for index in range(len(bodies))]
     digests = [zlib.crc32(body) for body in bodies]
     assert chain == sum(map(math.prod, zip(digests, powers, strict=True))) % 2**32
+
+
+@given(st.lists(drafts, min_size=1, max_size=6))
+def test_the_position_before_an_event_is_in_its_chain_and_its_bytes(entries):
+    log = log_of(entries)
+    places = [Cursor("e", 0, 0), *(Cursor("e", event.offset, event.chain) for event in log)]
+    assert [position_before("e", event) for event in log] == places[:-1]
 
 
 @given(st.lists(drafts, min_size=2, max_size=6), st.data())

@@ -37,7 +37,7 @@ def test_overlapping_batches_add_up_to_the_log(log, data):
     buffer = buffer_from(log, start)
     reached = start
     for first, end in data.draw(st.lists(slices(log), max_size=12)):
-        admission = buffer.admit("e", cursor_at(log, first).offset, log[first:end])
+        admission = buffer.admit(cursor_at(log, first), log[first:end])
         if first > reached:
             assert admission is Admission.GAP
         elif end > reached:
@@ -60,9 +60,9 @@ def test_a_snapshot_at_any_position_and_the_live_events_are_the_whole_log(log, d
     live = data.draw(st.integers(0, read))
     cuts = sorted(data.draw(st.sets(st.integers(live, len(log)))) | {live, len(log)})
     buffer = buffer_from(log, begin)
-    buffer.admit("e", cursor_at(log, begin).offset, log[begin:read])
+    buffer.admit(cursor_at(log, begin), log[begin:read])
     for first, end in pairwise(cuts):
-        assert buffer.admit("e", cursor_at(log, first).offset, log[first:end]) in (
+        assert buffer.admit(cursor_at(log, first), log[first:end]) in (
             Admission.FRESH,
             Admission.KNOWN,
         )
@@ -72,7 +72,7 @@ def test_a_snapshot_at_any_position_and_the_live_events_are_the_whole_log(log, d
 @given(logs(), st.data())
 def test_since_returns_all_events_after_an_offset_or_none_if_some_are_dropped(log, data):
     buffer = buffer_from(log, 0)
-    buffer.admit("e", 0, log)
+    buffer.admit(cursor_at(log, 0), log)
     buffer.trim(
         needed=data.draw(st.integers(0, 60)),
         keep_events=data.draw(st.integers(0, 10)),
@@ -89,7 +89,7 @@ def test_trimming_keeps_the_needed_events_unless_they_have_too_many_bytes(
     log, needed, keep_events, max_bytes
 ):
     buffer = buffer_from(log, 0)
-    buffer.admit("e", 0, log)
+    buffer.admit(cursor_at(log, 0), log)
     buffer.trim(needed, keep_events, max_bytes)
     left = kept(buffer)
     assert left == log[len(log) - len(left) :]
@@ -106,7 +106,7 @@ def test_trimming_keeps_the_needed_events_unless_they_have_too_many_bytes(
 @given(logs(), st.data())
 def test_a_cursor_is_known_exactly_if_it_is_a_position_in_the_kept_history(log, data):
     buffer = buffer_from(log, 0)
-    buffer.admit("e", 0, log)
+    buffer.admit(cursor_at(log, 0), log)
     buffer.trim(needed=data.draw(st.integers(0, 60)), keep_events=3, max_bytes=10**6)
     for index in range(len(log) + 1):
         cursor = cursor_at(log, index)
@@ -124,39 +124,62 @@ def test_a_cursor_is_known_exactly_if_it_is_a_position_in_the_kept_history(log, 
     st.lists(drafts, min_size=1, max_size=6),
     st.data(),
 )
-def test_an_overlapping_batch_of_a_rewritten_log_is_a_gap_and_changes_nothing(
+def test_an_overlapping_batch_of_a_rewritten_log_has_diverged_and_changes_nothing(
     common, mine, theirs, data
 ):
     mine[0], theirs[0] = draft(data={"fork": "mine"}), draft(data={"fork": "theirs"})
     my_log, their_log = log_of([*common, *mine]), log_of([*common, *theirs])
     buffer = buffer_from(my_log, data.draw(st.integers(0, len(common))))
-    buffer.admit("e", buffer.offset, my_log[buffer.offset :])
+    buffer.admit(buffer.cursor, my_log[buffer.offset :])
     first = data.draw(st.integers(0, len(common)))
     end = data.draw(st.integers(len(common) + 1, len(their_log)))
-    admission = buffer.admit("e", cursor_at(their_log, first).offset, their_log[first:end])
-    assert admission is Admission.GAP
+    admission = buffer.admit(cursor_at(their_log, first), their_log[first:end])
+    assert admission is Admission.DIVERGED
     assert buffer.cursor == cursor_at(my_log, len(my_log))
     assert kept(buffer) == my_log[buffer.base.offset :]
+
+
+@given(
+    st.lists(drafts, max_size=6),
+    st.lists(drafts, min_size=1, max_size=6),
+    st.integers(1, 4),
+    st.data(),
+)
+def test_an_event_of_a_rewritten_log_is_not_added_though_its_offset_follows(
+    common, lost, fresh, data
+):
+    """A promoted replica lost the last events, and appended at least as many others."""
+    lost[0] = draft(data={"fork": "mine"})
+    theirs = [draft(data={"fork": n}) for n in range(len(lost) + fresh)]
+    my_log, their_log = log_of([*common, *lost]), log_of([*common, *theirs])
+    buffer = buffer_from(my_log, 0)
+    buffer.admit(cursor_at(my_log, 0), my_log)
+    buffer.trim(data.draw(st.integers(0, len(my_log))), 0, 10**6)
+    before = kept(buffer)
+    follows = data.draw(st.integers(0, len(my_log)))
+    batch = their_log[follows : data.draw(st.integers(len(my_log) + 1, len(their_log)))]
+    assert buffer.admit(cursor_at(their_log, follows), batch) is Admission.DIVERGED
+    assert (kept(buffer), buffer.cursor) == (before, cursor_at(my_log, len(my_log)))
 
 
 @given(logs(min_size=1))
 def test_a_batch_of_another_epoch_changes_nothing(log):
     buffer = buffer_from(log, 0)
-    assert buffer.admit("f", 0, log) is Admission.OTHER_EPOCH
+    assert buffer.admit(Cursor("f", 0, 0), log) is Admission.OTHER_EPOCH
     assert kept(buffer) == []
     assert buffer.cursor == Cursor("e", 0, 0)
 
 
 def test_before_its_first_position_a_buffer_admits_nothing_and_knows_nothing():
     buffer = EventBuffer()
-    assert buffer.admit("", 0, log_of([draft()])) is Admission.OTHER_EPOCH
+    assert buffer.admit(Cursor("", 0, 0), log_of([draft()])) is Admission.OTHER_EPOCH
     assert not buffer.knows(Cursor.parse("rubbish"))
 
 
 @given(logs(min_size=1), st.data())
 def test_a_restart_drops_all_events(log, data):
     buffer = buffer_from(log, 0)
-    buffer.admit("e", 0, log)
+    buffer.admit(cursor_at(log, 0), log)
     there = Cursor("f", data.draw(st.integers(0, 60)), 7)
     buffer.restart(there)
     assert (buffer.cursor, buffer.base, buffer.epoch) == (there, there, "f")
@@ -175,7 +198,7 @@ def test_watchers_of_any_speed_read_every_event_once(log, data):
     while reached < len(log) or any(len(mine) < len(log) for mine in read):
         if reached < len(log):
             end = data.draw(st.integers(reached + 1, len(log)))
-            buffer.admit("e", cursor_at(log, reached).offset, log[reached:end])
+            buffer.admit(cursor_at(log, reached), log[reached:end])
             reached = end
         watchers = [0, 1, 2] if reached == len(log) else data.draw(st.sets(st.integers(0, 2)))
         for watcher in watchers:

@@ -108,7 +108,7 @@ class Reading:
         reason = plan_sync(asked, info, there, REPLAY_LIMIT)
         if reason is None:
             assert asked is not None
-            text = frames.replay_frame(TOPIC, asked.offset, end, self.log[asked.offset :])
+            text = frames.replay_frame(TOPIC, asked, end, self.log[asked.offset :])
         else:
             states = {k: json.dumps(v).encode() for k, v in self.states_at[str(end)].items()}
             text = frames.snapshot_frame(TOPIC, reason, end, states)

@@ -61,9 +61,10 @@ class Splicing(RuleBasedStateMachine):
 
     The backend's publications arrive in order, but any may be lost or come
     twice. Readings are atomic, and join the splice at any later moment. A
-    failover rewrites the history within its epoch; it breaks all connections,
-    so publications and readings under way are lost, and the interruption is
-    reported before any publication of the new history (see Subscriber).
+    failover rewrites the history within its epoch. Mostly it breaks all
+    connections, so publications and readings under way are lost, and the
+    interruption is reported; a quiet one, as behind a proxy, breaks none, and
+    the publications of both histories follow each other.
     """
 
     def __init__(self) -> None:
@@ -76,7 +77,7 @@ class Splicing(RuleBasedStateMachine):
         self.log: list[Event] = []
         self.first = 1
         self.made = 0
-        self.line: deque[tuple[str, int, list[Event]]] = deque()
+        self.line: deque[tuple[Cursor, list[Event]]] = deque()
         # The end of the newest publication that reached the splice since the last interruption.
         self.delivered = NOWHERE
         self.readings: list[Reading] = []
@@ -129,7 +130,7 @@ class Splicing(RuleBasedStateMachine):
         self.made += size
         events = log_of(fresh, after=prev)
         self.log += events
-        self.line.append((self.epoch, prev.offset, events))
+        self.line.append((prev, events))
 
     @rule(times=st.lists(st.sampled_from([1, 1, 1, 2, 0]), min_size=1, max_size=4))
     def append_and_deliver(self, times: list[int]) -> None:
@@ -140,7 +141,9 @@ class Splicing(RuleBasedStateMachine):
     @rule(data=st.data())
     def trouble(self, data: st.DataObject) -> None:
         """One rule for all troubles, so that most of the time all is well."""
-        what = data.draw(st.sampled_from(["trim", "expire", "interrupt", "fail over"]))
+        what = data.draw(
+            st.sampled_from(["trim", "expire", "interrupt", "fail over", "fail over quietly"])
+        )
         if what == "trim":
             self.first = max(self.first, len(self.log) - data.draw(st.integers(0, 3)) + 1)
         elif what == "expire":
@@ -148,15 +151,18 @@ class Splicing(RuleBasedStateMachine):
         elif what == "interrupt":
             self.interrupt()
         elif len(self.log) > 1:
-            self.fail_over(data.draw(st.integers(1, min(3, len(self.log) - 1))), data)
+            lost = data.draw(st.integers(1, min(3, len(self.log) - 1)))
+            self.fail_over(lost, data, is_quiet=what == "fail over quietly")
 
-    def fail_over(self, lost: int, data: st.DataObject) -> None:
+    def fail_over(self, lost: int, data: st.DataObject, *, is_quiet: bool) -> None:
         fresh = data.draw(st.integers(0, 3))
         self.log = self.log[: len(self.log) - lost]
         self.first = min(self.first, len(self.log) + 1)
         self.histories[self.epoch].append(self.log)
         if fresh:
             self.append(fresh)
+        if is_quiet:
+            return
         self.readings.clear()
         self.resync_reading = None
         self.interrupt()
@@ -168,16 +174,16 @@ class Splicing(RuleBasedStateMachine):
     def deliver(self, times: int) -> None:
         batch = self.line.popleft()
         for _ in range(times):
-            self.delivered = Cursor(batch[0], batch[2][-1].offset, batch[2][-1].chain)
+            self.delivered = Cursor(batch[0].epoch, batch[1][-1].offset, batch[1][-1].chain)
             held_before, before = self.splice.held, self.splice.buffer.cursor
             admission = self.splice.receive(*batch)
             if self.splice.phase is not Phase.LIVE:
                 assert admission is Admission.HELD
                 assert self.splice.held == min(held_before + 1, MAX_HELD)
                 continue
-            if before.epoch not in ("", batch[0]):
+            if before.epoch not in ("", batch[0].epoch):
                 assert admission is Admission.OTHER_EPOCH
-            if admission.is_broken:
+            if admission.resync_reason:
                 assert self.splice.buffer.cursor == before
                 assert self.splice.start_resync()
 
@@ -208,7 +214,7 @@ class Splicing(RuleBasedStateMachine):
             assert self.splice.buffer.knows(reading.end)
             self.followers.append(Follower(reading.end))
         else:
-            assert reason in (ResyncReason.GAP, ResyncReason.AHEAD)
+            assert reason in (ResyncReason.GAP, ResyncReason.DIVERGED, ResyncReason.AHEAD)
             assert self.splice.start_resync()
 
     @rule(data=st.data())

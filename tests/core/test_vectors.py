@@ -147,7 +147,7 @@ def read(view, op, part):
 def test_reader(case):
     expect = case["expect"]
     views = {topic: View(topic) for topic in expect["views"]}
-    shown = {topic: [] for topic in views}
+    shown, gaps = {topic: [] for topic in views}, {topic: [] for topic in views}
     asked = []
     for frame in case["frames"]:
         for topic, part in parts(frame):
@@ -158,6 +158,8 @@ def test_reader(case):
                 asked.append({"topic": topic, "cursor": views[topic].cursor})
             else:
                 shown[topic] += [event["offset"] for event in events]
+            if frame["op"] in ("sync", "events") and views[topic].gap is not None:
+                gaps[topic].append(msgspec.to_builtins(views[topic].gap))
     found = {
         topic: {"states": view.states, "offset": view.offset, "cursor": view.cursor}
         for topic, view in views.items()
@@ -165,6 +167,7 @@ def test_reader(case):
     assert found == expect["views"]
     assert shown == expect["shown"]
     assert asked == expect["resubscribe"]
+    assert gaps == expect.get("gaps", gaps)
 
 
 @cases("overlay")

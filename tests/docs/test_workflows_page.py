@@ -57,9 +57,19 @@ def test_a_canvas_is_one_job(backend: MemoryBackend, capsys: pytest.CaptureFixtu
     assert summarize(states, "import:42", 0).waiting == 5
 
 
+def test_a_canvas_without_submit_is_one_job(backend: MemoryBackend) -> None:
+    names: dict[str, Any] = {"index_page": run}
+    exec(compile(BLOCKS[1], "workflows.md", "exec"), names)
+    job = names["start_all"](["a.html", "b.html"], "7")
+    states = states_of(backend, f"job:{job}")
+    assert states[job]["workflow"] == {"total": 2, "ends": "all"}
+    assert summarize(states, job, 0).waiting == 2
+    assert job in states_of(backend, "user:7")
+
+
 def test_tasks_are_members_of_a_job_of_the_applications_own(backend: MemoryBackend) -> None:
     names: dict[str, Any] = dict.fromkeys(("index_folder", "report_night"), run)
-    exec(compile(BLOCKS[1], "workflows.md", "exec"), names)
+    exec(compile(BLOCKS[2], "workflows.md", "exec"), names)
     names["nightly"]("1", ["a", "b"])
     states = states_of(backend, "job:nightly~3A1")
     assert states["nightly:1"]["workflow"] == {"ends": "open"}

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import redis
-from tcp_proxy import TcpProxy
 from waiting import until
 
 from semantik_realtime.testing.servers import (
@@ -18,6 +17,7 @@ from semantik_realtime.testing.servers import (
     running,
     valkey_program,
 )
+from semantik_realtime.testing.tcp_proxy import TcpProxy
 
 PROGRAMS = {"valkey": valkey_program, "redis": redis_program}
 FAST = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")

@@ -16,7 +16,7 @@ from web_servers import InProcessServer, serve_realtime
 
 from semantik_realtime.backends.redis import subscriber as subscriber_module
 from semantik_realtime.config import Settings
-from semantik_realtime.core.event import Event
+from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.testing.servers import RedisServer
 
 
@@ -149,7 +149,7 @@ class RecordingSink:
     def __init__(self) -> None:
         self.offset = 0
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
         self.offset = events[-1].offset
 
     def interrupted(self, topic: str) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 import redis
-from tcp_proxy import TcpProxy
 
 from semantik_realtime.backends.redis.backend import RedisBackend
 from semantik_realtime.config import load_settings
@@ -16,6 +15,7 @@ from semantik_realtime.core.event import Cursor, Outcome, Receipt
 from semantik_realtime.errors import AppendUncertain, BackendRefused, BackendUnavailable
 from semantik_realtime.testing.contract import Author
 from semantik_realtime.testing.servers import RedisServer, free_port
+from semantik_realtime.testing.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.valkey
 TOPIC = "job:1"

@@ -19,11 +19,13 @@ for (const { name, frames, expect } of cases("reader")) {
     const views = new Map(Object.keys(expect.views).map((topic) => [topic, EMPTY_VIEW]));
     const got = Object.fromEntries([...views.keys()].map((topic) => [topic, []]));
     const resubscribed = [];
+    const gaps = Object.fromEntries([...views.keys()].map((topic) => [topic, []]));
     for (const frame of frames) {
       for (const [topic, part] of partsByTopic(frame)) {
         const step = applyPart(views.get(topic), frame.op, part);
         views.set(topic, step.view);
         got[topic].push(...step.events.map(({ event }) => event.offset));
+        if (step.gap) gaps[topic].push(step.gap);
         if (step.resubscribe) resubscribed.push({ topic, cursor: step.view.cursor });
       }
     }
@@ -34,6 +36,7 @@ for (const { name, frames, expect } of cases("reader")) {
     assert.deepEqual(Object.fromEntries(found), expect.views);
     assert.deepEqual(got, expect.shown);
     assert.deepEqual(resubscribed, expect.resubscribe);
+    if (expect.gaps) assert.deepEqual(gaps, expect.gaps);
   });
 }
 

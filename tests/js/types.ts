@@ -14,6 +14,7 @@ import type {
   ConnectOptions,
   DeniedInfo,
   Failure,
+  Gap,
   JobStatus,
   Realtime,
   RealtimeEvent,
@@ -41,20 +42,22 @@ export const members: [
   Same<
     keyof Summary,
     | ("total" | "done" | "failed" | "cancelled" | "lost" | "skipped" | "running" | "waiting")
-    | ("weight" | "ended_weight" | "rate" | "seconds_left" | "failures")
+    | ("weight" | "ended_weight" | "running_weight" | "rate" | "seconds_left" | "failures")
   >,
   Same<keyof ConnectOptions, "url" | "token" | "storage" | "WebSocket">,
   Same<keyof Realtime, "watch" | "cancel" | "retry" | "onConnection" | "connection" | "close">,
   Same<keyof CancelAnswer, "topic" | "status">,
   Same<keyof RetryAnswer, "job" | "topic">,
   Same<keyof CommandError, keyof Error | "code" | "status">,
-  Same<keyof WatchOptions, "history" | "onChange" | "onEvent" | "onDenied" | "onGone">,
+  Same<keyof WatchOptions, "history" | "onChange" | "onEvent" | "onGap" | "onDenied" | "onGone">,
+  Same<keyof Gap, "reason" | "events">,
   Same<keyof Subscription, "topic" | "close">,
   Same<keyof ConnectionInfo, "code" | "reason" | "since">,
   Same<keyof DeniedInfo, "topic" | "code" | "message">,
   Same<
     keyof View,
-    "topic" | "states" | "overlay" | "offset" | "cursor" | "reason" | "provisional"
+    | ("topic" | "states" | "overlay" | "offset" | "cursor" | "reason")
+    | ("conflated" | "provisional")
   >,
   Same<
     Named<State>,
@@ -65,7 +68,7 @@ export const members: [
     Named<RealtimeEvent>,
     "offset" | "type" | "time" | "key" | "state" | "data" | "terminal"
   >,
-] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];
 
 const tokens: Token[] = ["jwt", "", null, undefined];
 
@@ -106,6 +109,9 @@ const icons: Record<JobStatus, string> = {
   cancelled: "–",
   lost: "?",
 };
+function miss({ reason, events }: Gap): string {
+  return `${events ?? "some"} events ${reason === "conflated" ? "left out" : "replaced"}`;
+}
 function paint(state: State | undefined): string[] {
   if (!state) return [];
   const { status, attempt = 0, progress, error, fields = {} } = state;
@@ -168,7 +174,7 @@ async function stop(job: string): Promise<string> {
 }
 void stop("job:42");
 
-const all: WatchOptions = { history: 100, onChange: show, onEvent: note, onDenied: deny };
+const all: WatchOptions = { history: 100, onChange: show, onEvent: note, onDenied: deny, onGap: miss };
 const subscription: Subscription = live.watch("job:42", { ...all, onGone: () => {} });
 live.watch(subscription.topic);
 // @ts-expect-error a topic is a string

@@ -54,7 +54,7 @@ class Log:
     def append(self, count: int) -> Batch:
         """Append ``count`` events, each with a state; return them as a live batch."""
         self.is_known = True
-        prev, batch = self.cursor.offset, []
+        prev, batch = self.cursor, []
         for _ in range(count):
             self._number += 1
             key = KEYS[self._number % len(KEYS)]
@@ -65,7 +65,7 @@ class Log:
             self.events.append(event)
             batch.append(event)
             self.written[self.epoch, offset, chain] = json.loads(event.json)
-        return self.epoch, prev, batch
+        return prev, batch
 
     def forget(self) -> None:
         """Lose everything: the next event begins another epoch."""

@@ -230,6 +230,57 @@ async def test_a_replay_that_is_ahead_of_the_live_events_reaches_the_other_clien
     assert io.resyncs == []
 
 
+async def test_an_event_of_a_rewritten_log_reaches_no_client_though_its_offset_follows() -> None:
+    """A replica is promoted, and no break of the subscription shows it."""
+    log = Log()
+    io = ScriptedIO(log)
+    log.append(12)
+    [client] = await joined(1, log, io)
+    client.collect()
+    log.lose_last(2)
+    log.append(2)
+    # Its predecessor has the offset 12, as the last event of the client.
+    client.channel.receive(*log.append(1))
+    client.collect()
+    assert client.applied == 0
+    assert io.resyncs == ["diverged"]
+    await steps()
+    [reading] = io.readings
+    reading.finish()
+    await steps()
+    client.collect()
+    assert client.view.reason == "diverged"
+    assert client.view.folded == log.states()
+    assert client.view.cursor == str(log.cursor)
+
+
+async def test_a_resync_reads_again_after_a_gap_in_what_it_held() -> None:
+    log = Log()
+    io = ScriptedIO(log)
+    log.append(5)
+    [client] = await joined(1, log, io)
+    client.channel.resync(ResyncReason.INTERRUPTED)
+    await steps()
+    reading = io.readings.pop()
+    reading.make()
+    log.append(1)
+    client.channel.receive(*log.append(1))
+    reading.finish()
+    await steps()
+    assert client.channel.resyncing is not None
+    [again] = io.readings
+    again.finish()
+    io.readings.clear()
+    await steps()
+    assert client.channel.resyncing is None
+    client.collect()
+    assert client.applied == 2
+    client.channel.receive(*log.append(1))
+    client.collect()
+    assert client.view.cursor == str(log.cursor)
+    assert io.resyncs == [ResyncReason.INTERRUPTED]
+
+
 async def test_a_client_that_joins_during_a_resync_waits_for_it_and_reads_once_more() -> None:
     log = Log()
     io = ScriptedIO(log)

@@ -11,13 +11,13 @@ import pytest
 from clients import CompatClient, NativeClient, refusal
 from configuration import token
 from publisher import Publisher
-from tcp_proxy import TcpProxy
 from waiting import until
 from web_servers import InProcessServer, serve_realtime, server_processes
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.hookspecs import hookimpl
+from semantik_realtime.testing.tcp_proxy import TcpProxy
 
 
 @pytest.mark.every_backend(shares_storage=True)

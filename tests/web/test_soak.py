@@ -11,11 +11,11 @@ import pytest
 from clients import NativeClient
 from configuration import make_settings
 from publisher import Publisher
-from tcp_proxy import TcpProxy
 from web_servers import ServerProcess, server_processes
 
 from semantik_realtime.core.fold import View
 from semantik_realtime.testing.servers import ROWS, Server
+from semantik_realtime.testing.tcp_proxy import TcpProxy
 from semantik_realtime.web.wires.wire import states_of
 
 SEED = 7

@@ -27,9 +27,9 @@ class DecryptingSink:
     def __init__(self, target: Sink) -> None:
         self._target = target
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
         plain = [replaced(event, SECRET, PLAIN) for event in events]
-        self._target.events(topic, epoch, prev, plain)
+        self._target.events(topic, prev, plain)
 
     def interrupted(self, topic: str) -> None:
         self._target.interrupted(topic)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +23,22 @@ from semantik_realtime.worker.job import Job
 from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.tracker import TaskTracker, install
 from semantik_realtime.worker.values import misuse
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With TEST_POOLS, leave out the tests of other pools: what they test is the same code."""
+    if not (wanted := os.environ.get("TEST_POOLS")):
+        return
+    others = set(POOLS) - set(wanted.split(","))
+    left_out = [item for item in items if others & _parameters(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _parameters(item: pytest.Item) -> set[str]:
+    callspec = getattr(item, "callspec", None)
+    values = () if callspec is None else callspec.params.values()
+    return {value for value in values if isinstance(value, str)}
 
 
 @pytest.fixture(scope="module")

@@ -126,14 +126,37 @@ async def test_a_job_that_is_cancelled_while_no_worker_runs_is_not_started_later
 
 
 @pytest.mark.parametrize("worker", ["threads"], indirect=True)
-def test_a_revoked_task_that_a_pool_of_threads_runs_all_the_same_ends_once(worker: Worker) -> None:
-    # Two threads run, and the other tasks wait in the pool, where Celery does not revoke them.
-    running = [worker.send("wait_calmly", 2) for _ in range(2)]
-    waiting = [worker.send("work", seconds, asks) for seconds, asks in ((0.1, False), (60, True))]
-    for job_id in waiting:
-        wait_until(lambda job_id=job_id: f"[{job_id}] received" in worker.output)
-    worker.app.control.revoke(waiting)
-    for job_id, status in zip([*running, *waiting], 3 * ["completed"] + ["cancelled"], strict=True):
-        log = worker.wait_for(job_id, status)
-        assert log.types.count("job_started") == 1
-        assert sum(event.get("terminal", False) for event in log.events) == 1
+async def test_a_task_that_is_cancelled_while_it_waits_inside_the_pool_does_not_run(
+    worker: Worker,
+) -> None:
+    # Two threads run, and the other tasks wait in the pool, where Celery looks at no revocation.
+    async with web_of(worker) as web:
+        running = [worker.send("work", 60, True) for _ in range(2)]
+        for job_id in running:
+            worker.wait_for(job_id, "running")
+        requested, revoked = [await web.queue(worker, "add", 1, number) for number in (2, 3)]
+        for job_id in (requested, revoked):
+            wait_until(lambda job_id=job_id: f"[{job_id}] received" in worker.output)
+        assert await web.cancel(requested) == (200, "cancelled")
+        worker.app.control.revoke(revoked)
+        log = worker.wait_for(revoked, "cancelled")
+        assert log.last["data"] == {"how": "revoked"}
+        for job_id in running:
+            await web.stop(job_id)
+            worker.wait_for(job_id, "cancelled")
+        # The pool gets to it later than to the others.
+        worker.wait_for(worker.send("add", 1, 2), "completed")
+    for job_id in (requested, revoked):
+        wait_until(lambda job_id=job_id: worker.app.AsyncResult(job_id).state == "REVOKED")
+        assert worker.log(f"job:{job_id}").types == ["job_queued", "job_cancelled"]
+        assert f"Discarding revoked task: mirrored_app.add[{job_id}]" in worker.output
+
+
+@pytest.mark.parametrize("worker", ["threads"], indirect=True)
+def test_a_task_that_is_revoked_after_its_thread_has_begun_runs(worker: Worker) -> None:
+    job_id = worker.send("wait_calmly", 1)
+    worker.wait_for(job_id, "running")
+    worker.app.control.revoke(job_id)
+    log = worker.wait_for(job_id, "completed")
+    assert log.types.count("job_started") == 1
+    assert sum(event.get("terminal", False) for event in log.events) == 1

@@ -27,7 +27,9 @@ def add(*numbers: Any) -> None:
 
 
 def plan(canvas: Any) -> Plan:
-    return plan_canvas(canvas, {"realtime_owner": "7"}, "place")
+    made = plan_canvas(canvas)
+    made.place({"realtime_owner": "7"}, "place")
+    return made
 
 
 def places(planned: Any) -> list[dict[str, Any]]:
@@ -54,7 +56,7 @@ def places(planned: Any) -> list[dict[str, Any]]:
 
 def test_a_chain() -> None:
     planned = plan(chain(add.s(1), add.s(2), add.s(3)))
-    assert (planned.total, planned.ends, planned.name) == (3, "last", "chain of 3 tasks")
+    assert (len(planned.leaves), planned.ends, planned.name) == (3, "last", "chain of 3 tasks")
     assert places(planned) == [
         {"n": 0, "total": 3, "at": "step 1/3", "skips": [[1, 3]]},
         {"n": 1, "total": 3, "at": "step 2/3", "skips": [[2, 3]]},
@@ -89,7 +91,7 @@ def test_a_chord_in_a_chain_in_a_group() -> None:
 def test_chunks_are_the_group_that_they_make(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("semantik_realtime.worker.canvas.MAPS_KEEP_OPTIONS", True)
     planned = plan(chunks(add, [(1,), (2,), (3,)], 2))
-    assert planned.total == 2
+    assert len(planned.leaves) == 2
     assert [place["at"] for place in places(planned)] == ["group 1/2", "group 2/2"]
 
 
@@ -154,12 +156,12 @@ canvases: st.SearchStrategy[Any] = st.recursive(
 def test_every_canvas_can_end(canvas: Any) -> None:
     planned = plan(canvas)
     found = places(planned)
-    assert [place["n"] for place in found] == list(range(planned.total))
+    assert [place["n"] for place in found] == list(range(len(planned.leaves)))
     assert sum(place.get("ends", False) for place in found) == (planned.ends == "last")
     for place in found:
         # What is skipped comes later, and with one end every failure skips it.
         assert all(
-            place["n"] < first < end <= planned.total for first, end in place.get("skips", [])
+            place["n"] < first < end <= len(planned.leaves) for first, end in place.get("skips", [])
         )
         if planned.ends == "last" and not place.get("ends"):
-            assert place["skips"][-1][1] == planned.total
+            assert place["skips"][-1][1] == len(planned.leaves)

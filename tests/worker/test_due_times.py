@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -29,9 +29,9 @@ def add(a: int, b: int) -> int:
 
 
 @app.task(bind=True)
-def retry_once(self: Task) -> str:
+def retry_once(self: Task, **when: Any) -> str:
     if not self.request.retries:
-        raise self.retry(countdown=5000)
+        raise self.retry(**(when or {"countdown": 5000}))
     return "done"
 
 
@@ -105,6 +105,31 @@ def test_a_job_that_is_retried_later_says_when(backend: Recording) -> None:
     assert due_at is not None
     assert abs(due_at - time.time() - 5000) < 300
     assert due_of(backend, job_id, "job_completed") is None
+
+
+@pytest.fixture(params=["UTC", "Asia/Tokyo", "America/New_York"])
+def local_zone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let the machine be in another time zone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", request.param)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("local_zone")
+@pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=5)), None])
+def test_a_job_that_is_retried_at_a_time_says_when(
+    backend: Recording, zone: timezone | None
+) -> None:
+    eta = datetime.now(UTC) + timedelta(seconds=5000)
+    # Celery reads a time without a zone as one of UTC.
+    eta = eta.replace(tzinfo=None) if zone is None else eta.astimezone(zone)
+    job_id = str(uuid.uuid4())
+    retry_once.apply(task_id=job_id, kwargs={"eta": eta})
+    due_at = due_of(backend, job_id, "job_retrying")
+    assert due_at is not None
+    assert abs(due_at - time.time() - 5000) < 300
 
 
 @pytest.mark.parametrize("when", [None, "soon", "2001-01-01T00:00:00+00:00", -5, [], 1 << 5000])

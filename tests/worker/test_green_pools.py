@@ -60,6 +60,25 @@ def test_progress_of_a_greenlet_that_computes_is_sent_while_it_does(green: Worke
     green.wait_for(waiting, "completed")
 
 
+async def test_a_task_that_is_cancelled_while_the_pool_is_full_does_not_run(green: Worker) -> None:
+    async with web_of(green) as web:
+        running = [green.send("work", 60, True) for _ in range(2)]
+        for job_id in running:
+            green.wait_for(job_id, "running")
+        # Celery has given it to the pool, which waits for a greenlet to end.
+        job_id = await web.queue(green, "add", 1, 2)
+        wait_until(lambda: f"[{job_id}] received" in green.output)
+        assert await web.cancel(job_id) == (200, "cancelled")
+        for other in running:
+            await web.stop(other)
+            green.wait_for(other, "cancelled")
+        green.wait_for(green.send("add", 1, 2), "completed")
+    wait_until(lambda: green.app.AsyncResult(job_id).state == "REVOKED")
+    assert green.log(f"job:{job_id}").types == ["job_queued", "job_cancelled"]
+    assert f"Discarding revoked task: mirrored_app.add[{job_id}]" in green.output
+    assert "Traceback" not in green.output
+
+
 async def test_a_greenlet_that_asks_ends_its_job_as_cancelled(green: Worker) -> None:
     async with web_of(green) as web:
         job_id = green.send("work", 60, True)

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from celery import chain, chord, group
 from celery_workers import Place, Worker, running
 from topic_log import Log, wait_until
 from web_side import web_of
+from workflow_runs import Ended, Task, completed, finish, states_of, submitting, tasks_of
 
-import semantik_realtime.worker.tracker as tracker_module
 from semantik_realtime.backends.loader import load_backend
-from semantik_realtime.core.lifecycle import has_ended, is_finished
-from semantik_realtime.core.summary import Summary, summarize
+from semantik_realtime.core.lifecycle import has_ended
+from semantik_realtime.core.summary import summarize
 from semantik_realtime.core.workflow import KEPT_FAILURES, KEPT_MEMBERS
 from semantik_realtime.errors import InvalidInput
-from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.canvas import MAPS_KEEP_OPTIONS
-from semantik_realtime.worker.submit import Submitted, submit
+from semantik_realtime.worker.submit import Submitted
 
 
 @pytest.fixture(scope="module")
@@ -42,46 +39,7 @@ def worker(broker: str, place: Place, tmp_path_factory: pytest.TempPathFactory) 
             assert fault not in worker.output
 
 
-class Ended(NamedTuple):
-    """A workflow whose topic is finished."""
-
-    id: str
-    states: dict[str, Any]
-    summary: Summary
-    log: Log
-
-    @property
-    def state(self) -> Any:
-        return self.states[self.id]
-
-    def names(self) -> list[str]:
-        """The name and the place of each member that has a key, in the order of their places."""
-        members = [state for state in self.states.values() if "member" in state]
-        members.sort(key=lambda state: (state["member"].get("of", ""), state["member"]["n"]))
-        return [
-            " ".join([state["name"].rpartition(".")[2], state["member"].get("at", "")]).strip()
-            for state in members
-        ]
-
-
 Run = Callable[..., Ended]
-
-
-@contextlib.contextmanager
-def submitting(worker: Worker) -> Iterator[Callable[..., Submitted]]:
-    """Submit canvases from this process, whose tasks the worker gets."""
-    runtime = Runtime(worker.settings)
-    tracker = tracker_module.install()
-    before = tracker._runtime
-    tracker.use(runtime)
-    tracker.connect()
-    yield lambda task, *args, **options: submit(task, *args, owner="7", **options)
-    if before is None:
-        tracker.disconnect()
-        tracker_module._tracker = None
-    else:
-        tracker.use(before)
-    runtime.close()
 
 
 @pytest.fixture(scope="module")
@@ -95,42 +53,9 @@ def run(worker: Worker, send: Callable[..., Submitted]) -> Run:
     return lambda *args, **options: finish(worker, send(*args, **options))
 
 
-def finish(worker: Worker, sent: Submitted, seconds: float = 40) -> Ended:
-    log = worker.log(sent.topic)
-
-    def is_over() -> bool:
-        return is_finished(sent.topic, states_of(log))
-
-    try:
-        wait_until(is_over, seconds)
-    except AssertionError:
-        raise AssertionError(f"{states_of(log)}\n{worker.output[-3000:]}") from None
-    states = states_of(log)
-    return Ended(sent.id, states, summarize(states, sent.id, 0), log)
-
-
-def states_of(log: Log) -> dict[str, Any]:
-    events = {key: json.loads(event) for key, event in log.snapshot().states.items()}
-    return {key: event["state"] for key, event in events.items()}
-
-
-def completed(log: Log) -> int:
-    return [state.get("status") for state in states_of(log).values()].count("completed")
-
-
-def tasks_of(worker: Worker) -> Callable[..., Any]:
-    """Return what makes a signature of a task of the worker's application."""
-    import mirrored_app
-
-    return lambda name, *args: getattr(mirrored_app, name).s(*args).set(queue=worker.queue)
-
-
 @pytest.fixture(scope="module")
 def task(worker: Worker) -> Callable[..., Any]:
     return tasks_of(worker)
-
-
-Task = Callable[..., Any]
 
 
 def test_a_chain_is_one_job_that_ends_with_its_last_step(run: Run, task: Task) -> None:

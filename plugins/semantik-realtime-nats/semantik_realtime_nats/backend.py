@@ -68,10 +68,17 @@ class NatsBackend:
 
     @hookimpl
     def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
+        writer = self._writer.worker
+        if writer is not None and writer.leases.renew_at_once(name, holder, seconds):
+            return True
         return self._writer.run(lambda writer: writer.lease(name, holder, limit, seconds))
 
     @hookimpl
     def release(self, name: str, holder: str) -> bool:
+        writer = self._writer.worker
+        if writer is not None and writer.leases.release_at_once(name, holder):
+            self._writer.post(writer.leases.begin_leaving)
+            return True
         return self._writer.run(lambda writer: writer.release(name, holder))
 
     @hookimpl

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import nats.errors
 from nats.aio.client import Client
 from semantik_realtime.errors import BackendRefused
 
@@ -15,6 +16,42 @@ NO_TLS = (
 )
 CLOSE_SECONDS = 0.5
 """Longest wait for nats-py to close; then its task is cancelled."""
+
+
+class Message(NamedTuple):
+    """A message of a subscription, as it was read."""
+
+    subject: bytes
+    data: bytes
+    raw_headers: bytes | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers; of a status line ``Status`` and ``Description``."""
+        return parse_headers(self.raw_headers) if self.raw_headers else {}
+
+
+Listener = Callable[[Message], None]
+
+
+def parse_headers(raw: bytes) -> dict[str, str]:
+    r"""Return the headers of a message, and its status and description if it has a status line.
+
+    >>> parse_headers(b"NATS/1.0\r\nNats-Sequence: 17\r\n\r\n")
+    {'Nats-Sequence': '17'}
+    >>> parse_headers(b"NATS/1.0 404 No Results\r\n\r\n")
+    {'Status': '404', 'Description': 'No Results'}
+    """
+    first, *lines = raw.decode().split("\r\n")
+    headers = {}
+    _, _, status = first.partition(" ")
+    if status:
+        headers["Status"], _, headers["Description"] = status.partition(" ")
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name] = value.strip()
+    return headers
 
 
 class NatsClient(Client):
@@ -28,6 +65,8 @@ class NatsClient(Client):
         super().__init__()
         self._requires_tls = False
         """True if no credential may be sent without TLS; set before `connect`."""
+        self._listeners: dict[int, Listener] = {}
+        """What `listen` was called with, by the subscription's number."""
 
     def require_tls(self) -> None:
         """Make `connect` raise `BackendRefused` before it sends anything without TLS."""
@@ -45,6 +84,36 @@ class NatsClient(Client):
         """
         if self._reading_task is not None:
             self._reading_task.add_done_callback(lambda _: callback())
+
+    async def listen(self, subject: str, listener: Listener) -> int:
+        """Subscribe to ``subject``, and return the number of the subscription for `unlisten`.
+
+        Without nats-py's queue and task for each subscription, of which a process with thousands
+        of topics has thousands: ``listener`` is called where the message is read. What it does not
+        read in time waits in the socket, and the server closes the connection when that is full.
+
+        Raises:
+            nats.errors.Error: the connection is closed.
+        """
+        if self.is_closed:
+            raise nats.errors.ConnectionClosedError
+        self._sid += 1
+        self._listeners[self._sid] = listener
+        sid = self._sid
+        await self._send(b"SUB %s  %d\r\n" % (subject.encode(), sid))
+        return sid
+
+    async def unlisten(self, sid: int) -> None:
+        """End a subscription of `listen`: nothing is called any more."""
+        if self._listeners.pop(sid, None) is None or self.is_closed:
+            return
+        await self._send(b"UNSUB %d\r\n" % sid)
+
+    async def _send(self, command: bytes) -> None:
+        await self._send_command(command)
+        # Otherwise it leaves with those that wait already.
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
 
     async def force_close(self) -> None:
         """Close within a few `CLOSE_SECONDS`, whatever state the connection is in.
@@ -64,6 +133,19 @@ class NatsClient(Client):
                 await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
             elif not closing.cancelled() and closing.exception() is None:
                 return
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        listener = self._listeners.get(sid)
+        if listener is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        try:
+            listener(Message(subject, data, headers))
+        except Exception as error:
+            # It must not end the reading of the socket.
+            await self._error_cb(error)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if self._requires_tls and initial_connection:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import nats.errors
-from nats.aio.msg import Msg
 from semantik_realtime.errors import BackendRefused, BackendUnavailable
 
-from semantik_realtime_nats.client import NatsClient
+from semantik_realtime_nats.client import Message, NatsClient
 from semantik_realtime_nats.errors import NoReply, check_version, refused_subscription
 from semantik_realtime_nats.settings import ConnectOptions
 
@@ -33,9 +32,9 @@ class _Request:
         self.subject = subject
         self.has_parts = has_parts
         """True if the reply is several messages, the last of which has a status header."""
-        self.parts: list[Msg] = []
+        self.parts: list[Message] = []
         """The messages before the last one."""
-        self.future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         """Gets the last message, or the error."""
 
 
@@ -60,8 +59,6 @@ class Connection:
         """Numbers the requests."""
         self._requests: dict[str, _Request] = {}
         """The requests without a reply, by token."""
-        self._on_dropped: dict[str, Callable[[], None]] = {}
-        """For each subscribed subject, what to call when nats-py dropped messages of it."""
         self._confirmed: set[str] = set()
         """Subjects, in lower case, that the server lets us subscribe to."""
         self._refused: set[str] = set()
@@ -119,7 +116,7 @@ class Connection:
             raise BackendRefused(refusal)
         self._client.on_reading_ended(self._break)
         self._inbox = self._client.new_inbox() + "."
-        await self._client.subscribe(self._inbox + "*", cb=self._on_reply)
+        await self._client.listen(self._inbox + "*", self._on_reply)
         self._pinging = asyncio.create_task(self._ping(), name="semantik-realtime-ping")
 
     async def close(self) -> None:
@@ -143,7 +140,9 @@ class Connection:
         """
         return (await self._request(_Request(subject, False), data, headers)).data
 
-    async def request_parts(self, subject: str, data: bytes) -> tuple[list[Msg], dict[str, str]]:
+    async def request_parts(
+        self, subject: str, data: bytes
+    ) -> tuple[list[Message], dict[str, str]]:
         """Send a request whose reply is several messages; return them and the last one's headers.
 
         The last message has a status header and no data.
@@ -152,38 +151,30 @@ class Connection:
         """
         request = _Request(subject, True)
         last = await self._request(request, data, None)
-        return request.parts, last.headers or {}
+        return request.parts, last.headers
 
     async def subscribe(
-        self, subject: str, on_data: Callable[[bytes], None], on_dropped: Callable[[], None]
+        self, subject: str, on_data: Callable[[bytes], None]
     ) -> Callable[[], Coroutine[Any, Any, None]]:
         """Subscribe to ``subject``. Call `confirm` before you rely on it.
 
         Args:
             subject: without wildcards.
             on_data: called on the loop with the data of each message.
-            on_dropped: called on the loop when nats-py dropped messages because its queue for
-                this subscription was full.
 
         Returns:
             A coroutine function that unsubscribes.
         """
-
-        async def on_message(message: Msg) -> None:
-            on_data(message.data)
-
         # The permissions may have changed since the last subscription to it.
         self._refused.discard(subject.lower())
         self._confirmed.discard(subject.lower())
-        self._on_dropped[subject] = on_dropped
         with _no_reply_on_error():
-            subscription = await self._client.subscribe(subject, cb=on_message)
+            sid = await self._client.listen(subject, lambda message: on_data(message.data))
 
         async def unsubscribe() -> None:
-            self._on_dropped.pop(subject, None)
             # Without a connection the server has dropped the subscription already.
             with contextlib.suppress(nats.errors.Error, OSError):
-                await subscription.unsubscribe()
+                await self._client.unlisten(sid)
 
         return unsubscribe
 
@@ -232,7 +223,9 @@ class Connection:
             self._error = error
             self._break()
 
-    async def _request(self, request: _Request, data: bytes, headers: dict[str, str] | None) -> Msg:
+    async def _request(
+        self, request: _Request, data: bytes, headers: dict[str, str] | None
+    ) -> Message:
         if self.is_closed:
             raise BackendUnavailable("not connected")
         self._last_token += 1
@@ -247,25 +240,19 @@ class Connection:
         finally:
             del self._requests[token]
 
-    async def _on_reply(self, message: Msg) -> None:
-        request = self._requests.get(message.subject.removeprefix(self._inbox))
+    def _on_reply(self, message: Message) -> None:
+        request = self._requests.get(message.subject.decode().removeprefix(self._inbox))
         if request is None or request.future.done():
             return
-        status = message.headers.get("Status") if message.headers else None
-        if status == "503":
+        status = message.raw_headers[9:12] if message.raw_headers else b""
+        if status == b"503":
             request.future.set_exception(nats.errors.NoRespondersError())
-        elif request.has_parts and status is None:
+        elif request.has_parts and not status.isdigit():
             request.parts.append(message)
         else:
             request.future.set_result(message)
 
     async def _on_error(self, error: Exception) -> None:
-        if isinstance(error, nats.errors.SlowConsumerError):
-            logger.warning("connection: messages dropped, queue full subject=%s", error.subject)
-            on_dropped = self._on_dropped.get(error.subject)
-            if on_dropped is not None:
-                on_dropped()
-            return
         if not isinstance(error, nats.errors.Error | OSError):
             logger.error("connection: a message was not processed", exc_info=error)
             return

@@ -81,7 +81,7 @@ class Holders:
                 known = await self._read(stream, subject)
             was_held = holder in known.held.holders
             if was_held or jobs:
-                ends_at = stream.now() + seconds
+                ends_at = await stream.now() + seconds
                 changes = list(split_change(holder, ends_at, jobs, ended, max_bytes))
                 await self._store(stream, subject, known, changes, seconds)
             return was_held
@@ -102,7 +102,7 @@ class Holders:
                 break
             async with self._lock:
                 known = await self._read(stream, subject)
-                now = stream.now()
+                now = await stream.now()
                 names = known.held.overdue(now)[:room]
                 changes, holdings = [], []
                 for name in names:
@@ -131,7 +131,7 @@ class Holders:
                 found = await stream.read_last(subjects[start : start + SUBJECTS_AT_ONCE])
                 for subject, stored in found.items():
                     due_at = Message.decode(stored.data).due_at
-                    if due_at is not None and due_at <= stream.now():
+                    if due_at is not None and await stream.is_past(due_at):
                         due.append((due_at, subject))
             offset += len(subjects)
             if not subjects or offset >= info.get("total", 0):

@@ -1,78 +1,130 @@
-"""Leases: the holders of each are one message, replaced on condition that it is the last one."""
+"""One lease in the stream: its places are one message, replaced on condition that it is the last.
+
+A place ends at a time of its own, or with the session of its holder's process
+(`sessions.Session`), whichever is later.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Collection, Set
 
 import msgspec
 
+from semantik_realtime_nats import places as rules
+from semantik_realtime_nats.places import Place, Places
 from semantik_realtime_nats.stream import Stream, retry_conflicts
 from semantik_realtime_nats.subjects import Subjects
 
-Holders = dict[str, float]
-"""For each holder, when its place ends: the server's clock, in seconds since 1970."""
+
+class Known(msgspec.Struct, frozen=True):
+    """What is stored of a lease."""
+
+    seq: int
+    """The stream's sequence of its message; 0: there is none."""
+    places: Places
 
 
-def with_holder(
-    holders: Holders, holder: str, limit: int, seconds: float, now: float
-) -> Holders | None:
-    """Return the holders when ``holder`` acquires or renews a place; None if none is free.
+async def read_lease(stream: Stream, subject: str) -> Known:
+    """Read a lease."""
+    stored = (await stream.read_last([subject])).get(subject)
+    return Known(stored.seq, rules.decode(stored.data)) if stored else Known(0, {})
 
-    >>> with_holder({"a": 40.0}, "a", 1, 30.0, now=20.0)
-    {'a': 50.0}
-    >>> with_holder({"a": 40.0}, "b", 1, 30.0, now=20.0)
+
+async def take_place(
+    stream: Stream,
+    subjects: Subjects,
+    known: Known,
+    name: str,
+    holder: str,
+    limit: int,
+    place: Place,
+    now: float,
+) -> Known | None:
+    """Store ``holder``'s place, and return what is stored then; None if no place is free.
+
+    Raises:
+        SequenceConflict: something else is stored than what is known.
     """
-    if holder not in holders and len(holders) >= limit:
+    places = {other: one for other, one in known.places.items() if one.is_stored_at(now)}
+    after = rules.with_place(places, holder, place, limit)
+    if after is None or not place.session:
+        # Only now, for it is another request: of those whose time is over, who is really there?
+        living = await living_sessions(stream, subjects, rules.unsure_sessions(places, now))
+        after = rules.with_place(rules.alive(places, now, living), holder, place, limit)
+    if after is None:
         return None
-    return holders | {holder: now + seconds}
+    return await _store(stream, subjects.lease(name), known, after, now)
 
 
-def without_holder(holders: Holders, holder: str) -> Holders | None:
-    """Return the holders when ``holder`` releases its place; None if it has none.
+async def leave_place(
+    stream: Stream, subjects: Subjects, known: Known, name: str, holder: str, now: float
+) -> tuple[bool, Known]:
+    """Remove ``holder``'s place. Return whether it had one, and what is stored then.
 
-    >>> without_holder({"a": 40.0, "b": 50.0}, "a")
-    {'b': 50.0}
+    Raises:
+        SequenceConflict: something else is stored than what is known.
     """
-    if holder not in holders:
-        return None
-    return {other: ends_at for other, ends_at in holders.items() if other != holder}
+    if holder not in known.places:
+        return False, known
+    own = {holder: known.places[holder]}
+    living = await living_sessions(stream, subjects, rules.unsure_sessions(own, now))
+    was_held = bool(rules.alive(own, now, living))
+    return was_held, await remove_places(stream, subjects, known, name, {holder}, now)
+
+
+async def remove_places(
+    stream: Stream, subjects: Subjects, known: Known, name: str, holders: Set[str], now: float
+) -> Known:
+    """Remove places, and return what is stored then.
+
+    Raises:
+        SequenceConflict: something else is stored than what is known.
+    """
+    after = rules.without_places(known.places, holders)
+    if len(after) == len(known.places):
+        return known
+    return await _store(stream, subjects.lease(name), known, after, now)
 
 
 async def acquire_lease(
     stream: Stream, subjects: Subjects, name: str, holder: str, limit: int, seconds: float
 ) -> bool:
-    """See `semantik_realtime.hookspecs.BackendSpec.lease`."""
-    return await _update(
-        stream,
-        subjects.lease(name),
-        lambda holders, now: with_holder(holders, holder, limit, seconds, now),
-    )
+    """Take or renew a place without a session."""
+
+    @retry_conflicts
+    async def acquire() -> bool:
+        known = await read_lease(stream, subjects.lease(name))
+        now = await stream.now()
+        place = Place(now + seconds)
+        taken = await take_place(stream, subjects, known, name, holder, limit, place, now)
+        return taken is not None
+
+    return await acquire()
 
 
-async def release_lease(stream: Stream, subjects: Subjects, name: str, holder: str) -> bool:
-    """See `semantik_realtime.hookspecs.BackendSpec.release`."""
-    return await _update(
-        stream, subjects.lease(name), lambda holders, _: without_holder(holders, holder)
-    )
+async def living_sessions(
+    stream: Stream, subjects: Subjects, sessions: Collection[str]
+) -> set[str]:
+    """Return those of the sessions that have not ended."""
+    if not sessions:
+        return set()
+    names = {subjects.session(session): session for session in sessions}
+    found = await stream.read_last(list(names))
+    now = await stream.now()
+    return {
+        names[subject]
+        for subject, stored in found.items()
+        if msgspec.json.decode(stored.data, type=float) > now
+    }
 
 
-@retry_conflicts
-async def _update(
-    stream: Stream, subject: str, change: Callable[[Holders, float], Holders | None]
-) -> bool:
-    """Store what ``change`` makes of the holders and the time; False if that is None."""
-    stored = (await stream.read_last([subject])).get(subject)
-    now = stream.now()
-    before = msgspec.json.decode(stored.data, type=Holders) if stored else {}
-    after = change({holder: end for holder, end in before.items() if end > now}, now)
-    if after is None:
-        return False
-    await stream.publish(
+async def _store(stream: Stream, subject: str, known: Known, places: Places, now: float) -> Known:
+    seq = await stream.publish(
         subject,
-        msgspec.json.encode(after),
-        stored.seq if stored else 0,
+        rules.encode(places),
+        known.seq,
         rollup=True,
-        ttl_seconds=max(1, math.ceil(max(after.values(), default=now) - now)),
+        ttl_seconds=math.ceil(rules.keep_seconds(places, now)),
     )
-    return True
+    return Known(seq, places)

@@ -119,9 +119,10 @@ class LogMessage(msgspec.Struct, frozen=True):
         """True if readers do not know the topic after it: it is deleted, or only claimed."""
         return self.header.deleted or self.cursor.offset == 0
 
-    def is_expired(self, now: float) -> bool:
-        """Return True if the topic has expired, provided that this is its last message."""
-        return now >= self.header.expires_at(self.stored_at)
+    @property
+    def expires_at(self) -> float:
+        """When the topic expires, by the server's clock, provided that this is its last message."""
+        return self.header.expires_at(self.stored_at)
 
     def events(self) -> Iterator[Event]:
         """Yield its events."""

@@ -12,11 +12,13 @@ from semantik_realtime.core.limits import MAX_REPLAY
 from semantik_realtime.core.resume import LogInfo, Reason, plan_sync, take_bytes
 from semantik_realtime.hookspecs import Page, Snapshot, Top
 
+from semantik_realtime_nats.clock import read_steady_clock
 from semantik_realtime_nats.ledger import Gap
 from semantik_realtime_nats.log import TopicLog, decode_message
 from semantik_realtime_nats.records import LogMessage
-from semantik_realtime_nats.stream import Stream
+from semantik_realtime_nats.stream import BATCH, Stream
 from semantik_realtime_nats.subjects import Subjects
+from semantik_realtime_nats.top_cache import LastMessage
 
 
 async def read_snapshot(
@@ -30,7 +32,7 @@ async def read_snapshot(
     """See `semantik_realtime.hookspecs.BackendSpec.snapshot`."""
     while True:
         log = await TopicLog.read(stream, subjects, topic)
-        if log is None or stream.now() >= log.ledger.alive_until:
+        if log is None or await stream.is_past(log.ledger.alive_until):
             return Snapshot(None)
         if log.ledger.deleted or log.ledger.offset == 0:
             return Snapshot(None, deleted=log.ledger.deleted)
@@ -45,7 +47,7 @@ async def read_page(
     """See `semantik_realtime.hookspecs.BackendSpec.page`."""
     while True:
         log = await TopicLog.read(stream, subjects, topic)
-        if log is None or stream.now() >= log.ledger.alive_until:
+        if log is None or await stream.is_past(log.ledger.alive_until):
             return Page(None)
         ledger = log.ledger
         if ledger.deleted or ledger.offset == 0:
@@ -64,13 +66,48 @@ async def read_tops(stream: Stream, subjects: Subjects, topics: Sequence[str]) -
     """See `semantik_realtime.hookspecs.BackendSpec.tops`."""
     tops = {}
     by_log = {subjects.log(topic): topic for topic in topics}
+    logs = list(by_log)
+    for start in range(0, len(logs), BATCH):
+        part = logs[start : start + BATCH]
+        for log, last in (await _read_ends(stream, part)).items():
+            if not last.is_unknown and not await stream.is_past(last.expires_at):
+                tops[by_log[log]] = Top(last.cursor, last.owner)
+    return tops
+
+
+async def _read_ends(stream: Stream, logs: list[str]) -> dict[str, LastMessage]:
+    """Return the last message of each of at most `BATCH` logs that has one."""
+    cache, now = stream.tops, read_steady_clock()
+    known, unknown, first_seq = cache.split(logs, now)
+    ends: dict[str, LastMessage] = {}
+    if known:
+        found, as_of_seq = await _read_since(stream, known, first_seq)
+        if cache.note_news(known, found, as_of_seq):
+            ends = {log: last for log in known if (last := cache.end_of(log)) is not None}
+        else:
+            unknown = logs
+    if unknown:
+        found, as_of_seq = await _read_since(stream, unknown, 0)
+        cache.note(unknown, found, as_of_seq, now)
+        ends |= found
+    return ends
+
+
+async def _read_since(
+    stream: Stream, logs: list[str], seq: int
+) -> tuple[dict[str, LastMessage], int]:
+    """Return the ends that are as new as ``seq``, and as of which sequence of the stream."""
+    found: dict[str, LastMessage] = {}
+    as_of_seq = 0
     # In parts: the last messages may be large, and only their headers are kept.
-    async for part in stream.read_last_parts(list(by_log)):
+    async for part, up_to_seq in stream.read_last_since(logs, seq):
+        as_of_seq = up_to_seq
         for stored in part:
             last = decode_message(stored)
-            if not last.is_unknown and not last.is_expired(stream.now()):
-                tops[by_log[stored.subject]] = Top(last.cursor, last.header.owner)
-    return tops
+            found[stored.subject] = LastMessage(
+                last.cursor, last.header.owner, last.expires_at, last.is_unknown
+            )
+    return found, as_of_seq
 
 
 async def _read_sync(

@@ -12,11 +12,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 import nats.errors
-from nats.aio.msg import Msg
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.urls import mask_urls
 from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
+from semantik_realtime_nats.client import Message
+from semantik_realtime_nats.clock import ServerClock
 from semantik_realtime_nats.connection import Connection
 from semantik_realtime_nats.errors import (
     STREAM_EXISTS,
@@ -29,6 +30,7 @@ from semantik_realtime_nats.errors import (
 )
 from semantik_realtime_nats.settings import ConnectOptions
 from semantik_realtime_nats.subjects import Subjects
+from semantik_realtime_nats.top_cache import TopCache
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -42,6 +44,10 @@ BATCH = 500
 """Most subjects, or messages, of one read request."""
 BATCH_BYTES = 4 * 2**20
 """Most bytes of one reply; the rest is requested after it."""
+MEASURE_SECONDS = 60.0
+"""How old the measurement of the server's clock may become where a time is stored or compared."""
+CONFIRM_SECONDS = 1.0
+"""How old it may be where something is found to be over, which may remove data."""
 FIRST_CONFLICT_SECONDS = 0.002
 LAST_CONFLICT_SECONDS = 0.1
 
@@ -62,9 +68,12 @@ class Stream:
 
     def __init__(self, connection: Connection, name: str) -> None:
         self.connection = connection
-        self.clock_ahead_seconds = 0.0
-        """How far the server's clock is ahead of ours; measured once, by `open`."""
         self._name = name
+        self.tops = TopCache()
+        """The last messages of topics that were asked for, as this connection has read them."""
+        self._clock = ServerClock()
+        # Held while the server's clock is measured, so that calls share a measurement.
+        self._measuring = asyncio.Lock()
 
     @classmethod
     async def open(
@@ -127,7 +136,6 @@ class Stream:
             BackendRefused: the server has no JetStream, or the stream another configuration
                 than we need.
         """
-        sent_at = time.time()
         try:
             info = await self._find_or_create(subjects.stream_config())
         except nats.errors.NoRespondersError:
@@ -144,12 +152,47 @@ class Stream:
                 "delete it, or set SEMANTIK_REALTIME_NATS_STREAM and SEMANTIK_REALTIME_PREFIX so "
                 "that another one is used"
             )
-        if "ts" in info:
-            self.clock_ahead_seconds = parse_time(info["ts"]) - (sent_at + time.time()) / 2
+        if self._clock.age_seconds > CONFIRM_SECONDS:
+            # It was created just now, and that reply has no time.
+            await self.read_info()
 
-    def now(self) -> float:
-        """Return the server's time as we estimate it, in seconds since 1970."""
-        return time.time() + self.clock_ahead_seconds
+    @property
+    def clock_ahead_seconds(self) -> float:
+        """How far the server's clock is ahead of the host's. For people: nothing depends on it."""
+        return self._clock.now() - time.time()
+
+    async def now(self) -> float:
+        """Return the server's time, in seconds since 1970.
+
+        It is measured again if the measurement is older than `MEASURE_SECONDS`.
+
+        Raises: see `request_api`.
+        """
+        await self._measure(MEASURE_SECONDS)
+        return self._clock.now()
+
+    def estimate_now(self) -> float:
+        """Return the same by the last measurement, without a request."""
+        return self._clock.now()
+
+    async def is_past(self, moment: float) -> bool:
+        """Return True if the server's clock has reached ``moment``, in seconds since 1970.
+
+        True only by a measurement that is not older than `CONFIRM_SECONDS`: neither the host's
+        clock nor its drift over weeks may make something expire.
+
+        Raises: see `request_api`.
+        """
+        if await self.now() < moment:
+            return False
+        await self._measure(CONFIRM_SECONDS)
+        return self._clock.now() >= moment
+
+    async def _measure(self, max_age_seconds: float) -> None:
+        if self._clock.age_seconds > max_age_seconds:
+            async with self._measuring:
+                if self._clock.age_seconds > max_age_seconds:
+                    await self.read_info()
 
     async def publish(
         self,
@@ -200,17 +243,28 @@ class Stream:
     async def read_last_parts(self, subjects: list[str]) -> AsyncIterator[list[StoredMessage]]:
         """Yield the same in parts of at most `BATCH_BYTES`; each is read when it is asked for."""
         for start in range(0, len(subjects), BATCH):
-            request: dict[str, Any] = {
-                "multi_last": subjects[start : start + BATCH],
-                "max_bytes": BATCH_BYTES,
-            }
-            while True:
-                messages, end = await self._read(request)
+            async for messages, _ in self.read_last_since(subjects[start : start + BATCH], 0):
                 yield messages
-                if not messages or end["Nats-Num-Pending"] == "0":
-                    break
-                request["up_to_seq"] = int(end["Nats-UpTo-Sequence"])
-                request["seq"] = messages[-1].seq + 1
+
+    async def read_last_since(
+        self, subjects: list[str], seq: int
+    ) -> AsyncIterator[tuple[list[StoredMessage], int]]:
+        """Yield the last messages of at most `BATCH` subjects that have ``seq`` or a later one.
+
+        In parts, like `read_last_parts`, each with the stream's last sequence when it was read;
+        0: no subject has a message.
+        """
+        request: dict[str, Any] = {"multi_last": subjects, "max_bytes": BATCH_BYTES}
+        if seq:
+            request["seq"] = seq
+        while True:
+            messages, end = await self._read(request)
+            up_to_seq = int(end.get("Nats-UpTo-Sequence", 0))
+            yield messages, up_to_seq
+            if not messages or end["Nats-Num-Pending"] == "0":
+                return
+            request["up_to_seq"] = up_to_seq
+            request["seq"] = messages[-1].seq + 1
 
     async def read_from(self, subject: str, seq: int) -> list[StoredMessage]:
         """Return all messages of a subject with the sequence ``seq`` or a later one."""
@@ -239,8 +293,12 @@ class Stream:
         await self.request_api(f"STREAM.PURGE.{self._name}", {"filter": subject, "seq": below_seq})
 
     async def read_info(self, **request: Any) -> dict[str, Any]:
-        """Return the server's STREAM.INFO."""
-        return await self.request_api(f"STREAM.INFO.{self._name}", request)
+        """Return the server's STREAM.INFO, which measures its clock too."""
+        sent_at = self._clock.read()
+        info = await self.request_api(f"STREAM.INFO.{self._name}", request)
+        if "ts" in info:
+            self._clock.measured(parse_time(info["ts"]), sent_at)
+        return info
 
     async def request_api(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request to JetStream's API and return its reply."""
@@ -300,8 +358,8 @@ def parse_time(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def _to_stored(message: Msg) -> StoredMessage:
-    headers = message.headers or {}
+def _to_stored(message: Message) -> StoredMessage:
+    headers = message.headers
     return StoredMessage(
         headers["Nats-Subject"],
         int(headers["Nats-Sequence"]),

@@ -73,6 +73,10 @@ class Subjects:
         """Return the subject of a lease."""
         return f"{self._prefix}.lease.{_digest(name)}"
 
+    def session(self, session: str) -> str:
+        """Return the subject of what lengthens the leases of a process."""
+        return self.lease(f"session {session}")
+
     def held(self, worker: str) -> str:
         """Return the subject of the jobs that a worker process holds; ``*``: of all of them."""
         return f"{self._prefix}.held.{worker if worker == '*' else _digest(worker)}"

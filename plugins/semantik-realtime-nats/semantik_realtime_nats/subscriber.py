@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from semantik_realtime.core.event import Cursor
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.hookspecs import Sink
 from tenacity import (
@@ -218,14 +219,7 @@ class Subscriber:
             if sink is not None and not stream.connection.is_closed:
                 deliver(topic, sink, data)
 
-        def on_dropped() -> None:
-            sink = self._sinks.get(topic)
-            if sink is not None:
-                sink.interrupted(topic)
-
-        unsubscribe = await stream.connection.subscribe(
-            self._subjects.live(topic), on_data, on_dropped
-        )
+        unsubscribe = await stream.connection.subscribe(self._subjects.live(topic), on_data)
         # In the meantime another call may have subscribed, or the connection have broken.
         if topic in self._unsubscribes or stream.connection.is_closed:
             await unsubscribe()
@@ -252,4 +246,6 @@ def deliver(topic: str, sink: Sink, data: bytes) -> None:
     if message.header.deleted:
         sink.gone(topic)
     elif message.bodies:
-        sink.events(topic, message.header.epoch, message.header.offset, list(message.events()))
+        header = message.header
+        prev = Cursor(header.epoch, header.offset, header.chain)
+        sink.events(topic, prev, list(message.events()))

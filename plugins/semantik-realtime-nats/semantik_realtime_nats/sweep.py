@@ -37,7 +37,7 @@ async def sweep(stream: Stream, subjects: Subjects) -> int:
         for start in range(0, len(logs), LOGS_AT_ONCE):
             found = await stream.read_last(logs[start : start + LOGS_AT_ONCE])
             for log, stored in found.items():
-                if decode_message(stored).is_expired(stream.now()):
+                if await stream.is_past(decode_message(stored).expires_at):
                     await stream.purge(log.removesuffix("log") + ">", last_seq + 1)
                     purged += 1
         offset += len(logs)

@@ -82,6 +82,19 @@ class LoopThread(Generic[Worker]):
         self._inherited: list[object] = []
         """What a child got from its parent; kept, so that nothing of it is closed."""
 
+    @property
+    def worker(self) -> Worker | None:
+        """The worker of this process, if the thread runs. For what it may do in any thread."""
+        running = self._running
+        return running.worker if running is not None and running.pid == os.getpid() else None
+
+    def post(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` on the loop soon, without waiting; not at all if the thread ends."""
+        running = self._running
+        if running is not None and running.pid == os.getpid():
+            with suppress(RuntimeError):  # The loop is closed.
+                running.loop.call_soon_threadsafe(callback)
+
     def run(self, call: Callable[[Worker], Coroutine[Any, Any, Result]]) -> Result:
         """Run ``call`` on the loop and return its result; blocks the calling thread.
 

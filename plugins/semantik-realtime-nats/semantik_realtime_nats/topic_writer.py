@@ -172,7 +172,7 @@ class TopicWriter:
             )
         except NoReply as error:
             raise AppendUncertain(str(error)) from error
-        ledger.commit(planned.header, seq, stream.now())
+        ledger.commit(planned.header, seq, stream.estimate_now())
         self._ledger = None if planned.header.deleted else ledger
         if replaces_log:
             # Checkpoint and states of the older epoch. Readers ignore them, so this may fail.
@@ -186,7 +186,7 @@ class TopicWriter:
         if self._ledger is None:
             log = await TopicLog.read(stream, self._subjects, self._topic)
             self._ledger = log.ledger if log else Ledger.begin(0)
-        if stream.now() + CLOCK_SECONDS >= self._ledger.alive_until:
+        if await stream.is_past(self._ledger.alive_until - CLOCK_SECONDS):
             self._ledger = Ledger.begin(self._ledger.expected_seq)
         return self._ledger
 

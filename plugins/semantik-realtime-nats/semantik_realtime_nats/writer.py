@@ -14,7 +14,7 @@ from semantik_realtime.errors import AppendUncertain, BackendUnavailable
 
 from semantik_realtime_nats.errors import NoReply, explain
 from semantik_realtime_nats.holders import Holders
-from semantik_realtime_nats.lease import acquire_lease, release_lease
+from semantik_realtime_nats.leases import Leases
 from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 from semantik_realtime_nats.topic_writer import TopicWriter
@@ -42,6 +42,8 @@ class Writer:
         self._topics: OrderedDict[str, TopicWriter] = OrderedDict()
         """The one that was written to longest ago comes first."""
         self._holders = Holders(subjects)
+        self.leases = Leases(subjects, self._connected)
+        """The leases of the process; some renewals need no loop."""
         self._topic_slots = asyncio.Semaphore(TOPICS_AT_ONCE)
         """Limits the appends that run side by side."""
 
@@ -50,8 +52,10 @@ class Writer:
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
-        if self._stream is not None:
-            await self._stream.connection.close()
+        stream = self._stream
+        await self.leases.close(None if stream is None or stream.connection.is_closed else stream)
+        if stream is not None:
+            await stream.connection.close()
 
     async def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         """See `semantik_realtime.hookspecs.BackendSpec.publish`."""
@@ -98,12 +102,12 @@ class Writer:
     async def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
         """See `semantik_realtime.hookspecs.BackendSpec.lease`."""
         async with self._connected() as stream:
-            return await acquire_lease(stream, self._subjects, name, holder, limit, seconds)
+            return await self.leases.lease(stream, name, holder, limit, seconds)
 
     async def release(self, name: str, holder: str) -> bool:
         """See `semantik_realtime.hookspecs.BackendSpec.release`."""
         async with self._connected() as stream:
-            return await release_lease(stream, self._subjects, name, holder)
+            return await self.leases.release(stream, name, holder)
 
     async def hold(
         self, holder: str, jobs: Mapping[str, bytes], ended: Sequence[str], seconds: float
@@ -163,6 +167,7 @@ class Writer:
         for topic in self._topics.values():
             topic.forget()
         self._holders.forget()
+        self.leases.forget()
         return self._stream
 
     def _topic(self, topic: str) -> TopicWriter:

@@ -269,14 +269,16 @@ if #events > 0 then
   local expiry = own_end and head.grace_ms or head.ttl_ms
   if open ~= '' then expiry = open_expiry(head.open_ms, due) end
   for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
-  local message = epoch .. ' ' .. prev .. ' ' .. table.concat(chains, ' ') .. '\n'
-    .. table.concat(events, '\n')
+end
+local reply = epoch .. ' ' .. prev .. ' ' .. prev_chain
+if #events > 0 then
+  local message =
+    reply .. ' ' .. table.concat(chains, ' ') .. '\n' .. table.concat(events, '\n')
   if head.sharded then
     redis.call('SPUBLISH', head.channel, message)
   else
     redis.call('PUBLISH', head.channel, message)
   end
 end
-local reply = epoch .. ' ' .. prev .. ' ' .. prev_chain
 if #events == #receipts then return reply end
 return reply .. ',' .. table.concat(receipts, ',')

@@ -37,19 +37,22 @@ def read_page(reply: Sequence[Any]) -> Page:
 
 
 def deliver(topic: str, sink: Sink, payload: bytes) -> None:
-    """Call ``sink`` with a message of append.lua or delete.lua."""
+    """Call ``sink`` with a message of append.lua or delete.lua.
+
+    Events are ``EPOCH OFFSET CHAIN CHAIN …``, the position before them and the chain of each
+    in hexadecimal digits, and then a line for each.
+    """
     if payload == b"gone":
         sink.gone(topic)
         return
     head, *bodies = payload.split(b"\n")
-    epoch, prev_text, *chains = head.decode().split(" ")
-    prev = int(prev_text)
+    epoch, offset, chain_before, *chains = head.decode().split(" ")
+    prev = Cursor(epoch, int(offset), int(chain_before))
     sink.events(
         topic,
-        epoch,
         prev,
         [
-            Event(prev + place, int(chain, 16), body)
+            Event(prev.offset + place, int(chain, 16), body)
             for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
         ],
     )

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from semantik_realtime.core.event import Draft, Event, StateChange, encode_body
+from semantik_realtime.core.event import Cursor, Draft, Event, StateChange, encode_body
 from semantik_realtime.testing.contract.waiting import until
 
 TIME = "2026-01-01T00:00:00.000Z"
@@ -18,15 +18,15 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[str | list[Event]] = []
         """Every call in order: the events, or the name of the method."""
-        self.batches: list[tuple[str, int, list[Event]]] = []
-        """The epoch, the offset before the first event, and the events of each call."""
+        self.batches: list[tuple[Cursor, list[Event]]] = []
+        """The position before the first event, and the events of each call."""
         self.interruptions = 0
         """Calls of `interrupted`."""
         self.deletions = 0
         """Calls of `gone`."""
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
-        self.batches.append((epoch, prev, list(events)))
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
+        self.batches.append((prev, list(events)))
         self.calls.append(list(events))
 
     def interrupted(self, topic: str) -> None:
@@ -44,7 +44,7 @@ class Recorder:
     @property
     def received(self) -> list[Event]:
         """All events, in the order of their arrival."""
-        return [event for _, _, events in self.batches for event in events]
+        return [event for _, events in self.batches for event in events]
 
     @property
     def offsets(self) -> list[int]:

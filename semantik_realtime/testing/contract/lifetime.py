@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from semantik_realtime.core.event import Outcome
+from semantik_realtime.core.event import Cursor, Outcome
 from semantik_realtime.core.resume import Reason
 from semantik_realtime.core.topic import job_topic, user_topic
 from semantik_realtime.testing.contract.actors import Author, Recorder
@@ -40,7 +40,7 @@ class Lifetime(Fixtures):
         assert snapshot.reason is Reason.EPOCH
         assert set(snapshot.states) == {"2"}
         await until(
-            lambda: sink.batches[-1][:2] == (second.cursor.epoch, 0),
+            lambda: sink.batches[-1][0] == Cursor(second.cursor.epoch, 0, 0),
             "the sink to receive the new epoch from its beginning",
         )
 

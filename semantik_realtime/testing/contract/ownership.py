@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from semantik_realtime.core.event import Outcome
+from semantik_realtime.core.event import Cursor, Outcome
 from semantik_realtime.core.resume import Reason
 from semantik_realtime.testing.contract.actors import Author, Recorder
 from semantik_realtime.testing.contract.fixtures import Fixtures
@@ -115,7 +115,7 @@ class Ownership(Fixtures):
         ]
         assert (await backend.tops([topic]))[topic].cursor == second.cursor
         await until(
-            lambda: sink.batches and sink.batches[0][:2] == (second.cursor.epoch, 0),
+            lambda: sink.batches and sink.batches[0][0] == Cursor(second.cursor.epoch, 0, 0),
             "the sink to receive the new epoch from its beginning",
         )
 

@@ -138,14 +138,18 @@ class Channel:
 
     # Live batches.
 
-    def receive(self, epoch: str, prev: int, events: Sequence[Event]) -> None:
+    def receive(self, prev: Cursor, events: Sequence[Event]) -> None:
         """Receive a live batch and wake the watchers, or read the topic again after a gap."""
-        admission = self._splice.receive(epoch, prev, events)
+        admission = self._splice.receive(prev, events)
         if admission is Admission.FRESH:
             self._wake_watchers()
-        elif admission.is_broken:
-            logger.info("hub: gap topic=%s offset=%d prev=%d", self.topic, self.cursor.offset, prev)
-            self.resync(ResyncReason.GAP)
+        elif (reason := admission.resync_reason) is not None:
+            facts = self.topic, self.cursor, prev
+            if reason is ResyncReason.DIVERGED:
+                logger.info("hub: diverged topic=%s cursor=%s prev=%s", *facts)
+            else:
+                logger.info("hub: gap topic=%s cursor=%s prev=%s", *facts)
+            self.resync(reason)
 
     def gone(self) -> None:
         """The topic was deleted: end every subscription."""

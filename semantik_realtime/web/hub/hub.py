@@ -302,11 +302,11 @@ class Hub:
 
     # Sink: called by the backend.
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
         self.stats.received += len(events)
         channel = self._channels.get(topic)
         if channel is not None:
-            channel.receive(epoch, prev, events)
+            channel.receive(prev, events)
 
     def interrupted(self, topic: str) -> None:
         channel = self._channels.get(topic)

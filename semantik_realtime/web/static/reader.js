@@ -1,5 +1,5 @@
 /**
- * What one client knows of one topic: rules R1 to R6 of docs/protocol.md, as pure functions.
+ * What one client knows of one topic: rules R1 to R6 and R8 of docs/protocol.md, as pure functions.
  *
  * A view is never changed; a change returns a new one. So callers may keep any view.
  *
@@ -15,15 +15,23 @@
  * @property {SnapshotReason | null} reason of the last snapshot
  * @property {boolean} synced false before the first sync of a connection, and from a gap until the
  *   sync that closes it; batches in between are ignored, so that a gap causes one resubscribe
- * @property {RealtimeEvent | null} last the newest event returned in a step
+ * @property {number} conflated how many events the server has left out, because this client was slow
+ * @property {import("./shown.js").Shown} shown the events returned in steps
  *
  * @typedef {object} Step
  * @property {ReaderView} view
  * @property {{ event: RealtimeEvent, replayed: boolean }[]} events to show, in order
+ * @property {Gap | null} gap events that are in the states, and in no step
  * @property {boolean} resubscribe whether to subscribe again with the cursor of the view
+ *
+ * @typedef {import("./realtime.js").Gap} Gap
  */
 
 import { hasEnded } from "./protocol.js";
+import { NOTHING_SHOWN, showBatch, showHistory } from "./shown.js";
+
+/** Reasons of a snapshot of another log than that of the client's cursor. */
+const OTHER_LOG = new Set(["epoch", "diverged", "ahead", "recalled"]);
 
 /** @type {Readonly<ReaderView>} */
 export const EMPTY_VIEW = Object.freeze({
@@ -33,7 +41,8 @@ export const EMPTY_VIEW = Object.freeze({
   cursor: null,
   reason: null,
   synced: false,
-  last: null,
+  conflated: 0,
+  shown: NOTHING_SHOWN,
 });
 
 /**
@@ -85,7 +94,7 @@ export function applyPart(view, op, part) {
     return { ...step, view: dropOverlay(step.view) };
   }
   if (op === "events" && view.synced) return applyBatch(view, part);
-  if (op === "tops" && part.offset > view.offset) return resubscribe(view); // R4
+  if (op === "tops" && isBehind(view, part)) return resubscribe(view);
   if (op === "provisional") return withoutEvents(addToOverlay(view, part.states ?? {}));
   if (op === "restored") return withoutEvents(dropOverlay(view));
   if (op === "gone" || op === "denied") return withoutEvents(EMPTY_VIEW);
@@ -97,7 +106,7 @@ export function applyPart(view, op, part) {
  * @returns {Step}
  */
 function withoutEvents(view) {
-  return { view, events: [], resubscribe: false };
+  return { view, events: [], gap: null, resubscribe: false };
 }
 
 /**
@@ -105,26 +114,52 @@ function withoutEvents(view) {
  * @returns {Step}
  */
 function resubscribe(view) {
-  return { view: { ...view, synced: false }, events: [], resubscribe: true };
+  return { view: { ...view, synced: false }, events: [], gap: null, resubscribe: true };
+}
+
+/**
+ * R4: events are missing, or the position is in another history.
+ *
+ * @param {ReaderView} view
+ * @param {{ offset: number, cursor: string }} top
+ */
+function isBehind(view, { offset, cursor }) {
+  return offset > view.offset || (view.synced && offset === view.offset && cursor !== view.cursor);
 }
 
 /**
  * R2. R5 follows from it: a conflated batch has the `prev` of the events that it replaces.
  *
  * @param {ReaderView} view
- * @param {{ prev: number, offset: number, cursor: string, events?: RealtimeEvent[] }} batch
+ * @param {{ prev: number, prev_cursor?: string, offset: number, cursor: string,
+ *   events?: RealtimeEvent[], conflated?: number }} batch
  * @returns {Step}
  */
 function applyBatch(view, batch) {
-  if (batch.prev > view.offset) return resubscribe(view);
+  if (batch.prev > view.offset || isOfOtherHistory(view, batch)) return resubscribe(view);
+  if (batch.offset <= view.offset) return withoutEvents(view);
   const fresh = (batch.events ?? []).filter((event) => event.offset > view.offset);
-  if (batch.offset > view.offset) {
-    const { states, changed } = fold(view.states, fresh);
-    const last = fresh.at(-1) ?? view.last;
-    const next = { ...view, states, offset: batch.offset, cursor: batch.cursor, last };
-    view = dropOverlayOf(next, changed);
-  }
-  return { view, events: fresh.map((event) => ({ event, replayed: false })), resubscribe: false };
+  const { states, changed } = fold(view.states, fresh);
+  const [shown, events] = showBatch(view.shown, fresh);
+  const { offset, cursor, conflated = 0 } = batch;
+  const next = { ...view, states, offset, cursor, shown, conflated: view.conflated + conflated };
+  return {
+    view: dropOverlayOf(next, changed),
+    events: events.map((event) => ({ event, replayed: false })),
+    gap: conflated ? { reason: "conflated", events: conflated } : null,
+    resubscribe: false,
+  };
+}
+
+/**
+ * R2: a batch that names the cursor before it continues the history of the view only from there.
+ *
+ * @param {ReaderView} view
+ * @param {{ prev_cursor?: string, cursor: string }} batch
+ */
+function isOfOtherHistory(view, batch) {
+  if (batch.prev_cursor === undefined || view.cursor === null) return false;
+  return batch.prev_cursor !== view.cursor && batch.cursor !== view.cursor;
 }
 
 /**
@@ -135,7 +170,8 @@ function applyBatch(view, batch) {
  * @returns {Step}
  */
 function applySnapshot(view, snapshot) {
-  const history = eventsAfter(view.last, snapshot.events ?? []);
+  const isRewritten = OTHER_LOG.has(snapshot.reason);
+  const [shown, history] = showHistory(view.shown, snapshot.events ?? [], isRewritten);
   const next = {
     states: new Map(Object.entries(snapshot.states ?? {})),
     overlay: view.overlay,
@@ -143,13 +179,31 @@ function applySnapshot(view, snapshot) {
     cursor: snapshot.cursor ?? null,
     reason: snapshot.reason ?? null,
     synced: true,
-    last: history.at(-1) ?? view.last,
+    conflated: view.conflated,
+    shown,
   };
   return {
     view: dropOverlay(next),
     events: history.map((event) => ({ event, replayed: true })),
+    gap: gapBefore(view, snapshot, isRewritten),
     resubscribe: false,
   };
+}
+
+/**
+ * Return what a snapshot has in its states only; null: a client without a cursor misses nothing.
+ *
+ * @param {ReaderView} view
+ * @param {any} snapshot
+ * @param {boolean} isRewritten
+ * @returns {Gap | null}
+ */
+function gapBefore(view, { reason, offset, events = [] }, isRewritten) {
+  if (view.cursor === null) return null;
+  if (isRewritten) return { reason, events: null };
+  const arrived = events.filter((/** @type {RealtimeEvent} */ each) => each.offset > view.offset);
+  const missing = offset - view.offset - arrived.length;
+  return missing > 0 ? { reason, events: missing } : null;
 }
 
 /**
@@ -232,21 +286,4 @@ function isAhead(state, other) {
 /** @param {unknown} value */
 function number(value) {
   return typeof value === "number" ? value : NaN;
-}
-
-/**
- * Return the part of a history that follows `last`, or the whole of it if `last` is not in it.
- *
- * Comparing offsets alone would lose events: a new epoch, and a log rewritten by a failover, use
- * the same offsets again for other events.
- *
- * @param {RealtimeEvent | null} last
- * @param {RealtimeEvent[]} history
- */
-function eventsAfter(last, history) {
-  const at = history.findIndex(
-    ({ offset, type, time, key }) =>
-      last?.offset === offset && last.type === type && last.time === time && last.key === key,
-  );
-  return history.slice(at + 1);
 }

@@ -34,7 +34,9 @@ export interface Summary {
   weight: number;
   /** Of the members that have ended, the skipped ones included. */
   ended_weight: number;
-  /** Weight a second since the start; null: nothing to tell it by. */
+  /** What is done of the members that run: of each the share that its progress states. */
+  running_weight: number;
+  /** Weight a second since the start, with the running ones; null: nothing to tell it by. */
   rate: number | null;
   /** Null: not known, or the workflow has ended. */
   seconds_left: number | null;
@@ -146,10 +148,15 @@ export interface WatchOptions {
   onChange?: (view: View) => void;
   /**
    * Called with each event once, in the order of the log. `replayed` is true for the history of a
-   * snapshot, which the view already includes. After a failover that rewrote the log (the view's
-   * `reason` is `diverged`, `ahead` or `epoch`) the whole history of the new log follows.
+   * snapshot, which the view already includes. After a failover that rewrote the log only those of
+   * its events follow that are new to this page, with offsets that were used before.
    */
   onEvent?: (event: RealtimeEvent, how: { replayed: boolean }) => void;
+  /**
+   * Called where `onEvent` does not get events that the view includes. `onEvent` goes on after the
+   * gap: with the newest events that the server sent in its place, if there are any.
+   */
+  onGap?: (gap: Gap) => void;
   /**
    * The topic is not yours, or does not exist: the subscription has ended. So it has if the server
    * refuses the connection for good. With the code `too_many_topics` it has not: the server allows no more topics, and the topics watched first are
@@ -158,6 +165,19 @@ export interface WatchOptions {
   onDenied?: (info: DeniedInfo) => void;
   /** The topic was deleted: the subscription has ended. */
   onGone?: () => void;
+}
+
+export interface Gap {
+  /**
+   * - `conflated`: this page read so slowly that the server left out events that later ones replace
+   * - `trimmed`, `too_far`: the page was away for so long that it got the states in their place
+   * - `diverged`, `ahead`, `epoch`: the log that the page knows is lost, and another one goes on:
+   *   events that the page got may never have happened
+   * - `recalled`: the states are the host's record
+   */
+  reason: "conflated" | Exclude<SnapshotReason, "new">;
+  /** How many events; null: not known, because the log is another one. */
+  events: number | null;
 }
 
 export interface Subscription {
@@ -182,6 +202,8 @@ export interface View {
   readonly cursor: string | null;
   /** Why the last snapshot was sent; null if there was none since the page was loaded. */
   readonly reason: SnapshotReason | null;
+  /** How many events the server has left out because this page read slowly (`onGap`). */
+  readonly conflated: number;
   /**
    * True while the view may be behind the job: not connected, backend away, a gap not yet closed,
    * or a state of at least one key that is from the host's record or is no longer in the log. While

@@ -166,7 +166,7 @@ class Realtime {
    */
   #apply(topic, op, part) {
     const before = topic.view;
-    const { events, resubscribe, isOver } = topic.apply(op, part);
+    const { events, gap, resubscribe, isOver } = topic.apply(op, part);
     if (isOver) {
       this.#end(topic, op, part);
       return;
@@ -176,6 +176,8 @@ class Realtime {
       this.#paintSoon(topic);
     }
     if (resubscribe) this.#subscriptions.subscribeSoon(topic);
+    // Before the events, which follow the gap: a list of them can begin again.
+    if (gap) topic.notify("onGap", gap);
     for (const { event, replayed } of events) topic.notify("onEvent", event, { replayed });
   }
 

@@ -28,16 +28,18 @@ export function summarize(states, job, nowMs = Date.now()) {
   const count = new Count(states, job);
   const own = count.own;
   const numbers = { total: 0, done: 0, failed: 0, cancelled: 0, lost: 0, skipped: 0, running: 0 };
-  let [weight, endedWeight, workedWeight] = [0, 0, 0];
+  let [weight, endedWeight, workedWeight, runningWeight] = [0, 0, 0, 0];
   const runs = weightsOf(count.flow);
   for (const giver of new Set(["", ...count.givers])) {
     const size = count.size(giver);
     numbers.total += size;
-    let first = 0;
+    const shares = count.shares(giver);
+    let [first, at] = [0, 0];
     /** @type {[number, number][]} */
     const parts = [...(giver === "" ? runs : []), [MAX_MEMBERS, 1]];
     for (const [length, each] of parts) {
       const end = first + Math.min(length, size - first);
+      for (; (shares[at]?.[0] ?? Infinity) < end; at++) runningWeight += (shares[at]?.[1] ?? 0) * each;
       let [ended, worked] = [0, 0];
       for (let number = first; number < end; number++) {
         const part = count.partOf(giver, number);
@@ -54,14 +56,17 @@ export function summarize(states, job, nowMs = Date.now()) {
     }
   }
   const { total, done, failed, cancelled, lost, skipped, running } = numbers;
-  const rate = rateOf(own, workedWeight, nowMs);
+  const rate = rateOf(own, workedWeight + runningWeight, nowMs);
+  // Fractions may add up to a little more than the whole.
+  const left = Math.max(0, weight - endedWeight - runningWeight);
   return {
     ...numbers,
     waiting: total - done - failed - cancelled - lost - skipped - running,
     weight,
     ended_weight: endedWeight,
+    running_weight: runningWeight,
     rate,
-    seconds_left: !rate || hasEnded(own) ? null : (weight - endedWeight) / rate,
+    seconds_left: !rate || hasEnded(own) ? null : left / rate,
     failures: count.failures().slice(0, MAX_FAILURES),
   };
 }
@@ -72,6 +77,8 @@ class Count {
   #sets = new Map([...OUTCOMES, "running"].map((name) => [name, new Map()]));
   /** @type {Map<string, number>} by giver, how many members are known to be numbered */
   #sizes = new Map();
+  /** @type {Map<string, Map<number, number>>} by giver and number, what is done of one that runs */
+  #shares = new Map();
   /** @type {{ giver: string, number: number, key: string, state: any }[]} */
   #members = [];
 
@@ -120,6 +127,15 @@ class Count {
     return null;
   }
 
+  /**
+   * @param {string} giver
+   * @returns {[number, number][]} numbers of members that run, in their order, and what is done
+   */
+  shares(giver) {
+    const found = [...(this.#shares.get(giver) ?? [])].sort(([a], [b]) => a - b);
+    return found.filter(([number]) => this.partOf(giver, number) === "running");
+  }
+
   failures() {
     return this.#members
       .filter(({ state }) => ["failed", "cancelled", "lost"].includes(state.status))
@@ -163,6 +179,11 @@ class Count {
       if (outcome !== "done") this.#skip(giver, state.member.skips);
     } else if (RUNNING_STATUSES.includes(state.status)) {
       this.#unite("running", giver, number >> 3, bit);
+      const share = shareOf(state);
+      if (share > 0) {
+        const shares = this.#shares.get(giver) ?? new Map();
+        this.#shares.set(giver, shares.set(number, Math.max(share, shares.get(number) ?? 0)));
+      }
     }
   }
 
@@ -241,6 +262,23 @@ function rateOf(own, worked, nowMs) {
   const started = millisecondsOf(own.started_at);
   const end = hasEnded(own) ? millisecondsOf(own.ended_at) : nowMs;
   return worked && end > started ? (worked * 1000) / (end - started) : null;
+}
+
+/**
+ * How much of a member is done, from 0 to 1; 0: it does not run, or has no total. One that waits
+ * for its next attempt begins anew.
+ *
+ * @param {any} state
+ */
+function shareOf(state) {
+  if (state.status !== "running" && state.status !== "cancelling") return 0;
+  const { current, total } = objectOf(state.progress);
+  return amountOf(total) ? Math.min(amountOf(current) / total, 1) : 0;
+}
+
+/** @param {unknown} value */
+function amountOf(value) {
+  return typeof value === "number" && value > 0 && value < 1e300 ? value : 0;
 }
 
 /**

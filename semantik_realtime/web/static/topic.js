@@ -116,7 +116,7 @@ export class Topic {
     if (this.#isFinished && isUnknown(op, part)) {
       // The log of a job that has ended is not kept for ever. What is shown stays, as provisional.
       this.#view = { ...this.#view, offset: 0, cursor: null, synced: true };
-      return { events: [], resubscribe: false, isOver: false };
+      return { events: [], gap: null, resubscribe: false, isOver: false };
     }
     const { view, ...step } = applyPart(this.#view, op, part);
     if (view !== this.#view) {
@@ -139,11 +139,11 @@ export class Topic {
    * @returns {import("./realtime.js").View}
    */
   shown(connection) {
-    const { overlay, offset, cursor, reason, synced } = this.#view;
+    const { overlay, offset, cursor, reason, conflated, synced } = this.#view;
     const isFromLog = cursor !== null && overlay.size === 0;
     const isConnected = connection === "live" || (this.#isFinished && connection === "idle");
     const provisional = !isFromLog || !isConnected || !(synced || this.#isFinished);
     const states = shownStates(this.#view);
-    return { topic: this.name, states, overlay, offset, cursor, reason, provisional };
+    return { topic: this.name, states, overlay, offset, cursor, reason, conflated, provisional };
   }
 }

@@ -97,9 +97,7 @@ class Sync:
         if self.reason is None:
             assert self.asked is not None
             assert snapshot.cursor is not None
-            return frames.replay_frame(
-                self.topic, self.asked.offset, snapshot.cursor, snapshot.events
-            )
+            return frames.replay_frame(self.topic, self.asked, snapshot.cursor, snapshot.events)
         return frames.snapshot_frame(
             self.topic, self.reason, snapshot.cursor, self.states, snapshot.events
         )

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from semantik_realtime.core.event import Event
+from semantik_realtime.core.event import Event, position_before
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink
 from semantik_realtime_sqlite.database import Database
@@ -194,7 +194,7 @@ class Subscriber:
         if sink is not None and events:
             # If older events were trimmed before the poll, prev is after the last one that the
             # sink has: a gap, and its reader resyncs.
-            sink.events(topic, epoch, events[0].offset - 1, events)
+            sink.events(topic, position_before(epoch, events[0]), events)
 
 
 def _last_seq(db: sqlite3.Connection) -> int:

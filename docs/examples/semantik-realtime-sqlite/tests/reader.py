@@ -11,7 +11,7 @@ from semantik_realtime.config import load_settings
 class Printer:
     """A sink that prints every call."""
 
-    def events(self, topic, epoch, prev, events):
+    def events(self, topic, prev, events):
         for event in events:
             data = json.loads(event.json)["data"]
             print_json([data["by"], data["n"], event.offset])

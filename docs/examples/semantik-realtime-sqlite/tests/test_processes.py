@@ -18,6 +18,7 @@ import pytest
 from semantik_realtime_sqlite.backend import SqliteBackend
 
 from semantik_realtime.config import load_settings
+from semantik_realtime.core.event import Cursor
 from semantik_realtime.testing.contract import Author, Recorder, until
 
 HERE = Path(__file__).parent
@@ -148,4 +149,4 @@ async def test_a_sink_gets_interrupted_when_the_file_is_replaced(
     await sink.wait_for_events(1)
     await backend.close()
     backend.close_writer()
-    assert sink.batches[-1][:2] == (receipt.cursor.epoch, 0)
+    assert sink.batches[-1][0] == Cursor(receipt.cursor.epoch, 0, 0)

@@ -126,13 +126,13 @@ class _LagSink:
         self._target = target
         self._stamps = stamps
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
         now = time.time()
         for event in events:
             stamp = _decode(event.json).stamp
             if stamp is not None:
                 self._stamps.add("lag", max(0.0, now - stamp.at))
-        self._target.events(topic, epoch, prev, events)
+        self._target.events(topic, prev, events)
 
     def interrupted(self, topic: str) -> None:
         self._target.interrupted(topic)

@@ -12,7 +12,7 @@ from semantik_realtime_stamps.plugin import Stamps
 from semantik_realtime.backends import loader
 from semantik_realtime.backends.memory import MemoryBackend
 from semantik_realtime.config import Settings
-from semantik_realtime.core.event import Draft, Event, Receipt
+from semantik_realtime.core.event import Cursor, Draft, Event, Receipt
 from semantik_realtime.errors import AppendUncertain
 from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.runtime import Runtime
@@ -26,7 +26,7 @@ class RecordingSink:
         self.received: list[Event] = []
         self.more = asyncio.Event()
 
-    def events(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
+    def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
         self.received += events
         self.more.set()
 

@@ -1,4 +1,4 @@
-"""A TCP proxy whose connections can be cut, refused, led elsewhere or made to lose responses."""
+"""A TCP proxy whose connections can be cut, refused, stopped, led elsewhere, or lose responses."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from collections.abc import Iterator
 
 
 class TcpProxy:
-    """Forward connections to a port of this machine; `cut` ends them at any moment."""
+    """Forward connections from a port of this machine to a server.
 
-    def __init__(self, port: int) -> None:
+    Args:
+        port: The server's.
+        host: The server's name or address.
+    """
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self.target = port
         """Where new connections lead. Those that are open stay where they are."""
+        self._host = host
         # Both ends of every open connection.
         self._writers: set[asyncio.StreamWriter] = set()
         self._forwarding: set[asyncio.Task[None]] = set()
         self._is_refusing = False
+        # Cleared while nothing is forwarded, although every connection stays open.
+        self._may_forward = asyncio.Event()
+        self._may_forward.set()
         self.drops_responses = False
         """Whether the server's next response is lost, and its connection with it."""
         self.port = 0
@@ -28,6 +37,7 @@ class TcpProxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        self._may_forward.set()
         while self._forwarding:
             self.cut()
             await asyncio.wait(self._forwarding)
@@ -46,12 +56,21 @@ class TcpProxy:
         yield
         self._is_refusing = False
 
+    @contextlib.contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Hold back every byte inside the block, in both directions; none is lost."""
+        self._may_forward.clear()
+        try:
+            yield
+        finally:
+            self._may_forward.set()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._is_refusing:
             writer.transport.abort()
             return
         try:
-            other_reader, other = await asyncio.open_connection("127.0.0.1", self.target)
+            other_reader, other = await asyncio.open_connection(self._host, self.target)
         except OSError:
             writer.transport.abort()
             return
@@ -71,6 +90,7 @@ class TcpProxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(2**16):
+                await self._may_forward.wait()
                 if are_responses and self.drops_responses:
                     break
                 writer.write(data)

@@ -1,0 +1,103 @@
+"""An application gets each event once, also where a failover has rewritten the log (R8)."""
+
+import json
+
+from histories import draft, log_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.fold import Gap, View
+from semantik_realtime.core.shown import ShownEvents
+
+numbers = st.lists(st.integers(0, 999), unique=True, max_size=30)
+
+
+def plain(log):
+    return [json.loads(event.json) for event in log]
+
+
+def entries(values):
+    return [draft(data={"n": value}) for value in values]
+
+
+def passed_on(events):
+    return [event["data"]["n"] for event in events]
+
+
+def snapshot(log, reason, history):
+    last = log[-1] if log else None
+    cursor = Cursor("e", last.offset, last.chain) if last else Cursor("e", 0, 0)
+    return {
+        "mode": "snapshot",
+        "reason": reason,
+        "offset": cursor.offset,
+        "cursor": str(cursor),
+        "events": plain(log[len(log) - history :] if history else []),
+    }
+
+
+def batch(log, after):
+    last = log[-1]
+    return {
+        "prev": after,
+        "offset": last.offset,
+        "cursor": str(Cursor("e", last.offset, last.chain)),
+        "events": plain(log[after:]),
+    }
+
+
+@given(numbers, st.data())
+def test_over_a_rewritten_log_no_event_is_passed_on_twice_and_none_of_the_new_ones_is_missing(
+    values, data
+):
+    """Lost events are sent again, before or after the snapshot, at any offset, or not at all."""
+    common = values[: data.draw(st.integers(0, len(values)))]
+    lost = values[len(common) :]
+    before, after = [], []
+    for value in lost:
+        where = data.draw(st.sampled_from([before, after, None]))
+        if where is not None:
+            where.append(value)
+    other = [1000 + n for n in range(data.draw(st.integers(0, 5)))]
+    later = [2000 + n for n in range(data.draw(st.integers(0, 5)))]
+    before = data.draw(st.permutations(before + other))
+    after = data.draw(st.permutations(after + later))
+    mine, theirs = log_of(entries(values)), log_of(entries([*common, *before]))
+
+    view = View("job:1")
+    start = data.draw(st.integers(0, len(mine)))
+    got = passed_on(view.sync(snapshot(mine[:start], "new", start)) or [])
+    if mine[start:]:
+        got += passed_on(view.batch(batch(mine, start)) or [])
+    assert got == values
+    history = data.draw(st.integers(len(before), len(theirs)))
+    got += passed_on(view.sync(snapshot(theirs, "diverged", history)) or [])
+    assert view.gap == Gap("diverged", None)
+    whole = log_of(entries([*common, *before, *after]))
+    if after:
+        got += passed_on(view.batch(batch(whole, len(theirs))) or [])
+    assert len(set(got)) == len(got)
+    assert set(got) == {*values, *other, *later}
+
+
+@given(numbers, st.integers(0, 30), st.integers(0, 30))
+def test_of_the_same_log_only_what_follows_is_passed_on_and_what_is_missing_is_counted(
+    values, position, history
+):
+    log = log_of(entries(values))
+    position = min(position, len(log))
+    history = min(history, len(log))
+    view = View("job:1")
+    view.sync(snapshot(log[:position], "new", position))
+    got = passed_on(view.sync(snapshot(log, "too_far", history)) or [])
+    missing = max(0, len(log) - position - history)
+    assert got == values[position + missing :] or position == 0
+    assert view.gap == (Gap("too_far", missing) if missing else None)
+
+
+def test_equal_events_of_one_history_are_all_passed_on():
+    event = {"type": "log", "data": {"text": "again"}}
+    shown = ShownEvents()
+    assert len(shown.add_batch([{"offset": 1, **event}, {"offset": 2, **event}])) == 2
+    assert len(shown.add_batch([{"offset": 3, **event}])) == 1

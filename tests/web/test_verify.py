@@ -1,0 +1,107 @@
+"""``semantik-realtime verify`` against real web servers: a right one, and wrong ones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jwt
+import pytest
+from configuration import SECRET, environment, make_settings, token
+from web_servers import server_processes
+
+from semantik_realtime.cli import cli
+from semantik_realtime.config import Settings
+from semantik_realtime.errors import RealtimeError
+
+COMMAND = [sys.executable, "-c", "from semantik_realtime.cli import main; main()", "verify"]
+SHORT = ["--seconds", "2", "--rate", "40", "--seed", "3"]
+
+
+@pytest.fixture
+def settings(server_url: Callable[[str], str]) -> Settings:
+    return make_settings(server_url("valkey"))
+
+
+async def verify(
+    url: str, settings: Settings, *options: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command with the settings of the web server."""
+    return await asyncio.to_thread(
+        subprocess.run,
+        [*COMMAND, url, *SHORT, *options],
+        env={**os.environ, **environment(settings), **variables},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+def findings(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.stdout, done.stderr
+    return {one["subject"]: one["is_right"] for one in json.loads(done.stdout)["findings"]}
+
+
+async def test_a_server_that_keeps_the_guarantees_passes_although_connections_break(
+    settings: Settings,
+) -> None:
+    async with server_processes(1, settings) as [server]:
+        done = await verify(server.http_url, settings, "--json")
+        found = findings(done)
+        assert found["G3 no silent gap"] is True, done.stdout
+        assert False not in found.values(), done.stdout
+        assert done.returncode == 0
+        shown = await verify(server.http_url, settings, "--token", token("a user"))
+        assert shown.returncode == 0, shown.stdout
+        assert "ok" in shown.stdout
+        assert "seed 3" in shown.stdout
+
+
+async def test_a_server_that_shows_a_job_to_everybody_fails(settings: Settings) -> None:
+    async with server_processes(
+        1, settings, SEMANTIK_REALTIME_DISABLE_AUTH="1", SEMANTIK_REALTIME_ENVIRONMENT="test"
+    ) as [server]:
+        done = await verify(server.http_url, settings, "--json")
+    assert done.returncode == 1
+    assert findings(done)["G7 no silence"] is False
+
+
+async def test_a_server_with_another_backend_or_secret_is_explained(settings: Settings) -> None:
+    other = make_settings(settings.url or "")
+    async with server_processes(1, other) as [server]:
+        elsewhere = await verify(server.http_url, settings)
+        stranger = await verify(server.http_url, other, SEMANTIK_REALTIME_JWT_SECRET="b" * 40)
+    assert (elsewhere.returncode, stranger.returncode) == (1, 1)
+    assert "Does it use the same backend as this command" in elsewhere.stderr
+    assert "401" in stranger.stderr
+    assert "the same secret" in stranger.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"SEMANTIK_REALTIME_BACKEND": "memory"}, "needs the web server's backend"),
+        ({"SEMANTIK_REALTIME_JWT_SECRET": ""}, "give --token"),
+        ({"SEMANTIK_REALTIME_TOKEN": "rubbish"}, "is not a JWT"),
+        ({"SEMANTIK_REALTIME_TOKEN": jwt.encode({"name": "7"}, SECRET)}, "has no 'sub'"),
+        ({}, "cannot be watched"),
+    ],
+)
+def test_what_is_missing_for_a_run_is_named(
+    settings: Settings,
+    variables: dict[str, str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    unused_tcp_port: int,
+) -> None:
+    for name, value in {**environment(settings), **variables}.items():
+        monkeypatch.setenv(name, value)
+    arguments = ["verify", f"http://127.0.0.1:{unused_tcp_port}", *SHORT]
+    with pytest.raises(RealtimeError, match=sentence):
+        cli(arguments, standalone_mode=False)
