@@ -208,6 +208,7 @@ def _outcomes(emitter: Registered) -> dict[str, int]:
         "rejected": stats.rejected,
         "refused": stats.refused,
         "dropped": stats.dropped,
+        "unreadable": stats.unreadable,
     }
 
 

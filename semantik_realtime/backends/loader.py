@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pluggy
 
+from semantik_realtime.backends.border import check_reads
 from semantik_realtime.config import Settings, unknown_variables, variables_of
 from semantik_realtime.errors import ConfigError, RealtimeError
 from semantik_realtime.hookspecs import BACKEND_HOOKS, PROJECT, Backend, HostSpec, SinkProxy
@@ -155,13 +156,14 @@ def build_plugins(backend: Backend, plugins: Iterable[object] = ()) -> pluggy.Pl
 
 
 def bind_hooks(manager: pluggy.PluginManager) -> Backend:
-    """Return the backend with the plugins that wrap it.
+    """Return the backend with the plugins that wrap it, and its reads checked.
 
     A hook of the backend alone is the backend's own method, for a call through
     pluggy costs microseconds. A hook in which a plugin takes part is called
     through pluggy. Plugins that are registered later are not seen.
     """
-    return cast(Backend, SimpleNamespace(**{name: _bind(manager, name) for name in BACKEND_HOOKS}))
+    # Outside the plugins: one that encrypts has decrypted before anything is checked.
+    return check_reads(SimpleNamespace(**{name: _bind(manager, name) for name in BACKEND_HOOKS}))
 
 
 def _bind(manager: pluggy.PluginManager, name: str) -> Callable[..., Any]:

@@ -8,14 +8,20 @@ from enum import StrEnum
 import msgspec
 
 from semantik_realtime.core.event import Event, StateChange
-from semantik_realtime.core.limits import CONFLATE_ABOVE_BYTES, EVICT_ABOVE_BYTES, STALL_SECONDS
+from semantik_realtime.core.limits import (
+    CONFLATE_ABOVE_BYTES,
+    EVICT_ABOVE_BYTES,
+    PIECE_BYTES,
+    SLOW_WRITE_SECONDS,
+    STALL_SECONDS,
+)
 
 EDGE = 10
 """Conflation keeps this many of the first, and of the last, events without a state."""
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """When a connection counts as slow."""
+    """What happens to a connection that is slow."""
 
     conflate_above_bytes: int = CONFLATE_ABOVE_BYTES
     evict_above_bytes: int = EVICT_ABOVE_BYTES
@@ -26,7 +32,7 @@ class Write(StrEnum):
     """How to write the unsent events of a connection."""
 
     WHOLE = "whole"
-    """All of them."""
+    """All of them, in pieces."""
     CONFLATED = "conflated"
     """Those that `conflate` keeps."""
     EVICT = "evict"
@@ -36,17 +42,24 @@ class Write(StrEnum):
 def plan_write(unsent_bytes: int, limits: Limits, *, is_slow: bool) -> Write:
     """Return how to write events of ``unsent_bytes`` bytes; a limit itself is still allowed.
 
-    Only a slow connection gets fewer events: what a backend delivers at once
-    after an outage is no sign of a client that reads slowly.
+    Only a slow connection gets fewer events, or is closed: what a backend
+    delivers at once after an outage is no sign of a client that reads slowly.
 
     >>> plan_write(70_000, Limits(), is_slow=True), plan_write(70_000, Limits(), is_slow=False)
     (<Write.CONFLATED: 'conflated'>, <Write.WHOLE: 'whole'>)
     """
-    if unsent_bytes > limits.evict_above_bytes:
-        return Write.EVICT
-    if is_slow and unsent_bytes > limits.conflate_above_bytes:
-        return Write.CONFLATED
-    return Write.WHOLE
+    if not is_slow or unsent_bytes <= limits.conflate_above_bytes:
+        return Write.WHOLE
+    return Write.EVICT if unsent_bytes > limits.evict_above_bytes else Write.CONFLATED
+
+
+def is_slow_write(waited_seconds: float, frame_bytes: int) -> bool:
+    """Return True if a client is slow whose socket has not taken a frame for so long.
+
+    >>> is_slow_write(0.3, 1000), is_slow_write(0.3, 10 * PIECE_BYTES)
+    (True, False)
+    """
+    return waited_seconds > SLOW_WRITE_SECONDS * max(1.0, frame_bytes / PIECE_BYTES)
 
 
 def conflate(events: Sequence[Event]) -> list[Event]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from semantik_realtime.core.limits import MAX_EVENT_BYTES
+from semantik_realtime.core.limits import MAX_DEPTH, MAX_EVENT_BYTES
 from semantik_realtime.core.topic import check_key, check_type
 from semantik_realtime.errors import EventError, EventTooBig
 
@@ -19,6 +19,9 @@ CHAIN_FACTOR = 1_000_003
 CHAIN_MODULUS = 2**32
 _CHAIN_INVERSE = pow(CHAIN_FACTOR, -1, CHAIN_MODULUS)
 
+_NOT_ENCODED = (
+    TypeError, ValueError, RecursionError, OverflowError, BufferError, msgspec.MsgspecError
+)  # fmt: skip
 _encode = msgspec.json.Encoder().encode
 _CURSOR = re.compile(r"([A-Za-z0-9_-]{1,64})\.([0-9]{1,16})\.([0-9a-f]{8})")
 
@@ -297,7 +300,7 @@ def encode_body(
     b'{"type":"note","time":"2026-01-01T00:00:00.000Z","key":"42","data":{"n":1}}'
 
     Raises:
-        EventError: the type, the key or a member cannot be encoded.
+        EventError: the type, the key or a member cannot be encoded, or it is nested too deeply.
         EventTooBig: the result has more than ``max_bytes`` bytes.
     """
     event: dict[str, Any] = {"type": check_type(type), "time": time, "key": check_key(key)}
@@ -309,11 +312,34 @@ def encode_body(
         event["terminal"] = True
     try:
         body = _encode(event)
-    except (TypeError, ValueError, RecursionError, OverflowError, BufferError) as error:
+        is_deep = is_too_deep(body)
+    except _NOT_ENCODED as error:
         raise EventError(f"event {type} cannot be encoded: {error}") from error
     if len(body) > max_bytes:
         raise EventTooBig(f"event {type} has {len(body)} bytes, the limit is {max_bytes}")
+    if is_deep:
+        raise EventError(f"event {type} is nested deeper than {MAX_DEPTH} levels")
     return body
+
+
+def is_too_deep(event: bytes) -> bool:
+    """Return True if JSON has more than `MAX_DEPTH` levels of objects and arrays.
+
+    >>> is_too_deep(b"[" * 101 + b"]" * 101), is_too_deep(b'{"text":"[[["}')
+    (True, False)
+    """
+    # Without so many brackets there cannot be so many levels.
+    if event.count(b"{") + event.count(b"[") <= MAX_DEPTH:
+        return False
+    level = [msgspec.json.decode(event)]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return any(isinstance(inner, dict | list) for inner in level)
 
 
 def with_offset(body: bytes, offset: int) -> bytes:

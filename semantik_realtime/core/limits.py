@@ -17,6 +17,8 @@ MAX_KEYS = 1000
 """States that a topic keeps, unless the settings say otherwise."""
 MAX_EVENT_BYTES = 64 * 1024
 """Largest encoded event, unless the settings say otherwise."""
+MAX_DEPTH = 100
+"""How deeply the values of an event may be nested: many JSON parsers end at a thousand levels."""
 MAX_FRAME_BYTES = 64 * 1024
 """Largest frame of a client, on both wires."""
 MAX_TOPICS = 100
@@ -70,12 +72,17 @@ MAX_LOG_CHARACTERS = 2000
 
 KEEP_EVENTS = 100
 """Recent events that a channel keeps even when every watcher has them."""
+PIECE_BYTES = 64 * 1024
+"""Events of a topic that are sent in one frame, in bytes; a single event may be larger."""
 SLOW_WRITE_SECONDS = 0.25
-"""A connection whose last write took longer is slow."""
+"""A connection is slow if its client's socket took longer for a frame of up to `PIECE_BYTES`, or in
+proportion for a larger one."""
 CONFLATE_ABOVE_BYTES = 64 * 1024
 """Unsent bytes of a slow connection above which its events are conflated."""
 EVICT_ABOVE_BYTES = 2**20
-"""Unsent bytes of a connection above which it is closed."""
+"""Unsent bytes of a slow connection above which it is closed."""
+SPARE_BYTES = 4 * EVICT_ABOVE_BYTES
+"""Bytes of events that a channel keeps for connections that are not slow."""
 DRAIN_WRITE_SECONDS = 1.0
 """How long a drained connection may send what waits for it. Later the web server would close the
 socket, with a code of its own after which pages of the compatibility wire never return."""

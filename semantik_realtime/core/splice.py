@@ -163,15 +163,27 @@ class EventBuffer:
             return False
         return self._events[index].chain == cursor.chain
 
-    def trim(self, needed: int, keep_events: int, max_bytes: int) -> None:
+    def trim(
+        self,
+        needed: int,
+        keep_events: int,
+        max_bytes: int,
+        *,
+        spared: int | None = None,
+        spare_bytes: int = 0,
+    ) -> None:
         """Drop old events.
 
         Keeps the events after the offset ``needed`` and at least
-        ``keep_events``, but never more than ``max_bytes``.
+        ``keep_events``, but never more than ``max_bytes``; of the events after
+        the offset ``spared``, if that is given, never more than ``spare_bytes``.
         """
         drop = min(max(0, len(self._events) - keep_events), bisect_right(self._offsets, needed))
         waste = sum(len(event.json) for event in self._events[:drop])
-        while drop < len(self._events) and self.bytes - waste > max_bytes:
+        first_spared = bisect_right(self._offsets, self.offset if spared is None else spared)
+        while drop < len(self._events):
+            if self.bytes - waste <= (max_bytes if drop < first_spared else spare_bytes):
+                break
             waste += len(self._events[drop].json)
             drop += 1
         if drop:

@@ -110,7 +110,7 @@ class Emitter:
         self._recovery: SpoolRecovery | None = None
         if self._directory is not None:
             self._file = SpoolFile(self._directory, self._max_bytes)
-            self._recovery = SpoolRecovery(self._directory, self._times.look)
+            self._recovery = SpoolRecovery(self._directory, self._times.look, self.stats)
         # Runs `_run`; None before the first draft and after `close`.
         self._thread: Thread | None = None
         self._start_lock = make_lock()
@@ -230,7 +230,7 @@ class Emitter:
     def accept_from_children(self, handover: Handover) -> None:
         """Send what forked children leave in ``handover``. Once, before the first fork."""
         self._handover = handover
-        self._recovery = SpoolRecovery(handover.directory, self._times.look)
+        self._recovery = SpoolRecovery(handover.directory, self._times.look, self.stats)
         self.recover()
 
     def leave_to_parent(self, timeout_seconds: float) -> None:

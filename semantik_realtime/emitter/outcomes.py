@@ -35,6 +35,8 @@ class EmitterStats(msgspec.Struct):
     """Refused by the backend's server for reasons of their topic."""
     dropped: int = 0
     """Dropped because too many waited; superseded drafts included."""
+    unreadable: int = 0
+    """Lines of the spool files of ended processes that were torn or damaged."""
     failures: int = 0
     """Calls to the backend that failed and are made again, and errors of the emitter's thread."""
 

@@ -1,12 +1,12 @@
 """The drafts that wait in a process, stored on disk too, so that they outlive the process.
 
 Each process writes a file of its own, only while its backend fails: a line with
-the version, then one draft a line, as JSON. The lock on the file shows whether
+the version, then one draft a line, as JSON after its checksum. The lock on the file shows whether
 its process lives; the system releases it when the process ends, however it
 ends. Another process that gets the lock sends the drafts with the producer
 and the numbers they have, and removes the file. The fence drops a draft that is
-sent twice, so a torn line may be skipped, and a file may hold drafts that were
-acknowledged since.
+sent twice, so a line that is torn or damaged is skipped, and a file may hold
+drafts that were acknowledged since.
 
 The file outlives the process, not the machine: nothing is synced to the disk.
 """
@@ -16,23 +16,29 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 
 from semantik_realtime.core.event import Draft, Event
+from semantik_realtime.core.readable import find_body_fault
 from semantik_realtime.core.topic import check_topic
 from semantik_realtime.emitter.file_lock import REMOVES_OPEN_FILES, try_lock
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".drafts"
-HEADER = b'{"semantik_realtime_drafts":1}'
+HEADER = b'{"semantik_realtime_drafts":2}'
 """The first line of a file, with the version of all that follows."""
+HEADER_WITHOUT_CHECKSUMS = b'{"semantik_realtime_drafts":1}'
+"""That of earlier releases, whose lines are read too."""
 RETRY_SECONDS = 5.0
 """Pause after a fault of the disk."""
 DIRECTORY_SPOOLS = 16
@@ -45,6 +51,7 @@ BINARY = getattr(os, "O_BINARY", 0)
 """Only Windows has this flag, and lacks the next."""
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
+_ANY_HEADER = re.compile(rb'\{"semantik_realtime_drafts":[0-9]+\}')
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Draft).decode
 
@@ -178,7 +185,14 @@ class Orphan:
         """How many lines were skipped so far."""
         self._descriptor = descriptor
         self._lines = _lines(descriptor)
-        self.header = next(self._lines, b"")
+        header = next(self._lines, b"")
+        self._read = _read_old if header == HEADER_WITHOUT_CHECKSUMS else _read
+        self.is_known = header in (HEADER, HEADER_WITHOUT_CHECKSUMS)
+        """Whether its lines can be read. A damaged header is known by the first line after it."""
+        if not self.is_known and not _ANY_HEADER.fullmatch(header):
+            line = next(self._lines, b"")
+            self.is_known = _is_whole(line)
+            self._lines = chain((header, line), self._lines)
 
     def next_batch(self, max_drafts: int, max_bytes: int = 2**20) -> list[Draft]:
         """Return the next drafts, at least one; an empty list at the end of the file.
@@ -190,7 +204,7 @@ class Orphan:
         size = 0
         for line in self._lines:
             try:
-                batch.append(_read(line))
+                batch.append(self._read(line))
             except (msgspec.MsgspecError, ValueError):
                 self.unreadable += 1
                 continue
@@ -238,7 +252,7 @@ def open_orphan(directory: Path, skipped: set[str]) -> Orphan | None:
         orphan = _open(directory / name)
         if orphan is None:
             continue
-        if orphan.header == HEADER:
+        if orphan.is_known:
             return orphan
         logger.error("spool file: skipped, it has another version path=%s", orphan.path)
         skipped.add(name)
@@ -292,17 +306,43 @@ def _lines(descriptor: int) -> Iterator[bytes]:
 
 
 def _line(draft: Draft) -> bytes:
-    return _encode(draft) + b"\n"
+    encoded = _encode(draft)
+    return b"%08x %b\n" % (crc32(encoded), encoded)
+
+
+def _is_whole(line: bytes) -> bool:
+    """Return True if a line has its checksum in front of it."""
+    return line[:9] == b"%08x " % crc32(line[9:])
 
 
 def _read(line: bytes) -> Draft:
-    draft = _decode(line)
+    """Return the draft of a line.
+
+    Raises:
+        MsgspecError, ValueError: it is torn or damaged, or no log could append the draft.
+    """
+    if not _is_whole(line):
+        raise ValueError("the checksum is another one")
+    return _check(_decode(line[9:]))
+
+
+def _read_old(line: bytes) -> Draft:
+    """Return the draft of a line without a checksum; the same."""
+    draft = _check(_decode(line))
+    head = Event(0, 0, draft.body).head()
+    found = (head.type, head.key, head.change, head.terminal)
+    if found != (draft.type, draft.key, draft.change, draft.terminal):
+        raise ValueError("the body is not the draft's")
+    return draft
+
+
+def _check(draft: Draft) -> Draft:
     # Another attempt may have begun since its process ended; the fence then refuses this one.
     draft.claim, draft.begins = None, False
     check_topic(draft.topic)
-    # A body that no log can append must not be retried for ever.
-    if not Event(0, 0, draft.body).head().type:
-        raise ValueError("the body cannot be read")
+    # What no reader can read must not reach a log.
+    if fault := find_body_fault(draft.body):
+        raise ValueError(fault)
     if not draft.producer or draft.number < 1:
         raise ValueError("the draft has no number")
     return draft

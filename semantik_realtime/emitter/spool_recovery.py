@@ -8,6 +8,7 @@ from pathlib import Path
 
 from semantik_realtime.core.event import Draft
 from semantik_realtime.emitter import spool_file
+from semantik_realtime.emitter.outcomes import EmitterStats
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,14 @@ class SpoolRecovery:
     disk: a file that cannot be read is logged and skipped.
     """
 
-    def __init__(self, directory: Path, look_seconds: float = LOOK_SECONDS) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        look_seconds: float = LOOK_SECONDS,
+        stats: EmitterStats | None = None,
+    ) -> None:
         self._directory = directory
+        self._stats = stats or EmitterStats()
         self._look_seconds = min(look_seconds, LOOK_SECONDS)
         # The file being read, locked by this process; None between two files.
         self._orphan: spool_file.Orphan | None = None
@@ -60,6 +67,7 @@ class SpoolRecovery:
             if not drafts:
                 orphan.remove()
                 self._orphan = None
+                self._note_damage(orphan)
                 logger.info(
                     "emitter: recovered path=%s drafts=%d unreadable=%d",
                     orphan.path,
@@ -72,6 +80,16 @@ class SpoolRecovery:
             self._skipped.add(orphan.path.name)
             self.release()
             return []
+
+    def _note_damage(self, orphan: spool_file.Orphan) -> None:
+        if orphan.unreadable:
+            self._stats.unreadable += orphan.unreadable
+            logger.warning(
+                "emitter: spool file damaged, lines skipped path=%s lines=%d drafts=%d",
+                orphan.path,
+                orphan.unreadable,
+                orphan.drafts,
+            )
 
     def release(self) -> None:
         """Unlock the file, so that any process may send the rest, this one at its next look.

@@ -22,7 +22,8 @@ from semantik_realtime.migrate.updates import JobUpdates
 from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
 from semantik_realtime.web.endpoints.websocket import COMPAT_PING_SECONDS
-from semantik_realtime.web.hub.connection import Connection, Ended
+from semantik_realtime.web.hub.connection import Connection
+from semantik_realtime.web.hub.ended import Ended
 from semantik_realtime.web.hub.permission import Permissions
 from semantik_realtime.web.realtime import Realtime
 from semantik_realtime.web.tokens import CheckedIdentity

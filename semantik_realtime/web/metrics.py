@@ -9,6 +9,7 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
+from semantik_realtime.backends import border
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.metrics import Measure, Metrics, is_shared, register, writing
 from semantik_realtime.web.hub.hub import Hub
@@ -91,6 +92,12 @@ SERVING = (
         lambda served: served.hub.stats.delivered,
     ),
     Measure(
+        Counter,
+        "events_conflated",
+        "Events left out of what was written to slow connections, counted for each connection.",
+        lambda served: served.hub.stats.conflated,
+    ),
+    Measure(
         Histogram,
         "delivery_lag_seconds",
         "From the time of the oldest event of a batch to the end of its write to a connection.",
@@ -128,6 +135,13 @@ SERVING = (
         "reads_failed",
         "Reads of topics that failed while the backend answered a small one.",
         lambda served: served.hub.failed_reads,
+    ),
+    Measure(
+        Counter,
+        "unreadable",
+        "What the backend holds that no client can read, by what it is, each time it was read.",
+        lambda served: border.unreadable,
+        label="kind",
     ),
     Measure(
         Counter,

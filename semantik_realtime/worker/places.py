@@ -28,14 +28,21 @@ LAST = "realtime_last"
 MAX_REMEMBERED = 1000
 """Jobs of the application whose first state a process remembers to have sent."""
 
+MAX_NUMBERED = 1000
+"""Tasks that a process has numbered and remembers: Celery may publish one a second time."""
+
 _begun: OrderedDict[str, None] = OrderedDict()
 """Those jobs, oldest first."""
+_numbered: OrderedDict[tuple[str, str], dict[str, Any]] = OrderedDict()
+"""The places of those tasks by workflow and task id, oldest first."""
 on_fork(after_in_child=_begun.clear)
+on_fork(after_in_child=_numbered.clear)
 
 
 def forget_jobs() -> None:
     """Forget the jobs and workflows that this process has begun, for tests: ids come again."""
     _begun.clear()
+    _numbered.clear()
     tallies.clear()
 
 
@@ -48,12 +55,14 @@ def complete_headers(
     """
     if job is None or job.id != task_id:
         headers.setdefault(QUEUED_AT, now_text())
-        give_place(runtime, headers, body, job)
+        give_place(runtime, headers, body, job, task_id)
     else:
         headers.update(headers_of(job))
 
 
-def give_place(runtime: Runtime, headers: dict[str, Any], body: Any, job: Job | None) -> None:
+def give_place(
+    runtime: Runtime, headers: dict[str, Any], body: Any, job: Job | None, task_id: str
+) -> None:
     """Give a task that is published its place in the workflow that its headers name.
 
     ``job`` is the one whose task publishes it; a retry or a replacement of that one is not given a
@@ -62,17 +71,23 @@ def give_place(runtime: Runtime, headers: dict[str, Any], body: Any, job: Job | 
     if job is not None and job.meta.member is not None:
         _keep_place(body, job)
     workflow = workflow_of(headers)
-    if workflow is None or headers.get(MEMBER) is not None or workflow == str(headers.get("id")):
+    if workflow is None or headers.get(MEMBER) is not None or workflow == task_id:
         return
-    meta = read_job_meta(headers)
+    # In Celery's first protocol the id is not among the headers.
+    meta = read_job_meta(headers, id=task_id)
     if meta is None:
         return
     if job is None:
         _begin(runtime, workflow, meta)
-    place = tallies.number(runtime, workflow, meta.owner)
-    if headers.get(LAST):
-        place["ends"] = True
-    headers[MEMBER] = place
+    place = _numbered.get((workflow, task_id))
+    if place is None:
+        place = tallies.number(runtime, workflow, meta.owner)
+        if headers.get(LAST):
+            place["ends"] = True
+        _numbered[workflow, task_id] = place
+        while len(_numbered) > MAX_NUMBERED:
+            _numbered.popitem(last=False)
+    headers[MEMBER] = dict(place)
 
 
 def begin_workflow(runtime: Runtime, workflow: str, meta: JobMeta, state: dict[str, Any]) -> Job:
@@ -97,9 +112,12 @@ def _keep_place(body: Any, job: Job) -> None:
     """Give the task that will end a replaced one its place: Celery publishes it later, from
     another task, as the last step of a chain or the body of a chord.
     """
-    if not isinstance(body, list | tuple) or len(body) != 3 or not isinstance(body[2], dict):
+    embedded = body[2] if isinstance(body, list | tuple) and len(body) == 3 else body
+    if not isinstance(embedded, dict):
         return
-    for signature in _signatures([body[2].get("chain"), body[2].get("chord")]):
+    # In Celery's first protocol the next step is a callback.
+    names = ("chain", "chord", "callbacks") if embedded is body else ("chain", "chord")
+    for signature in _signatures([embedded.get(name) for name in names]):
         options = signature.get("options")
         if isinstance(options, dict) and options.get("task_id") == job.id:
             options["headers"] = {**(options.get("headers") or {}), **headers_of(job)}
@@ -116,4 +134,4 @@ def _signatures(value: Any) -> Iterator[dict[str, Any]]:
         if isinstance(kwargs, dict) and value.get("subtask_type") in ("chain", "group", "chord"):
             yield from _signatures([kwargs.get(name) for name in ("tasks", "header", "body")])
         if isinstance(options, dict):
-            yield from _signatures([options.get("chain"), options.get("chord")])
+            yield from _signatures([options.get(name) for name in ("chain", "chord", "link")])

@@ -7,8 +7,16 @@ from histories import KEYS, draft, log_of, logs, states_after
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semantik_realtime.core.backpressure import EDGE, Limits, Write, conflate, plan_write
+from semantik_realtime.core.backpressure import (
+    EDGE,
+    Limits,
+    Write,
+    conflate,
+    is_slow_write,
+    plan_write,
+)
 from semantik_realtime.core.fold import fold
+from semantik_realtime.core.limits import PIECE_BYTES
 
 
 def folded(events):
@@ -77,7 +85,12 @@ def test_a_limit_itself_is_still_allowed():
 def test_what_arrives_at_once_is_whole_for_a_connection_that_is_not_slow():
     limits = Limits(conflate_above_bytes=100, evict_above_bytes=200)
     assert plan_write(200, limits, is_slow=False) is Write.WHOLE
-    assert plan_write(201, limits, is_slow=False) is Write.EVICT
+    assert plan_write(201, limits, is_slow=False) is Write.WHOLE
+
+
+def test_a_large_frame_may_take_longer():
+    assert [is_slow_write(seconds, 100) for seconds in (0.25, 0.26)] == [False, True]
+    assert [is_slow_write(seconds, 4 * PIECE_BYTES) for seconds in (1.0, 1.1)] == [False, True]
 
 
 def test_the_default_limits_are_those_of_the_protocol():

@@ -103,6 +103,22 @@ def test_trimming_keeps_the_needed_events_unless_they_have_too_many_bytes(
         assert len(left) == wanted
 
 
+@given(logs(), st.integers(0, 60), st.integers(0, 1000), st.integers(0, 3000))
+def test_what_is_spared_may_have_more_bytes(log, spared, max_bytes, more_bytes):
+    buffer = buffer_from(log, 0)
+    buffer.admit(cursor_at(log, 0), log)
+    spare_bytes = max_bytes + more_bytes
+    buffer.trim(0, 0, max_bytes, spared=spared, spare_bytes=spare_bytes)
+    left = kept(buffer)
+    assert left == log[len(log) - len(left) :]
+    assert buffer.bytes == sum(len(event.json) for event in left) <= spare_bytes
+    wanted = [event for event in log if event.offset > spared]
+    if len(left) < len(wanted):
+        assert sum(len(event.json) for event in log[len(log) - len(left) - 1 :]) > spare_bytes
+    elif len(left) > len(wanted):
+        assert buffer.bytes <= max_bytes
+
+
 @given(logs(), st.data())
 def test_a_cursor_is_known_exactly_if_it_is_a_position_in_the_kept_history(log, data):
     buffer = buffer_from(log, 0)

@@ -3,7 +3,7 @@ import test from "node:test";
 
 import { furthest, percent } from "../../semantik_realtime/demo/static/job-state.js";
 import { Pace } from "../../semantik_realtime/demo/static/pace.js";
-import { failureText, leftText, rateText, recordText, silenceText } from "../../semantik_realtime/demo/static/text.js";
+import { failureText, gapText, leftText, rateText, recordText, silenceText } from "../../semantik_realtime/demo/static/text.js";
 
 const running = (current, attempt = 1) => ({
   status: "running",
@@ -123,4 +123,10 @@ test("a log record of a task reads as one line", () => {
   const exception = { type: "ValueError", message: "no page" };
   assert.equal(recordText({ level: "error", text: "skipped", exception, dropped: 12 }),
     "error: skipped ValueError: no page (12 more were left out)");
+});
+
+test("what a page has not got is said", () => {
+  assert.equal(gapText("conflated", 12), "12 events left out: this page reads too slowly.");
+  assert.equal(gapText("too_far", 1), "1 event summed up: this page was away for too long.");
+  assert.equal(gapText("diverged", null), "The log was lost, and goes on from an earlier state.");
 });

@@ -206,6 +206,7 @@ test("a watcher of a topic already subscribed gets the view without a new frame"
     cursor: cursorAt(3),
     reason: "new",
     overlay: new Map(),
+    conflated: 0,
     provisional: false,
   });
   assert.equal(socket.ops("subscribe").length, 1);

@@ -201,6 +201,7 @@ class Client:
         self.wire_name = "test"
         self.subscriptions = 1
         self.outbox_bytes = 0
+        self.is_slow = False
         self._is_awake = False
 
     async def join(self) -> None:
@@ -243,6 +244,9 @@ class Client:
         outgoing = self.subscription.collect_events(is_slow=False)
         assert outgoing is not None, "evicted"
         if outgoing.events:
+            if self.subscription.cursor != self.channel.cursor:
+                # The next piece waits.
+                self.wake(self.subscription)
             [batch] = json.loads(outgoing.frame)["topics"].values()
             self._receive_events(batch)
 

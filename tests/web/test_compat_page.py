@@ -76,7 +76,7 @@ class Log:
         return Snapshot(self.cursor, states=dict(self.states), events=self.events[-self._keeps :])
 
     def since(self, offset: int) -> Outgoing:
-        return Outgoing(self.cursor, self.events[offset:], b"", "", None)
+        return Outgoing(self.cursor, self.events[offset:], 0, b"", "", None)
 
 
 class Page:

@@ -97,6 +97,8 @@ async def test_a_slow_client_gets_a_conflated_batch_and_the_right_state(
     await slow.wait_for_offset("job:1", before + 301)
     assert slow.closed is None
     assert slow.conflated > 200
+    assert slow.views["job:1"].conflated == slow.conflated
+    await until(lambda: web_server.rt.web.hub.stats.conflated == slow.conflated)
     async with NativeClient(web_server, "job:1") as fresh:
         await fresh.wait_synced()
     assert slow.views["job:1"].states == fresh.views["job:1"].states

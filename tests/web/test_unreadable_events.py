@@ -59,7 +59,7 @@ def encoded(value: object) -> bytes:
 
 
 def outgoing(events: list[Event]) -> Outgoing:
-    return Outgoing(Cursor("e", len(events), 0), events, b"", "", None)
+    return Outgoing(Cursor("e", len(events), 0), events, 0, b"", "", None)
 
 
 @given(

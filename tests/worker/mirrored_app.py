@@ -155,6 +155,11 @@ def replace_by_chain(self: Task) -> None:
 
 
 @app.task(bind=True)
+def replace_by_chain_with_chord(self: Task) -> None:
+    raise self.replace(add.s(1, 2) | chord([add.s(1), add.s(2)], total.s()))
+
+
+@app.task(bind=True)
 def replace_by_failing_chain(self: Task) -> None:
     raise self.replace(fail.si("x") | add.si(1, 2))
 

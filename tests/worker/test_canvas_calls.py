@@ -5,12 +5,13 @@ Without a worker: the messages stay in the broker's memory.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord, group, signals
+from celery import Celery, chain, chord, group, signals, signature
 from celery import canvas as celery_canvas
 from celery.backends.base import Backend
 from celery.canvas import Signature
@@ -109,11 +110,13 @@ def test_any_canvas_is_published_as_celery_does(
     tracker: TaskTracker, sent: list[Message], canvas: Any
 ) -> None:
     canvas = bound(canvas)
-    before = repr(canvas)
+    before = json.dumps(canvas)
+    # Old releases of Celery change the canvas that they publish.
+    other = signature(json.loads(before), app=app)
     del sent[:]
     tracker._canvases.disconnect()
     try:
-        plain = canvas.apply_async()
+        plain = other.apply_async()
     finally:
         tracker._canvases.connect()
     expected = [(message["task"], message["argsrepr"]) for message in sent]
@@ -121,7 +124,7 @@ def test_any_canvas_is_published_as_celery_does(
     result = canvas.apply_async()
     assert [(message["task"], message["argsrepr"]) for message in sent] == expected
     assert type(result) is type(plain)
-    assert repr(canvas) == before
+    assert json.dumps(canvas) == before
     workflows = {message.get(WORKFLOW) for message in sent}
     assert workflows == {str(result.id)}
 

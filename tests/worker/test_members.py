@@ -168,7 +168,7 @@ def test_a_published_task_of_a_member_is_given_a_number(runtime: Runtime, log: L
     for number in range(KEPT_CHILDREN + 1):
         headers: dict[str, Any] = {"id": f"c{number}", "task": "add"}
         inherit(headers, parent)
-        give_place(runtime, headers, None, Job(runtime, JobMeta("t0"), 1))
+        give_place(runtime, headers, None, Job(runtime, JobMeta("t0"), 1), headers["id"])
         assert headers[WORKFLOW] == "w"
         assert headers[MEMBER]["n"] == number
         assert headers[MEMBER]["of"]

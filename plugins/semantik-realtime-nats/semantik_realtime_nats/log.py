@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
+from collections.abc import Iterable
+
+import msgspec
+from semantik_realtime.backends.border import note
 
 from semantik_realtime_nats.ledger import PAGE_EVENTS, Gap, Ledger
 from semantik_realtime_nats.records import LogMessage
@@ -44,7 +49,9 @@ class TopicLog:
             found = await stream.read_last([log, checkpoint])
             if log not in found:
                 return None
-            last = decode_message(found[log])
+            last = decode_message(topic, found[log])
+            if last is None:
+                return await cls._read_before(stream, subjects, topic, found)
             ledger = Ledger(last.header.epoch, deleted=last.header.deleted)
             if checkpoint in found and not ledger.deleted:
                 restored = decode_checkpoint(found[checkpoint].data)
@@ -66,6 +73,30 @@ class TopicLog:
                 continue
             return cls(stream, subjects, topic, ledger, messages)
 
+    @classmethod
+    async def _read_before(
+        cls, stream: Stream, subjects: Subjects, topic: str, found: dict[str, StoredMessage]
+    ) -> TopicLog:
+        """Read a topic's log up to the last message that a writer has made.
+
+        Another program has published a later one. The next append comes after that one, and
+        begins a new epoch if no message is left to continue.
+        """
+        checkpoint, end_seq = found.get(subjects.checkpoint(topic)), found[subjects.log(topic)].seq
+        ledger = decode_checkpoint(checkpoint.data) if checkpoint else Ledger("")
+        messages = await read_messages(stream, subjects, topic, max(1, ledger.seq))
+        with contextlib.suppress(Gap):
+            for message in messages:
+                if message.header.deleted or message.header.prev_seq == 0:
+                    ledger = Ledger(message.header.epoch)
+                if message.seq > ledger.seq:
+                    ledger.apply(message)
+            if messages and ledger.seq == messages[-1].seq:
+                ledger.commit(messages[-1].header, ledger.seq, messages[-1].stored_at)
+                ledger.expected_seq = end_seq
+                return cls(stream, subjects, topic, ledger, messages)
+        return cls(stream, subjects, topic, Ledger.begin(end_seq), [])
+
     async def read_after(self, offset: int, limit: int, max_bytes: int) -> list[LogMessage]:
         """Return messages with the oldest stored events after ``offset``.
 
@@ -82,7 +113,7 @@ class TopicLog:
         messages: list[LogMessage] = []
         count = size = 0
         async for part in self._stream.read_parts(subject, self.ledger.find_seq(offset)):
-            for message in map(decode_message, part):
+            for message in decode_messages(self._topic, part):
                 if message.seq > end_seq:
                     raise Gap("the end of the log is gone")
                 messages.append(message)
@@ -114,7 +145,8 @@ class TopicLog:
             seq = min(older[-1], self.ledger.find_seq(max(0, first.header.offset - missing)))
             page: list[LogMessage] = []
             async for part in self._stream.read_parts(subject, seq):
-                page += [decode_message(stored) for stored in part if stored.seq < first.seq]
+                older_part = [stored for stored in part if stored.seq < first.seq]
+                page += decode_messages(self._topic, older_part)
                 if part and part[-1].seq >= first.header.prev_seq:
                     break
             if not page or page[-1].seq != first.header.prev_seq:
@@ -149,7 +181,7 @@ async def read_messages(
     stream: Stream, subjects: Subjects, topic: str, seq: int
 ) -> list[LogMessage]:
     """Return the messages of a topic's log with the sequence ``seq`` or a later one."""
-    return [decode_message(stored) for stored in await stream.read_from(subjects.log(topic), seq)]
+    return decode_messages(topic, await stream.read_from(subjects.log(topic), seq))
 
 
 async def catch_up(
@@ -176,9 +208,19 @@ def decode_checkpoint(data: bytes) -> Ledger:
     return Ledger.restore(zlib.decompress(data))
 
 
-def decode_message(stored: StoredMessage) -> LogMessage:
-    """Decode a message of a log."""
-    return LogMessage.decode(stored.seq, stored.stored_at, stored.data)
+def decode_message(topic: str, stored: StoredMessage) -> LogMessage | None:
+    """Decode a message of a topic's log; None, and noted, if no writer has made it."""
+    try:
+        return LogMessage.decode(stored.seq, stored.stored_at, stored.data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        note("message", topic, f"sequence {stored.seq}", str(error))
+        return None
+
+
+def decode_messages(topic: str, stored: Iterable[StoredMessage]) -> list[LogMessage]:
+    """Decode messages of a topic's log, without those that no writer has made."""
+    decoded = (decode_message(topic, one) for one in stored)
+    return [message for message in decoded if message is not None]
 
 
 def offset_of(event: bytes) -> int:
@@ -192,6 +234,15 @@ def offset_of(event: bytes) -> int:
 
 def _have_all_states(ledger: Ledger, stored: dict[str, bytes]) -> bool:
     return all(
-        key in ledger.changed or (key in stored and offset_of(stored[key]) == offset)
+        key in ledger.changed or (key in stored and _is_of(stored[key], offset))
         for key, offset in ledger.keys.items()
     )
+
+
+def _is_of(event: bytes, offset: int) -> bool:
+    try:
+        return offset_of(event) == offset
+    except ValueError:
+        # Another program has published it. Reading again would find the same, so it counts as the
+        # state, which no reader gets then.
+        return True

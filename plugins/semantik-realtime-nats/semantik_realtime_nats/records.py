@@ -7,6 +7,7 @@ from zlib import crc32
 
 import msgspec
 from semantik_realtime.core.event import Cursor, Draft, Event, StateChange, link, with_offset
+from semantik_realtime.core.readable import is_cursor
 
 _encode = msgspec.json.Encoder().encode
 
@@ -99,9 +100,17 @@ class LogMessage(msgspec.Struct, frozen=True):
 
     @classmethod
     def decode(cls, seq: int, stored_at: float, data: bytes) -> LogMessage:
-        """Decode what `LogHeader.encode` returned."""
+        """Decode what `LogHeader.encode` returned.
+
+        Raises:
+            ValueError: no writer has made it.
+        """
         line, _, rest = data.partition(b"\n")
-        return cls(seq, stored_at, _decode_header(line), rest.split(b"\n") if rest else ())
+        message = cls(seq, stored_at, _decode_header(line), rest.split(b"\n") if rest else ())
+        counts = (fact.count for fact in message.header.facts if isinstance(fact, EventRun))
+        if sum(counts) != len(message.bodies) or not is_cursor(message.cursor):
+            raise ValueError("it is no message of a log")
+        return message
 
     @property
     def cursor(self) -> Cursor:

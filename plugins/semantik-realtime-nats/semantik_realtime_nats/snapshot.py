@@ -69,45 +69,69 @@ async def read_tops(stream: Stream, subjects: Subjects, topics: Sequence[str]) -
     logs = list(by_log)
     for start in range(0, len(logs), BATCH):
         part = logs[start : start + BATCH]
-        for log, last in (await _read_ends(stream, part)).items():
+        for log, last in (await _read_ends(stream, subjects, by_log, part)).items():
             if not last.is_unknown and not await stream.is_past(last.expires_at):
                 tops[by_log[log]] = Top(last.cursor, last.owner)
     return tops
 
 
-async def _read_ends(stream: Stream, logs: list[str]) -> dict[str, LastMessage]:
+async def _read_ends(
+    stream: Stream, subjects: Subjects, topics: dict[str, str], logs: list[str]
+) -> dict[str, LastMessage]:
     """Return the last message of each of at most `BATCH` logs that has one."""
     cache, now = stream.tops, read_steady_clock()
     known, unknown, first_seq = cache.split(logs, now)
     ends: dict[str, LastMessage] = {}
     if known:
-        found, as_of_seq = await _read_since(stream, known, first_seq)
+        found, as_of_seq, foreign = await _read_since(stream, topics, known, first_seq)
+        found |= await _read_before(stream, subjects, topics, foreign)
         if cache.note_news(known, found, as_of_seq):
             ends = {log: last for log in known if (last := cache.end_of(log)) is not None}
         else:
             unknown = logs
     if unknown:
-        found, as_of_seq = await _read_since(stream, unknown, 0)
+        found, as_of_seq, foreign = await _read_since(stream, topics, unknown, 0)
+        found |= await _read_before(stream, subjects, topics, foreign)
         cache.note(unknown, found, as_of_seq, now)
         ends |= found
     return ends
 
 
+async def _read_before(
+    stream: Stream, subjects: Subjects, topics: dict[str, str], logs: list[str]
+) -> dict[str, LastMessage]:
+    """Return the ends of logs to which another program has added a message."""
+    ends: dict[str, LastMessage] = {}
+    for log in logs:
+        read = await TopicLog.read(stream, subjects, topics[log])
+        if read is not None and read.ledger.offset:
+            ledger = read.ledger
+            ends[log] = LastMessage(ledger.cursor, ledger.owner, ledger.alive_until, ledger.deleted)
+    return ends
+
+
 async def _read_since(
-    stream: Stream, logs: list[str], seq: int
-) -> tuple[dict[str, LastMessage], int]:
-    """Return the ends that are as new as ``seq``, and as of which sequence of the stream."""
+    stream: Stream, topics: dict[str, str], logs: list[str], seq: int
+) -> tuple[dict[str, LastMessage], int, list[str]]:
+    """Return the ends that are as new as ``seq``, and as of which sequence of the stream.
+
+    And the logs whose last message no writer has made.
+    """
     found: dict[str, LastMessage] = {}
+    foreign: list[str] = []
     as_of_seq = 0
     # In parts: the last messages may be large, and only their headers are kept.
     async for part, up_to_seq in stream.read_last_since(logs, seq):
         as_of_seq = up_to_seq
         for stored in part:
-            last = decode_message(stored)
+            last = decode_message(topics[stored.subject], stored)
+            if last is None:
+                foreign.append(stored.subject)
+                continue
             found[stored.subject] = LastMessage(
                 last.cursor, last.header.owner, last.expires_at, last.is_unknown
             )
-    return found, as_of_seq
+    return found, as_of_seq, foreign
 
 
 async def _read_sync(

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
+from semantik_realtime.backends.border import note
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.hookspecs import Sink
@@ -242,7 +244,12 @@ class Subscriber:
 def deliver(topic: str, sink: Sink, data: bytes) -> None:
     """Call ``sink`` for one log message."""
     # Sequence and time are not republished, and a sink needs neither.
-    message = LogMessage.decode(0, 0.0, data)
+    try:
+        message = LogMessage.decode(0, 0.0, data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        # No writer has published it. If one of theirs was lost, the next offset shows it.
+        note("message", topic, "unknown", str(error))
+        return
     if message.header.deleted:
         sink.gone(topic)
     elif message.bodies:

@@ -37,7 +37,8 @@ async def sweep(stream: Stream, subjects: Subjects) -> int:
         for start in range(0, len(logs), LOGS_AT_ONCE):
             found = await stream.read_last(logs[start : start + LOGS_AT_ONCE])
             for log, stored in found.items():
-                if await stream.is_past(decode_message(stored).expires_at):
+                last = decode_message(log, stored)
+                if last is not None and await stream.is_past(last.expires_at):
                     await stream.purge(log.removesuffix("log") + ">", last_seq + 1)
                     purged += 1
         offset += len(logs)

@@ -26,7 +26,11 @@
 --         on. Receipts that are all "a" are left out.
 local meta, log, state, fence, seen = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local head = cjson.decode(ARGV[1])
-local position = redis.call('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted', 'open')
+local position = redis.pcall('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted', 'open')
+if position.err then
+  if not string.find(position.err, 'WRONGTYPE', 1, true) then redis.call('HMGET', meta, 'epoch') end
+  position = {}
+end
 local receipts = {}
 
 if position[5] then
@@ -35,12 +39,14 @@ if position[5] then
 end
 
 local epoch = position[1]
+-- Another program may have written what is no position: then this log cannot go on.
+if not is_whole(position[2] or '0') or not is_whole(position[3] or '0') then epoch = false end
 local is_new = not epoch
 if is_new then
   -- Expiry or eviction may have deleted the meta hash and left the log. Its offsets belong to
   -- the old epoch, and the server would refuse to append 1-0 after them.
-  redis.call('DEL', log, state, fence, seen)
-  epoch = head.epoch
+  redis.call('DEL', meta, log, state, fence, seen)
+  epoch, position = head.epoch, {}
 end
 local offset = tonumber(position[2] or '0')
 local chain = tonumber(position[3] or '0')
@@ -74,7 +80,7 @@ end
 local function position_of(producer, number)
   local wanted = ' ' .. producer .. ' ' .. number
   for _, entry in ipairs(redis.call('XREVRANGE', log, '+', '-')) do
-    local mark = entry[2][4]
+    local mark = entry[2][4] or ''
     if string.sub(mark, 9) == wanted then
       return ' ' .. string.match(entry[1], '^%d+') .. ' ' .. string.sub(mark, 1, 8)
     end
@@ -93,7 +99,7 @@ local function drop_ended()
   local ended = {}
   local all = redis.call('HGETALL', fence)
   for i = 1, #all, 2 do
-    local ended_at = tonumber(string.match(all[i + 1], '^%d+ (-?%d+) '))
+    local ended_at = tonumber(string.match(all[i + 1], '^%d+ (-?%d+) ')) or 0
     if ended_at > 0 and not attempts[all[i]] and is_known_key(all[i]) then
       ended[#ended + 1] = {ended_at, all[i]}
     end
@@ -128,6 +134,20 @@ local function begin_again()
   events, chains, states, key_count = {}, {}, {}, nil
 end
 
+-- Add an entry. If another program has added one with a later id, the server accepts none of ours
+-- before it: then the log is emptied and goes on in a new epoch. The states stay.
+local function add_entry(id, event, mark)
+  local added = redis.pcall('XADD', log, id, 'e', event, 'm', mark)
+  if type(added) ~= 'table' or not added.err then return end
+  local is_foreign = string.find(added.err, 'smaller than', 1, true)
+    or string.find(added.err, 'WRONGTYPE', 1, true)
+  if #events == 0 and is_foreign then
+    redis.call('DEL', log)
+    epoch, is_new = head.epoch, true
+  end
+  redis.call('XADD', log, id, 'e', event, 'm', mark)
+end
+
 -- Whether the last event ended the topic's own job, and that job, if the batch has drafts of it.
 local own_end, own = false, head.own
 local function append(run, number, digest)
@@ -138,7 +158,7 @@ local function append(run, number, digest)
   if not last_number and is_empty then
     last_number = 0
   elseif not last_number then
-    last_number = tonumber(string.match(redis.call('HGET', seen, producer) or '0', '^%d+'))
+    last_number = tonumber(string.match(redis.call('HGET', seen, producer) or '0', '^%d+')) or 0
   end
   local refusal = nil
   local current = nil
@@ -182,8 +202,7 @@ local function append(run, number, digest)
     local text = string.format('%d', offset)
     local chain_text = string.format('%08x', chain)
     local event = '{"offset":' .. text .. ',' .. body
-    redis.call('XADD', log, text, 'e', event,
-      'm', chain_text .. ' ' .. producer .. ' ' .. string.format('%d', number))
+    add_entry(text, event, chain_text .. ' ' .. producer .. ' ' .. string.format('%d', number))
     events[#events + 1] = event
     chains[#chains + 1] = chain_text
     if change == 'set' then
@@ -260,7 +279,7 @@ if #events > 0 then
       -- appended nothing for longest.
       local all, by_age = redis.call('HGETALL', seen), {}
       for i = 1, #all, 2 do
-        by_age[#by_age + 1] = {tonumber(string.match(all[i + 1], '(%d+)$')), all[i]}
+        by_age[#by_age + 1] = {tonumber(string.match(all[i + 1], '(%d+)$')) or 0, all[i]}
       end
       table.sort(by_age, function(a, b) return a[1] < b[1] end)
       for i = 1, head.producers / 2 do redis.call('HDEL', seen, by_age[i][2]) end

@@ -17,12 +17,18 @@ from typing import Any
 
 import msgspec
 
+from semantik_realtime.backends.border import note
 from semantik_realtime.backends.redis.address import read_address
 from semantik_realtime.backends.redis.appender import Appender
 from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.reader import Reader
 from semantik_realtime.backends.redis.refusals import explain_for, is_about_keys
-from semantik_realtime.backends.redis.replies import read_page, read_snapshot
+from semantik_realtime.backends.redis.replies import (
+    is_of_another_type,
+    read_page,
+    read_snapshot,
+    read_top,
+)
 from semantik_realtime.backends.redis.script import (
     CLAIM,
     DELETE,
@@ -220,13 +226,16 @@ class RedisBackend:
         )
         tops = {}
         for topic, reply in zip(topics, replies, strict=True):
-            if isinstance(reply, Exception):
+            if isinstance(reply, Exception) and not is_of_another_type(reply.__cause__ or reply):
                 self._note_unreadable(topic, reply)
                 continue
-            epoch, offset, chain, owner = reply
-            if epoch is not None and offset not in (None, b"0"):
-                cursor = Cursor(epoch.decode(), int(offset), int(chain))
-                tops[topic] = Top(cursor, owner.decode() if owner is not None else None)
+            try:
+                top = read_top(reply)
+            except (TypeError, ValueError) as error:
+                note("position", topic, "unknown", str(error))
+            else:
+                if top is not None:
+                    tops[topic] = top
         return tops
 
     @hookimpl

@@ -21,7 +21,7 @@ if newest[3] == ARGV[3] then return newest[1] end
 redis.call('HDEL', fence, ARGV[2])
 drop_stateless(fence, KEYS[3], ARGV[5] - 1)
 local attempt = newest[1] + 1
-write_attempt(fence, ARGV[2], {attempt, -(position[3] or 0), ARGV[3]})
+write_attempt(fence, ARGV[2], {attempt, -(tonumber(position[3]) or 0), ARGV[3]})
 local expiry, open = ARGV[4], position[5] or ''
 if open == '' and ARGV[2] == ARGV[8] and redis.call('HEXISTS', KEYS[3], ARGV[2]) == 1 then
   open = '0'

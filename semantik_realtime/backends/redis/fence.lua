@@ -6,7 +6,12 @@
 local function read_attempt(fence, job)
   local text = redis.call('HGET', fence, job)
   local attempt, offset, token = string.match(text or '0 0 ', '^(%d+) (-?%d+) (.*)$')
-  return {tonumber(attempt), tonumber(offset), token}
+  return {tonumber(attempt) or 0, tonumber(offset) or 0, token or ''}
+end
+
+-- Whether a text is a whole number from 0 on that Lua can count.
+local function is_whole(text)
+  return #text <= 15 and string.match(text, '^%d+$') ~= nil
 end
 
 -- Return 1 if the job was unknown, else 0.
@@ -35,7 +40,7 @@ local function drop_stateless(fence, state, limit)
   local all = redis.call('HGETALL', fence)
   for i = 1, #all, 2 do
     if not has_state[all[i]] then
-      local offset = tonumber(string.match(all[i + 1], '^%d+ (-?%d+) '))
+      local offset = tonumber(string.match(all[i + 1], '^%d+ (-?%d+) ')) or 0
       by_age[#by_age + 1] = {math.abs(offset), all[i]}
     end
   end

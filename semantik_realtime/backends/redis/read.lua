@@ -9,20 +9,22 @@
 --        {key, event, …}}
 -- The rule is that of plan_sync() in core/resume.py; the contract suite tests both.
 local meta, log, state = KEYS[1], KEYS[2], KEYS[3]
-local position = redis.call('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted')
+local position = read_any('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted')
 if position[5] then return {'deleted'} end
-if not position[1] or not position[2] or position[2] == '0' then return {} end
-local epoch, offset, chain = position[1], tonumber(position[2]), tonumber(position[3])
+local epoch, offset, chain = position[1], whole(position[2]), whole(position[3])
+if not epoch or not offset or not chain or offset == 0 then return {} end
 local asked_epoch, asked = ARGV[1], tonumber(ARGV[2])
 
 local function chain_at(place)
   if place == offset then return string.format('%08x', chain) end
   if place == 0 then return '00000000' end
-  local entry = redis.call('XRANGE', log, ARGV[2] .. '-0', ARGV[2] .. '-0')[1]
-  return entry and string.sub(entry[2][4], 1, 8)
+  local entry = read_any('XRANGE', log, ARGV[2] .. '-0', ARGV[2] .. '-0')[1]
+  if not entry then return nil end
+  local _, there = entry_of_append(entry)
+  return there
 end
 
-local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
+local oldest = read_any('XRANGE', log, '-', '+', 'COUNT', 1)[1]
 local first = oldest and tonumber(string.match(oldest[1], '^%d+')) or offset + 1
 local reason = ''
 if asked_epoch == '-' then
@@ -47,12 +49,12 @@ end
 local most = tonumber(ARGV[6])
 local events, states = {}, {}
 if reason == '' and asked < offset then
-  events = read_events('XRANGE', log, asked + 1, offset - asked, most)
+  events = read_events('XRANGE', log, asked + 1, offset, offset - asked, most)
   if #events < 2 * (offset - asked) then reason = 'too_far' end
 end
 if reason ~= '' then
-  states = redis.call('HGETALL', state)
-  local newest = read_events('XREVRANGE', log, offset, tonumber(ARGV[4]), most)
+  states = read_any('HGETALL', state)
+  local newest = read_events('XREVRANGE', log, offset, 0, tonumber(ARGV[4]), most)
   events = {}
   for i = #newest - 1, 1, -2 do
     events[#events + 1] = newest[i]

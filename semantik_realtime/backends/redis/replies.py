@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from redis.exceptions import ResponseError
+
+from semantik_realtime.backends.border import note
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.resume import Reason
-from semantik_realtime.hookspecs import Page, Sink, Snapshot
+from semantik_realtime.hookspecs import Page, Sink, Snapshot, Top
 
 
 def read_snapshot(reply: Sequence[Any]) -> Snapshot:
@@ -17,12 +20,9 @@ def read_snapshot(reply: Sequence[Any]) -> Snapshot:
     epoch, offset, chain, owner, reason, flat_events, flat_states = reply
     return Snapshot(
         _cursor(epoch, offset, chain),
-        owner.decode() or None,
+        text(owner) or None,
         Reason(reason.decode()) if reason else None,
-        {
-            key.decode(): event
-            for key, event in zip(flat_states[::2], flat_states[1::2], strict=True)
-        },
+        {text(key): event for key, event in zip(flat_states[::2], flat_states[1::2], strict=True)},
         _events(flat_events),
     )
 
@@ -45,21 +45,55 @@ def deliver(topic: str, sink: Sink, payload: bytes) -> None:
     if payload == b"gone":
         sink.gone(topic)
         return
+    try:
+        prev, events = _read_message(payload)
+    except ValueError as error:
+        # No append has published it. If one was lost, the next offset shows it.
+        note("message", topic, "unknown", str(error))
+    else:
+        sink.events(topic, prev, events)
+
+
+def _read_message(payload: bytes) -> tuple[Cursor, list[Event]]:
+    """Return the position before the first event, and the events.
+
+    Raises:
+        ValueError: append.lua has not made it.
+    """
     head, *bodies = payload.split(b"\n")
     epoch, offset, chain_before, *chains = head.decode().split(" ")
     prev = Cursor(epoch, int(offset), int(chain_before))
-    sink.events(
-        topic,
-        prev,
-        [
-            Event(prev.offset + place, int(chain, 16), body)
-            for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
-        ],
-    )
+    return prev, [
+        Event(prev.offset + place, int(chain, 16), body)
+        for place, (chain, body) in enumerate(zip(chains, bodies, strict=True), start=1)
+    ]
+
+
+def read_top(reply: Any) -> Top | None:
+    """Return the end of a topic by four fields of its meta; None if nothing was appended.
+
+    Raises:
+        TypeError, ValueError: another program has written them.
+    """
+    epoch, offset, chain, owner = reply
+    if epoch is None or offset in (None, b"0"):
+        return None
+    cursor = Cursor(text(epoch), int(offset), int(chain))
+    return Top(cursor, text(owner) if owner is not None else None)
+
+
+def is_of_another_type(error: BaseException) -> bool:
+    """Return True if a key has another type than the command expects: a program has set it."""
+    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
+
+
+def text(value: bytes) -> str:
+    """Decode what another program may have written: wrong bytes make it no epoch and no user."""
+    return value.decode(errors="replace")
 
 
 def _cursor(epoch: bytes, offset: bytes, chain: bytes) -> Cursor:
-    return Cursor(epoch.decode(), int(offset), int(chain, 16))
+    return Cursor(text(epoch), int(offset), int(chain, 16))
 
 
 def _events(flat: Sequence[bytes]) -> list[Event]:

@@ -1,5 +1,5 @@
 import { h, oncePerFrame, setText } from "./dom.js";
-import { clockText, plural, recordText } from "./text.js";
+import { clockText, gapText, plural, recordText } from "./text.js";
 
 const MAX_ROWS = 1000;
 /** Frequent, and visible in the bar: shown in the list only with "every step". */
@@ -36,6 +36,9 @@ export class EventLog {
   #box;
   #note;
   #countText;
+  #gapText;
+  /** Events that were left out because the page read too slowly. */
+  #leftOut = 0;
   #paintSoon = oncePerFrame(() => this.#paint());
 
   constructor() {
@@ -47,6 +50,7 @@ export class EventLog {
     }, this.#list);
     this.#note = h("p", { class: "muted small events-note" });
     this.#countText = h("span", { class: "muted" });
+    this.#gapText = h("p", { class: "muted small events-note", "data-testid": "gap" });
     const every = h("input", {
       type: "checkbox",
       onchange: () => this.#box.classList.toggle("all", /** @type {any} */ (every).checked),
@@ -55,7 +59,7 @@ export class EventLog {
       "section", { class: "event-box", "aria-label": "Events" },
       h("header", {}, h("h3", {}, "Events"), this.#countText,
         h("label", { class: "small" }, every, "every step")),
-      this.#box, this.#note,
+      this.#box, this.#gapText, this.#note,
     );
     this.explain("");
   }
@@ -69,7 +73,19 @@ export class EventLog {
     setText(this.#note, text);
   }
 
+  /**
+   * Say which events are not in the list.
+   *
+   * @param {{ reason: string, events: number | null }} gap
+   */
+  noteGap({ reason, events }) {
+    if (reason === "conflated") this.#leftOut += events ?? 0;
+    setText(this.#gapText, gapText(reason, reason === "conflated" ? this.#leftOut : events));
+  }
+
   clear() {
+    this.#leftOut = 0;
+    setText(this.#gapText, "");
     this.#added.clear();
     this.#count = 0;
     this.#list.replaceChildren();

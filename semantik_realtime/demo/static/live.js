@@ -5,6 +5,8 @@ import { countingSocket } from "./delivery-count.js";
 // Served by the realtime plugin. The page works without it, and then polls.
 const CLIENT = "/realtime/static/realtime.js";
 const HISTORY_EVENTS = 200;
+/** Reasons of a gap after which another log goes on. */
+const OTHER_LOG = new Set(["epoch", "diverged", "ahead"]);
 
 /** The live updates of a session: the user's feed, and the topics of the open jobs. */
 export class LiveUpdates {
@@ -79,6 +81,7 @@ export class LiveUpdates {
     if (this.#module === null) card.log.explain("Live events need the realtime plugin.");
     if (!this.#client || this.#subscriptions.has(id)) return;
     let isFirst = true;
+    let isOtherLog = false;
     let newest = 0;
     card.log.clear();
     const subscription = this.#client.watch(topic, {
@@ -88,10 +91,11 @@ export class LiveUpdates {
         card.readView("topic", view, this.#jobs.now);
         card.log.explain(isDegraded ? "The events appear when live updates are back."
           : card.log.isEmpty ? "This job’s events are no longer stored." : "");
-        // A resumed stream has no history: the events from before the reload are fetched.
+        // A resumed stream has no history: the events from before the reload are fetched. So are
+        // those of another log that the client does not pass on again.
         if (isFirst && !isDegraded) {
-          isFirst = false;
-          if (view.cursor && view.reason === null) loadHistory(card, view.offset);
+          if (view.cursor && (isOtherLog || view.reason === null)) loadHistory(card, view.offset);
+          isFirst = isOtherLog = false;
         }
         this.#jobs.paintSoon();
       },
@@ -102,6 +106,15 @@ export class LiveUpdates {
         card.log.add(event);
         if (event.type === "file_failed") card.addFailure(event.data.file, event.data.reason);
         if (!replayed) this.#markFile(event);
+      },
+      onGap: (/** @type {any} */ gap) => {
+        if (OTHER_LOG.has(gap.reason)) {
+          // The rows of the lost log are removed.
+          card.log.clear();
+          isFirst = isOtherLog = true;
+          newest = 0;
+        }
+        card.log.noteGap(gap);
       },
       onDenied: (/** @type {any} */ { code }) =>
         card.log.explain(code === "too_many_topics"

@@ -5,6 +5,20 @@ export function plural(count, one, many = `${one}s`) {
   return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 }
 
+/**
+ * @param {string} reason of a gap in the events of a page
+ * @param {number | null} events how many there are
+ */
+export function gapText(reason, events) {
+  if (reason === "conflated") {
+    return `${plural(events ?? 0, "event")} left out: this page reads too slowly.`;
+  }
+  if (reason === "trimmed" || reason === "too_far") {
+    return `${plural(events ?? 0, "event")} summed up: this page was away for too long.`;
+  }
+  return "The log was lost, and goes on from an earlier state.";
+}
+
 /** @param {number} bytes */
 export function sizeText(bytes) {
   if (bytes < 1000) return `${bytes} B`;

@@ -11,7 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from semantik_realtime.core.allowance import Allowance
 from semantik_realtime.core.limits import FLOOD_SECONDS
 from semantik_realtime.core.session import CloseCode, SessionLimits
-from semantik_realtime.web.hub.connection import Ended
+from semantik_realtime.web.hub.ended import Ended
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from semantik_realtime.web.endpoints.answers import PIECE_BYTES, Refused
 from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.endpoints.rest import identify, integer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, run
-from semantik_realtime.web.hub.connection import Connection, Ended
+from semantik_realtime.web.hub.connection import Connection
+from semantik_realtime.web.hub.ended import Ended
 from semantik_realtime.web.reads import Busy
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.tokens import CheckedIdentity

@@ -13,7 +13,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import AccessError, BackendError, TopicError
-from semantik_realtime.web.hub.connection import Connection, Ended
+from semantik_realtime.web.hub.connection import Connection
+from semantik_realtime.web.hub.ended import Ended
 from semantik_realtime.web.state import WebState
 
 logger = logging.getLogger(__name__)

@@ -37,7 +37,8 @@ from semantik_realtime.web.credentials import accepted_subprotocol, credentials_
 from semantik_realtime.web.endpoints.inbox import Inbox
 from semantik_realtime.web.endpoints.peer import Peer
 from semantik_realtime.web.endpoints.transport import CLOSE_SECONDS, counting_refusals, run
-from semantik_realtime.web.hub.connection import Connection, Ended
+from semantik_realtime.web.hub.connection import Connection
+from semantik_realtime.web.hub.ended import Ended
 from semantik_realtime.web.state import WebState
 from semantik_realtime.web.tokens import CheckedIdentity
 from semantik_realtime.web.wires.compat import CompatWire

@@ -14,7 +14,8 @@ from semantik_realtime.backoff import Backoff
 from semantik_realtime.core import frames
 from semantik_realtime.core.backpressure import Limits, Write, conflate, plan_write
 from semantik_realtime.core.event import Cursor, Event
-from semantik_realtime.core.limits import KEEP_EVENTS
+from semantik_realtime.core.limits import KEEP_EVENTS, PIECE_BYTES, SPARE_BYTES
+from semantik_realtime.core.resume import take_bytes
 from semantik_realtime.core.splice import NOWHERE, Admission, Phase, ResyncReason, Splice
 from semantik_realtime.errors import BackendError
 from semantik_realtime.hookspecs import Snapshot
@@ -69,8 +70,8 @@ class Channel:
         self._resyncing: asyncio.Task[None] | None = None
         # Readings under way, by cursor and history: equal requests share one.
         self._readings: dict[tuple[Cursor | None, int], asyncio.Task[Snapshot]] = {}
-        # Encoded events by the offset they follow; cleared when new events arrive.
-        self._outgoing: dict[tuple[int, bool], Outgoing | None] = {}
+        # Encoded events by the position they follow; cleared when new events arrive.
+        self._outgoing: dict[tuple[Cursor, bool], Outgoing | None] = {}
         # The last answer to a subscription: a crowd that joins gets the same one.
         self._last_sync: Sync | None = None
 
@@ -195,27 +196,38 @@ class Channel:
         self.release()
 
     def outgoing(self, cursor: Cursor, *, is_slow: bool) -> Outgoing | None:
-        """Return the events that follow ``cursor``; None: too many, the connection must end."""
-        key = cursor.offset, is_slow
-        if key in self._outgoing:
-            return self._outgoing[key]
+        """Return the next events that follow ``cursor``; None: the connection must end.
+
+        All that wait, conflated, for a slow connection with many; else the
+        first ones, of about `PIECE_BYTES`.
+        """
+        key = cursor, is_slow
+        if key not in self._outgoing:
+            self._outgoing[key] = self._encode(cursor, is_slow)
+        return self._outgoing[key]
+
+    def _encode(self, cursor: Cursor, is_slow: bool) -> Outgoing | None:
         buffer = self._splice.buffer
         events = buffer.since(cursor.offset)
-        outgoing = None
-        if events is not None:
-            size = sum(len(event.json) for event in events)
-            plan = plan_write(size, self._limits, is_slow=is_slow)
-            if plan is not Write.EVICT:
-                kept = conflate(events) if plan is Write.CONFLATED else events
-                member = frames.topic_events(
-                    self.topic, cursor.offset, buffer.cursor, kept, len(events) - len(kept)
-                )
-                since = _time_of(kept[0]) if kept else None
-                outgoing = Outgoing(
-                    buffer.cursor, kept, member, frames.events_frame([member]), since
-                )
-        self._outgoing[key] = outgoing
-        return outgoing
+        # A position outside this history cannot be continued; the client resumes by its cursor.
+        if events is None or (cursor.epoch and not buffer.knows(cursor)):
+            return None
+        size = sum(len(event.json) for event in events)
+        plan = plan_write(size, self._limits, is_slow=is_slow)
+        if plan is Write.EVICT:
+            return None
+        end, left_out = buffer.cursor, 0
+        if plan is Write.CONFLATED:
+            kept = conflate(events)
+            left_out = len(events) - len(kept)
+        elif size <= PIECE_BYTES:
+            kept = events
+        else:
+            kept = take_bytes(events, PIECE_BYTES)
+            end = Cursor(end.epoch, kept[-1].offset, kept[-1].chain)
+        member = frames.topic_events(self.topic, cursor.offset, end, kept, left_out)
+        since = _time_of(kept[0]) if kept else None
+        return Outgoing(end, kept, left_out, member, frames.events_frame([member]), since)
 
     def answer(
         self,
@@ -311,11 +323,13 @@ class Channel:
         self._outgoing.clear()
         buffer = self._splice.buffer
         if len(buffer) > 2 * KEEP_EVENTS or buffer.bytes > self._limits.evict_above_bytes:
-            needed = min(
-                (subscription.cursor.offset for subscription in self._watchers),
-                default=buffer.offset,
-            )
-            buffer.trim(needed, KEEP_EVENTS, self._limits.evict_above_bytes)
+            needed = spared = buffer.offset
+            for subscription in self._watchers:
+                needed = min(needed, subscription.cursor.offset)
+                if not subscription.watcher.is_slow:
+                    spared = min(spared, subscription.cursor.offset)
+            most = self._limits.evict_above_bytes
+            buffer.trim(needed, KEEP_EVENTS, most, spared=spared, spare_bytes=SPARE_BYTES)
         for subscription in self._watchers:
             subscription.watcher.wake(subscription)
 

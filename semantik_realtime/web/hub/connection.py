@@ -14,6 +14,7 @@ from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import BackendError
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
+from semantik_realtime.web.hub.ended import Ended
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.outbox import Outbox
 from semantik_realtime.web.hub.permission import Permissions
@@ -22,18 +23,9 @@ from semantik_realtime.web.hub.rechecks import Rechecks
 from semantik_realtime.web.hub.subscription import Subscription
 from semantik_realtime.web.outage import DegradedMode
 from semantik_realtime.web.tokens import CheckedIdentity
-from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire
+from semantik_realtime.web.wires.wire import Outgoing, Sync, Wire, in_pieces
 
 logger = logging.getLogger(__name__)
-
-
-class Ended(Exception):
-    """The server ends the connection, with a close code and a reason."""
-
-    def __init__(self, code: CloseCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
 
 
 class _Asked(NamedTuple):
@@ -98,6 +90,8 @@ class Connection:
         self._ended: Ended | None = None
         # Since when `write` waits for the socket; None while it does not.
         self._sending_since: float | None = None
+        # Whether the client was slow to take one of the frames that were written last.
+        self._was_slow = False
         self._next_heartbeat = time.monotonic() + heartbeat_seconds
         # The task that runs `write`.
         self._writer: asyncio.Task[Any] | None = None
@@ -126,6 +120,10 @@ class Connection:
     def subscriptions(self) -> int:
         """How many topics it follows."""
         return len(self._subscriptions)
+
+    @property
+    def is_slow(self) -> bool:
+        return self._was_slow or self._hub.drains.is_slow(self)
 
     @property
     def outbox_bytes(self) -> int:
@@ -268,18 +266,18 @@ class Connection:
         Raises:
             Ended: the server ends it.
         """
-        self._writer, is_slow = asyncio.current_task(), False
+        self._writer = asyncio.current_task()
         while True:
             await self._wake.wait()
             self._wake.clear()
-            batches = self._collect(is_slow)
-            begun = time.monotonic()
+            batches = self._collect()
+            was_slow = False
             while self._outbox.sending:
                 self.note_progress()
-                await self._send(self._outbox.sending[0])
+                frame = self._outbox.sending[0]
+                was_slow |= await self._hub.drains.send(self, self._send, frame)
                 await self._outbox.sent()
-            self._sending_since = None
-            is_slow = time.monotonic() - begun > limits.SLOW_WRITE_SECONDS
+            self._sending_since, self._was_slow = None, was_slow
             if batches:
                 self._hub.stats.count_written(batches, time.time())
             if self._ended is not None and self._outbox.is_empty:
@@ -289,7 +287,7 @@ class Connection:
         """A frame, or a part of one, is about to be sent: the one before has left the process."""
         self._sending_since = time.monotonic()
 
-    def _collect(self, is_slow: bool) -> list[Outgoing]:
+    def _collect(self) -> list[Outgoing]:
         """Make `write` send what waits, about `COLLECT_BYTES`; return the batches of events."""
         out = self._outbox.collect()
         dirty, self._dirty = self._dirty, {}
@@ -314,15 +312,18 @@ class Connection:
                 frames = self._answer(subscription.channel.answer(before, snapshot))
                 collected += sum(map(len, frames))
                 out += frames
-            outgoing = subscription.collect_events(is_slow=is_slow)
+            outgoing = subscription.collect_events(is_slow=self._was_slow)
             if outgoing is None:
                 self.end(CloseCode.EVICTED, "too slow")
                 break
             if outgoing.events:
                 collected += len(outgoing.member)
                 waiting.append((topic, outgoing))
-        if waiting:
-            out += self._wire.events(waiting)
+                if subscription.cursor != subscription.channel.cursor:
+                    # The next piece, after what other topics have.
+                    self.wake(subscription)
+        for part in in_pieces(waiting):
+            out += self._wire.events(part)
         return [outgoing for _, outgoing in waiting]
 
     def _answer(self, sync: Sync) -> list[str]:

@@ -22,6 +22,7 @@ from semantik_realtime.core.splice import NOWHERE, Phase, ResyncReason
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import Page, Snapshot, Status, Top
 from semantik_realtime.web.hub.channel import Channel, ChannelIO, has_failed
+from semantik_realtime.web.hub.drains import Drains
 from semantik_realtime.web.hub.stats import HubStats
 from semantik_realtime.web.hub.subscription import Subscription, Watcher
 from semantik_realtime.web.hub.top_reader import TopReader
@@ -61,6 +62,8 @@ class Hub:
         self.stats = HubStats()
         self.reads = ReadQueue()
         """The reads of logs, in turn; a new loop begins another one."""
+        self.drains = Drains()
+        """The writes to connections that are under way; a new loop begins another one."""
         self._backend = backend
         self._degraded_mode = degraded_mode
         # What `top` asks, in batches: many connections ask at once when a server restarts.
@@ -336,7 +339,7 @@ class Hub:
             return
         # A new loop (a test client, a reload): all tasks and connections ended with the old one.
         self._loop, self._opening, self.draining = loop, None, False
-        self.reads = ReadQueue()
+        self.reads, self.drains = ReadQueue(), Drains()
         self._channels.clear()
         self._tasks.clear()
         self.connections.clear()

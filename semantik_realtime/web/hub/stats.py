@@ -53,6 +53,8 @@ class HubStats(msgspec.Struct):
     """Events that the backend delivered."""
     delivered: int = 0
     """Events written to connections, counted for each connection; those in syncs excluded."""
+    conflated: int = 0
+    """Events that were left out of what was written to slow connections, counted for each."""
     lag: Lag = msgspec.field(default_factory=Lag)
     """From the time of the oldest event of a written batch to the end of the write."""
     waiting: int = 0
@@ -100,5 +102,6 @@ class HubStats(msgspec.Struct):
         """Count ``batches`` that were written to a connection at ``now`` (seconds since 1970)."""
         for batch in batches:
             self.delivered += len(batch.events)
+            self.conflated += batch.conflated
             if batch.since is not None:
                 self.lag.observe(now - batch.since)

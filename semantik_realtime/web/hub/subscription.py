@@ -31,6 +31,10 @@ class Watcher(Protocol):
         """How many topics it follows."""
 
     @property
+    def is_slow(self) -> bool:
+        """Whether its client was seen to take what is written to it slowly."""
+
+    @property
     def outbox_bytes(self) -> int:
         """About how many bytes wait to be sent to it, or are being sent."""
 
@@ -71,7 +75,7 @@ class Source(Protocol):
         """Return about how many bytes of events follow ``cursor``."""
 
     def outgoing(self, cursor: Cursor, *, is_slow: bool) -> Outgoing | None:
-        """Return the events that follow ``cursor``; None: too many, the connection must end."""
+        """Return the next events that follow ``cursor``; None: the connection must end."""
 
     def answer(
         self,
@@ -163,7 +167,10 @@ class Subscription:
         return True
 
     def collect_events(self, *, is_slow: bool) -> Outgoing | None:
-        """Move past the events that wait; None: there are so many that the connection must end."""
+        """Move past the next events that wait; None: the connection must end.
+
+        Further ones wait if `cursor` is not that of the channel afterwards.
+        """
         outgoing = self.channel.outgoing(self._cursor, is_slow=is_slow)
         if outgoing is not None and outgoing.events:
             self._cursor = outgoing.cursor

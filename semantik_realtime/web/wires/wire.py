@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import msgspec
 
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor, Event
+from semantik_realtime.core.limits import PIECE_BYTES
 from semantik_realtime.core.resume import Reason
 from semantik_realtime.hookspecs import Snapshot
 from semantik_realtime.web.wires.ends import statuses_of
@@ -35,12 +36,28 @@ class Outgoing(msgspec.Struct, frozen=True):
     cursor: Cursor
     """The position after the events."""
     events: Sequence[Event]
+    conflated: int
+    """How many events were left out."""
     member: bytes
     """The topic's member of an ``events`` frame."""
     frame: str
     """A whole frame for a connection with no other events."""
     since: float | None
     """The time of the oldest event, in seconds since 1970; None: it has no readable time."""
+
+
+def in_pieces(waiting: Sequence[tuple[str, Outgoing]]) -> Iterator[list[tuple[str, Outgoing]]]:
+    """Yield the events that wait, by topic, in parts for a frame each, of about `PIECE_BYTES`."""
+    part: list[tuple[str, Outgoing]] = []
+    size = 0
+    for topic, outgoing in waiting:
+        if part and size + len(outgoing.member) > PIECE_BYTES:
+            yield part
+            part, size = [], 0
+        part.append((topic, outgoing))
+        size += len(outgoing.member)
+    if part:
+        yield part
 
 
 class Sync:
