@@ -43,8 +43,11 @@ async def read_status(topology: Topology, reader: Reader, address: str) -> Statu
                 warnings.setdefault(warning, []).append(node)
     except (RedisError, OSError, BackendError) as error:
         text = mask_text(str(error))
-        is_one = node is None or len(layout.nodes) == 1
-        return Status("redis", False, text if is_one else f"{node}: {text}", address=address)
+        if node is not None and topology.has_sentinels:
+            text = f"the master {node}, by the address that the sentinels announce: {text}"
+        elif node is not None and layout.is_cluster:
+            text = f"the node {node}, by the address that the cluster announces: {text}"
+        return Status("redis", False, text, address=address)
     server = ", ".join(names)
     if layout.is_cluster:
         server += f", a cluster of {len(layout.nodes)} masters"
