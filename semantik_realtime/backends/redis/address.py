@@ -11,7 +11,7 @@ from semantik_realtime.errors import ConfigError
 
 SENTINEL, CLUSTER = "sentinel", "cluster"
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
-_FORM = "redis+sentinel://user:password@sentinel-1:26379,sentinel-2:26379/NAME/0"
+_FORM = "redis+sentinel://sentinel-1:26379,sentinel-2:26379/NAME/0"
 _PLAIN = ("redis", "rediss", "valkey", "valkeys")
 _OWN = "sentinel_"
 _OWN_OPTIONS = {SENTINEL: ("sentinel_username", "sentinel_password"), CLUSTER: ()}
@@ -51,8 +51,8 @@ def read_address(url: str) -> Address:
     """
     if _KOMBU.match(url):
         raise ConfigError(
-            f"wrong URL of the redis backend: write sentinels as {_FORM}, where NAME is what "
-            "Celery has as master_name"
+            f"wrong URL of the redis backend: write sentinels as {_FORM} (NAME is what Celery has as "
+            "master_name)"
         )
     scheme, _, rest = url.partition("://")
     plain, plus, kind = scheme.lower().partition("+")

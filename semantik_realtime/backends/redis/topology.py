@@ -212,7 +212,7 @@ class Topology:
             if mode == SENTINEL:
                 raise BackendRefused(
                     f"{self._home} is a sentinel, not a Redis server; write the URL as "
-                    f"redis+sentinel://{self._home}/NAME, with the name of the master"
+                    f"redis+sentinel://{self._home}/NAME with the name of the master"
                 )
             if mode != CLUSTER:
                 return Layout([self._home])
