@@ -51,8 +51,8 @@ def read_address(url: str) -> Address:
     """
     if _KOMBU.match(url):
         raise ConfigError(
-            f"wrong URL of the redis backend: write sentinels as {_FORM} (NAME is what Celery has as "
-            "master_name)"
+            f"wrong URL of the redis backend: write sentinels as {_FORM} (NAME is what Celery has "
+            "as master_name)"
         )
     scheme, _, rest = url.partition("://")
     plain, plus, kind = scheme.lower().partition("+")
