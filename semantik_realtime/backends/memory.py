@@ -24,7 +24,6 @@ from semantik_realtime.core.event import (
 )
 from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
 from semantik_realtime.core.holding import Holding
-from semantik_realtime.core.limits import MAX_PRODUCERS
 from semantik_realtime.core.ownership import OwnerChange, check_owner
 from semantik_realtime.core.resume import LogInfo, Reason, plan_sync, take_bytes
 from semantik_realtime.core.retention import expires_at, own_job
@@ -239,7 +238,7 @@ class MemoryBackend:
     def _append(self, log: Log, draft: Draft) -> tuple[Receipt, Event | None]:
         if log.deleted:
             return Receipt(Outcome.CLOSED), None
-        if draft.number <= log.numbers.get(draft.producer, 0):
+        if draft.number <= log.numbers.get(draft.producer, (0, 0.0))[0]:
             return Receipt(Outcome.DUPLICATE, self._position(log, draft)), None
         owner_change = check_owner(log.owner, log.offset, draft.owner)
         if owner_change is OwnerChange.FOREIGN:
@@ -270,10 +269,7 @@ class MemoryBackend:
         if draft.job is not None and (state != job.state or draft.job not in log.jobs):
             ended_at = log.offset if draft.terminal else 0
             self._set_job(log, draft.job, Job(state, ended_at, job.token))
-        log.numbers[draft.producer] = draft.number
-        log.numbers.move_to_end(draft.producer)
-        if len(log.numbers) > MAX_PRODUCERS:
-            log.numbers.popitem(last=False)
+        log.note_number(draft.producer, draft.number, self._clock())
         log.owner = log.owner or draft.owner
         if draft.due_at is not None:
             log.due_at = max(log.due_at or 0.0, draft.due_at)

@@ -11,6 +11,7 @@ import msgspec
 
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.fence import AttemptState
+from semantik_realtime.core.limits import KEPT_PRODUCERS, MAX_PRODUCERS, PRODUCER_SECONDS
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -42,8 +43,9 @@ class Log:
         """Of the events in ``entries`` and ``states``."""
         self.jobs: dict[str, Job] = {}
         """The one that changed longest ago comes first."""
-        self.numbers: OrderedDict[str, int] = OrderedDict()
-        """The last number of each producer; the one that appended longest ago comes first."""
+        self.numbers: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """The last number of each producer, and when it was appended, on the backend's clock; the
+        one that appended longest ago comes first."""
         self.due_at: float | None = None
         """When the topic's own job is to start, in seconds since 1970; None: no draft said so."""
         self.expires_at = 0.0
@@ -59,6 +61,16 @@ class Log:
     def first(self) -> int:
         """The offset of the oldest event that is kept."""
         return self.entries[0][0].offset if self.entries else self.offset + 1
+
+    def note_number(self, producer: str, number: int, now: float) -> None:
+        """Remember the last number of a producer, and forget others that are over the limits."""
+        self.numbers[producer] = number, now
+        self.numbers.move_to_end(producer)
+        while len(self.numbers) > KEPT_PRODUCERS:
+            oldest, (_, appended_at) = next(iter(self.numbers.items()))
+            if now - appended_at < PRODUCER_SECONDS and len(self.numbers) <= MAX_PRODUCERS:
+                break
+            del self.numbers[oldest]
 
     def begin_again(self) -> None:
         """Begin a new epoch without events and states; the fence stays."""

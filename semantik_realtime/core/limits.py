@@ -38,8 +38,13 @@ MAX_READING_JOINS = 4
 MAX_UNAUTHENTICATED = 200
 """WebSockets of a process that may wait for a credential, unless the settings say otherwise."""
 
-MAX_PRODUCERS = 256
-"""Producers whose last number a topic remembers, to recognize a draft that is sent again."""
+KEPT_PRODUCERS = 256
+"""Producers whose last number a topic remembers for as long as it lives, to recognize a draft that
+is sent again: those that appended last."""
+PRODUCER_SECONDS = 86_400.0
+"""How long it remembers the others, from their last append on: as long as a retry may take."""
+MAX_PRODUCERS = 4096
+"""Most producers that it remembers, about 100 bytes each."""
 MAX_HOLDER_CHARACTERS = 200
 """Most characters of the name under which a worker process holds its jobs."""
 MAX_HELD_RECORD_BYTES = 4096

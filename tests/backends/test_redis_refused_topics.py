@@ -28,6 +28,8 @@ from semantik_realtime.testing.contract import Author
 
 pytestmark = pytest.mark.valkey
 KEYS = ("meta", "log", "state", "fence", "seen")
+REFUSED = ("state", "fence", "seen")
+"""The keys that a topic cannot begin again without; the script replaces the others."""
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +52,9 @@ async def backend(url: str) -> AsyncIterator[RedisBackend]:
     made.close_writer()
 
 
-def spoil(admin: redis.Redis, backend: RedisBackend, topic: str, key: str) -> None:
-    """Give a key of a topic a type that it must not have."""
+def spoil(admin: redis.Redis, backend: RedisBackend, topic: str, key: str = "fence") -> None:
+    """Append an event to a topic, and give a key of it a type that it must not have."""
+    backend.publish([draft(topic)])
     admin.set(backend._keys(topic)[KEYS.index(key)], "text")
 
 
@@ -59,12 +62,10 @@ def draft(topic: str) -> Any:
     return Author().draft(topic, key="1", state={"n": 1}, job="1", attempt=1)
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", REFUSED)
 def test_the_other_topics_of_a_batch_are_appended(
     backend: RedisBackend, admin: redis.Redis, key: str
 ) -> None:
-    for topic in ("job:1", "job:2"):
-        backend.publish([draft(topic)])
     spoil(admin, backend, "job:1", key)
     receipts = backend.publish([draft("job:1"), draft("job:2"), draft("job:1"), draft("job:3")])
     assert [receipt.outcome for receipt in receipts] == [
@@ -79,7 +80,7 @@ def test_the_other_topics_of_a_batch_are_appended(
 def test_a_batch_of_a_refused_topic_alone_is_refused_and_waits_for_nothing(
     backend: RedisBackend, admin: redis.Redis
 ) -> None:
-    spoil(admin, backend, "job:1", "meta")
+    spoil(admin, backend, "job:1")
     [receipt] = backend.publish([draft("job:1")])
     assert receipt.outcome is Outcome.REFUSED
     # What found out that the server accepts others does not stay.
@@ -90,7 +91,7 @@ def test_a_batch_of_a_refused_topic_alone_is_refused_and_waits_for_nothing(
 def test_an_emitter_drops_what_is_refused_once_logged_and_sends_the_rest(
     backend: RedisBackend, admin: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spoil(admin, backend, "job:1", "meta")
+    spoil(admin, backend, "job:1")
     guarded = GuardedBackend(backend, 5.0)
     emitter = Emitter(guarded)
     refused = [emitter.emit_and_confirm(draft("job:1")) for _ in range(3)]
@@ -111,7 +112,7 @@ def test_an_emitter_drops_what_is_refused_once_logged_and_sends_the_rest(
 async def test_the_owners_feed_says_how_many_events_of_a_refused_topic_are_missing(
     backend: RedisBackend, admin: redis.Redis
 ) -> None:
-    spoil(admin, backend, "job:1", "meta")
+    spoil(admin, backend, "job:1")
     emitter = Emitter(GuardedBackend(backend, 5.0))
     author = Author()
     for _ in range(3):
@@ -129,27 +130,24 @@ async def test_the_owners_feed_says_how_many_events_of_a_refused_topic_are_missi
 
 
 @pytest.mark.parametrize("key", ["meta", "log", "state"])
-async def test_a_topic_that_cannot_be_read_is_unknown_and_no_outage(
-    backend: RedisBackend, admin: redis.Redis, key: str, caplog: pytest.LogCaptureFixture
+async def test_a_topic_that_cannot_be_read_is_no_outage(
+    backend: RedisBackend, admin: redis.Redis, key: str
 ) -> None:
-    backend.publish([draft("job:1"), draft("job:2")])
+    backend.publish([draft("job:2")])
     spoil(admin, backend, "job:1", key)
     guarded = GuardedBackend(backend, 5.0)
     await guarded.open()
-    assert (await guarded.snapshot("job:1", None, 10)).cursor is None
-    assert (await guarded.snapshot("job:2", None, 10)).cursor is not None
-    if key != "state":
-        assert (await guarded.page("job:1", 0, 10)).cursor is None
+    for topic in ("job:1", "job:2"):
+        await guarded.snapshot(topic, None, 10)
+        await guarded.page(topic, 0, 10)
     tops = await guarded.tops(["job:1", "job:2"])
     assert ("job:1" in tops) is (key != "meta")
     assert "job:2" in tops
     assert not guarded.is_away
-    assert caplog.text.count("reader: topic refused") == 1
 
 
 def test_a_claim_of_a_refused_topic_is_no_outage(backend: RedisBackend, admin: redis.Redis) -> None:
-    backend.publish([draft("job:1")])
-    spoil(admin, backend, "job:1", "fence")
+    spoil(admin, backend, "job:1")
     guarded = GuardedBackend(backend, 5.0)
     with pytest.raises(TopicRefused, match="topic job:1 is refused: WRONGTYPE"):
         guarded.claim("job:1", "1", "token", None)

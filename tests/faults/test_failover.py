@@ -14,7 +14,9 @@ from publisher import Publisher
 from waiting import until
 from web_servers import InProcessServer, serve_realtime
 
+from semantik_realtime.backends.redis import read_pool as read_pool_module
 from semantik_realtime.backends.redis import subscriber as subscriber_module
+from semantik_realtime.backends.redis import writer as writer_module
 from semantik_realtime.backends.redis.backend import RedisBackend
 from semantik_realtime.config import Settings, load_settings
 from semantik_realtime.errors import BackendUnavailable
@@ -24,14 +26,14 @@ TOPIC = "job:1"
 MOVE_SECONDS = 15.0
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("valkey", marks=pytest.mark.valkey),
-        pytest.param("redis", marks=pytest.mark.redis),
-    ]
-)
-async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
-    async with serve_pair(request.param) as made:
+@pytest.fixture
+def program() -> str:
+    return "valkey"
+
+
+@pytest.fixture
+async def pair(program: str) -> AsyncIterator[Pair]:
+    async with serve_pair(program) as made:
         yield made
 
 
@@ -67,6 +69,7 @@ async def answered(call: Callable[[], Any]) -> Any:
     return answer
 
 
+@pytest.mark.valkey
 async def test_a_writer_leaves_a_demoted_primary_with_its_first_refusal(
     pair: Pair, backend: RedisBackend
 ) -> None:
@@ -81,6 +84,7 @@ async def test_a_writer_leaves_a_demoted_primary_with_its_first_refusal(
     assert offset_on(pair, 1, "semantik") == 2
 
 
+@pytest.mark.valkey
 async def test_an_emitter_sends_what_waits_to_the_new_primary(
     pair: Pair, settings: Settings
 ) -> None:
@@ -106,7 +110,15 @@ async def web_server(
         yield made
 
 
-@pytest.mark.parametrize("old", ["isolated", "demoted", "primary too"])
+@pytest.mark.parametrize(
+    ("program", "old"),
+    [
+        pytest.param("valkey", "isolated", marks=pytest.mark.valkey),
+        pytest.param("redis", "isolated", marks=pytest.mark.redis),
+        pytest.param("valkey", "demoted", marks=pytest.mark.valkey),
+        pytest.param("valkey", "hanging", marks=pytest.mark.valkey),
+    ],
+)
 async def test_pages_follow_the_writer_to_the_new_primary(
     pair: Pair, settings: Settings, web_server: InProcessServer, old: str
 ) -> None:
@@ -121,9 +133,7 @@ async def test_pages_follow_the_writer_to_the_new_primary(
         elif old == "demoted":
             pair.demote()
         else:
-            # Nothing is refused: each writer goes on with its own connection to the old one.
-            for writer in (publisher.rt.unguarded, web_server.rt.unguarded):
-                writer.close_writer()
+            pair.first.pause()
         await publisher.publish(TOPIC, 13)
         assert offset_on(pair, 1, settings.prefix) == 16
         # The web server's own writes find the new one, and then its reads and events do.
@@ -144,6 +154,37 @@ async def test_pages_follow_the_writer_to_the_new_primary(
     publisher.close()
 
 
+@pytest.mark.valkey
+async def test_an_address_that_moves_while_the_old_primary_accepts_writes_is_followed(
+    pair: Pair,
+    settings: Settings,
+    web_server: InProcessServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Nothing is refused and nothing breaks: only the age of the connections ends them.
+    for module in (writer_module, read_pool_module):
+        monkeypatch.setattr(module, "CONNECTION_SECONDS", 0.5)
+    publisher = Publisher(settings)
+    await publisher.publish(TOPIC, 3)
+    async with NativeClient(web_server, TOPIC) as client:
+        await client.wait_synced()
+        pair.promote()
+        pair.move()
+
+        async def moved() -> object:
+            await publisher.publish(TOPIC, 1)
+            return True if offset_on(pair, 1, settings.prefix) > 3 else None
+
+        await answered(moved)
+
+        def shown() -> object:
+            return client.views[TOPIC].states["1"]["progress"]["current"]
+
+        await until(lambda: shown() == publisher.count[TOPIC], MOVE_SECONDS, "the newest state")
+    publisher.close()
+
+
+@pytest.mark.valkey
 async def test_reads_from_a_server_that_does_not_get_the_writes_are_an_outage(
     pair: Pair, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

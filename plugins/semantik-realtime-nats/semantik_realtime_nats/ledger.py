@@ -29,7 +29,8 @@ from semantik_realtime_nats.records import (
     LogMessage,
 )
 
-MAX_PRODUCERS = 256
+MAX_PRODUCERS = 4096
+"""Whose last number a topic remembers: 80 kB of a checkpoint. By count: messages have no time."""
 PAGE_EVENTS = 64
 """Least events between two entries of the index from offsets to the stream's sequences."""
 CHECKPOINT_EVENTS = 64

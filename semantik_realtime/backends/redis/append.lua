@@ -5,7 +5,9 @@
 --       2..: the bodies of the drafts, each without its first character, "{"; to cut it off here
 --       would copy each body
 -- header: epoch, of a new log
---         events, keys, producers, bytes: the limits of the log, of :state, of :seen, and of a body
+--         events, keys, bytes: the limits of the log, of :state, and of a body
+--         producers: [kept, seconds, most]: how many of :seen are kept, how long the others, and
+--               how many at most
 --         ttl_ms, grace_ms, open_ms: how long to keep the topic; grace_ms after the end of its own
 --               job, open_ms while that has not ended
 --         own: the job whose own topic it is, if a draft with its key is of another job, else absent
@@ -271,18 +273,26 @@ if #events > 0 then
   if may_be_many and not (is_empty and #receipts <= head.keys) then
     drop_stateless(fence, state, head.keys)
   end
+  -- A producer is a process, and a user's feed outlives many of them. One that has appended nothing
+  -- for long sends nothing again either.
+  local now, added = tonumber(redis.call('TIME')[1]), 0
   for producer, number in pairs(numbers) do
-    local added = redis.call('HSET', seen, producer, string.format('%d %d', number, offset))
-    if added == 1 and not (is_empty and #receipts <= head.producers)
-      and redis.call('HLEN', seen) > head.producers then
-      -- A producer is a process, and a user's feed outlives many of them: drop the half that
-      -- appended nothing for longest.
+    added = added + redis.call('HSET', seen, producer, string.format('%d %d', number, now))
+  end
+  local kept, most = head.producers[1], head.producers[3]
+  if added > 0 and not (is_empty and #receipts <= kept) then
+    local count = redis.call('HLEN', seen)
+    -- Not with each new one: it takes a walk over all.
+    if count > most or math.floor(count / kept) > math.floor((count - added) / kept) then
       local all, by_age = redis.call('HGETALL', seen), {}
       for i = 1, #all, 2 do
         by_age[#by_age + 1] = {tonumber(string.match(all[i + 1], '(%d+)$')) or 0, all[i]}
       end
       table.sort(by_age, function(a, b) return a[1] < b[1] end)
-      for i = 1, head.producers / 2 do redis.call('HDEL', seen, by_age[i][2]) end
+      for i = 1, count - kept do
+        if by_age[i][1] > now - head.producers[2] and count - i < most then break end
+        redis.call('HDEL', seen, by_age[i][2])
+      end
     end
   end
   local expiry = own_end and head.grace_ms or head.ttl_ms

@@ -11,7 +11,7 @@ import msgspec
 from semantik_realtime.backends.redis.script import milliseconds
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt, link
-from semantik_realtime.core.limits import MAX_PRODUCERS
+from semantik_realtime.core.limits import KEPT_PRODUCERS, MAX_PRODUCERS, PRODUCER_SECONDS
 from semantik_realtime.core.retention import own_job
 
 DUPLICATE = Receipt(Outcome.DUPLICATE)
@@ -38,7 +38,7 @@ def append_arguments(
         "grace_ms": milliseconds(retention.grace_seconds),
         "open_ms": milliseconds(retention.open_seconds),
         "keys": settings.max_keys,
-        "producers": MAX_PRODUCERS,
+        "producers": [KEPT_PRODUCERS, round(PRODUCER_SECONDS), MAX_PRODUCERS],
         "bytes": settings.max_event_bytes,
         "channel": channel,
         "runs": _runs(own, drafts),

@@ -23,12 +23,7 @@ from semantik_realtime.backends.redis.appender import Appender
 from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.reader import Reader
 from semantik_realtime.backends.redis.refusals import explain_for, is_about_keys
-from semantik_realtime.backends.redis.replies import (
-    is_of_another_type,
-    read_page,
-    read_snapshot,
-    read_top,
-)
+from semantik_realtime.backends.redis.replies import read_page, read_snapshot, read_top
 from semantik_realtime.backends.redis.script import (
     CLAIM,
     DELETE,
@@ -64,8 +59,6 @@ from semantik_realtime.urls import find_fault, mask_urls
 logger = logging.getLogger(__name__)
 
 DEFAULT_URL = "redis://localhost:6379/0"
-MAX_UNREADABLE = 1000
-"""Topics that the server refuses to read, and that are remembered so that each is logged once."""
 
 
 class RedisBackend:
@@ -95,8 +88,6 @@ class RedisBackend:
         self._topology = Topology(address, settings.timeout_seconds)
         self._writer = Writer(self._topology, settings.timeout_seconds)
         self._appender = Appender(self._writer, self._topology, settings, self._keys, self._channel)
-        # Topics that could not be read, as logged.
-        self._unreadable: set[str] = set()
         self._holders = Holders(self._writer, settings.prefix)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._reader: Reader | None = None
@@ -226,10 +217,9 @@ class RedisBackend:
         )
         tops = {}
         for topic, reply in zip(topics, replies, strict=True):
-            if isinstance(reply, Exception) and not is_of_another_type(reply.__cause__ or reply):
-                self._note_unreadable(topic, reply)
-                continue
             try:
+                if isinstance(reply, BackendRefused):
+                    raise ValueError(reply)
                 top = read_top(reply)
             except (TypeError, ValueError) as error:
                 note("position", topic, "unknown", str(error))
@@ -272,19 +262,7 @@ class RedisBackend:
         if error.__cause__ is None or not is_about_keys(error.__cause__):
             raise error
         await self._reading().run(READ, self._keys("probe:0")[:3], "-", 0, "", 0, 1, 1)
-        self._note_unreadable(topic, error)
-
-    def _note_unreadable(self, topic: str, error: Exception) -> None:
-        if topic in self._unreadable:
-            return
-        if len(self._unreadable) >= MAX_UNREADABLE:
-            self._unreadable.clear()
-        self._unreadable.add(topic)
-        logger.warning(
-            "reader: topic refused, it counts as unknown topic=%s error=%s (logged once for each)",
-            topic,
-            error,
-        )
+        note("position", topic, "unknown", str(error))
 
     def _reading(self) -> Reader:
         if self._reader is None:

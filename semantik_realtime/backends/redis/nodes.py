@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError
+
+from semantik_realtime.backends.redis.refusals import code_of, redirection_of
 
 
 class Node(NamedTuple):
@@ -104,7 +105,7 @@ class Redirect(NamedTuple):
 
 def read_redirect(error: object, asked: Node) -> Redirect | None:
     """Return the redirection of a reply of ``asked``; None if it is none."""
-    if not isinstance(error, AskError):
+    if not isinstance(error, Exception) or (found := redirection_of(error)) is None:
         return None
-    node = Node(str(error.host) or asked.host, int(error.port))
-    return Redirect(int(error.slot_id), node, not isinstance(error, MovedError))
+    slot, host, port = found
+    return Redirect(slot, Node(host or asked.host, port), code_of(error) == "ASK")

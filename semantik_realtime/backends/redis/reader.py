@@ -10,20 +10,21 @@ from typing import Any
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import (
-    ClusterDownError,
-    NoScriptError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.nodes import Node, read_redirect
 from semantik_realtime.backends.redis.read_pool import ReadPool
-from semantik_realtime.backends.redis.refusals import ends_connection, explain, is_about_keys
+from semantik_realtime.backends.redis.refusals import (
+    Kind,
+    code_of,
+    ends_connection,
+    explain,
+    is_about_keys,
+    kind_of,
+)
 from semantik_realtime.backends.redis.script import Script
 from semantik_realtime.backends.redis.topology import Topology
 from semantik_realtime.cancellation import keep_cancellation
@@ -84,8 +85,8 @@ class Reader:
                     if redirect is not None:
                         self._topology.follow(redirect)
                         node, is_asking = redirect.node, redirect.only_once
-                    elif not isinstance(error, TryAgainError):
-                        if isinstance(error, ClusterDownError):
+                    elif code_of(error) != "TRYAGAIN":
+                        if kind_of(error) is Kind.WRONG_SERVER:
                             self._topology.doubt(node)
                         raise
                 redirects += 1

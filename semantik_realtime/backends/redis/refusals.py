@@ -134,6 +134,21 @@ def ends_connection(error: BaseException) -> bool:
     return kind_of(error) in (Kind.NO_ANSWER, Kind.WRONG_SERVER, Kind.WRONG_NODE)
 
 
+def redirection_of(error: BaseException) -> tuple[int, str, int] | None:
+    """Return the slot, host and port that a node of a cluster names; None: it names none.
+
+    Before its release 6, redis-py has no class for these errors outside its client for clusters.
+
+    >>> redirection_of(exceptions.ResponseError("ASK 7 10.0.0.2:6379"))
+    (7, '10.0.0.2', 6379)
+    """
+    if code_of(error) not in ("MOVED", "ASK"):
+        return None
+    *_, slot, place = str(error).split(" ")
+    host, _, port = place.rpartition(":")
+    return int(slot), host, int(port)
+
+
 def describe(error: BaseException) -> str:
     """Return what the server means, as the end of a sentence, with its own words.
 
@@ -142,11 +157,11 @@ def describe(error: BaseException) -> str:
 (MOVED)'
     """
     code, text = code_of(error), mask_text(str(error))
-    if isinstance(error, exceptions.AskError):
-        place = f"{error.host}:{error.port}"
+    if (redirection := redirection_of(error)) is not None:
+        slot, host, port = redirection
         return (
-            f"it is one node of a cluster, and slot {error.slot_id} of these keys is on another "
-            f"one, {place} ({code})"
+            f"it is one node of a cluster, and slot {slot} of these keys is on another one, "
+            f"{host}:{port} ({code})"
         )
     sentence = _SENTENCES.get(code)
     if sentence is None:

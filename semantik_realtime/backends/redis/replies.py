@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import ResponseError
-
 from semantik_realtime.backends.border import note
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.resume import Reason
@@ -80,11 +78,6 @@ def read_top(reply: Any) -> Top | None:
         return None
     cursor = Cursor(text(epoch), int(offset), int(chain))
     return Top(cursor, text(owner) if owner is not None else None)
-
-
-def is_of_another_type(error: BaseException) -> bool:
-    """Return True if a key has another type than the command expects: a program has set it."""
-    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
 
 
 def text(value: bytes) -> str:

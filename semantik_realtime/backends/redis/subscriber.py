@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from redis.exceptions import MovedError, RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from semantik_realtime.backends.redis.canary import Canary
 from semantik_realtime.backends.redis.nodes import Moved, slot_of
+from semantik_realtime.backends.redis.refusals import redirection_of
 from semantik_realtime.backends.redis.replies import deliver
 from semantik_realtime.backends.redis.send import pack
 from semantik_realtime.backoff import Backoff, spread
@@ -173,8 +174,7 @@ class Subscriber:
         except TimeoutError:
             if is_new or channel not in self._confirmed:
                 await self.unsubscribe(topic)
-            text = f"no live events from the server of the writes (topic {topic})"
-            raise BackendUnavailable(text) from None
+            raise BackendUnavailable(f"no live events of what is written ({topic})") from None
 
     async def _wait_confirmed(self, channel: bytes) -> None:
         """Subscribe to a channel, unless that was confirmed."""
@@ -346,10 +346,11 @@ class Subscriber:
         """Receive one message; return the channels whose SUBSCRIBE it answers."""
         try:
             message = await keep_cancellation(connection.read_response())
-        except MovedError as error:
-            # The reply to a SSUBSCRIBE; it names the slot.
-            slot = int(error.slot_id)
-            gone = [channel for channel in self._unconfirmed if slot_of(channel.decode()) == slot]
+        except ResponseError as error:
+            # The reply to a SSUBSCRIBE names the slot.
+            if (redirection := redirection_of(error)) is None:
+                raise
+            gone = [it for it in self._unconfirmed if slot_of(it.decode()) == redirection[0]]
             self._give_away(gone)
             return gone
         kind, channel = message[0], message[1]

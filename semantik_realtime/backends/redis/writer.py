@@ -7,10 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-from redis.exceptions import RedisError, TryAgainError
+from redis.exceptions import RedisError
 
 from semantik_realtime.backends.redis.nodes import Node, read_redirect
-from semantik_realtime.backends.redis.refusals import Kind, ends_connection, explain, kind_of
+from semantik_realtime.backends.redis.refusals import (
+    Kind,
+    code_of,
+    ends_connection,
+    explain,
+    kind_of,
+)
 from semantik_realtime.backends.redis.script import CONNECTION_SECONDS, WRITES, Script
 from semantik_realtime.backends.redis.send import pack, read_all, send_all
 from semantik_realtime.backends.redis.topology import Topology
@@ -168,7 +174,7 @@ class Writer:
         if (redirect := read_redirect(reply, node)) is not None:
             self._topology.follow(redirect)
             return _Target(redirect.node, redirect.only_once)
-        if isinstance(reply, TryAgainError):
+        if code_of(reply) == "TRYAGAIN":
             # Of the keys of a topic some are moved already, or it is a new topic.
             return target
         if ends_connection(reply):

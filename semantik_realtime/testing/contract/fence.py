@@ -112,6 +112,21 @@ class Fence(Fixtures):
         [end] = backend.publish([first.draft(topic, job="j", attempt=4, terminal=True)])
         assert end.outcome is Outcome.APPENDED
 
+    async def test_a_retry_is_recognized_after_many_other_producers_have_appended(
+        self, backend: Any, topic: str
+    ) -> None:
+        # Each process of a fleet is one, and each task where a process runs only one.
+        author = Author()
+        draft = author.draft(topic, data={"n": 1})
+        backend.publish([draft])
+        for _ in range(3):
+            receipts = backend.publish([Author().draft(topic) for _ in range(500)])
+            assert {receipt.outcome for receipt in receipts} == {Outcome.APPENDED}
+        end = (await backend.tops([topic]))[topic]
+        [receipt] = backend.publish([draft])
+        assert receipt.outcome is Outcome.DUPLICATE
+        assert (await backend.tops([topic]))[topic] == end
+
     async def test_the_begin_of_an_attempt_sent_twice_is_a_duplicate(
         self, backend: Any, topic: str
     ) -> None:

@@ -22,7 +22,7 @@ from semantik_realtime.errors import (
     BackendUnavailable,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Stored in the file as ``user_version``."""
 BUSY_PAUSE_SECONDS = 0.01
 

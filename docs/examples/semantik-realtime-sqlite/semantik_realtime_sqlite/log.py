@@ -16,11 +16,10 @@ from semantik_realtime.core.event import (
     link,
     with_offset,
 )
+from semantik_realtime.core.limits import KEPT_PRODUCERS, MAX_PRODUCERS, PRODUCER_SECONDS
 from semantik_realtime.core.ownership import OwnerChange, check_owner
 from semantik_realtime.core.retention import expires_at, own_job
 
-MAX_PRODUCERS = 256
-"""Most producers of a topic whose numbers are kept; those that wrote longest ago are removed."""
 TABLES = ("topics", "events", "states", "attempts", "producers")
 
 
@@ -57,6 +56,8 @@ class TopicLog:
         """When the topic's own job is to start, if a draft said so."""
         self._changed = self._ends = False
         """Whether something was appended or claimed, and whether that ended the own job."""
+        self._has_new_producer = False
+        """Whether a draft was appended of a producer that was not known."""
         self._changed_job: str | None = None
         """The job whose attempt changed last in this transaction; None if none did."""
         self._stale: set[tuple[str | None, int | None]] = set()
@@ -73,7 +74,8 @@ class TopicLog:
             return Receipt(Outcome.CLOSED)
         if (draft.job, draft.attempt) in self._stale:
             return Receipt(Outcome.STALE)
-        if draft.number <= self._last_number(draft.producer):
+        last_number = self._last_number(draft.producer)
+        if draft.number <= last_number:
             return Receipt(Outcome.DUPLICATE, self._first_position(draft))
         owner_change = check_owner(self.owner, self.offset, draft.owner)
         if owner_change is OwnerChange.FOREIGN:
@@ -115,8 +117,9 @@ class TopicLog:
             self._set_attempt(draft.job, changed.attempt, draft.terminal)
         self._db.execute(
             "INSERT OR REPLACE INTO producers VALUES (?, ?, ?, ?)",
-            [self._topic, draft.producer, draft.number, self.offset],
+            [self._topic, draft.producer, draft.number, self._now],
         )
+        self._has_new_producer |= last_number == 0
         self.owner = self.owner or draft.owner
         if draft.due_at is not None:
             self._due_at = max(self._due_at or 0.0, draft.due_at)
@@ -183,11 +186,17 @@ class TopicLog:
             "DELETE FROM events WHERE topic = ? AND offset <= ?",
             [self._topic, self.offset - self._settings.retention_events],
         )
-        self._db.execute(
-            "DELETE FROM producers WHERE topic = ?1 AND producer IN (SELECT producer "
-            "FROM producers WHERE topic = ?1 ORDER BY wrote_at DESC LIMIT -1 OFFSET ?2)",
-            [self._topic, MAX_PRODUCERS],
-        )
+        if self._has_new_producer:
+            for count, before in (
+                (KEPT_PRODUCERS, self._now - PRODUCER_SECONDS),
+                (MAX_PRODUCERS, self._now),
+            ):
+                self._db.execute(
+                    "DELETE FROM producers WHERE topic = ?1 AND wrote_at <= ?3 AND producer IN "
+                    "(SELECT producer FROM producers WHERE topic = ?1 "
+                    "ORDER BY wrote_at DESC LIMIT -1 OFFSET ?2)",
+                    [self._topic, count, before],
+                )
         if self._changed_job is not None:
             # Jobs without a state (deleted, or only claimed) have no key, so `_has_room_for` never
             # removes them: here the oldest are removed.

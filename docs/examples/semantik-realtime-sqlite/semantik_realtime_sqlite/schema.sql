@@ -44,12 +44,13 @@ CREATE TABLE attempts (
     PRIMARY KEY (topic, job)
 ) WITHOUT ROWID;
 
--- For each producer, the number of its last draft, and the offset of that event (wrote_at).
+-- For each producer, the number of its last draft, and when that was appended (wrote_at), in
+-- seconds since 1970.
 CREATE TABLE producers (
     topic TEXT NOT NULL,
     producer TEXT NOT NULL,
     number INTEGER NOT NULL,
-    wrote_at INTEGER NOT NULL,
+    wrote_at REAL NOT NULL,
     PRIMARY KEY (topic, producer)
 ) WITHOUT ROWID;
 
