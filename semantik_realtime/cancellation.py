@@ -1,10 +1,18 @@
-"""A cancellation that a library must not swallow."""
+"""Cancellations that a library must not swallow, and tasks that must end."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+import logging
+from collections.abc import Awaitable, Iterable
+from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 1.0
+"""How long a stop waits for its tasks. They need milliseconds, unless something hangs."""
+REPEAT_SECONDS = 0.2
+"""Between two cancellations of a task. Shorter than that would end its own clean-up."""
 
 Result = TypeVar("Result")
 
@@ -28,3 +36,34 @@ async def keep_cancellation(call: Awaitable[Result]) -> Result:
     if task.cancelling() > before:
         raise asyncio.CancelledError
     return result
+
+
+def cancel_until_done(task: asyncio.Future[Any]) -> None:
+    """Cancel a task, and go on doing so until it has ended: a library may lose a cancellation.
+
+    Returns at once. On the task's loop.
+    """
+    loop = task.get_loop()
+    if task.done() or loop.is_closed():
+        return
+    task.cancel()
+    loop.call_later(REPEAT_SECONDS, cancel_until_done, task)
+
+
+async def stop_tasks(
+    tasks: Iterable[asyncio.Future[Any]], timeout_seconds: float = STOP_SECONDS
+) -> None:
+    """Cancel tasks and wait until they have ended, for ``timeout_seconds`` at most.
+
+    The task that calls it is left out. One that has not ended by then is logged,
+    and cancelled further on. What the tasks raise is not raised here.
+    """
+    current = asyncio.current_task()
+    pending = {task for task in tasks if task is not current and not task.done()}
+    for task in pending:
+        cancel_until_done(task)
+    if pending:
+        _, pending = await asyncio.wait(pending, timeout=timeout_seconds)
+    for task in pending:
+        name = task.get_name() if isinstance(task, asyncio.Task) else "call"
+        logger.warning("stop: a task goes on name=%s seconds=%.1f", name, timeout_seconds)

@@ -9,14 +9,23 @@ import time
 _last = (0, "")
 
 
+def now_milliseconds() -> int:
+    """Return the time now, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
 def now_text() -> str:
     """Return the time now, in UTC, as RFC 3339 with milliseconds: ``2026-01-31T09:30:00.000Z``."""
+    return milliseconds_text(now_milliseconds())
+
+
+def milliseconds_text(milliseconds: int) -> str:
+    """Return a time, in milliseconds since 1970, in the same form."""
     global _last
-    now = time.time_ns() // 1_000_000
     # Read once: another thread may replace it.
     last = _last
-    if last[0] != now:
-        _last = last = (now, _text(now))
+    if last[0] != milliseconds:
+        _last = last = (milliseconds, _text(milliseconds))
     return last[1]
 
 

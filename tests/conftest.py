@@ -75,14 +75,17 @@ def default_row() -> str:
 
 
 @pytest.fixture(scope="module")
-def row(request: pytest.FixtureRequest, default_row: str) -> str:
+def row(request: pytest.FixtureRequest, default_row: str) -> Iterator[str]:
     """The row of the backend matrix that the test runs on."""
     name: str = getattr(request, "param", default_row)
     backend = ROWS[name].backend
     if backend not in backend_names():
         folder = f"plugins/semantik-realtime-{backend}"
         pytest.skip(f"the {backend} backend is missing: pip install ./{folder}")
-    return name
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in ROWS[name].environment.items():
+            patch.setenv(variable, value)
+        yield name
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,7 @@ def test_each_row_has_a_tox_environment() -> None:
             "backend-nats",
             {"row[nats]", "shared[nats]", "backend[nats]", "own_server[nats]"},
         ),
+        ("backend-nats-r3", {"row[nats-r3]", "shared[nats-r3]"}),
     ],
 )
 def test_each_check_runs_the_tests_that_are_marked_for_it(

@@ -25,7 +25,7 @@ from semantik_realtime.core.event import (
 from semantik_realtime.core.fence import AttemptState, Refusal, check_fence
 from semantik_realtime.core.holding import Holding
 from semantik_realtime.core.ownership import OwnerChange, check_owner
-from semantik_realtime.core.resume import LogInfo, Reason, plan_sync, take_bytes
+from semantik_realtime.core.resume import LogInfo, check_replay, plan_sync, take_bytes
 from semantik_realtime.core.retention import expires_at, own_job
 from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hookimpl
 
@@ -143,9 +143,9 @@ class MemoryBackend:
             if reason is None:
                 assert after is not None
                 replay = take_bytes(log.after(after.offset), max_bytes)
-                if not replay or replay[-1].offset == log.offset:
+                reason = check_replay(after, replay, log.cursor)
+                if reason is None:
                     return Snapshot(log.cursor, log.owner, None, {}, replay)
-                reason = Reason.TOO_FAR
             newest = take_bytes(log.newest(history), max_bytes)[::-1]
             return Snapshot(log.cursor, log.owner, reason, dict(log.states), newest)
 

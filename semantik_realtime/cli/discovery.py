@@ -9,12 +9,17 @@ from typing import Any
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.urls import mask_urls
+from semantik_realtime.worker.announcements import EVENT, JOB, TASK
 from semantik_realtime.worker.headers import is_job
 
 logger = logging.getLogger(__name__)
 
 MAX_TASKS = 50
 """Tasks that are kept, the newest. A page may watch 100 topics on one connection."""
+MAX_MEMBERS = 100_000
+"""Members of workflows that are remembered, so that they are not listed as tasks."""
+WORKFLOW = "workflow"
+"""The name of a workflow in the list; its state has a longer one."""
 LOOK_SECONDS = 3.0
 """Between two requests to the workers to send events: one may have been started since."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 10.0
@@ -35,6 +40,8 @@ class ReceivedTasks:
         self._app = app
         # Names by id, the newest last. Written by the thread, under the lock.
         self._names: OrderedDict[str, str] = OrderedDict()
+        # Tasks that are members of workflows, oldest first; under the lock, too.
+        self._members: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         # Address of the broker, without a password; for the log and for `error`.
@@ -61,12 +68,31 @@ class ReceivedTasks:
         if name and not is_job(name):
             return
         with self._lock:
+            if id in self._members:
+                return
             # A retry is received again: it stays where it is.
             self._names.setdefault(id, name)
             if name:
                 self._names[id] = name
-            while len(self._names) > MAX_TASKS:
-                self._names.popitem(last=False)
+            self._forget()
+
+    def add_member(self, event: dict[str, Any]) -> None:
+        """List a workflow in place of a task that is a member of it, by an event of ours."""
+        task, job = str(event.get(TASK)), str(event.get(JOB))
+        with self._lock:
+            self._members[task] = None
+            while len(self._members) > MAX_MEMBERS:
+                self._members.popitem(last=False)
+            # Its last task may have its id, and be listed already as one that was sent.
+            if task != job:
+                self._names.pop(task, None)
+            # One that is listed stays where it is.
+            self._names[job] = WORKFLOW
+            self._forget()
+
+    def _forget(self) -> None:
+        while len(self._names) > MAX_TASKS:
+            self._names.popitem(last=False)
 
     def _run(self) -> None:
         backoff = Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
@@ -90,7 +116,7 @@ class ReceivedTasks:
             connection.ensure_connection(max_retries=1, interval_start=0.1)
             kinds = ("task-sent", "task-received", "task-started")
             receiver = self._app.events.Receiver(
-                connection, handlers=dict.fromkeys(kinds, self.add)
+                connection, handlers={**dict.fromkeys(kinds, self.add), EVENT: self.add_member}
             )
             asking = threading.Thread(target=self._ask, args=(receiver,), daemon=True)
             asking.start()

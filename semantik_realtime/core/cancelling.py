@@ -30,18 +30,20 @@ class CancelStep(msgspec.Struct, frozen=True):
     None: the state does not tell, and the event belongs to the newest."""
 
 
-def cancel_step(state: object, time: str) -> CancelStep:
+def cancel_step(state: object, time: str, *, has_begun: bool = False) -> CancelStep:
     """Return what a request at ``time`` does to a job with ``state``.
 
-    A job that waits ends at once; one that runs is being cancelled until its
-    worker sends its end. A status that is the application's own counts as one
-    of a job that runs.
+    A job that waits ends at once, unless ``has_begun``: it is a workflow, of which a task runs
+    already. One that runs is being cancelled until its worker sends its end. A status that is the
+    application's own counts as one of a job that runs.
 
     >>> cancel_step({"status": "queued", "attempt": 0}, "t")
     CancelStep(type='job_cancelled', state={'status': 'cancelled', 'attempt': 0, 'ended_at': 't'}, \
 attempt=0)
     >>> cancel_step({"status": "running", "attempt": 2}, "t").state
     {'status': 'cancelling', 'attempt': 2}
+    >>> cancel_step({"status": "queued", "attempt": 0}, "t", has_begun=True).type
+    'job_cancelling'
     >>> cancel_step({"status": "completed"}, "t").type is None
     True
     """
@@ -52,7 +54,7 @@ attempt=0)
     status = known.get("status")
     if has_ended(known) or status == "cancelling":
         return CancelStep(None, known, attempt)
-    if isinstance(status, str) and status in WAITING_STATUSES:
+    if isinstance(status, str) and status in WAITING_STATUSES and not has_begun:
         ended = {**known, "status": "cancelled", "ended_at": time}
         return CancelStep("job_cancelled", ended, attempt)
     return CancelStep("job_cancelling", {**known, "status": "cancelling"}, attempt)

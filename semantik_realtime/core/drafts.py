@@ -7,9 +7,15 @@ from typing import Any
 
 import msgspec
 
-from semantik_realtime.core.event import Claim, Draft, StateChange, encode_body
+from semantik_realtime.core.event import Claim, Draft, StateChange, encode_checked_body
 from semantik_realtime.core.limits import MAX_EVENT_BYTES
-from semantik_realtime.core.topic import check_topic, split_topic, user_topic
+from semantik_realtime.core.topic import (
+    check_key,
+    check_topic,
+    check_type,
+    split_topic,
+    user_topic,
+)
 
 
 def owners_of(topic: str, others: Sequence[str], owner: str | None) -> dict[str, str | None]:
@@ -80,6 +86,8 @@ def make_drafts(
     """
     for topic in topics:
         check_topic(topic)
+    check_type(type)
+    check_key(key)
     return make_checked_drafts(
         topics,
         type,
@@ -111,8 +119,8 @@ def make_checked_drafts(
     due_at: float | None,
     max_bytes: int,
 ) -> list[Draft]:
-    """Return what `make_drafts` does; all ``topics`` are names of topics."""
-    body = encode_body(
+    """Return what `make_drafts` does; ``topics``, ``type`` and ``key`` are within their grammar."""
+    body = encode_checked_body(
         type, time, key, state=state, data=data, terminal=terminal, max_bytes=max_bytes
     )
     if state is msgspec.UNSET:

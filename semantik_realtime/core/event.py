@@ -303,7 +303,25 @@ def encode_body(
         EventError: the type, the key or a member cannot be encoded, or it is nested too deeply.
         EventTooBig: the result has more than ``max_bytes`` bytes.
     """
-    event: dict[str, Any] = {"type": check_type(type), "time": time, "key": check_key(key)}
+    check_type(type)
+    check_key(key)
+    return encode_checked_body(
+        type, time, key, state=state, data=data, terminal=terminal, max_bytes=max_bytes
+    )
+
+
+def encode_checked_body(
+    type: str,
+    time: str,
+    key: str,
+    *,
+    state: Mapping[str, Any] | msgspec.UnsetType | None,
+    data: Mapping[str, Any] | None,
+    terminal: bool,
+    max_bytes: int,
+) -> bytes:
+    """Return what `encode_body` does; ``type`` is an event type and ``key`` a key."""
+    event: dict[str, Any] = {"type": type, "time": time, "key": key}
     if state is not msgspec.UNSET:
         event["state"] = state
     if data:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -83,6 +83,49 @@ def plan_sync(
     if chain_there != asked.chain:
         return Reason.DIVERGED
     return None
+
+
+def check_replay(asked: Cursor, replay: Sequence[Event], end: Cursor) -> Reason | None:
+    """Return None if ``replay`` has every event after ``asked``, or the reason for a snapshot.
+
+    For a log whose offsets are dense: it may have been cut to the bytes that
+    an answer may have, or an event inside it may have been deleted.
+
+    >>> replay = [Event(3, 0, b""), Event(5, 0, b"")]
+    >>> check_replay(Cursor("e", 2, 0), replay, Cursor("e", 5, 0))
+    <Reason.TRIMMED: 'trimmed'>
+    """
+    if len(replay) == end.offset - asked.offset:
+        return None
+    reached = replay[-1].offset if replay else asked.offset
+    return Reason.TOO_FAR if reached - asked.offset == len(replay) else Reason.TRIMMED
+
+
+def plan_page(asked: Cursor, end: Cursor | None, there: Event | None) -> Reason | None:
+    """Return None if a page after ``asked`` continues its history, or why it does not.
+
+    Args:
+        asked: the position of a reader; without an epoch, only its offset is known.
+        end: of the log; None: the backend does not know the topic.
+        there: the log's event at the offset of ``asked``; None if that is not kept.
+
+    >>> plan_page(Cursor("e", 12, 7), Cursor("e", 13, 9), Event(12, 8, b""))
+    <Reason.DIVERGED: 'diverged'>
+    """
+    if end is None:
+        return Reason.EPOCH if asked.epoch or asked.offset else None
+    if asked.epoch and asked.epoch != end.epoch:
+        return Reason.EPOCH
+    if asked.offset > end.offset:
+        return Reason.AHEAD
+    if not asked.epoch:
+        return None
+    chain = 0 if asked.offset == 0 else None if there is None else there.chain
+    if asked.offset == end.offset:
+        chain = end.chain
+    if chain is None:
+        return Reason.TRIMMED
+    return None if chain == asked.chain else Reason.DIVERGED
 
 
 def take_bytes(events: Iterable[Event], max_bytes: int) -> list[Event]:

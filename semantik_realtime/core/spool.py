@@ -86,7 +86,12 @@ class Spool:
         They are at most ``max_drafts``, and their bodies have at most
         ``max_bytes`` bytes together unless it is only one.
         """
-        if not self._flight:
+        if self._flight:
+            return list(self._flight.values())
+        if len(self._drafts) <= max_drafts and self._bytes <= max_bytes:
+            self._flight, self._flight_bytes = self._drafts, self._bytes
+            self._drafts, self._bytes, self._ranks = OrderedDict(), 0, None
+        else:
             flight: dict[int, Draft] = {}
             size = 0
             while self._drafts and len(flight) < max_drafts:

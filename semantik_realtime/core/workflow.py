@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from semantik_realtime.core.lifecycle import END_TYPES, has_ended
+from semantik_realtime.core.lifecycle import END_TYPES, STATUS_OF_TYPE, has_ended
 from semantik_realtime.core.summary import RUNNING_STATUSES, Count, milliseconds_of
 from semantik_realtime.core.tally import OUTCOME_OF_STATUS
 
@@ -126,6 +126,37 @@ def is_running(states: Mapping[str, object], job: str) -> bool:
     if has_ended(count.own):
         return False
     return any(state.get("status") in RUNNING_STATUSES for _, _, _, state in count.members)
+
+
+def reopened(states: Mapping[str, object], job: str) -> dict[str, Any] | None:
+    """Return the state with which a workflow goes on that was ended while it waited; None: it was
+    not, or none of its tasks had begun, or it would end in the same way again.
+
+    It was cancelled, or called lost, in the moment in which a worker began its first task. That
+    end is one of the attempt 0, so the fence lets the next one through.
+
+    >>> own = {"status": "cancelled", "attempt": 0, "workflow": {"total": 2, "ends": "all"}}
+    >>> running = {"status": "running", "member": {"n": 0}}
+    >>> reopened({"1": own, "a": running}, "1")["status"]
+    'cancelling'
+    >>> reopened({"1": own, "a": running | {"status": "cancelled"}}, "1")
+    """
+    count = Count(states, job)
+    own = count.own
+    if own.get("attempt") != 0 or own.get("status") not in ("cancelled", "lost"):
+        return None
+    if count.flow.get("ends") not in (LAST, ALL):
+        # What ends it may never come: the application that ends it has seen its end.
+        return None
+    parts = count.parts("")
+    if not any(parts[part] for part in ("running", "done", "failed", "lost")):
+        return None
+    state = {name: own[name] for name in own if name not in ("ended_at", "error")}
+    state |= {"status": "cancelling" if own["status"] == "cancelled" else "running", "attempt": 1}
+    ending = end_of({**states, job: state}, job)
+    if ending is not None and STATUS_OF_TYPE[ending.type] == own["status"]:
+        return None
+    return state
 
 
 def progress_of(states: Mapping[str, object], job: str, now: str) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from semantik_realtime.emitter.dropped import DroppedEvents
 from semantik_realtime.emitter.handover import Handover
 from semantik_realtime.emitter.holding import HeldJobs
 from semantik_realtime.emitter.outcomes import EmitterStats, Outcomes
-from semantik_realtime.emitter.queue import Queue
+from semantik_realtime.emitter.queue import MakeDrafts, Queue
 from semantik_realtime.emitter.sender import Reply, Sender
 from semantik_realtime.emitter.spool_file import SpoolFile
 from semantik_realtime.emitter.spool_recovery import SpoolRecovery
@@ -160,6 +160,17 @@ class Emitter:
         queue.inbox_bytes += len(draft.body)
         self._wake_thread(can_wait)
 
+    def emit_later(self, make: MakeDrafts) -> None:
+        """Send the drafts of ``make`` as those that can wait. The emitter's thread calls it: there
+        many are made together, which costs less. If many wait already it is called here.
+        """
+        if self._queue.is_crowded:
+            for draft in make():
+                self.emit(draft, can_wait=True)
+        else:
+            self._queue.inbox.append(make)
+            self._wake_thread(can_wait=True)
+
     def emit_and_confirm(self, draft: Draft) -> Future[Receipt]:
         """Send ``draft`` soon; the future gets the backend's receipt.
 
@@ -176,12 +187,11 @@ class Emitter:
         It does not wait while the backend fails. A loop that calls it before
         each `emit` is as fast as the backend, and loses nothing.
         """
-        queue = self._queue
-        # A sleep and no lock: a time limit may interrupt a task's thread here.
         waited = 0.0
-        while queue.is_crowded and self._thread is not None and waited < MAX_WAIT_SECONDS:
+        while self._queue.is_crowded and self._thread is not None and waited < MAX_WAIT_SECONDS:
             if self.is_retrying or self._writer.fails_writes:
                 return
+            # A sleep and no lock: a time limit may interrupt a task's thread here.
             time.sleep(ROOM_SECONDS)
             waited += ROOM_SECONDS
 
@@ -324,7 +334,7 @@ class Emitter:
             self._delay()
         if self._recovery is not None and not self.is_retrying:
             if self._recovery.wait_seconds() == 0:
-                self._recover(self._recovery)
+                self._recovery.send_batch(MAX_BATCH, self._sender.call, self._outcomes)
         if self._sender.wait_seconds() == 0:
             self._send()
         self._queue.open_barriers()
@@ -374,17 +384,6 @@ class Emitter:
                 self.stats.failures += 1
         if self._file is not None:
             self._file.store(delayed, self._queue.all)
-
-    def _recover(self, recovery: SpoolRecovery) -> None:
-        """Send the next batch that an ended process left; its file is removed after the last."""
-        drafts = recovery.next_batch(MAX_BATCH)
-        if not drafts:
-            return
-        reply = self._sender.call(drafts)
-        if isinstance(reply, BackendError):
-            recovery.release()
-        else:
-            self._outcomes.settle(drafts, reply)
 
     def _release_files(self) -> None:
         if self._recovery is not None:

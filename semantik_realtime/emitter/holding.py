@@ -13,12 +13,13 @@ import itertools
 import logging
 import secrets
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from semantik_realtime.core.event import Draft
 from semantik_realtime.core.leases import LeaseTimes
+from semantik_realtime.core.left_running import parts_of
 from semantik_realtime.core.lifecycle import ATTEMPT_ENDS
 from semantik_realtime.errors import BackendRefused
 
@@ -137,17 +138,39 @@ class HeldJobs:
                     self._log_late(late)
         except BackendRefused as error:
             # The events must go on. The records are sent again with the next renewal.
-            if not self._is_refused:
-                self._is_refused = True
-                logger.warning(
-                    "emitter: lease refused, no server notices when this process dies error=%s "
-                    "(logged once)",
-                    error,
-                )
+            self._log_refused(error)
             self._renewed_at, self._is_due = now, False
             return
         self._has_failed = self._is_due = self._is_released = False
         self._renewed_at = now if self._jobs else 0.0
+
+    def hold_left(self, backend: Holder, left: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Hold what ended processes have left running, each under the name of its process.
+
+        When that lease is over, a server ends these attempts.
+
+        Args:
+            backend: where they are held.
+            left: by the name of the process, the record of each job.
+
+        Raises:
+            BackendUnavailable, AppendUncertain: to be called again.
+        """
+        try:
+            for holder, records in left.items():
+                for part in parts_of(records, MAX_JOBS_A_CALL):
+                    backend.hold(holder, part, (), self._times.held)
+        except BackendRefused as error:
+            self._log_refused(error)
+
+    def _log_refused(self, error: BackendRefused) -> None:
+        if not self._is_refused:
+            self._is_refused = True
+            logger.warning(
+                "emitter: lease refused, no server notices when this process dies error=%s "
+                "(logged once)",
+                error,
+            )
 
     def _call(self, backend: Holder) -> bool:
         """Send `_added` and `_ended`, in parts that one call may have, and clear them."""
@@ -187,8 +210,15 @@ class HeldJobs:
     def _admit(self, drafts: Sequence[Draft]) -> bool:
         """Move the attempts that have begun to `_jobs`. Return True if the backend has to know."""
         begun = [self._begun.popleft() for _ in range(len(self._begun))]
-        ends = Counter((one.job, one.topic) for one in drafts if one.type in ATTEMPT_ENDS)
-        ends.subtract((job, topic) for job, topic, record in begun if record is not None)
+        # How many attempts of a job ends are left for, which need no lease.
+        ends: dict[tuple[str | None, str], int] = {}
+        for draft in drafts:
+            if draft.type in ATTEMPT_ENDS:
+                place = draft.job, draft.topic
+                ends[place] = ends.get(place, 0) + 1
+        for job, topic, record in begun:
+            if record is not None and (job, topic) in ends:
+                ends[job, topic] -= 1
         is_new = False
         for job, topic, record in begun:
             if record is None:
@@ -196,7 +226,7 @@ class HeldJobs:
                     self._added.pop(job, None)
                     self._ended[job] = None
                 continue
-            if ends[job, topic] >= 0 and job not in self._jobs:
+            if job not in self._jobs and ends.get((job, topic), -1) >= 0:
                 continue
             is_new = True
             held = self._jobs.get(job)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from semantik_realtime.core.event import Draft
 from semantik_realtime.core.spool import Spool
 from semantik_realtime.native_threads import Event, Thread, make_lock, make_thread
 
+logger = logging.getLogger(__name__)
+
 MAX_NUMBERED_TOPICS = 10_000
+
+MakeDrafts = Callable[[], Sequence[Draft]]
+"""Makes drafts when it is their turn; called once, with the queue's lock held."""
 
 
 class Queue:
@@ -29,8 +35,9 @@ class Queue:
     """
 
     def __init__(self, max_drafts: int, max_bytes: int, drop: Callable[[Draft], object]) -> None:
-        self.inbox: deque[Draft | Event] = deque()
-        """Drafts, and barriers: an event that is set when all drafts before it have a receipt."""
+        self.inbox: deque[Draft | MakeDrafts | Event] = deque()
+        """Drafts, what makes some, and barriers: events that are set when all drafts before them
+        have a receipt."""
         self.inbox_bytes = 0
         """About the bytes in the inbox: `emit` adds without the lock."""
         self.many_drafts = (max_drafts + 1) // 2
@@ -90,13 +97,14 @@ class Queue:
             size = 0
             for _ in range(len(self.inbox)):
                 item = self.inbox.popleft()
-                if not isinstance(item, Draft):
+                if isinstance(item, Draft):
+                    size += len(item.body)
+                    self._add(item)
+                elif callable(item):
+                    for draft in _made(item):
+                        self._add(draft)
+                else:
                     self._barriers.append((self._spool.added, item))
-                    continue
-                size += len(item.body)
-                self._number(item)
-                for lost in self._spool.add(item):
-                    self._drop(lost)
             # `emit` counts without the lock and may drift; reset when the inbox is empty.
             self.inbox_bytes = self.inbox_bytes - size if self.inbox else 0
 
@@ -151,6 +159,11 @@ class Queue:
         with contextlib.suppress(RuntimeError):
             self._relief.start()
 
+    def _add(self, draft: Draft) -> None:
+        self._number(draft)
+        for lost in self._spool.add(draft):
+            self._drop(lost)
+
     def _number(self, draft: Draft) -> None:
         number = self._numbers.get(draft.topic, 0) + 1
         if number == 1 and len(self._numbers) >= MAX_NUMBERED_TOPICS:
@@ -160,3 +173,12 @@ class Queue:
         self._numbers[draft.topic] = number
         draft.producer = self.producer
         draft.number = number
+
+
+def _made(make: MakeDrafts) -> Sequence[Draft]:
+    try:
+        return make()
+    except Exception:
+        # What waits behind it must still be sent.
+        logger.exception("emitter: drafts not made")
+        return ()

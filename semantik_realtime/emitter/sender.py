@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from semantik_realtime.backoff import Backoff
 from semantik_realtime.core.event import Draft, Receipt
@@ -77,13 +77,17 @@ class Sender:
         """Allow the next call now. From any thread."""
         self._retry_at = 0.0
 
-    def call(self, drafts: Sequence[Draft]) -> Reply:
+    def call(
+        self, drafts: Sequence[Draft], left: Mapping[str, Mapping[str, bytes]] | None = None
+    ) -> Reply:
         """Send ``drafts`` and wait for the reply, for as long as the backend takes.
 
-        An attempt gets its number here.
+        An attempt gets its number here. Of drafts that another process has left, ``left`` has the
+        attempts that nobody will end (`HeldJobs.hold_left`).
         """
         self._called_at = time.monotonic()
         try:
+            self._held.hold_left(self._writer, left or {})
             self._held.renew(self._writer, drafts)
             receipts = self._attempts.publish(drafts)
             self._held.settle(drafts)

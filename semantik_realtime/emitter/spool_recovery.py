@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from semantik_realtime.core.event import Draft
+from semantik_realtime.core.left_running import LeftRunning
 from semantik_realtime.emitter import spool_file
-from semantik_realtime.emitter.outcomes import EmitterStats
+from semantik_realtime.emitter.outcomes import EmitterStats, Outcomes
+from semantik_realtime.emitter.sender import Reply
+from semantik_realtime.errors import BackendError
 
 logger = logging.getLogger(__name__)
+
+Left = Mapping[str, Mapping[str, bytes]]
 
 LOOK_SECONDS = 5.0
 """Most seconds between two looks for files of ended processes."""
@@ -41,6 +47,15 @@ class SpoolRecovery:
         self._skipped: set[str] = set()
         # When the next look is due, on the monotonic clock.
         self._look_at = 0.0
+        # What the drafts of the present file begin and end.
+        self._left = LeftRunning()
+
+    @property
+    def left_running(self) -> Left:
+        """The attempts that the file begins and, so far, does not end: by the name of the process
+        that ran them, the record of each job. That process has ended, and with it the attempts.
+        """
+        return self._left.records()
 
     def wait_seconds(self) -> float:
         """Return the seconds until the next look is due."""
@@ -50,6 +65,19 @@ class SpoolRecovery:
         """Make the next look due now. From any thread."""
         self._look_at = 0.0
 
+    def send_batch(
+        self, max_drafts: int, call: Callable[[Sequence[Draft], Left], Reply], outcomes: Outcomes
+    ) -> None:
+        """Send the next batch by ``call`` (`Sender.call`); the file is removed after the last."""
+        drafts = self.next_batch(max_drafts)
+        if not drafts:
+            return
+        reply = call(drafts, self.left_running)
+        if isinstance(reply, BackendError):
+            self.release()
+        else:
+            outcomes.settle(drafts, reply)
+
     def next_batch(self, max_drafts: int) -> list[Draft]:
         """Return the next drafts of a file; an empty list if there are none now.
 
@@ -58,6 +86,7 @@ class SpoolRecovery:
         """
         if self._orphan is None:
             self._orphan = spool_file.open_orphan(self._directory, self._skipped)
+            self._left = LeftRunning()
         orphan = self._orphan
         if orphan is None:
             self.release()
@@ -74,6 +103,7 @@ class SpoolRecovery:
                     orphan.drafts,
                     orphan.unreadable,
                 )
+            self._left.add(drafts)
             return drafts
         except OSError as error:
             logger.error("emitter: spool file skipped path=%s error=%s", orphan.path, error)

@@ -7,7 +7,7 @@ import time
 from semantik_realtime.core.pacing import CallPacer
 from semantik_realtime.native_threads import make_event
 
-LINGER_SECONDS = 0.05
+LINGER_SECONDS = 0.1
 """Longest time that a draft waits for others, and the least time between the calls of a busy
 process."""
 BURST_CALLS = 10

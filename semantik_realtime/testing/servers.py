@@ -309,6 +309,19 @@ def cluster_url() -> Iterator[str]:
         yield cluster.url
 
 
+@contextlib.contextmanager
+def nats_cluster_url() -> Iterator[str]:
+    """Run a JetStream cluster of three servers; yield their URLs.
+
+    Raises:
+        ServerMissing: nats-server is not installed.
+    """
+    from semantik_realtime.testing.nats_cluster import running_cluster
+
+    with running_cluster(nats_program()) as cluster:
+        yield cluster.url
+
+
 class Row(msgspec.Struct, frozen=True):
     """One row of the backend matrix: a backend and its server."""
 
@@ -318,7 +331,9 @@ class Row(msgspec.Struct, frozen=True):
     """Returns a server that is not started, and that can be killed and paused. Raises
     `ServerMissing`."""
     serve: Callable[[], AbstractContextManager[str]] | None = None
-    """Runs a server that is not a process; yields its URL. Raises `ServerMissing`."""
+    """Runs a server that is not a process, or several; yields the URL. Raises `ServerMissing`."""
+    environment: dict[str, str] = {}
+    """Variables that the row's tests need, in their process and those that they start."""
 
     @property
     def shares_storage(self) -> bool:
@@ -334,6 +349,9 @@ ROWS = {
     "sentinel": Row("redis", serve=sentinel_url),
     "cluster": Row("redis", serve=cluster_url),
     "nats": Row("nats", lambda: NatsServer(nats_program())),
+    "nats-r3": Row(
+        "nats", serve=nats_cluster_url, environment={"SEMANTIK_REALTIME_NATS_REPLICAS": "3"}
+    ),
 }
 """The matrix. Tests that need only one row of each backend run on its first."""
 

@@ -17,14 +17,16 @@ from semantik_realtime.core.cancelling import CONTROL_TOPIC, CancelStep, cancel_
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.core.lifecycle import has_ended
 from semantik_realtime.core.topic import job_topic, plain_id, split_topic
+from semantik_realtime.core.workflow import is_running
 from semantik_realtime.errors import BackendUnavailable, InvalidInput, RealtimeError
-from semantik_realtime.hookspecs import NO_OPINION
+from semantik_realtime.hookspecs import NO_OPINION, Snapshot
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
 from semantik_realtime.web.access import Access
 from semantik_realtime.web.host_hooks import ask_host
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.permission import Permission
+from semantik_realtime.web.job_ends import stored_state
 from semantik_realtime.web.reads import Busy
 
 logger = logging.getLogger(__name__)
@@ -81,8 +83,10 @@ class JobControl:
         _, job = split_topic(topic)
         is_told = False
         for _ in range(TRIES):
-            state = await self._read(user, topic, epoch)
-            step = cancel_step(state, now_text())
+            state, snapshot = await self._read(user, topic, epoch)
+            # The state of a workflow follows those of its tasks.
+            has_begun = "workflow" in state and is_running(_states_of(snapshot), job)
+            step = cancel_step(state, now_text(), has_begun=has_begun)
             status = str(step.state.get("status"))
             if has_ended(state):
                 if status == "cancelled":
@@ -136,7 +140,8 @@ class JobControl:
         with self._limits.place(user):
             await self._check_may("may_retry", user, topic, permission)
             _, job = split_topic(topic)
-            if not has_ended(await self._read(user, topic, permission.epoch)):
+            state, _ = await self._read(user, topic, permission.epoch)
+            if not has_ended(state):
                 raise ControlError(409, "not_ended", "the job has not ended")
             started = await self._ask(
                 "retry", "cannot_retry", "this job cannot be started again", job=job, user=user
@@ -170,8 +175,8 @@ class JobControl:
             raise ControlError(409, refused_code, refused)
         return answer
 
-    async def _read(self, user: str, topic: str, epoch: str) -> dict[str, Any]:
-        """Return the job's own state.
+    async def _read(self, user: str, topic: str, epoch: str) -> tuple[dict[str, Any], Snapshot]:
+        """Return the job's own state, and all that was read.
 
         Raises:
             ControlError: the backend does not know the job, or its log has begun again after
@@ -188,7 +193,11 @@ class JobControl:
         except (msgspec.DecodeError, AttributeError) as error:
             logger.warning("control: state not read topic=%s %s", topic, mask_text(str(error)))
             state = None
-        return state if isinstance(state, dict) else {}
+        return state if isinstance(state, dict) else {}, snapshot
+
+
+def _states_of(snapshot: Snapshot) -> dict[str, Any]:
+    return {key: stored_state(snapshot, key)[0] for key in snapshot.states}
 
 
 class RequestLimits:

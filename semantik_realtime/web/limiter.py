@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from typing import Protocol
 
+from semantik_realtime.cancellation import STOP_SECONDS, stop_tasks
 from semantik_realtime.errors import BackendError
 
 logger = logging.getLogger(__name__)
@@ -61,13 +62,15 @@ class ConnectionLimiter:
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
 
-    async def close(self) -> None:
-        """Stop renewing, and wait for the releases under way."""
-        if self._renewing is not None:
-            self._renewing.cancel()
+    async def close(self, timeout_seconds: float = STOP_SECONDS) -> None:
+        """Stop renewing, and wait for the releases under way, for ``timeout_seconds`` at most."""
         loop = asyncio.get_running_loop()
-        releasing = [task for task in self._releasing if task.get_loop() is loop]
-        await asyncio.gather(*releasing, return_exceptions=True)
+        tasks = [task for task in self._releasing if task.get_loop() is loop]
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_seconds)
+        if self._renewing is not None and self._renewing.get_loop() is loop:
+            tasks.append(self._renewing)
+        await stop_tasks(tasks)
 
     def _renew_while_needed(self) -> None:
         # By need, not by lifespan: a mounted application has none. A task of a loop that was

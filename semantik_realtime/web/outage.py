@@ -24,6 +24,7 @@ import pluggy
 
 from semantik_realtime.backends.guard import GuardedBackend, log_warnings
 from semantik_realtime.backoff import spread
+from semantik_realtime.cancellation import cancel_until_done
 from semantik_realtime.clock import now_text
 from semantik_realtime.core.delayed import DelayedStates
 from semantik_realtime.core.event import Draft
@@ -343,7 +344,7 @@ class DegradedMode:
         with self._lock:
             self._delayed.clear()
         if self._polling is not None:
-            self._polling.cancel()
+            cancel_until_done(self._polling)
 
     async def _poll(self, hub: Fanout) -> None:
         while True:

@@ -30,6 +30,7 @@ from semantik_realtime.hookspecs import (
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.web.cors import answer_preflight, share
 from semantik_realtime.web.endpoints import control, rest, sse
+from semantik_realtime.web.endpoints.history import get_history
 from semantik_realtime.web.endpoints.websocket import serve_compat, serve_native
 from semantik_realtime.web.routing import add_public, add_socket, find_hiding
 from semantik_realtime.web.state import WebState
@@ -133,7 +134,7 @@ class Realtime(Runtime):
         @router.get(f"{base}/jobs/{{job_id:path}}/history", name="realtime_history")
         async def history(request: Request, job_id: str) -> Response:
             """Return the retained events of a job, oldest first."""
-            return share(web, request, await rest.get_history(request, web, job_id))
+            return share(web, request, await get_history(request, web, job_id))
 
         @router.get(f"{base}/jobs/{{job_id:path}}/events", name="realtime_job_events")
         async def job_events(request: Request, job_id: str) -> Response:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 2.0
+STOP_SECONDS = 2.5
+"""From the beginning of the drain to the end of the process, with half a second to spare."""
+RELEASE_SECONDS = 0.5
+"""How long a stop waits until the places of its connections are given back."""
+LEAST_SECONDS = 0.2
+"""What each part of a stop has, even if those before took all the time."""
 METRICS_MISSING = 'there are no metrics: pip install "semantik-realtime[metrics]"'
 
 
@@ -63,6 +70,8 @@ class WebState:
         self.hub = Hub(runtime.backend, self.outage)
         self.permissions = Permissions(self.access, self.hub.top, self.hub.stats, self.refusals)
         self.control = JobControl(runtime, self.access, self.hub)
+        # Until when a stop has to be over, on the monotonic clock; None before it begins.
+        self._stop_at: float | None = None
         self.answers = Answers()
         self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
         self.server_limits = ServerLimits()
@@ -108,12 +117,28 @@ class WebState:
             yield
         finally:
             restore()
-            await self.hub.drain(DRAIN_SECONDS)
-            await self.limiter.close()
-            await self.hub.close()
-            await asyncio.to_thread(self._runtime.close)
+            await self._stop()
             if self.metrics is not None:
                 self.metrics.flush()
+
+    async def _drain(self) -> None:
+        """Close every connection. What that takes is part of the time for the whole stop."""
+        if self._stop_at is None:
+            self._stop_at = time.monotonic() + STOP_SECONDS
+        await self.hub.drain(min(DRAIN_SECONDS, self._seconds_left()))
+
+    async def _stop(self) -> None:
+        """End everything within `STOP_SECONDS` of the beginning of the drain, or soon after."""
+        await self._drain()
+        await self.limiter.close(min(RELEASE_SECONDS, self._seconds_left()))
+        await self.hub.close()
+        seconds = min(self.settings.flush_seconds, self._seconds_left() / 2)
+        await asyncio.to_thread(self._runtime.close, seconds)
+        self._stop_at = None
+
+    def _seconds_left(self) -> float:
+        assert self._stop_at is not None
+        return max(LEAST_SECONDS, self._stop_at - time.monotonic())
 
     def _open_metrics(self, registry: Any) -> None:
         try:
@@ -151,7 +176,7 @@ class WebState:
             signal.signal(number, handler)
 
             async def drain() -> None:
-                await self.hub.drain(DRAIN_SECONDS)
+                await self._drain()
                 if callable(handler):
                     handler(number, frame)
 

@@ -19,15 +19,14 @@ class Cancellable:
     workflow: str | None
     runtime: Runtime
 
-    def __init__(self) -> None:
-        self.cancel_requested = False
-        """Whether the job is being cancelled. Set by `request_cancel`, never cleared."""
-        self.is_aborted = False
-        """Whether an ``AbortableTask`` was told that it is aborted. Set by `note_aborted`."""
-        # When the attempt began in this process, on the monotonic clock. None: not here.
-        self._began_at: float | None = None
-        # Whether requests to cancel reach the job. Set by `_watch`, never cleared.
-        self._is_watched = False
+    cancel_requested = False
+    """Whether the job is being cancelled. Set by `request_cancel`, never cleared."""
+    is_aborted = False
+    """Whether an ``AbortableTask`` was told that it is aborted. Set by `note_aborted`."""
+    # When the attempt began in this process, on the monotonic clock. None: not here.
+    _began_at: float | None = None
+    # Whether requests to cancel reach the job. Set by `_watch`, never cleared.
+    _is_watched = False
 
     @property
     def is_cancelled(self) -> bool:

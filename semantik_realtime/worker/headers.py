@@ -24,6 +24,7 @@ MEMBER = "realtime_member"
 """Header that this package sets: the task's place in that job. Never inherited."""
 QUEUED_AT, ATTEMPT = "realtime_queued_at", "realtime_attempt"
 """Headers that this package sets: when the job was published first, and its attempt so far."""
+_OF_JOB = (OWNER, TOPICS, WORKFLOW, MEMBER, QUEUED_AT)
 MAX_TOPICS = 20
 """Further topics of a job; more are left out."""
 CELERYS_OWN = "celery."
@@ -65,23 +66,25 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
     of the header.
     """
     task_id = message.get("id") if id is None else id
-    if _checked("task_id", job_topic, task_id, str(task_id)) is None:
+    if _checked("task_id", job_topic, task_id, task_id) is None:
         return None
-    job_id = plain_id(task_id)
-    owner = read_header(message, OWNER)
+    job_id = task_id if task_id.__class__ is str else plain_id(task_id)
+    given = _read_headers(message)
+    owner = given.get(OWNER)
     if owner is not None and _checked(OWNER, user_topic, owner, job_id) is None:
         owner = None
-    topics = read_header(message, TOPICS)
+    topics = given.get(TOPICS)
     if isinstance(topics, str):
         topics = [topic.strip() for topic in topics.split(",")]
+    elif topics is None:
+        topics = ()
     elif not isinstance(topics, list | tuple):
-        if topics is not None:
-            note_misuse(f"{TOPICS} refused, it is no list of topics", job_id, repr(topics))
-        topics = []
+        note_misuse(f"{TOPICS} refused, it is no list of topics", job_id, repr(topics))
+        topics = ()
     if len(topics) > MAX_TOPICS:
         note_misuse(f"{TOPICS} cut, it has more than {MAX_TOPICS}", job_id, repr(topics))
     checked = [_checked(TOPICS, name_topic, topic, job_id) for topic in topics[:MAX_TOPICS]]
-    queued_at = read_header(message, QUEUED_AT)
+    queued_at = given.get(QUEUED_AT)
     return JobMeta(
         id=job_id,
         name=name or message.get("task"),
@@ -90,7 +93,7 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
         queued_at=queued_at if isinstance(queued_at, str) else None,
         due_at=due_time(message.get("eta")),
         is_redelivered=bool((message.get("delivery_info") or {}).get("redelivered")),
-        member=_read_member(message, job_id),
+        member=_read_member(given, job_id) if WORKFLOW in given else None,
     )
 
 
@@ -120,8 +123,23 @@ def workflow_of(message: Any) -> str | None:
     return plain_id(value)
 
 
-def _read_member(message: Any, job_id: str) -> Member | None:
-    workflow, place = workflow_of(message), read_header(message, MEMBER)
+def _read_headers(message: Any) -> dict[str, Any]:
+    """Return those of a job that a message or request has, by name; see `read_header`."""
+    has_stamps, headers = bool(message.get("stamps")), message.get("headers")
+    found = {}
+    for name in _OF_JOB:
+        value = message.get(name)
+        if value is None and has_stamps:
+            value = read_header(message, name)
+        elif value is None and headers:
+            value = headers.get(name)
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _read_member(given: Mapping[str, Any], job_id: str) -> Member | None:
+    workflow, place = workflow_of({**given, "id": job_id}), given.get(MEMBER)
     # A job of one task is not its own member. The last one of a canvas has a place.
     if workflow is None or (workflow == job_id and not is_place(place)):
         return None
@@ -161,8 +179,9 @@ def count_attempts(message: Any) -> int:
 
     Celery does not count redeliveries; our header does, up to the last retry.
     """
-    counts = (message.get("retries"), read_header(message, ATTEMPT))
-    return max((count for count in counts if isinstance(count, int)), default=0)
+    retries, counted = message.get("retries"), read_header(message, ATTEMPT)
+    retries = retries if isinstance(retries, int) else 0
+    return max(retries, counted) if isinstance(counted, int) else retries
 
 
 def headers_of(job: Job) -> dict[str, Any]:
@@ -178,12 +197,12 @@ def headers_of(job: Job) -> dict[str, Any]:
     return {name: value for name, value in headers.items() if value is not None}
 
 
-def _checked(header: str, check: Callable[[Any], str], value: Any, job_id: str) -> str | None:
+def _checked(header: str, check: Callable[[Any], str], value: Any, job_id: Any) -> str | None:
     """Return the topic of ``value``. None if it has none; noted once for each header and reason."""
     try:
         return check(value)
     except InvalidInput as error:
         # Of a topic's name the reason is always the same, and the message has the value.
         reason = "not a topic" if header == TOPICS else str(error)
-        note_misuse(f"{header} refused, {reason}", job_id, repr(value))
+        note_misuse(f"{header} refused, {reason}", str(job_id), repr(value))
         return None

@@ -7,40 +7,25 @@ and left out.
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
-from semantik_realtime.clock import now_text
-from semantik_realtime.core.drafts import make_checked_drafts, owners_of
-from semantik_realtime.core.event import Claim
+from semantik_realtime.clock import milliseconds_text, now_milliseconds
 from semantik_realtime.core.lifecycle import (
     END_TYPES,
     LOG,
     PROGRESS,
     RESERVED_TYPES,
-    STATUS_OF_TYPE,
 )
-from semantik_realtime.core.topic import user_topic
-from semantik_realtime.errors import InvalidInput
 from semantik_realtime.native_threads import make_rlock
-from semantik_realtime.runtime import Runtime
-from semantik_realtime.worker.bars import inner_bars
-from semantik_realtime.worker.cancellable import Cancellable
 from semantik_realtime.worker.event_types import declared, read_event
+from semantik_realtime.worker.job_events import JobEvents
 from semantik_realtime.worker.job_meta import JobMeta as JobMeta
-from semantik_realtime.worker.job_state import JobState
 from semantik_realtime.worker.members import tallies
-from semantik_realtime.worker.task_context import TaskContext
-from semantik_realtime.worker.values import BAD_VALUE, due_time, encode_fields, note_misuse
-
-_serials = itertools.count()
+from semantik_realtime.worker.values import encode_fields, note_misuse
 
 
-class Job(TaskContext, Cancellable):
+class Job(JobEvents):
     """One attempt of a job, as this process sees it.
 
     Its methods may be called from any thread. The job's topic gets every
@@ -58,68 +43,6 @@ class Job(TaskContext, Cancellable):
     Raises:
         TopicError: the id cannot be the name of a topic.
     """
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        meta: JobMeta,
-        attempt: int | None,
-        known: Mapping[str, Any] | None = None,
-        *,
-        is_new: bool = False,
-    ) -> None:
-        super().__init__()
-        self.runtime = runtime
-        self.meta = meta
-        self.id, self.key = meta.id, meta.key
-        self.topic = meta.topic
-        self.workflow = None if meta.member is None else meta.member.workflow
-        self.has_ended = False
-        """Whether nothing is sent any more. Set by `end` and `_send`, never cleared."""
-        serial = next(_serials)
-        self._attempt = attempt
-        # None: the attempt's number is final. It is settled by the emitter's thread.
-        self._claim: Claim | None = None
-        if is_new and attempt is not None:
-            token = f"{runtime.emitter.producer}-{serial}"
-            self._claim = Claim(self.topic, self.key, token, expected=attempt, owner=meta.owner)
-        # The job's own topic, and its feeds, each with the owner that it gets.
-        self._topics = {self.topic: meta.owner}
-        self._feeds: dict[str, str | None] = {}
-        if meta.member is not None:
-            # Of a workflow the feeds get the state of the whole.
-            known = {**(known or {}), "member": meta.member.as_state()}
-        elif meta.owner is not None or meta.topics:
-            feeds = [] if meta.owner is None else [user_topic(meta.owner)]
-            self._feeds = owners_of(self.topic, [*feeds, *meta.topics], meta.owner)
-            del self._feeds[self.topic]
-        self._state = JobState(attempt, meta.name, meta.queued_at, known, due_at=meta.due_at)
-        # Held around each use of `_state`, and until a draft is queued: so an older state never
-        # follows a newer one. Reentrant: a log record written under it may become an event.
-        self._lock = make_rlock()
-        # What the task reported last, written without the lock by `progress` and `message` and
-        # never cleared; and what of it is in `_state`, which `_update` compares by identity.
-        self._progress: tuple[Any, Any, Any] | None = None
-        self._message: str | None = None
-        self._known_progress: tuple[Any, Any, Any] | None = None
-        self._known_message: str | None = None
-        # The state's version in the newest event of the job's topic, and in that of the feeds.
-        self._sent_version = 0
-        self._feed_version = 0
-        # Whether the emitter will call `_send_due`, and `_send_feeds_due`. Set when that is
-        # scheduled, cleared by the call.
-        self._is_due = False
-        self._is_feed_due = False
-        # Keys of the throttle. Not the id alone: the source of an attempt that has ended may
-        # still wait under its key, and would be called instead of this one.
-        self._throttle_key = (self.id, serial)
-        self._feed_throttle_key = (self.id, serial, "feeds")
-
-    @property
-    def attempt(self) -> int | None:
-        """The attempt's number; the expected one until the backend has assigned it."""
-        number = None if self._claim is None else self._claim.number
-        return number or self._attempt
 
     def progress(
         self,
@@ -150,6 +73,7 @@ class Job(TaskContext, Cancellable):
         """Set members of the state's ``fields``; the others stay."""
         encoded = encode_fields(fields, self.id)
         with self._lock:
+            self._catch_up()
             try:
                 has_changed = self._state.set_fields(
                     encoded, self.runtime.settings.max_event_bytes // 2
@@ -181,24 +105,19 @@ class Job(TaskContext, Cancellable):
         with self._lock:
             if self.has_ended:
                 return
+            self._catch_up()
             self._update()
             # The feeds get a changed state from `_send_due`, which every change schedules.
             if self._send(type, self._topics, data):
                 self._sent_version = self._state.version
 
     def begin(self) -> None:
-        """Send that the attempt has started."""
-        with self._lock:
-            if self.has_ended:
-                return
-            held, now = self.runtime.emitter.held, now_text()
-            # Before the draft: from its first event on a server can end the attempt.
-            held.add(self.key, self.topic, self.meta.held(self._attempt or 1))
-            self._state.start(now, held.holder)
-            if self._claim is not None and not self.meta.is_redelivered:
-                self._claim.started_at = now
-            self.note_start()
-            self._send_everywhere("job_started", at=now)
+        """Send that the attempt has started. The event is made later, by `make_drafts`."""
+        emitter = self.runtime.emitter
+        self.note_start()
+        self._begun = now_milliseconds(), emitter.held.holder
+        self._will_be_made = True
+        emitter.emit_later(self.make_drafts)
 
     def queue(self) -> None:
         """Send that the job waits for a worker. May wait as `emit` does."""
@@ -207,7 +126,7 @@ class Job(TaskContext, Cancellable):
             return
         self.runtime.emitter.wait_for_room()
         with self._lock:
-            self._send_everywhere("job_queued")
+            self._emit(self._make_everywhere("job_queued"))
 
     def end(
         self,
@@ -227,10 +146,14 @@ class Job(TaskContext, Cancellable):
             type, data = self.actual_end(type, data)
             if self.log is not None:
                 self.log.finish()
-            self._update()
-            now = now_text()
-            self._state.end(type, now, error, message, self._due_at(type, data))
-            self._send_everywhere(type, data, now)
+            self._ending = type, now_milliseconds(), error, message, data
+            if self._has_reported or self.meta.member is not None:
+                # A member is counted once its end is queued, and what is reported from now on
+                # must not be in its state.
+                self._catch_up()
+            elif not self._will_be_made:
+                self.runtime.emitter.emit_later(self.make_drafts)
+            # Last: if a time limit is raised before, the end is sent again.
             self.has_ended = True
         if self.meta.member is not None and type in END_TYPES:
             tallies.count(self.runtime, self.meta.member, self.meta.owner, type, self.key)
@@ -238,6 +161,7 @@ class Job(TaskContext, Cancellable):
     def send_log(self, data: Mapping[str, Any]) -> None:
         """Send a log record on the job's topic; the state stays as it is. Never waits."""
         with self._lock:
+            self._catch_up()
             if not self.has_ended:
                 self._send(LOG, self._topics, data, has_state=False)
 
@@ -246,6 +170,7 @@ class Job(TaskContext, Cancellable):
         with self._lock:
             if self.has_ended or self.cancel_requested:
                 return
+            self._catch_up()
             self.cancel_requested = True
             self._state.cancel()
         if not self._is_due:
@@ -254,6 +179,7 @@ class Job(TaskContext, Cancellable):
     def send_pending(self) -> None:
         """Send what is not yet sent, without waiting until it is due."""
         with self._lock:
+            self._catch_up()
             self._send_progress()
             self._send_feeds()
 
@@ -273,13 +199,15 @@ class Job(TaskContext, Cancellable):
         self._is_due = False
         self._is_feed_due = False
         self._is_watched = False
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            # The parent sends it.
+            self._state.start(milliseconds_text(begun[0]), begun[1])
 
     def _schedule(self) -> None:
         self._is_due = True
         runtime = self.runtime
-        runtime.emitter.throttle(
-            self._throttle_key, runtime.settings.progress_seconds, self._send_due
-        )
+        runtime.emitter.throttle(self._serial, runtime.settings.progress_seconds, self._send_due)
 
     def _schedule_feeds(self) -> None:
         if not self._feeds or self._is_feed_due:
@@ -287,7 +215,7 @@ class Job(TaskContext, Cancellable):
         self._is_feed_due = True
         runtime = self.runtime
         runtime.emitter.throttle(
-            self._feed_throttle_key, runtime.settings.feed_seconds, self._send_feeds_due
+            (self._serial, "feeds"), runtime.settings.feed_seconds, self._send_feeds_due
         )
 
     # The emitter's thread calls these two.
@@ -295,6 +223,7 @@ class Job(TaskContext, Cancellable):
     def _send_due(self) -> None:
         self._is_due = False
         with self._lock:
+            self._catch_up()
             self._send_progress()
             if self._feed_version != self._state.version:
                 self._schedule_feeds()
@@ -302,29 +231,10 @@ class Job(TaskContext, Cancellable):
     def _send_feeds_due(self) -> None:
         self._is_feed_due = False
         with self._lock:
+            self._catch_up()
             self._send_feeds()
 
     # The caller holds the lock from here on.
-
-    def _update(self) -> None:
-        """Bring the state up to date with what the task reported last."""
-        # Compared, never cleared: another thread may be reporting at this moment.
-        progress = self._progress
-        if progress is not None and progress is not self._known_progress:
-            self._known_progress = progress
-            try:
-                self._state.set_progress(*progress, time.monotonic())
-            except BAD_VALUE as error:
-                note_misuse("progress is not a number", self.id, str(error))
-        message = self._message
-        if message is not None and message is not self._known_message:
-            self._known_message = message
-            try:
-                self._state.set_message(message)
-            except BAD_VALUE as error:
-                note_misuse("message is not text", self.id, str(error))
-        if len(self.bars) > 1 or self._state.inner:
-            self._state.set_inner(inner_bars(self.bars, self.id))
 
     def _send_progress(self) -> None:
         if self.has_ended:
@@ -340,61 +250,3 @@ class Job(TaskContext, Cancellable):
         self._update()
         if self._send(PROGRESS, self._feeds):
             self._feed_version = self._state.version
-
-    def _send_everywhere(
-        self, type: str, data: Mapping[str, Any] | None = None, at: str | None = None
-    ) -> None:
-        topics = self._topics | self._feeds
-        if not self._send(type, topics, data, at):
-            # An end must arrive, even if what the task set leaves no room for it.
-            self._state.shrink()
-            self._send(type, topics)
-        self._sent_version = self._feed_version = self._state.version
-
-    def _due_at(self, type: str, data: Mapping[str, Any] | None) -> float | None:
-        """Return when the job goes on, if the event says that it waits for a time."""
-        if type == "job_queued":
-            return self.meta.due_at
-        return due_time((data or {}).get("delay_seconds")) if type == "job_retrying" else None
-
-    def _send(
-        self,
-        type: str,
-        topics: Mapping[str, str | None],
-        data: Mapping[str, Any] | None = None,
-        at: str | None = None,
-        has_state: bool = True,
-    ) -> bool:
-        self.watch_if_long()
-        claim = self._claim
-        if claim is not None and claim.number is not None:
-            if claim.number == 0:
-                # The job was deleted. The task runs all the same.
-                self.has_ended = True
-                return True
-            self._attempt, self._claim = claim.number, None
-            self._state.set_attempt(claim.number)
-            claim = None
-        try:
-            drafts = make_checked_drafts(
-                topics,
-                type,
-                at or now_text(),
-                self.key,
-                state=self._state.members if has_state else msgspec.UNSET,
-                data=data,
-                job=self.key,
-                attempt=self._attempt,
-                claim=claim,
-                terminal=type in END_TYPES,
-                due_at=self._due_at(type, data),
-                max_bytes=self.runtime.settings.max_event_bytes,
-            )
-        except BAD_VALUE as error:
-            kind = error.code if isinstance(error, InvalidInput) else "bad_event"
-            note_misuse(f"event dropped, {kind}", self.id, str(error))
-            return False
-        emit, can_wait = self.runtime.emitter.emit, type in STATUS_OF_TYPE
-        for draft in drafts:
-            emit(draft, can_wait=can_wait)
-        return True

@@ -49,7 +49,7 @@ class JobState:
         if attempt is not None:
             self.members["attempt"] = attempt
         if name is not None:
-            self.members["name"] = clean_text(name)
+            self.members["name"] = name if name.isascii() else clean_text(name)
         if queued_at is not None:
             self.members["queued_at"] = queued_at
         if due_at is not None:
@@ -62,7 +62,8 @@ class JobState:
         """The bars inside the progress. Set by `set_inner`."""
         # The member ``progress`` without them.
         self._progress: dict[str, Any] = {}
-        self._rate = Rate()
+        # Made by the first progress.
+        self._rate: Rate | None = None
         # The members of ``fields``, each as JSON. Encoded when they are set: a list may
         # change afterwards, and a bad value must not spoil later events.
         self._fields: dict[str, bytes] = {}
@@ -93,7 +94,7 @@ class JobState:
         if due_at is not None:
             self.members["eta"] = time_text(due_at)
         progress = self.members.get("progress")
-        if isinstance(progress, Mapping):
+        if progress is not None and isinstance(progress, Mapping):
             # What runs no more has no rate and no loops.
             self.members["progress"] = {
                 name: value for name, value in progress.items() if name not in _OF_RUNNING
@@ -120,8 +121,8 @@ class JobState:
             progress["unit"] = clean_line(unit)
         if progress == {name: self._progress[name] for name in self._progress if name != "rate"}:
             return
-        if progress.get("unit") != self._progress.get("unit"):
-            self._rate.clear()
+        if self._rate is None or progress.get("unit") != self._progress.get("unit"):
+            self._rate = Rate()
         rate = self._rate.add(progress["current"], now)
         if rate is not None:
             progress["rate"] = rate

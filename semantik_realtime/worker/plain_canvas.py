@@ -89,9 +89,10 @@ class PlainCanvases:
         @functools.wraps(original)
         def apply_async(canvas: Any, *args: Any, **options: Any) -> Any:
             begun = None
-            if not _is_part():
+            runtime = self._active_runtime()
+            if runtime is not None and not _is_part():
                 _read_generators(canvas)
-                begun = self._begin(canvas, args, options)
+                begun = self._begin(runtime, canvas, args, options)
             if begun is None:
                 return original(canvas, *args, **options)
             job, planned, args, options = begun
@@ -107,22 +108,35 @@ class PlainCanvases:
         apply_async.unwrapped = original  # type: ignore[attr-defined]
         return apply_async
 
-    def _begin(self, canvas: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Begun | None:
-        """Send that a workflow waits; None: its tasks stay single jobs."""
+    def _active_runtime(self) -> Runtime | None:
+        """Return the runtime; None: no canvas is one job here."""
         try:
             runtime = self._runtime()
-            if runtime is None or not runtime.settings.mirror_workflows:
-                return None
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:
+            self._note(error)
+            return None
+        return runtime if runtime is not None and runtime.settings.mirror_workflows else None
+
+    def _begin(
+        self, runtime: Runtime, canvas: Any, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Begun | None:
+        """Send that a workflow waits; None: its tasks stay single jobs."""
+        try:
             return begin(runtime, canvas, args, options)
         except SoftTimeLimitExceeded:
             # It is the task's.
             raise
         except Exception as error:
-            kind = f"canvas: {type(error).__name__}"
-            self._failures[kind] += 1
-            if self._failures[kind] == 1:
-                logger.exception("tracker: receiver failed kind=%s (logged once)", kind)
+            self._note(error)
             return None
+
+    def _note(self, error: Exception) -> None:
+        kind = f"canvas: {type(error).__name__}"
+        self._failures[kind] += 1
+        if self._failures[kind] == 1:
+            logger.error("tracker: receiver failed kind=%s (logged once)", kind, exc_info=error)
 
     def _end(self, job: Job, error: BaseException) -> None:
         try:

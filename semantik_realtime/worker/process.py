@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery import signals
@@ -37,6 +37,7 @@ class WorkerProcess:
         runtime: returns the process's runtime, or None while the tracker is off.
         results: what the process still stores when it ends.
         on_revoked: called in a worker's main process with each task that it is told to revoke.
+        running_members: returns the tasks of a workflow that run here.
         end: ends the job of a message that cannot be read.
     """
 
@@ -45,11 +46,13 @@ class WorkerProcess:
         runtime: Callable[[], Runtime | None],
         results: RevokedResults,
         on_revoked: Callable[[str], None],
+        running_members: Callable[[str], Iterable[str]],
         end: End,
     ) -> None:
         self._runtime = runtime
         self._results = results
         self._on_revoked = on_revoked
+        self._running_members = running_members
         self._end = end
         # In the main process of a prefork worker without a spool directory: where the processes of
         # the pool leave what they could not send. Made at the worker's start, removed at its end.
@@ -76,7 +79,7 @@ class WorkerProcess:
             # that were revoked while none ran.
             cancelled = read_cancelled_jobs(runtime)
             note_revoked([*cancelled, *map(whole_id, cancelled)])
-            follow_revokes(self._on_revoked)
+            follow_revokes(self._on_revoked, self._running_members)
         # With a directory of the settings all processes share that one.
         if runtime is None or runtime.settings.spool_path is not None or not _is_prefork(sender):
             return

@@ -33,19 +33,23 @@ _announced: set[str] = set()
 """The tasks without a mirror whose senders report jobs, as logged by this process."""
 
 
-def mirrors_of(name: Any, message: Any, settings: Settings | None) -> Mirrors | None:
+def mirrors_of(
+    name: Any, message: Any, settings: Settings | None, task: Any = None
+) -> Mirrors | None:
     """Return what is mirrored of a task; None: nothing.
 
     Args:
         name: the task's name.
         message: its message's headers, or Celery's request.
         settings: of this process; None: the tracker is off.
+        task: the task; None: look for one with that name.
     """
     if settings is None or not is_job(name):
         return None
     name = str(name)
     # The weaker first. A process that does not have the task's code knows only its name.
-    given = (_option_of(name), read_header(message, OPTION))
+    option = _option_of(name) if task is None else getattr(task, OPTION, None)
+    given = (option, read_header(message, OPTION))
     configured = (settings.mirror_updates, settings.mirror_tqdm, settings.mirror_logs.lower())
     patterns = tuple(settings.mirror_tasks)
     if given == (None, None):

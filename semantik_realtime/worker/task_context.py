@@ -16,29 +16,27 @@ if TYPE_CHECKING:
 class TaskContext:
     """The part of `semantik_realtime.worker.job.Job` that its task and the mirrors use."""
 
-    # Not in the object's dictionary: Python reads an object of more than about 30 members slower,
-    # and `Job.progress` costs a fifth of a microsecond.
-    __slots__ = ("bars", "declared_end", "log", "mirrors", "next_try", "outer", "replacements")
+    # The values at the beginning are the class's own: most stay, and cost a short task nothing.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.declared_end: tuple[str, dict[str, str] | None] | None = None
-        """Type and error of the end that the task announced before it raised ``Ignore``.
-        Set by `declare_end`."""
-        self.outer: Job | None = None
-        """The job whose task called this one's task in the same context. Set by `nest_in`."""
-        self.replacements = 0
-        """How many tasks with the job's own id run inside its task: eager ones that replace it. The
-        job ends with the outermost. Changed by the tracker."""
-        self.next_try: Mapping[str, Any] | None = None
-        """Data of the ``job_retrying`` that ends the attempt, because the task has published its
-        next one. Set by the tracker."""
-        self.bars: list[Bar] = []
-        """The open bars, in the order in which they were opened. Changed by `Bar`."""
-        self.mirrors = Mirrors()
-        """What of its task is reported beside its life. Set when the task begins."""
-        self.log: JobLog | None = None
-        """Counts and sends its log records. Set by the first one."""
+    declared_end: tuple[str, dict[str, str] | None] | None = None
+    """Type and error of the end that the task announced before it raised ``Ignore``.
+    Set by `declare_end`."""
+    outer: Job | None = None
+    """The job whose task called this one's task in the same context. Set by `nest_in`."""
+    replacements = 0
+    """How many tasks with the job's own id run inside its task: eager ones that replace it. The
+    job ends with the outermost. Changed by the tracker."""
+    next_try: Mapping[str, Any] | None = None
+    """Data of the ``job_retrying`` that ends the attempt, because the task has published its
+    next one. Set by the tracker."""
+    bars: list[Bar]
+    """The open bars, in the order in which they were opened. Changed by `Bar`."""
+    mirrors = Mirrors()
+    """What of its task is reported beside its life. Set when the task begins."""
+    handled: BaseException | None = None
+    """The exception that was being handled when the task was called. Set by the tracker."""
+    log: JobLog | None = None
+    """Counts and sends its log records. Set by the first one."""
 
     def declare_end(self, type: str, error: dict[str, str]) -> None:
         """Note the end that the task announces. Nothing is sent before `Job.end`."""

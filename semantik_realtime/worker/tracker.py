@@ -22,6 +22,7 @@ from semantik_realtime.errors import ConfigError
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker.aborts import follow_aborts
 from semantik_realtime.worker.acceptance import is_active, look_at_acceptance
+from semantik_realtime.worker.announcements import announce_member
 from semantik_realtime.worker.beat import complete_owner, note_beat
 from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
 from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
@@ -44,7 +45,7 @@ from semantik_realtime.worker.process import WorkerProcess
 from semantik_realtime.worker.receivers import guarded
 from semantik_realtime.worker.revokes import is_revoked
 from semantik_realtime.worker.selection import mirrors_of, note_received
-from semantik_realtime.worker.upstream import end_downstream, watch_chords, whole
+from semantik_realtime.worker.upstream import CHORD_UNLOCK, end_downstream, watch_chords, whole
 from semantik_realtime.worker.values import delay_until, describe_error, seconds_until
 from semantik_realtime.worker.workflow import WorkflowFollower
 
@@ -72,6 +73,7 @@ class TaskTracker(LazyRuntime):
             self.runtime,
             self._revoked_results,
             guarded(self._task_revoked, self.failures),
+            self._workflows.running,
             self._end,
         )
         receivers: list[tuple[Any, Callable[..., None]]] = [
@@ -83,7 +85,6 @@ class TaskTracker(LazyRuntime):
             (signals.after_task_publish, self._after_publish),
             (signals.task_received, self._received),
             (signals.task_prerun, self._prerun),
-            (signals.task_success, self._success),
             (signals.task_failure, self._failure),
             (signals.task_retry, self._retry),
             (signals.task_revoked, self._revoked),
@@ -161,33 +162,28 @@ class TaskTracker(LazyRuntime):
     # In the process that runs the task.
 
     def _prerun(self, task_id: str, task: Any, **_: Any) -> None:
-        runtime = self.runtime()
-        watch_chords(task, self.runtime, self.failures)
-        mirrors = self._mirrors(task.name, task.request)
+        runtime, request = self.runtime(), vars(task.request)
+        if request.get("chord") or task.name == CHORD_UNLOCK:
+            watch_chords(task, self.runtime, self.failures)
+        mirrors = self._mirrors(task.name, request, task)
         if runtime is None or mirrors is None:
             return
         outer = current_job()
         if outer is not None and outer.id == task_id:
             outer.replacements += 1
             return
-        meta = read_job_meta(task.request, id=task_id, name=task.name)
+        meta = read_job_meta(request, id=task_id, name=task.name)
         if meta is None:
             return
-        job = Job(runtime, meta, count_attempts(task.request) + 1, is_new=True)
+        job = Job(runtime, meta, count_attempts(request) + 1, is_new=True)
         self._running[task_id] = job
         push_job(job)
+        job.handled = sys.exc_info()[1]
         job.begin()
         if is_revoked(task_id):
             job.request_cancel()
         start_mirrors(job, task, mirrors)
         follow_aborts(task)
-
-    def _success(self, sender: Any, **_: Any) -> None:
-        job = self._job(sender.request.id)
-        if job is not None and job.is_aborted:
-            job.end("job_cancelled", data={"how": "stopped"})
-        elif job is not None:
-            job.end("job_completed")
 
     def _postrun(
         self, task_id: str, state: str | None, retval: Any = None, task: Any = None, **_: Any
@@ -212,9 +208,20 @@ class TaskTracker(LazyRuntime):
         """End a job that no other signal has ended, by the state that Celery passes."""
         if job.has_ended:
             return
+        raised = sys.exc_info()[1]
+        if raised is job.handled:
+            # The task was called while another one handled an exception.
+            raised = None
+        if state == "SUCCESS" and raised is None:
+            # No receiver of `task_success`: each one costs a short task as much as its own call.
+            if job.is_aborted:
+                job.end("job_cancelled", data={"how": "stopped"})
+            else:
+                job.end("job_completed")
+            return
         member = job.meta.member
         is_awaited = member is not None and member.is_awaited
-        ending = ending_of(state, retval, sys.exc_info()[1], job.declared_end, is_awaited)
+        ending = ending_of(state, retval, raised, job.declared_end, is_awaited)
         if ending is not None:
             if isinstance(retval, JobCancelled):
                 self._revoked_results.store(task)
@@ -273,11 +280,13 @@ class TaskTracker(LazyRuntime):
     def _received(self, sender: Any, request: Any, **_: Any) -> None:
         self._requests[request.id] = request
         message = request.request_dict
-        mirrors = self._mirrors(request.name, message)
+        mirrors = self._mirrors(request.name, message, getattr(request, "task", None))
         note_received(message, mirrors)
         if mirrors is not None:
             look_at_acceptance(request, getattr(sender, "pool", None))
-        self._workflows.received(request)
+        workflow = self._workflows.received(request)
+        if workflow is not None:
+            announce_member(sender, request.id, workflow)
 
     def _revoked(
         self, sender: Any, request: Any, terminated: bool, expired: bool, **_: Any
@@ -290,10 +299,10 @@ class TaskTracker(LazyRuntime):
         error = {"type": "NotRegistered", "message": f"no worker knows the task {name}"}
         self._end(id, "job_failed", message.headers or {}, name, error, has_run=False)
 
-    def _mirrors(self, name: Any, message: Any) -> Mirrors | None:
+    def _mirrors(self, name: Any, message: Any, task: Any = None) -> Mirrors | None:
         """Return what is mirrored of a task; None: nothing, or the tracker is off."""
         runtime = self.runtime()
-        return mirrors_of(name, message, None if runtime is None else runtime.settings)
+        return mirrors_of(name, message, None if runtime is None else runtime.settings, task)
 
     def _job(self, task_id: str | None) -> Job | None:
         """Return the job of a task that runs in this process."""

@@ -93,12 +93,10 @@ def watch_chords(task: Any, runtime: Callable[[], Runtime | None], failures: Cou
     header, or ``celery.chord_unlock``. It sends no signal.
 
     Args:
-        task: is about to run.
+        task: is about to run: a task of a chord's header, or `CHORD_UNLOCK`.
         runtime: of the tracker that was asked last.
         failures: counts what goes wrong, which Celery does not see.
     """
-    if not task.request.chord and task.name != CHORD_UNLOCK:
-        return
     backend = task.backend
     original: Any = getattr(backend, "chord_error_from_stack", None)
     if original is None:

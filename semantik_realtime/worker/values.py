@@ -51,6 +51,8 @@ def due_time(when: Any) -> float | None:
         when: an ETA as messages have it (ISO 8601, UTC if it has no zone), or a countdown in
             seconds.
     """
+    if when is None:
+        return None
     now = time.time()
     try:
         if isinstance(when, str):

@@ -27,13 +27,20 @@ from semantik_realtime.core.event import Event
 from semantik_realtime.core.leases import FOLLOWED, HeldJob
 from semantik_realtime.core.lifecycle import PROGRESS, STATUS_OF_TYPE, has_ended
 from semantik_realtime.core.topic import job_topic, user_topic
-from semantik_realtime.core.workflow import end_of, progress_of, tallies_to_unite, uncounted
+from semantik_realtime.core.workflow import (
+    end_of,
+    progress_of,
+    reopened,
+    tallies_to_unite,
+    uncounted,
+)
 from semantik_realtime.forks import on_fork
 from semantik_realtime.hookspecs import Backend
 from semantik_realtime.native_threads import Thread, make_event, make_rlock, make_thread
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.urls import mask_text
-from semantik_realtime.worker.headers import is_job, read_job_meta
+from semantik_realtime.worker.acceptance import is_active
+from semantik_realtime.worker.headers import WORKFLOW, is_job, read_header, read_job_meta
 from semantik_realtime.worker.job_meta import JobMeta
 from semantik_realtime.worker.members import tallies
 from semantik_realtime.worker.revokes import is_revoked, note_revoked
@@ -141,13 +148,16 @@ class WorkflowFollower:
             (signals.worker_shutdown, self._worker_shutdown),
         ]
 
-    def received(self, request: Any) -> None:
-        """Follow the workflow of a task that this process has received, until it has ended."""
-        if not is_job(request.name):
-            return
+    def received(self, request: Any) -> str | None:
+        """Follow the workflow of a task that this process has received, until it has ended.
+
+        Returns its id; None: the task is a member of none.
+        """
+        if not is_job(request.name) or read_header(request.request_dict, WORKFLOW) is None:
+            return None
         meta = read_job_meta(request.request_dict, id=request.id, name=request.name)
         if meta is None or meta.member is None:
-            return
+            return None
         serial = next(self._serials)
         workflow, revoked_as = meta.member.workflow, meta.member.revoked_as
 
@@ -162,6 +172,7 @@ class WorkflowFollower:
             note_revoked([request.id])
         self._news.append((meta, 1))
         self._wake_thread()
+        return workflow
 
     def revoked(self, id: str, on_revoked: Callable[[str], None]) -> None:
         """An id is revoked. If it is a workflow's, so are its tasks that wait here, and
@@ -172,6 +183,13 @@ class WorkflowFollower:
             if request is not None:
                 note_revoked([request.id])
                 on_revoked(request.id)
+
+    def running(self, workflow: str) -> list[str]:
+        """Return the tasks of a workflow that the pool of this worker has begun."""
+        requests = [
+            reference() for name, reference in list(self._references.values()) if name == workflow
+        ]
+        return [one.id for one in requests if one is not None and is_active(one)]
 
     def ended(self, meta: JobMeta) -> None:
         """This process has sent the end of a task that it may not have received."""
@@ -330,6 +348,9 @@ async def _states_of(backend: Backend, topic: str) -> dict[str, Any]:
 def publish(runtime: Runtime, each: _Followed, states: Mapping[str, Any]) -> None:
     """Publish how far a workflow is, or how it has ended; and count what is not counted."""
     now, now_ms = now_text(), time.time_ns() // 1_000_000
+    again = reopened(states, each.id)
+    if again is not None:
+        states = {**states, each.id: again}
     own = states.get(each.id)
     own = own if isinstance(own, Mapping) else {}
     each.has_ended = has_ended(own)
@@ -349,8 +370,18 @@ def publish(runtime: Runtime, each: _Followed, states: Mapping[str, Any]) -> Non
         each.has_sent_end = True
     if state is None:
         return
-    is_new = own.get("status") in (None, "queued")
-    type = ("job_started" if is_new else PROGRESS) if ending is None else ending.type
+    if ending is None and is_revoked(each.id):
+        # Somebody has cancelled it, but its states may have been read before that.
+        state["status"] = "cancelling"
+    if state == own:
+        return
+    before = None if again is not None else own.get("status")
+    if ending is not None:
+        type = ending.type
+    elif state["status"] == "cancelling":
+        type = PROGRESS if before == "cancelling" else "job_cancelling"
+    else:
+        type = "job_started" if before in (None, "queued") else PROGRESS
     for draft in make_drafts(
         each.topics,
         type,

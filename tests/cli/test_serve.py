@@ -33,6 +33,15 @@ def test_the_newest_tasks_are_listed_first_and_celerys_own_not(tasks: ReceivedTa
     assert newest[-1]["id"] == "t2"
 
 
+def test_a_workflow_is_listed_in_place_of_its_members(tasks: ReceivedTasks) -> None:
+    tasks.add({"uuid": "a", "name": "shop.add"})
+    for member in ("a", "b", "w"):
+        tasks.add_member({"realtime_task": member, "realtime_job": "w"})
+        tasks.add({"uuid": member, "name": "shop.add"})
+    tasks.add({"uuid": "c", "name": "shop.add"})
+    assert tasks.newest() == [{"id": "c", "name": "shop.add"}, {"id": "w", "name": "workflow"}]
+
+
 def test_everything_is_shown_on_this_machine_and_nothing_under_another_name(
     tasks: ReceivedTasks, realtime: RealtimeFixture
 ) -> None:

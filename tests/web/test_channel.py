@@ -72,10 +72,10 @@ class Run:
         if task is not None and (client.subscription is not None or not task.done()):
             return
         if task is not None and number % 4 == 1:
-            client.view = View(TOPIC)
+            client.begin_anew(View(TOPIC))
         elif task is not None and number % 4 == 2:
             # Another server has served it in between.
-            client.view = self.log.view_at(number * len(self.log.events) // 12)
+            client.begin_anew(self.log.view_at(number * len(self.log.events) // 12))
         self.joining[index] = asyncio.create_task(client.join())
 
     def do_leave(self, number: int) -> None:
@@ -226,7 +226,7 @@ async def test_a_replay_that_is_ahead_of_the_live_events_reaches_the_other_clien
     await joining
     client.collect()
     assert [one.view.cursor for one in (client, late)] == [str(log.cursor)] * 2
-    assert (client.applied, late.applied) == (2, 4)
+    assert (len(client.shown), len(late.shown)) == (2, 4)
     assert io.resyncs == []
 
 
@@ -242,7 +242,7 @@ async def test_an_event_of_a_rewritten_log_reaches_no_client_though_its_offset_f
     # Its predecessor has the offset 12, as the last event of the client.
     client.channel.receive(*log.append(1))
     client.collect()
-    assert client.applied == 0
+    assert client.shown == []
     assert io.resyncs == ["diverged"]
     await steps()
     [reading] = io.readings
@@ -274,7 +274,7 @@ async def test_a_resync_reads_again_after_a_gap_in_what_it_held() -> None:
     await steps()
     assert client.channel.resyncing is None
     client.collect()
-    assert client.applied == 2
+    assert len(client.shown) == 2
     client.channel.receive(*log.append(1))
     client.collect()
     assert client.view.cursor == str(log.cursor)

@@ -84,6 +84,22 @@ async def history(http: httpx.AsyncClient, job: str) -> list[dict[str, Any]]:
     return answer.json()["events"]
 
 
+async def test_a_workflow_that_is_shown_as_queued_does_not_end_while_a_task_of_it_runs(
+    settings: Settings, publisher: Publisher
+) -> None:
+    whole = {"status": "queued", "attempt": 0, "workflow": {"total": 2, "ends": "all"}}
+    publisher.emit("job:1", type="job_queued", state=whole, job="1", attempt=0)
+    # The worker has not yet said that the whole runs.
+    member = {"status": "running", "attempt": 1, "member": {"n": 0}}
+    publisher.emit("job:1", type="job_started", key="a", state=member, job="a", attempt=1)
+    await publisher.flush()
+    async with serving(settings, Runner()) as (_, http):
+        answer = await http.post("/realtime/jobs/1/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
+        [*_, last] = await history(http, "1")
+    assert (last["type"], last["state"]["status"]) == ("job_cancelling", "cancelling")
+
+
 @pytest.mark.every_backend(shares_storage=True)
 @pytest.mark.parametrize(("status", "attempt"), [("queued", 0), ("retrying", 2)])
 async def test_a_job_that_waits_ends_at_once_with_its_whole_state(

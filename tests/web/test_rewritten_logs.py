@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import AsyncIterator
 
 import pytest
 from clients import NativeClient
 from configuration import SECRET
-from failing_backend import FailingBackend
 from publisher import Publisher
+from replica import TOPIC, Replica
 from waiting import until
 from web_servers import InProcessServer, serve_realtime, without_delivery
 
 from semantik_realtime.config import Settings
-from semantik_realtime.core.event import Cursor
-
-TOPIC = "job:1"
-
-
-class Replica(FailingBackend):
-    """A backend in memory that can be replaced by an earlier state of itself, in silence."""
-
-    def remember(self) -> None:
-        """Copy the topics, as a replica has them that will lag from now on."""
-        with self._lock:
-            self._copy = copy.deepcopy(self._logs)
-
-    def promote(self) -> None:
-        """Lose what was appended since `remember`. No connection breaks."""
-        with self._lock:
-            self._logs = copy.deepcopy(self._copy)
-
-    def end(self) -> Cursor:
-        return self._logs[TOPIC].cursor
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ app.conf.update(
     worker_pool_start_method=os.environ.get("TEST_START_METHOD", "fork"),
     broker_transport_options={"visibility_timeout": 600},
     task_protocol=int(os.environ.get("TEST_PROTOCOL", "2")),
+    worker_send_task_events=bool(os.environ.get("TEST_EVENTS")),
     worker_max_tasks_per_child=int(os.environ.get("TEST_TASKS_PER_CHILD", "0")) or None,
 )
 if owner := os.environ.get("TEST_BEAT_OWNER"):
@@ -316,7 +317,10 @@ def start(self: Task, kind: str) -> list[str]:
         exit_process.apply_async(("kill",), link_error=callback)
         return [callback.options["task_id"]]
     if kind == "chunks":
-        return [add.chunks([(1, 2), (3, 4), (5, 6), (7, 8)], 2)().id]
+        from semantik_realtime.worker.canvas import MAPS_KEEP_OPTIONS
+
+        parts = add.chunks([(1, 2), (3, 4), (5, 6), (7, 8)], 2)()
+        return [parts.id] if MAPS_KEEP_OPTIONS else [child.id for child in parts.children]
     if kind == "starmap":
         return [add.starmap([(1, 2), (3, 4)]).apply_async().id]
     assert kind == "nested"

@@ -427,7 +427,7 @@ def test_a_soft_time_limit_passes_through(
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise SoftTimeLimit
 
-    monkeypatch.setattr("semantik_realtime.worker.job.make_checked_drafts", interrupted)
+    monkeypatch.setattr("semantik_realtime.worker.job_events.make_checked_drafts", interrupted)
     with pytest.raises(SoftTimeLimit):
         job.emit("note")
 

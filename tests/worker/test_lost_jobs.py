@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from celery import group
+from celery import chain, group
 from celery_workers import Place, Worker
 from fleets import LEASE_SECONDS, Fleet, children_of, fleet, kill_tree
-from test_workflows import completed, states_of, submitting, tasks_of
 from topic_log import Log, wait_until
+from workflow_runs import completed, finish_job, states_of, submitting, tasks_of, tracking
 
 from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.testing.servers import RedisServer
@@ -121,6 +121,21 @@ def test_the_result_backend_is_asked_before_a_job_is_lost(servers: Fleet, tmp_pa
             assert log.state["fields"] == {"stored": True}
             if status == "failed":
                 assert log.state["error"] == {"type": "ValueError", "message": "no pages"}
+
+
+def test_the_result_backend_is_asked_for_the_last_task_that_has_the_id_of_its_workflow(
+    servers: Fleet, tmp_path: Path
+) -> None:
+    with servers.worker("threads", tmp_path) as worker, tracking(worker.settings):
+        task = tasks_of(worker)
+        last = task("store_and_hang", "SUCCESS").set(immutable=True)
+        result = chain(task("add", 1, 2), last).apply_async(headers={"realtime_owner": "7"})
+        log, key = worker.log(f"job:{result.id}"), f"{result.id}:last"
+        wait_until(lambda: "fields" in states_of(log).get(key, {}), 20)
+        kill_tree(worker)
+        ended = finish_job(worker, str(result.id))
+        assert ended.states[key]["status"] == "completed"
+        assert ended.state["status"] == "completed"
 
 
 def test_a_workflow_ends_though_its_worker_died_after_the_last_member_had(

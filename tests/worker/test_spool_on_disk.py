@@ -627,6 +627,46 @@ def test_events_of_a_process_killed_in_an_outage_are_sent_once_by_the_next_one(
     assert second.run("status")["duplicate"] == 0
 
 
+def test_what_a_process_began_in_an_outage_that_it_did_not_survive_is_held_to_be_ended(
+    server: Server,
+    settings: Settings,
+    start: Callable[..., Reporter],
+    look: Callable[[str], Log],
+) -> None:
+    first = start()
+    first.run("begin 1", "flush")
+    server.kill()
+    first.run("begin 2", "begin 3", "end 3", "emit 1 0", "emit 2 0")
+    first.wait_until(lambda status: status["failing"])
+    first.run("emit 1 1", "emit 2 1")
+    second_note = b'"number":1'
+    wait_until(
+        lambda: any(
+            second_note in spool_file._read(one).body for one in lines_stored(settings.spool_path)
+        )
+    )
+    first.kill()
+    server.start()
+    start().run("recover")
+    running = look("job:2")
+    wait_until(lambda: notes(running) == [0, 1], 20)
+    backend = load_backend(settings)
+    found: dict[str, str] = {}
+
+    def is_found() -> bool:
+        # The backend knew the first job before the outage.
+        for holding in backend.overdue(60):
+            found.update(dict.fromkeys(holding.jobs, holding.worker))
+        return found.keys() >= {"1", "2"}
+
+    try:
+        wait_until(is_found, 40)
+    finally:
+        backend.close_writer()
+    assert found.keys() == {"1", "2"}
+    assert found["2"] == running.state["worker"]
+
+
 def test_events_of_a_killed_process_are_sent_by_a_running_sibling(
     server: Server,
     settings: Settings,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +11,7 @@ from typing import Any
 import pytest
 from celery import chain, chord, group
 from celery_workers import Place, Worker, running
-from topic_log import Log, wait_until
-from web_side import web_of
+from topic_log import wait_until
 from workflow_runs import Ended, Task, completed, finish, states_of, submitting, tasks_of
 
 from semantik_realtime.backends.loader import load_backend
@@ -345,25 +343,3 @@ def test_a_worker_that_stops_at_once_ends_its_workflows_first(
         backend = load_backend(worker.settings)
         assert list(backend.overdue(1)) == []
         backend.close_writer()
-
-
-async def test_a_cancelled_workflow_ends_its_tasks_that_ask_and_starts_no_others(
-    worker: Worker, send: Callable[..., Submitted], task: Task
-) -> None:
-    async with web_of(worker) as web:
-        # More tasks than the worker has processes: some have begun, and some wait.
-        sent = await asyncio.to_thread(send, group(task("work", 60, True) for _ in range(5)))
-        log = worker.log(sent.topic)
-        await asyncio.to_thread(wait_until, lambda: running_members(log) == 2, 20)
-        await asyncio.to_thread(wait_until, lambda: states_of(log)[sent.id]["status"] == "running")
-        assert await web.cancel(sent.id) == (202, "cancelling")
-        ended = await asyncio.to_thread(finish, worker, sent)
-    assert ended.state["status"] == "cancelled"
-    assert (ended.summary.cancelled, ended.summary.total) == (5, 5)
-    started = {event["key"] for event in log.events if event["type"] == "job_started"}
-    assert len(started - {sent.id}) == 2
-
-
-def running_members(log: Log) -> int:
-    states = states_of(log).values()
-    return sum(state["status"] == "running" for state in states if "member" in state)

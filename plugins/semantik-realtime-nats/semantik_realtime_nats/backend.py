@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Draft, Receipt
 from semantik_realtime.core.holding import Holding, check_hold
@@ -16,6 +17,7 @@ from semantik_realtime.hookspecs import Page, Sink, Snapshot, Status, Top, hooki
 from semantik_realtime.urls import mask_urls
 
 from semantik_realtime_nats.errors import explain
+from semantik_realtime_nats.freshness import Seen
 from semantik_realtime_nats.settings import check_max_keys, load_nats_settings, plan_connect
 from semantik_realtime_nats.snapshot import read_page, read_snapshot, read_tops
 from semantik_realtime_nats.stream import Stream
@@ -39,6 +41,7 @@ class NatsBackend:
         self._settings = settings
         self._connect_options = plan_connect(settings.url, nats_settings)
         self._subjects = Subjects(settings, nats_settings)
+        self._seen = Seen()
         self._writer = LoopThread(
             lambda: Writer(settings, self._subjects, self._connect),
             lambda writer: writer.close(),
@@ -106,8 +109,17 @@ class NatsBackend:
         # What was opened on another loop (that of a test client) ended with that loop.
         self._subscriber, self._sweeping, self._loop = None, None, loop
         subscriber = Subscriber(self._subjects, self._connect, self._settings.timeout_seconds)
-        await subscriber.open()
         self._subscriber = subscriber
+        try:
+            await subscriber.open()
+        except BaseException:
+            if self._subscriber is subscriber:
+                self._subscriber = None
+            raise
+        if self._subscriber is not subscriber:
+            # It was closed in the meantime, and nobody else would end these tasks.
+            await subscriber.close()
+            raise BackendUnavailable("the backend was closed")
         self._sweeping = asyncio.create_task(
             sweep_forever(subscriber.current_stream, self._subjects, secrets.token_hex(6)),
             name="semantik-realtime-sweep",
@@ -118,8 +130,7 @@ class NatsBackend:
         subscriber, self._subscriber = self._subscriber, None
         sweeping, self._sweeping = self._sweeping, None
         if sweeping is not None:
-            sweeping.cancel()
-            await asyncio.gather(sweeping, return_exceptions=True)
+            await stop_tasks([sweeping])
         if subscriber is not None:
             await subscriber.close()
 
@@ -175,7 +186,7 @@ class NatsBackend:
 
     async def _connect(self) -> Stream:
         return await Stream.open(
-            self._connect_options, self._subjects, self._settings.timeout_seconds
+            self._connect_options, self._subjects, self._settings.timeout_seconds, self._seen
         )
 
     def _opened(self) -> Subscriber:

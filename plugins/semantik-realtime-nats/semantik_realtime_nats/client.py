@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 
 import nats.errors
 from nats.aio.client import Client
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.errors import BackendRefused
 
 NO_TLS = (
     "the server offers no TLS, but the URL (tls://) or SEMANTIK_REALTIME_NATS_TLS_CA or _TLS_CERT "
     "requires it; nothing was sent"
 )
+TOO_MANY_SUBSCRIPTIONS = "maximum subscriptions exceeded"
+"""What the server says, in lower case, of a subscription beyond its limit."""
 CLOSE_SECONDS = 0.5
 """Longest wait for nats-py to close; then its task is cancelled."""
 
@@ -129,8 +132,7 @@ class NatsClient(Client):
             closing = asyncio.create_task(self.close())
             await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
             if not closing.done():
-                closing.cancel()
-                await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+                await stop_tasks([closing], CLOSE_SECONDS)
             elif not closing.cancelled() and closing.exception() is None:
                 return
 
@@ -146,6 +148,14 @@ class NatsClient(Client):
         except Exception as error:
             # It must not end the reading of the socket.
             await self._error_cb(error)
+
+    async def _process_err(self, err_msg: str) -> None:
+        if TOO_MANY_SUBSCRIPTIONS in err_msg:
+            # nats-py would close the connection, and with it all subscriptions that the server has
+            # accepted.
+            await self._error_cb(nats.errors.Error(err_msg))
+            return
+        await super()._process_err(err_msg)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if self._requires_tls and initial_connection:

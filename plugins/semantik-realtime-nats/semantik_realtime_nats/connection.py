@@ -5,20 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import nats.errors
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.errors import BackendRefused, BackendUnavailable
 
-from semantik_realtime_nats.client import Message, NatsClient
-from semantik_realtime_nats.errors import NoReply, check_version, refused_subscription
+from semantik_realtime_nats.client import TOO_MANY_SUBSCRIPTIONS, Listener, Message, NatsClient
+from semantik_realtime_nats.errors import (
+    NoReply,
+    check_version,
+    explain_violation,
+    refused_subscription,
+)
 from semantik_realtime_nats.settings import ConnectOptions
 
 logger = logging.getLogger(__name__)
 
 PING_SECONDS = 5
 """Between two pings, and how long each may take: a dead connection is found within twice that."""
+TOO_MANY = (
+    "the server allows no more subscriptions on a connection, and a web process needs one for each "
+    "watched topic: raise max_subscriptions of the server, or subs of the account or the user"
+)
 NEVER_SECONDS = 3600
 """For nats-py's own timeouts, which must not fire: every call has a deadline from its caller."""
 
@@ -63,6 +73,9 @@ class Connection:
         """Subjects, in lower case, that the server lets us subscribe to."""
         self._refused: set[str] = set()
         """Subjects, in lower case, that the server does not let us subscribe to."""
+        self._has_too_many = False
+        """True if the server has refused a subscription, not naming it, since the last `confirm`:
+        there are as many as it allows."""
         self._pinging: asyncio.Task[None] | None = None
         """Runs from `connect` to `close`."""
 
@@ -123,8 +136,7 @@ class Connection:
         """Close the connection; requests without a reply raise `NoReply`. Idempotent."""
         self._break()
         if self._pinging is not None:
-            self._pinging.cancel()
-            await asyncio.gather(self._pinging, return_exceptions=True)
+            await stop_tasks([self._pinging])
         await self._client.force_close()
 
     async def request(
@@ -153,30 +165,23 @@ class Connection:
         last = await self._request(request, data, None)
         return request.parts, last.headers
 
-    async def subscribe(
-        self, subject: str, on_data: Callable[[bytes], None]
-    ) -> Callable[[], Coroutine[Any, Any, None]]:
-        """Subscribe to ``subject``. Call `confirm` before you rely on it.
+    async def subscribe(self, subject: str, listener: Listener) -> int:
+        """Subscribe to ``subject``, and return its number. Call `confirm` before you rely on it.
 
         Args:
             subject: without wildcards.
-            on_data: called on the loop with the data of each message.
-
-        Returns:
-            A coroutine function that unsubscribes.
+            listener: called on the loop with each message.
         """
         # The permissions may have changed since the last subscription to it.
         self._refused.discard(subject.lower())
         self._confirmed.discard(subject.lower())
         with _no_reply_on_error():
-            sid = await self._client.listen(subject, lambda message: on_data(message.data))
+            return await self._client.listen(subject, listener)
 
-        async def unsubscribe() -> None:
-            # Without a connection the server has dropped the subscription already.
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await self._client.unlisten(sid)
-
-        return unsubscribe
+    async def unsubscribe(self, number: int) -> None:
+        """End a subscription. Without a connection the server has dropped it already."""
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._client.unlisten(number)
 
     async def confirm(self, subjects: Sequence[str], permission: str) -> None:
         """Wait until the server has processed the subscriptions to these subjects.
@@ -189,6 +194,9 @@ class Connection:
             NoReply: the connection broke.
         """
         await self._flush()
+        if self._has_too_many:
+            self._has_too_many = False
+            raise BackendRefused(TOO_MANY)
         for subject in subjects:
             if subject.lower() in self._refused:
                 raise BackendRefused(
@@ -263,6 +271,9 @@ class Connection:
             return
         # nats-py passes the server's message on in lower case.
         text = str(error).lower()
+        if TOO_MANY_SUBSCRIPTIONS in text:
+            self._has_too_many = True
+            return
         if "permissions violation" in text:
             self._on_permissions_violation(text)
 
@@ -271,9 +282,7 @@ class Connection:
         for request in self._requests.values():
             concerns_request = request.subject.lower() in text or (inbox and inbox in text)
             if concerns_request and not request.future.done():
-                request.future.set_exception(
-                    BackendRefused(f"the server refuses our permissions: {text}")
-                )
+                request.future.set_exception(BackendRefused(explain_violation(text)))
         refused = refused_subscription(text)
         if refused is not None:
             self._refused.add(refused)

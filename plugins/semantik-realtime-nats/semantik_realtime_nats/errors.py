@@ -26,6 +26,7 @@ NO_CERTIFICATE = (
     "SEMANTIK_REALTIME_NATS_TLS_CERT and SEMANTIK_REALTIME_NATS_TLS_KEY"
 )
 _CERTIFICATE_ALERT = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA)")
+_REFUSED_PUBLISH = re.compile(r'violation for publish to "([^"]+)"')
 _REFUSED_SUBJECT = re.compile(r'violation for subscription to "([^"]+)"')
 
 
@@ -121,7 +122,22 @@ def explain_reset(error: BaseException, server_info: Mapping[str, Any]) -> Backe
         return BackendRefused(NO_CERTIFICATE)
     if server_info.get("auth_required"):
         return BackendRefused("the server refuses our credentials: it closes the connection")
-    return explain(error)
+    return BackendUnavailable(
+        f"the server closes the connection during the handshake ({type(error).__name__}): it may "
+        "have reached its max_connections, or conn of the account"
+    )
+
+
+def explain_violation(text: str) -> str:
+    """Return what to do about a permissions violation.
+
+    >>> explain_violation('permissions violation for publish to "semantik.held.17"')
+    "the server refuses our permissions: the user may not publish to semantik.held.17 (they are in \
+the plugin's README)"
+    """
+    found = _REFUSED_PUBLISH.search(text)
+    what = f"the user may not publish to {found[1]}" if found else text
+    return f"the server refuses our permissions: {what} (they are in the plugin's README)"
 
 
 def refused_subscription(text: str) -> str | None:

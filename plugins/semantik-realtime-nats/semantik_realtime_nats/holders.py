@@ -22,9 +22,10 @@ from semantik_realtime.core.holding import (
 from semantik_realtime.core.limits import MAX_GIVEN_HOLDERS, MAX_GIVEN_JOBS
 from semantik_realtime.errors import AppendUncertain
 
+from semantik_realtime_nats.conflicts import retry_conflicts
 from semantik_realtime_nats.errors import NoReply, SequenceConflict
 from semantik_realtime_nats.held import Change, HeldJobs, Message, fold, split_change
-from semantik_realtime_nats.stream import Stream, retry_conflicts
+from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 
 REPLACE_BYTES = 16 * 1024

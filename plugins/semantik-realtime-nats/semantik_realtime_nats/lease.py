@@ -12,12 +12,13 @@ from collections.abc import Collection, Set
 import msgspec
 
 from semantik_realtime_nats import places as rules
+from semantik_realtime_nats.conflicts import retry_conflicts
 from semantik_realtime_nats.places import Place, Places
-from semantik_realtime_nats.stream import Stream, retry_conflicts
+from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 
 
-class Known(msgspec.Struct, frozen=True):
+class Known(msgspec.Struct, frozen=True, gc=False):
     """What is stored of a lease."""
 
     seq: int
@@ -49,9 +50,9 @@ async def take_place(
     places = {other: one for other, one in known.places.items() if one.is_stored_at(now)}
     after = rules.with_place(places, holder, place, limit)
     if after is None or not place.session:
-        # Only now, for it is another request: of those whose time is over, who is really there?
-        living = await living_sessions(stream, subjects, rules.unsure_sessions(places, now))
-        after = rules.with_place(rules.alive(places, now, living), holder, place, limit)
+        # Only now, for it is another request: who of them is really there?
+        sessions = await read_sessions(stream, subjects, rules.sessions_of(places))
+        after = rules.with_place(rules.alive(places, now, sessions), holder, place, limit)
     if after is None:
         return None
     return await _store(stream, subjects.lease(name), known, after, now)
@@ -68,8 +69,8 @@ async def leave_place(
     if holder not in known.places:
         return False, known
     own = {holder: known.places[holder]}
-    living = await living_sessions(stream, subjects, rules.unsure_sessions(own, now))
-    was_held = bool(rules.alive(own, now, living))
+    sessions = await read_sessions(stream, subjects, rules.sessions_of(own))
+    was_held = bool(rules.alive(own, now, sessions))
     return was_held, await remove_places(stream, subjects, known, name, {holder}, now)
 
 
@@ -103,19 +104,17 @@ async def acquire_lease(
     return await acquire()
 
 
-async def living_sessions(
+async def read_sessions(
     stream: Stream, subjects: Subjects, sessions: Collection[str]
-) -> set[str]:
-    """Return those of the sessions that have not ended."""
+) -> dict[str, float]:
+    """Return when each of the sessions ends that is stored."""
     if not sessions:
-        return set()
+        return {}
     names = {subjects.session(session): session for session in sessions}
     found = await stream.read_last(list(names))
-    now = await stream.now()
     return {
-        names[subject]
+        names[subject]: msgspec.json.decode(stored.data, type=float)
         for subject, stored in found.items()
-        if msgspec.json.decode(stored.data, type=float) > now
     }
 
 

@@ -19,14 +19,16 @@ from contextlib import AbstractAsyncContextManager
 from weakref import WeakValueDictionary
 
 import msgspec
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.errors import BackendError
 
 from semantik_realtime_nats.clock import read_steady_clock
+from semantik_realtime_nats.conflicts import retry_conflicts
 from semantik_realtime_nats.errors import SequenceConflict
 from semantik_realtime_nats.lease import Known, leave_place, read_lease, remove_places, take_place
 from semantik_realtime_nats.places import REWRITE_SECONDS, Place
 from semantik_realtime_nats.sessions import Session, check_session, end_session, renew_session
-from semantik_realtime_nats.stream import Stream, retry_conflicts
+from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ END_SECONDS = 1.0
 """How long the end of the sessions may take when the process stops."""
 
 
-class Held(msgspec.Struct, eq=False):
+class Held(msgspec.Struct, eq=False, gc=False):
     """A place of this process."""
 
     session: Session
@@ -88,8 +90,7 @@ class Leases:
     async def close(self, stream: Stream | None) -> None:
         """End all sessions, on the connection if there is one. Without it they run out."""
         if self._removing is not None:
-            self._removing.cancel()
-            await asyncio.gather(self._removing, return_exceptions=True)
+            await stop_tasks([self._removing])
         sessions = list(self._sessions.values())
         self._sessions.clear()
         self._held = {}

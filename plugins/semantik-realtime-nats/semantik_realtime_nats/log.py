@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import zlib
 from collections.abc import Iterable
@@ -11,9 +12,11 @@ from semantik_realtime.backends.border import note
 
 from semantik_realtime_nats.ledger import PAGE_EVENTS, Gap, Ledger
 from semantik_realtime_nats.records import LogMessage
-from semantik_realtime_nats.stream import StoredMessage, Stream
+from semantik_realtime_nats.stored import StoredMessage
+from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 
+BEHIND_PAUSE_SECONDS = 0.005
 READ_BACK_FACTOR = 4
 """How many times as many older events are read at once as newer ones are known: a log has no
 index by bytes, and the older events may be larger."""
@@ -65,6 +68,10 @@ class TopicLog:
                 messages = [last]
             else:
                 messages = await read_messages(stream, subjects, topic, ledger.seq + 1)
+                if not messages or messages[-1].seq < last.seq:
+                    # Another server of a cluster has answered, which is behind.
+                    await asyncio.sleep(BEHIND_PAUSE_SECONDS)
+                    continue
             try:
                 for message in messages:
                     ledger.apply(message)

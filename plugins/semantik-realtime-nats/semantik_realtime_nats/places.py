@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -11,8 +11,11 @@ SESSION_PLACE_SECONDS = 6 * 3600.0
 REWRITE_SECONDS = SESSION_PLACE_SECONDS / 2
 """After so long its holder stores it again."""
 
+ENDED = 0.0
+"""In place of the time when a session ends: its process has ended it, and with it all places."""
 
-class Place(msgspec.Struct, array_like=True, frozen=True):
+
+class Place(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One holder's place."""
 
     ends_at: float
@@ -32,26 +35,37 @@ encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(Places).decode
 
 
-def unsure_sessions(places: Places, now: float) -> set[str]:
-    """Return the sessions on whose life the places depend, because their own time is over.
+def sessions_of(places: Places) -> set[str]:
+    """Return the sessions that decide about the places.
 
-    >>> unsure_sessions({"a": Place(40.0, "s"), "b": Place(10.0, "t"), "c": Place(10.0)}, now=20.0)
-    {'t'}
+    >>> sessions_of({"a": Place(40.0, "s"), "b": Place(10.0)})
+    {'s'}
     """
-    return {place.session for place in places.values() if place.session and place.ends_at <= now}
+    return {place.session for place in places.values() if place.session}
 
 
-def alive(places: Places, now: float, sessions: Collection[str]) -> Places:
-    """Return the places that count, if of the sessions in doubt only ``sessions`` live.
+def alive(places: Places, now: float, sessions: Mapping[str, float]) -> Places:
+    """Return the places that count.
 
-    >>> sorted(alive({"a": Place(40.0), "b": Place(10.0, "s"), "c": Place(10.0)}, 20.0, ["s"]))
+    Args:
+        places: all that are stored.
+        now: the server's clock, in seconds since 1970.
+        sessions: when each session ends that is stored; 0.0: its process has ended it.
+
+    >>> places = {"a": Place(40.0), "b": Place(10.0, "s"), "c": Place(10.0), "d": Place(40.0, "t")}
+    >>> sorted(alive(places, 20.0, {"s": 30.0, "t": 0.0}))
     ['a', 'b']
     """
-    return {
-        holder: place
-        for holder, place in places.items()
-        if place.ends_at > now or (place.session in sessions and place.is_stored_at(now))
-    }
+    return {holder: place for holder, place in places.items() if _counts(place, now, sessions)}
+
+
+def _counts(place: Place, now: float, sessions: Mapping[str, float]) -> bool:
+    session_ends_at = sessions.get(place.session)
+    if session_ends_at == ENDED:
+        return False
+    if place.ends_at > now:
+        return True
+    return session_ends_at is not None and session_ends_at > now and place.is_stored_at(now)
 
 
 def with_place(places: Places, holder: str, place: Place, limit: int) -> Places | None:

@@ -8,6 +8,7 @@ import msgspec
 
 from semantik_realtime_nats.clock import read_steady_clock
 from semantik_realtime_nats.errors import NoReply
+from semantik_realtime_nats.places import ENDED
 from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 
@@ -46,7 +47,7 @@ async def end_session(stream: Stream, subjects: Subjects, session: Session) -> N
     Raises:
         SequenceConflict: it had ended already.
     """
-    await _store(stream, subjects, session, 0.0)
+    await _store(stream, subjects, session, ENDED)
 
 
 async def check_session(stream: Stream, subjects: Subjects, session: Session) -> bool:
@@ -66,7 +67,8 @@ async def _store(stream: Stream, subjects: Subjects, session: Session, ends_at: 
             msgspec.json.encode(ends_at),
             session.seq,
             rollup=True,
-            ttl_seconds=math.ceil(session.seconds) if ends_at else 1,
+            # After that the places that name it are over by themselves.
+            ttl_seconds=math.ceil(session.seconds),
         )
     except NoReply:
         # Whether it is stored is seen on the next connection.

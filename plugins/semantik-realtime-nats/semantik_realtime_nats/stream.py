@@ -7,32 +7,29 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import datetime
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import nats.errors
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.urls import mask_urls
-from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
-from semantik_realtime_nats.client import Message
 from semantik_realtime_nats.clock import ServerClock
 from semantik_realtime_nats.connection import Connection
 from semantik_realtime_nats.errors import (
     STREAM_EXISTS,
     STREAM_MISSING,
     JetStreamError,
-    SequenceConflict,
     check_reply,
     explain,
     explain_reset,
 )
+from semantik_realtime_nats.freshness import Seen
 from semantik_realtime_nats.settings import ConnectOptions
+from semantik_realtime_nats.stored import StoredMessage, parse_time, to_stored
 from semantik_realtime_nats.subjects import Subjects
 from semantik_realtime_nats.top_cache import TopCache
 
-Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 SERVER_SECONDS = 2.0
@@ -48,36 +45,39 @@ MEASURE_SECONDS = 60.0
 """How old the measurement of the server's clock may become where a time is stored or compared."""
 CONFIRM_SECONDS = 1.0
 """How old it may be where something is found to be over, which may remove data."""
-FIRST_CONFLICT_SECONDS = 0.002
-LAST_CONFLICT_SECONDS = 0.1
+MOVING_SECONDS = 1.0
+"""How long a request is repeated that no server of a cluster listens to."""
+MOVING_PAUSE_SECONDS = 0.03
+BEHIND_SECONDS = 1.0
+"""How long a server of a cluster may be behind what the process has seen; then it is left."""
 
 _encode = msgspec.json.Encoder().encode
-
-
-class StoredMessage(msgspec.Struct, frozen=True):
-    """A message of the stream. ``stored_at`` is the server's time, in seconds since 1970."""
-
-    subject: str
-    seq: int
-    stored_at: float
-    data: bytes
 
 
 class Stream:
     """The stream on one connection. Lives and dies with it, see `Connection`."""
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    def __init__(self, connection: Connection, name: str, seen: Seen) -> None:
         self.connection = connection
         self._name = name
+        self._seen = seen
+        # Whether several servers answer reads.
+        self._is_replicated = False
         self.tops = TopCache()
         """The last messages of topics that were asked for, as this connection has read them."""
+        # False until the stream is found: before that, no answer means that there is no JetStream.
+        self._is_found = False
         self._clock = ServerClock()
         # Held while the server's clock is measured, so that calls share a measurement.
         self._measuring = asyncio.Lock()
 
     @classmethod
     async def open(
-        cls, options: ConnectOptions, subjects: Subjects, timeout_seconds: float
+        cls,
+        options: ConnectOptions,
+        subjects: Subjects,
+        timeout_seconds: float,
+        seen: Seen | None = None,
     ) -> Stream:
         """Connect to one of the servers, in random order, and find or create the stream.
 
@@ -85,6 +85,7 @@ class Stream:
             options: the servers, and the credentials.
             subjects: the stream's name and configuration.
             timeout_seconds: for all servers together.
+            seen: what the process's connections share.
 
         Raises:
             BackendUnavailable: no server answers.
@@ -97,7 +98,9 @@ class Stream:
             async with asyncio.timeout(timeout_seconds):
                 for url in random.sample(options.urls, len(options.urls)):
                     try:
-                        return await cls._open_on(url, options, subjects, each_seconds)
+                        return await cls._open_on(
+                            url, options, subjects, each_seconds, seen or Seen()
+                        )
                     except BackendError as error:
                         failure = explain(error)
                         failures.append(type(failure)(f"{failure} (server {mask_urls(url)})"))
@@ -110,14 +113,19 @@ class Stream:
 
     @classmethod
     async def _open_on(
-        cls, url: str, options: ConnectOptions, subjects: Subjects, timeout_seconds: float
+        cls,
+        url: str,
+        options: ConnectOptions,
+        subjects: Subjects,
+        timeout_seconds: float,
+        seen: Seen,
     ) -> Stream:
         for _ in range(HANDSHAKES):
             connection = Connection()
             try:
                 async with asyncio.timeout(timeout_seconds):
                     await connection.connect(url, options)
-                    stream = cls(connection, subjects.stream)
+                    stream = cls(connection, subjects.stream, seen)
                     await stream._prepare(subjects)
                 return stream
             except BaseException as error:
@@ -142,7 +150,9 @@ class Stream:
             raise BackendRefused(
                 "the server has no JetStream; start it with -js or a jetstream block"
             ) from None
+        self._is_found = True
         config = info["config"]
+        self._is_replicated = config.get("num_replicas", 1) > 1
         wrong = [
             name for name, value in subjects.needed_config().items() if config.get(name) != value
         ]
@@ -227,7 +237,9 @@ class Stream:
         if ttl_seconds is not None:
             headers["Nats-TTL"] = str(ttl_seconds)
         reply = await self._request_json(subject, data, headers)
-        return int(reply["seq"])
+        seq = int(reply["seq"])
+        self._seen.stored(subject, seq, self._clock.read(), ttl_seconds)
+        return seq
 
     async def read_last(self, subjects: list[str]) -> dict[str, StoredMessage]:
         """Return the last message of each of these subjects, as of one moment.
@@ -258,7 +270,10 @@ class Stream:
         if seq:
             request["seq"] = seq
         while True:
-            messages, end = await self._read(request)
+            if self._is_replicated and "up_to_seq" not in request:
+                messages, end = await self._read_fresh(request)
+            else:
+                messages, end = await self._read(request)
             up_to_seq = int(end.get("Nats-UpTo-Sequence", 0))
             yield messages, up_to_seq
             if not messages or end["Nats-Num-Pending"] == "0":
@@ -298,6 +313,7 @@ class Stream:
         info = await self.request_api(f"STREAM.INFO.{self._name}", request)
         if "ts" in info:
             self._clock.measured(parse_time(info["ts"]), sent_at)
+        self._seen.stream_ends_at(info["state"]["last_seq"])
         return info
 
     async def request_api(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -321,48 +337,62 @@ class Stream:
     async def _request_json(
         self, subject: str, data: bytes, headers: dict[str, str] | None = None
     ) -> dict[str, Any]:
-        reply: dict[str, Any] = json.loads(await self.connection.request(subject, data, headers))
+        reply: dict[str, Any] = json.loads(
+            await self._while_moving(lambda: self.connection.request(subject, data, headers))
+        )
         check_reply(reply)
         return reply
 
+    async def _read_fresh(
+        self, request: dict[str, Any]
+    ) -> tuple[list[StoredMessage], dict[str, str]]:
+        """Read, and read again while the server has less than this process has seen.
+
+        Raises:
+            BackendUnavailable: it does not catch up. The connection is closed, because another
+                server may be better.
+        """
+        until = self._clock.read() + BEHIND_SECONDS
+        subjects = request["multi_last"]
+        while True:
+            least_seq, anchor = self._seen.seq, self._seen.anchor(self._clock.read())
+            asked = [*subjects, anchor] if anchor and anchor not in subjects else subjects
+            messages, end = await self._read({**request, "multi_last": asked})
+            up_to_seq = end.get("Nats-UpTo-Sequence")
+            if (up_to_seq is None and anchor is None) or int(up_to_seq or 0) >= least_seq:
+                return [one for one in messages if asked is subjects or one.subject != anchor], end
+            if self._clock.read() > until:
+                info = await self.read_info()
+                if info["state"]["last_seq"] < least_seq:
+                    # The whole stream has lost what this process has seen.
+                    continue
+                await self.connection.close()
+                raise BackendUnavailable(
+                    "the server is behind the others of its cluster: another one is tried"
+                )
+            await asyncio.sleep(MOVING_PAUSE_SECONDS / 4)
+
+    async def _while_moving(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """Repeat a request that no server listens to, for a moment. Nobody has received it.
+
+        In a cluster that is so until every server knows of a new stream, and during an election.
+        """
+        until = self._clock.read() + MOVING_SECONDS
+        while True:
+            try:
+                return await call()
+            except nats.errors.NoRespondersError:
+                if not self._is_found or self._clock.read() > until:
+                    raise
+            await asyncio.sleep(MOVING_PAUSE_SECONDS)
+
     async def _read(self, request: dict[str, Any]) -> tuple[list[StoredMessage], dict[str, str]]:
-        messages, end = await self.connection.request_parts(
-            f"$JS.API.DIRECT.GET.{self._name}", _encode(request)
+        subject, data = f"$JS.API.DIRECT.GET.{self._name}", _encode(request)
+        messages, end = await self._while_moving(
+            lambda: self.connection.request_parts(subject, data)
         )
         if end.get("Status") not in ("204", "404"):
             raise BackendRefused(
                 f"JetStream refuses a read: {end.get('Status')} {end.get('Description')}"
             )
-        return [_to_stored(message) for message in messages], end
-
-
-def retry_conflicts(
-    function: Callable[Params, Awaitable[Result]],
-) -> Callable[Params, Awaitable[Result]]:
-    """Decorate a coroutine function: on `SequenceConflict` it is called again, with no limit.
-
-    The random pauses grow up to `LAST_CONFLICT_SECONDS`. The caller sets the deadline.
-    """
-    return retry(
-        retry=retry_if_exception_type(SequenceConflict),
-        wait=wait_random_exponential(FIRST_CONFLICT_SECONDS, max=LAST_CONFLICT_SECONDS),
-    )(function)
-
-
-def parse_time(text: str) -> float:
-    """Return the seconds since 1970 of a time in JetStream's format.
-
-    >>> parse_time("1970-01-01T00:00:01.5Z")
-    1.5
-    """
-    return datetime.fromisoformat(text).timestamp()
-
-
-def _to_stored(message: Message) -> StoredMessage:
-    headers = message.headers
-    return StoredMessage(
-        headers["Nats-Subject"],
-        int(headers["Nats-Sequence"]),
-        parse_time(headers["Nats-Time-Stamp"]),
-        message.data,
-    )
+        return [to_stored(message) for message in messages], end

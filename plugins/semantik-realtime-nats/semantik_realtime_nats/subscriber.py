@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from semantik_realtime.backends.border import note
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.hookspecs import Sink
@@ -19,6 +20,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from semantik_realtime_nats.client import Message
+from semantik_realtime_nats.connection import Connection
 from semantik_realtime_nats.errors import explain
 from semantik_realtime_nats.records import LogMessage
 from semantik_realtime_nats.stream import Stream
@@ -52,8 +55,8 @@ class Subscriber:
         self._timeout_seconds = timeout_seconds
         self._sinks: dict[str, Sink] = {}
         """The sink of each watched topic."""
-        self._unsubscribes: dict[str, Callable[[], Awaitable[None]]] = {}
-        """For each topic that is subscribed on the current connection, what ends that."""
+        self._subscriptions: dict[str, _Subscription] = {}
+        """Of each topic that is subscribed on the current connection."""
         self._interrupted: set[str] = set()
         """Topics whose sink was not called with `interrupted` since the last break. Set before
         they are subscribed on a new connection."""
@@ -86,8 +89,7 @@ class Subscriber:
     async def close(self) -> None:
         """End the task and the connection; no sink is called any more."""
         if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+            await stop_tasks([self._renewing])
         self._sinks.clear()
 
     async def current_stream(self) -> Stream:
@@ -135,9 +137,9 @@ class Subscriber:
     async def unsubscribe(self, topic: str) -> None:
         """Stop calling the topic's sink at once, and tell the server if it can be reached."""
         self._sinks.pop(topic, None)
-        unsubscribe = self._unsubscribes.pop(topic, None)
-        if unsubscribe is not None:
-            await unsubscribe()
+        subscription = self._subscriptions.pop(topic, None)
+        if subscription is not None:
+            await subscription.end()
 
     async def _stay_connected(self, stream: Stream) -> None:
         """Renew the connection whenever it breaks, until cancelled."""
@@ -192,7 +194,7 @@ class Subscriber:
                 await self._confirm(stream, topics)
         except BaseException:
             # The subscriptions end with the connection.
-            self._unsubscribes.clear()
+            self._subscriptions.clear()
             await stream.connection.close()
             raise
         return stream
@@ -203,7 +205,7 @@ class Subscriber:
 
     def _stop_using(self) -> None:
         self._stream = None
-        self._unsubscribes.clear()
+        self._subscriptions.clear()
 
     def _end_attempt(self) -> None:
         self._attempt_ended.set()
@@ -211,22 +213,24 @@ class Subscriber:
 
     async def _request(self, stream: Stream, topic: str) -> None:
         """Send the subscription to a topic, unless it was sent, or the topic is not watched."""
-        if topic in self._unsubscribes or topic not in self._sinks:
+        if topic in self._subscriptions or topic not in self._sinks:
             return
-
-        def on_data(data: bytes) -> None:
-            self._interrupt(topic)
-            sink = self._sinks.get(topic)
-            # nats-py may still deliver what it has received on a connection that is closed.
-            if sink is not None and not stream.connection.is_closed:
-                deliver(topic, sink, data)
-
-        unsubscribe = await stream.connection.subscribe(self._subjects.live(topic), on_data)
+        subscription = _Subscription(self, stream.connection, topic)
+        subscription.number = await stream.connection.subscribe(
+            self._subjects.live(topic), subscription.receive
+        )
         # In the meantime another call may have subscribed, or the connection have broken.
-        if topic in self._unsubscribes or stream.connection.is_closed:
-            await unsubscribe()
+        if topic in self._subscriptions or stream.connection.is_closed:
+            await subscription.end()
         else:
-            self._unsubscribes[topic] = unsubscribe
+            self._subscriptions[topic] = subscription
+
+    def receive(self, topic: str, data: bytes) -> None:
+        """Deliver a message of a topic. Called by its subscription."""
+        self._interrupt(topic)
+        sink = self._sinks.get(topic)
+        if sink is not None:
+            deliver(topic, sink, data)
 
     def _interrupt(self, topic: str) -> None:
         """Call the topic's sink with `interrupted`, unless that was done since the last break."""
@@ -239,6 +243,29 @@ class Subscriber:
     async def _confirm(self, stream: Stream, topics: Sequence[str]) -> None:
         subjects = [self._subjects.live(topic) for topic in topics]
         await stream.connection.confirm(subjects, self._subjects.live(">"))
+
+
+class _Subscription:
+    """A topic's subscription on one connection. One small object: there are thousands of them."""
+
+    __slots__ = ("_connection", "_subscriber", "_topic", "number")
+
+    def __init__(self, subscriber: Subscriber, connection: Connection, topic: str) -> None:
+        self.number = 0
+        """What the connection knows it by."""
+        self._subscriber = subscriber
+        self._connection = connection
+        self._topic = topic
+
+    def receive(self, message: Message) -> None:
+        """Deliver a message."""
+        # What was received on a connection that is closed may still be delivered.
+        if not self._connection.is_closed:
+            self._subscriber.receive(self._topic, message.data)
+
+    async def end(self) -> None:
+        """Tell the server, if it can be reached."""
+        await self._connection.unsubscribe(self.number)
 
 
 def deliver(topic: str, sink: Sink, data: bytes) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.errors import AppendUncertain, BackendUnavailable
 from semantik_realtime.native_threads import Event, Thread, make_event, make_lock, make_thread
 
 Worker = TypeVar("Worker")
 Result = TypeVar("Result")
 
-STOP_SECONDS = 5.0
+STOP_SECONDS = 2.0
 MAX_CALL_SECONDS = 60.0
 """Every call has a shorter deadline of its own; this one ends the wait for a stuck thread."""
 
@@ -172,8 +173,6 @@ class LoopThread(Generic[Worker]):
         try:
             await self._end(worker)
             rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in rest:
-                task.cancel()
-            await asyncio.wait_for(asyncio.gather(*rest, return_exceptions=True), STOP_SECONDS / 2)
+            await stop_tasks(rest, STOP_SECONDS / 2)
         finally:
             loop.stop()

@@ -19,7 +19,7 @@ KEEP_SECONDS = 300.0
 """How long at most: messages that somebody else has removed are noticed after that."""
 
 
-class LastMessage(msgspec.Struct, frozen=True):
+class LastMessage(msgspec.Struct, frozen=True, gc=False):
     """The end of a log."""
 
     cursor: Cursor
@@ -30,7 +30,7 @@ class LastMessage(msgspec.Struct, frozen=True):
     """True if readers do not know the topic: it is deleted, or only claimed."""
 
 
-class _Entry(msgspec.Struct):
+class _Entry(msgspec.Struct, gc=False):
     last: LastMessage | None
     """None: the log has no message."""
     as_of_seq: int

@@ -12,11 +12,12 @@ from semantik_realtime.core.event import Cursor, Draft, Outcome, Receipt
 from semantik_realtime.core.retention import own_job
 from semantik_realtime.errors import AppendUncertain, BackendError
 
+from semantik_realtime_nats.conflicts import retry_conflicts
 from semantik_realtime_nats.errors import NoReply, SequenceConflict, explain
 from semantik_realtime_nats.ledger import Gap, Ledger
 from semantik_realtime_nats.log import TopicLog, catch_up, encode_checkpoint, read_messages
 from semantik_realtime_nats.plan import Limits, Plan, Stale
-from semantik_realtime_nats.stream import Stream, retry_conflicts
+from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 
 logger = logging.getLogger(__name__)

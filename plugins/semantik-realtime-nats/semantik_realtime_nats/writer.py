@@ -7,6 +7,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Receipt
 from semantik_realtime.core.holding import Holding
@@ -50,8 +51,7 @@ class Writer:
     async def close(self) -> None:
         """Close the connection. Calls that run fail."""
         if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
+            await stop_tasks([self._connecting])
         stream = self._stream
         await self.leases.close(None if stream is None or stream.connection.is_closed else stream)
         if stream is not None:

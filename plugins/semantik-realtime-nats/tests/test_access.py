@@ -163,14 +163,66 @@ def allow(publish: list[str], subscribe: list[str]) -> str:
     }} }} ] }}"""
 
 
+def listed(heading: str) -> tuple[list[str], list[str]]:
+    """Return the permissions that the README lists after ``heading``."""
+    block = README.read_text().partition(f"\n{heading}")[2].partition("```")[2].partition("```")[0]
+    publish, subscribe = block.partition("publish:")[2].split("subscribe:")
+    return publish.split(), subscribe.split()
+
+
+async def works_for_a_worker(backend: NatsBackend) -> bool:
+    """Use everything that a worker does; return True if the events were appended."""
+    topic, sink, author = f"job:{secrets.token_hex(6)}", Recorder(), Author()
+    assert not backend.hold("worker", {"1": b"one"}, [], 60.0)
+    assert backend.claim(topic, "1", "token", None) == 1
+    # Enough for a checkpoint, and for the log to be trimmed.
+    receipts = []
+    for _ in range(3):
+        receipts += backend.publish([author.draft(topic, state={"n": n}) for n in range(100)])
+    await backend.open()
+    await backend.subscribe(topic, sink)
+    backend.publish([author.draft(topic)])
+    await sink.wait_for_events(1)
+    assert (await backend.snapshot(topic, None, 0)).cursor is not None
+    assert backend.hold("worker", {}, ["1"], 60.0)
+    return {receipt.outcome for receipt in receipts} == {Outcome.APPENDED}
+
+
 async def test_the_permissions_that_the_readme_lists_are_enough(
-    start_server: Start, make_backend: Make
+    start_server: Start, make_backend: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    block = README.read_text().partition("publish:")[2].partition("```")[0]
-    publish, subscribe = (part.split() for part in block.split("subscribe:"))
-    assert len(publish) == 7
-    server = start_server(config=allow(publish, subscribe))
-    assert await works(make_backend(server.url.replace("://", "://u:p@")))
+    caplog.set_level("INFO", "semantik_realtime_nats")
+    for heading, use, count in (("Web servers", works, 7), ("Workers", works_for_a_worker, 6)):
+        publish, subscribe = listed(heading)
+        assert len(publish) == count
+        url = start_server(config=allow(publish, subscribe)).url.replace("://", "://u:p@")
+        assert await use(make_backend(url, retention_events=128))
+    assert caplog.messages == []
+
+
+RIGHTS = {
+    "semantik.topic.>": "semantik.topic.",
+    "semantik.held.*": "semantik.held.",
+    "$JS.API.STREAM.INFO.semantik": "$js.api.stream.info.semantik",
+    "$JS.API.STREAM.CREATE.semantik": "$js.api.stream.create.semantik",
+    "$JS.API.DIRECT.GET.semantik": "$js.api.direct.get.semantik",
+    "_INBOX.>": "_inbox.",
+}
+
+
+@pytest.mark.parametrize("missing", RIGHTS)
+async def test_a_worker_without_a_right_says_so_at_once(
+    start_server: Start, make_backend: Make, missing: str
+) -> None:
+    publish, subscribe = (
+        [subject for subject in subjects if subject != missing] for subjects in listed("Workers")
+    )
+    url = start_server(config=allow(publish, subscribe)).url.replace("://", "://u:p@")
+    began = time.monotonic()
+    with pytest.raises(BackendRefused, match="permission") as caught:
+        await works_for_a_worker(make_backend(url, retention_events=64))
+    assert RIGHTS[missing] in str(caught.value).lower()
+    assert time.monotonic() - began < 4
 
 
 async def test_a_refused_subscription_says_which_permission_to_grant(

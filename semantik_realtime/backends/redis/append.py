@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,18 +21,15 @@ _encode = msgspec.json.Encoder().encode
 _REFUSALS = {"d": DUPLICATE} | {outcome.value: Receipt(outcome) for outcome in Outcome}
 
 
-def append_arguments(
-    topic: str,
-    channel: str,
-    drafts: Sequence[tuple[Draft, int]],
-    settings: Settings,
-    *,
-    is_sharded: bool = False,
-) -> list[bytes]:
-    """Return the arguments of append.lua for drafts of one topic, each with its digest."""
-    retention, own = settings.retention, own_job(topic) or ""
-    header: dict[str, Any] = {
-        "epoch": secrets.token_hex(5),
+def new_epoch() -> str:
+    """Return an epoch for topics that a call makes; one topic never gets the same one twice."""
+    return secrets.token_hex(5)
+
+
+def append_header(settings: Settings) -> dict[str, Any]:
+    """Return the members that the first argument of append.lua always has."""
+    retention = settings.retention
+    return {
         "events": settings.retention_events,
         "ttl_ms": milliseconds(retention.retention_seconds),
         "grace_ms": milliseconds(retention.grace_seconds),
@@ -40,16 +37,35 @@ def append_arguments(
         "keys": settings.max_keys,
         "producers": [KEPT_PRODUCERS, round(PRODUCER_SECONDS), MAX_PRODUCERS],
         "bytes": settings.max_event_bytes,
-        "channel": channel,
-        "runs": _runs(own, drafts),
     }
-    if is_sharded:
-        header["sharded"] = 1
-    if own and any(draft.key == own != draft.job for draft, _ in drafts):
-        header["own"] = own
-    if due_at := max(draft.due_at or 0.0 for draft, _ in drafts):
-        header["due_ms"] = round(1000 * due_at)
-    return [_encode(header), *[draft.body[1:] for draft, _ in drafts]]
+
+
+def append_arguments(
+    header: Mapping[str, Any],
+    epoch: str,
+    topic: str,
+    channel: str,
+    drafts: Sequence[tuple[Draft, int]],
+) -> list[bytes]:
+    """Return the arguments of append.lua for drafts of one topic, each with its digest.
+
+    Args:
+        header: of `append_header`.
+        epoch: of `new_epoch`, for the topic if there is none.
+        topic: where they are appended.
+        channel: where they are published.
+        drafts: in their order.
+    """
+    own = own_job(topic) or ""
+    first = {**header, "epoch": epoch, "channel": channel, "runs": _runs(own, drafts)}
+    due_at = 0.0
+    for draft, _ in drafts:
+        if own and draft.key == own != draft.job:
+            first["own"] = own
+        if draft.due_at is not None and draft.due_at > due_at:
+            due_at = draft.due_at
+            first["due_ms"] = round(1000 * due_at)
+    return [_encode(first), *[draft.body[1:] for draft, _ in drafts]]
 
 
 def _runs(own: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:

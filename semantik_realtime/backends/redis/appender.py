@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
-from semantik_realtime.backends.redis.append import DUPLICATE, append_arguments, read_receipts
+from semantik_realtime.backends.redis.append import (
+    DUPLICATE,
+    append_arguments,
+    append_header,
+    new_epoch,
+    read_receipts,
+)
 from semantik_realtime.backends.redis.refusals import (
     Kind,
     describe,
@@ -53,8 +59,9 @@ class Appender:
     ) -> None:
         self._writer = writer
         self._topology = topology
-        self._settings = settings
-        self._brief = settings.model_copy(update={"retention_seconds": TRIAL_SECONDS})
+        self._header = append_header(settings)
+        brief = settings.model_copy(update={"retention_seconds": TRIAL_SECONDS})
+        self._brief_header = append_header(brief)
         self._keys_of = keys_of
         self._channel_of = channel_of
         # Topics with an unexplained error, and the monotonic time of the first one in a row.
@@ -70,7 +77,7 @@ class Appender:
             topic: [(drafts[place], digests[place]) for place in places]
             for topic, places in by_topic.items()
         }
-        replies = self._append(parts, self._settings)
+        replies = self._append(parts, self._header)
         self._check(list(by_topic), replies)
         receipts: list[Receipt] = [DUPLICATE] * len(drafts)
         for places, reply in zip(by_topic.values(), replies, strict=True):
@@ -84,16 +91,16 @@ class Appender:
         return receipts
 
     def _append(
-        self, parts: dict[str, list[tuple[Draft, int]]], settings: Settings
+        self, parts: Mapping[str, list[tuple[Draft, int]]], header: dict[str, Any]
     ) -> Sequence[Any]:
         """Run the script for each topic; return replies and errors in order."""
-        is_sharded = self._topology.find().is_cluster
+        if self._topology.find().is_cluster:
+            header = {**header, "sharded": 1}
+        epoch = new_epoch()
         calls = [
             (
                 self._keys_of(topic),
-                append_arguments(
-                    topic, self._channel_of(topic), part, settings, is_sharded=is_sharded
-                ),
+                append_arguments(header, epoch, topic, self._channel_of(topic), part),
             )
             for topic, part in parts.items()
         ]
@@ -142,7 +149,7 @@ class Appender:
         body = encode_body("probe", now_text(), token)
         draft = Draft(topic=topic, type="probe", key=token, body=body, producer=token, number=1)
         try:
-            [reply] = self._append({topic: [(draft, crc32(body))]}, self._brief)
+            [reply] = self._append({topic: [(draft, crc32(body))]}, self._brief_header)
         except BackendError:
             return False
         return not isinstance(reply, Exception)

@@ -146,6 +146,7 @@ class RedisBackend:
     @hookimpl
     def close_writer(self) -> None:
         self._writer.close()
+        self._writer.abort()
 
     # Reads: coroutines on one loop.
 
@@ -158,14 +159,19 @@ class RedisBackend:
         self._loop = loop
         timeout = self._settings.timeout_seconds
         self._reader = Reader(self._topology, timeout)
-        self._subscriptions = Subscriptions(
+        subscriptions = Subscriptions(
             self._topology, self._reader, self._writer, self._channel, timeout
         )
+        self._subscriptions = subscriptions
         try:
-            await self._subscriptions.open()
+            await subscriptions.open()
         except BackendError:
             await self.close()
             raise
+        if self._subscriptions is not subscriptions:
+            # It was closed in the meantime, and nobody else would end these tasks.
+            await subscriptions.close()
+            raise BackendUnavailable("the backend was closed")
 
     @hookimpl
     async def close(self) -> None:

@@ -50,7 +50,13 @@ local most = tonumber(ARGV[6])
 local events, states = {}, {}
 if reason == '' and asked < offset then
   events = read_events('XRANGE', log, asked + 1, offset, offset - asked, most)
-  if #events < 2 * (offset - asked) then reason = 'too_far' end
+  -- The rule of check_replay() in core/resume.py: cut to the bytes that an answer may have, or an
+  -- entry was deleted.
+  local count = #events / 2
+  if count < offset - asked then
+    local reached = count > 0 and tonumber(string.match(events[#events], '^%d+')) or asked
+    reason = reached - asked == count and 'too_far' or 'trimmed'
+  end
 end
 if reason ~= '' then
   states = read_any('HGETALL', state)

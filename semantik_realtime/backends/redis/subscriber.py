@@ -17,7 +17,7 @@ from semantik_realtime.backends.redis.refusals import redirection_of
 from semantik_realtime.backends.redis.replies import deliver
 from semantik_realtime.backends.redis.send import pack
 from semantik_realtime.backoff import Backoff, spread
-from semantik_realtime.cancellation import keep_cancellation
+from semantik_realtime.cancellation import keep_cancellation, stop_tasks
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Sink
 from semantik_realtime.urls import mask_text
@@ -149,10 +149,7 @@ class Subscriber:
         """End the tasks and the connection; no sink is called any more."""
         self._sinks.clear()
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await stop_tasks(tasks)
 
     async def subscribe(self, topic: str, sink: Sink) -> None:
         """Subscribe, and return when the server has confirmed. Replaces the topic's sink.

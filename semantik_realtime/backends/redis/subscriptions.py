@@ -21,7 +21,7 @@ from semantik_realtime.backends.redis.subscriber import CANARY_TOPIC, Subscriber
 from semantik_realtime.backends.redis.topology import MASTER_SECONDS, Topology
 from semantik_realtime.backends.redis.writer import Writer
 from semantik_realtime.backoff import Backoff
-from semantik_realtime.cancellation import keep_cancellation
+from semantik_realtime.cancellation import keep_cancellation, stop_tasks
 from semantik_realtime.errors import BackendError, BackendUnavailable
 from semantik_realtime.hookspecs import Sink
 
@@ -106,8 +106,7 @@ class Subscriptions:
         self._sinks.clear()
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await stop_tasks([task])
         subscribers, self._subscribers = self._subscribers, {}
         await asyncio.gather(*[one.close() for one in subscribers.values()])
 

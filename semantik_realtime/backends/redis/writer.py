@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
@@ -62,6 +64,8 @@ class Writer:
         # Connections that no call uses, by their `socket_owner` and node, each with the monotonic
         # time until which it may be used; taken and returned under the lock.
         self._idle: dict[tuple[int, Node], list[_Idle]] = {}
+        # The connections of the calls that run, each with the id of its process.
+        self._busy: dict[Any, int] = {}
         self._lock = make_lock()
         self.connections = 0
         """How many connections were made. A new one may lead to another server."""
@@ -118,6 +122,17 @@ class Writer:
             if owner == socket_owner():
                 for connection, _ in connections:
                     connection.disconnect()
+
+    def abort(self) -> None:
+        """Make the calls of all threads that run now fail, instead of waiting for a reply.
+
+        Not the calls of the parent, in a forked child.
+        """
+        for connection, pid in list(self._busy.items()):
+            found = getattr(connection, "_sock", None)
+            if pid == os.getpid() and found is not None:
+                with suppress(OSError):
+                    found.shutdown(socket.SHUT_RDWR)
 
     def _close_own(self, node: Node | None = None) -> None:
         """Close the idle connections of this thread, to one node or to all."""
@@ -221,6 +236,7 @@ class Writer:
         if connection is None:
             connection = self._connect(node)
             usable_until = time.monotonic() + spread(CONNECTION_SECONDS)
+        self._busy[connection] = os.getpid()
         try:
             yield connection
         except (RedisError, OSError) as error:
@@ -230,12 +246,15 @@ class Writer:
         except BaseException:
             connection.disconnect()
             raise
+        finally:
+            self._busy.pop(connection, None)
         with self._lock:
             self._idle.setdefault((owner, node), []).append((connection, usable_until))
 
     def _connect(self, node: Node) -> Any:
         connection = self._topology.connection(node)
         at_thread_end(self._close_own)
+        self._busy[connection] = os.getpid()
         try:
             connection.connect()
             loads = [("SCRIPT", "LOAD", script.source) for script in WRITES]
@@ -246,6 +265,8 @@ class Writer:
             connection.disconnect()
             self._topology.doubt(node)
             raise explain(error) from error
+        finally:
+            self._busy.pop(connection, None)
         self.connections += 1
         return connection
 

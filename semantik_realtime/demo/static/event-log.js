@@ -76,16 +76,16 @@ export class EventLog {
   /**
    * Say which events are not in the list.
    *
-   * @param {{ reason: string, events: number | null }} gap
+   * @param {{ reason: string, events: number | null } | null} gap null: none is known
    */
-  noteGap({ reason, events }) {
-    if (reason === "conflated") this.#leftOut += events ?? 0;
-    setText(this.#gapText, gapText(reason, reason === "conflated" ? this.#leftOut : events));
+  noteGap(gap) {
+    if (!gap) this.#leftOut = 0;
+    else if (gap.reason === "conflated") this.#leftOut += gap.events ?? 0;
+    const isSum = gap?.reason === "conflated";
+    setText(this.#gapText, gap ? gapText(gap.reason, isSum ? this.#leftOut : gap.events) : "");
   }
 
   clear() {
-    this.#leftOut = 0;
-    setText(this.#gapText, "");
     this.#added.clear();
     this.#count = 0;
     this.#list.replaceChildren();

@@ -84,6 +84,7 @@ export class LiveUpdates {
     let isOtherLog = false;
     let newest = 0;
     card.log.clear();
+    card.log.noteGap(null);
     const subscription = this.#client.watch(topic, {
       history: HISTORY_EVENTS,
       onChange: (/** @type {any} */ view) => {
@@ -94,6 +95,10 @@ export class LiveUpdates {
         // A resumed stream has no history: the events from before the reload are fetched. So are
         // those of another log that the client does not pass on again.
         if (isFirst && !isDegraded) {
+          if (view.cursor && newest === Infinity) {
+            card.log.clear();
+            newest = 0;
+          }
           if (view.cursor && (isOtherLog || view.reason === null)) loadHistory(card, view.offset);
           isFirst = isOtherLog = false;
         }
@@ -109,10 +114,9 @@ export class LiveUpdates {
       },
       onGap: (/** @type {any} */ gap) => {
         if (OTHER_LOG.has(gap.reason)) {
-          // The rows of the lost log are removed.
-          card.log.clear();
           isFirst = isOtherLog = true;
-          newest = 0;
+          // Whatever follows replaces the rows of the lost log.
+          newest = Infinity;
         }
         card.log.noteGap(gap);
       },

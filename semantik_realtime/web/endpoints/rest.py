@@ -1,4 +1,4 @@
-"""Snapshot, history, health and metrics over HTTP."""
+"""Snapshot, health and metrics over HTTP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.topic import name_topic
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.web.credentials import credentials_of
@@ -39,7 +38,7 @@ async def get_job(request: Request, web: WebState, job_id: str) -> Response:
                 return Response(status_code=304, headers={"ETag": _etag(top.cursor)})
         async with web.hub.reads.request_turn(user):
             snapshot = await web.hub.read(topic)
-        await _check_epoch(web, user, topic, permission.epoch, snapshot.cursor)
+        await check_epoch(web, user, topic, permission.epoch, snapshot.cursor)
         if snapshot.cursor is None:
             recalled = None if snapshot.deleted else await web.outage.recall(topic)
             if recalled is None:
@@ -78,36 +77,6 @@ def unavailable(error: BackendError) -> Response:
     """Answer 503, and log the reason, which may have addresses and names of the operator's."""
     logger.warning("http: not answered error=%s", error)
     return Refused(503, error.code, "not available now, try again later").response
-
-
-async def get_history(request: Request, web: WebState, job_id: str) -> Response:
-    """Return the retained events after ``after``, oldest first, at most ``limit``.
-
-    Fewer if they would have too many bytes; ``next`` continues after them.
-    """
-    try:
-        after = integer(request, "after", 0, 2**53)
-        limit = integer(request, "limit", 100, MAX_HISTORY)
-        topic, user, permission = await authorized(request, web, job_id)
-        async with web.hub.reads.request_turn(user):
-            page = await web.hub.page(topic, after, max(1, limit))
-        await _check_epoch(web, user, topic, permission.epoch, page.cursor)
-    except Refused as refused:
-        return refused.response
-    except Busy as busy:
-        return refuse_busy(web, busy)
-    except BackendError as error:
-        return unavailable(error)
-    # A page has one event at least, but the request may ask for none.
-    events = page.events[:limit]
-    body = {
-        "topic": topic,
-        "epoch": page.cursor.epoch if page.cursor else None,
-        "events": [msgspec.Raw(event.json) for event in events],
-        "more": page.more or len(events) < len(page.events),
-        "next": events[-1].offset if events else after,
-    }
-    return JsonAnswer(body, user, web)
 
 
 async def get_health(web: WebState) -> Response:
@@ -187,7 +156,7 @@ async def authorized(request: Request, web: WebState, job_id: str) -> tuple[str,
     return topic, identity.user, permission
 
 
-async def _check_epoch(
+async def check_epoch(
     web: WebState, user: str, topic: str, epoch: str, cursor: Cursor | None
 ) -> None:
     """Authorize again if the log has begun again before it was read: its owner may be another.

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.limits import MAX_HISTORY
@@ -258,9 +259,7 @@ async def _may_begin(web: WebState, user: str, topics: Iterable[str]) -> bool:
     except BackendError:
         return True
     finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+        await stop_tasks(waits)
     return False
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocketDisconnect
 
+from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.core.session import CloseCode
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.web.hub.connection import Connection
@@ -80,11 +81,10 @@ async def run(
         hub.unregister(connection)
         connection.close()
         web.limiter.release(user, connection_id)
-        writer.cancel()
-        reader.cancel()
-        await asyncio.wait((writer, reader))
+        await stop_tasks((writer, reader))
     if connection.ended is None:
-        faults = [task.exception() for task in (writer, reader) if not task.cancelled()]
+        ended = [task for task in (writer, reader) if task.done() and not task.cancelled()]
+        faults = [task.exception() for task in ended]
         if not any(isinstance(fault, _BY_CLIENT) for fault in faults):
             logger.error("transport: connection failed", exc_info=faults[0])
             connection.end(CloseCode.SERVER_ERROR, "server error")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from semantik_realtime.backoff import Backoff
+from semantik_realtime.cancellation import cancel_until_done
 from semantik_realtime.core import frames
 from semantik_realtime.core.backpressure import Limits, Write, conflate, plan_write
 from semantik_realtime.core.event import Cursor, Event
@@ -70,7 +71,7 @@ class Channel:
         self._resyncing: asyncio.Task[None] | None = None
         # Readings under way, by cursor and history: equal requests share one.
         self._readings: dict[tuple[Cursor | None, int], asyncio.Task[Snapshot]] = {}
-        # Encoded events by the position they follow; cleared when new events arrive.
+        # Encoded events by the position they follow, for several watchers; cleared by new events.
         self._outgoing: dict[tuple[Cursor, bool], Outgoing | None] = {}
         # The last answer to a subscription: a crowd that joins gets the same one.
         self._last_sync: Sync | None = None
@@ -118,7 +119,7 @@ class Channel:
         self._reserved -= 1
         if self._reserved == 0:
             if self._resyncing is not None:
-                self._resyncing.cancel()
+                cancel_until_done(self._resyncing)
             self._io.ended(self)
 
     async def subscribed(self) -> None:
@@ -201,6 +202,10 @@ class Channel:
         All that wait, conflated, for a slow connection with many; else the
         first ones, of about `PIECE_BYTES`.
         """
+        if len(self._watchers) == 1:
+            # Not kept: it would outlive a young collection of garbage, and with thousands of
+            # topics these make the collector look at everything, which stops the process.
+            return self._encode(cursor, is_slow)
         key = cursor, is_slow
         if key not in self._outgoing:
             self._outgoing[key] = self._encode(cursor, is_slow)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from semantik_realtime.backoff import Backoff
+from semantik_realtime.cancellation import cancel_until_done
 from semantik_realtime.core import limits
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.session import CloseCode
@@ -160,7 +161,7 @@ class Connection:
         self._asked.pop(topic, None)
         joining = self._joining.pop(topic, None)
         if joining is not None:
-            joining.cancel()
+            cancel_until_done(joining)
         subscription = self._subscriptions.pop(topic, None)
         if subscription is not None:
             self._leave(subscription)
@@ -205,8 +206,7 @@ class Connection:
             if now - self._sending_since > self._hub.limits.stall_seconds:
                 self.end(CloseCode.EVICTED, "too slow")
                 if self._writer is not None:
-                    # It waits for a socket that accepts nothing.
-                    self._writer.cancel()
+                    cancel_until_done(self._writer)
             return
         if self.identity.has_expired:
             self.end(CloseCode.EXPIRED, "the credential has expired")
@@ -235,7 +235,8 @@ class Connection:
         self.end(CloseCode.DRAIN, "the server stops")
         if self._writer is not None:
             # It may wait for a socket that accepts nothing.
-            asyncio.get_running_loop().call_later(limits.DRAIN_WRITE_SECONDS, self._writer.cancel)
+            later = asyncio.get_running_loop().call_later
+            later(limits.DRAIN_WRITE_SECONDS, cancel_until_done, self._writer)
 
     # Rechecked: called by its rechecks.
 

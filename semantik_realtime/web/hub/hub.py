@@ -12,10 +12,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
 from typing import Any
 
 from semantik_realtime.backends.guard import GuardedBackend
+from semantik_realtime.cancellation import STOP_SECONDS, stop_tasks
 from semantik_realtime.core.backpressure import Limits
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.splice import NOWHERE, Phase, ResyncReason
@@ -74,6 +74,8 @@ class Hub:
         self._on_read: list[Callable[[str, Snapshot], object]] = []
         # By topic. `follow` makes a channel; it is removed after its last watcher.
         self._channels: dict[str, Channel] = {}
+        # Where the channels were at the last call of `check_tops`.
+        self._cursors: dict[str, Cursor] = {}
         # All tasks that `spawn` has started and that have not ended.
         self._tasks: set[asyncio.Task[Any]] = set()
         # Opens the backend for reading on this loop; `connect` starts it again if it failed.
@@ -147,14 +149,18 @@ class Hub:
         await asyncio.shield(self._opening)
 
     async def close(self) -> None:
-        """End every task and close the backend for reading. Connections must have ended."""
-        while tasks := self._tasks - {asyncio.current_task()}:
-            # A library may swallow a cancellation (wait_for before Python 3.12), so repeat it.
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=0.1)
+        """End every task and close the backend for reading. Connections must have ended.
+
+        Takes twice `STOP_SECONDS` at most, also if something hangs.
+        """
+        deadline = time.monotonic() + STOP_SECONDS
+        # A task that ends may have started another one.
+        while (tasks := self._tasks - {asyncio.current_task()}) and time.monotonic() < deadline:
+            await stop_tasks(tasks, deadline - time.monotonic())
         self._degraded_mode.stop()
-        await self._backend.close()
+        closing = asyncio.ensure_future(self._backend.close())
+        _, pending = await asyncio.wait((closing,), timeout=STOP_SECONDS)
+        await stop_tasks(pending, 0.0)
         self._loop = None
 
     async def drain(self, timeout_seconds: float = 2.0) -> None:
@@ -233,10 +239,19 @@ class Hub:
     async def check_tops(self) -> None:
         """Read each channel again whose cursor is not the backend's: pub/sub loses in silence.
 
+        One that has got events since the last call is left out: if some were lost, the next ones
+        show the gap, and without next ones the next call looks.
+
         Raises:
             BackendError: it cannot be asked now.
         """
-        known = {topic: channel.cursor for topic, channel in self._channels.items()}
+        cursors = {topic: channel.cursor for topic, channel in self._channels.items()}
+        before_this, self._cursors = self._cursors, cursors
+        known = {
+            topic: cursor
+            for topic, cursor in cursors.items()
+            if before_this.get(topic, cursor) == cursor
+        }
         tops: dict[str, Top] = {}
         topics = list(known)
         for start in range(0, len(topics), TOPS_AT_ONCE):
@@ -341,6 +356,7 @@ class Hub:
         self._loop, self._opening, self.draining = loop, None, False
         self.reads, self.drains = ReadQueue(), Drains()
         self._channels.clear()
+        self._cursors.clear()
         self._tasks.clear()
         self.connections.clear()
         self.spawn(self._tick(), "tick")
@@ -361,13 +377,19 @@ class Hub:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            ticks = [partial(watcher.tick, time.monotonic()) for watcher in self.connections]
-            calls: list[Callable[[], object]] = [*ticks, *self._on_tick]
-            for tick in calls:
+            # Nothing is made for each connection: of what lives on after a tick of thousands, the
+            # garbage collector would stop the process to look at everything, again and again.
+            for watcher in list(self.connections):
+                try:
+                    watcher.tick(time.monotonic())
+                except Exception:
+                    # The other connections still need their deadlines and heartbeats.
+                    logger.exception("hub: tick failed")
+            for tick in self._on_tick:
                 try:
                     tick()
                 except Exception:
-                    # The other connections still need their deadlines and heartbeats.
+                    # The others are still due.
                     logger.exception("hub: tick failed")
 
     def _finished(self, task: asyncio.Task[Any]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
+from semantik_realtime.cancellation import cancel_until_done
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.web.hub.subscription import Subscription
@@ -52,7 +53,7 @@ class Recalls:
         """The connection has left ``subscription``."""
         running = self._running.pop(subscription, None)
         if running is not None:
-            running.cancel()
+            cancel_until_done(running)
 
     async def _recall_until_known(self, subscription: Subscription, before: Cursor | None) -> None:
         channel = subscription.channel

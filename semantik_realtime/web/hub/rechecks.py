@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
+from semantik_realtime.cancellation import cancel_until_done
 from semantik_realtime.errors import BackendError
 from semantik_realtime.web.hub.permission import Permissions
 from semantik_realtime.web.hub.subscription import Subscription
@@ -81,12 +82,12 @@ class Rechecks:
         renewing = self._renewing.pop(subscription, None)
         # A refusal must not cancel the very task that makes it.
         if renewing is not None and renewing is not asyncio.current_task():
-            renewing.cancel()
+            cancel_until_done(renewing)
 
     def close(self) -> None:
         """The connection has ended."""
         if self._rechecking is not None:
-            self._rechecking.cancel()
+            cancel_until_done(self._rechecking)
 
     async def _recheck_all(self) -> None:
         while self._again:

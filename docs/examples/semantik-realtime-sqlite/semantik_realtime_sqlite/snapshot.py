@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Cursor, Event
-from semantik_realtime.core.resume import LogInfo, Reason, plan_sync, take_bytes
+from semantik_realtime.core.resume import LogInfo, check_replay, plan_sync, take_bytes
 from semantik_realtime.hookspecs import Page, Snapshot, Top
 
 
@@ -40,9 +40,9 @@ def read_snapshot(
     if reason is None:
         assert after is not None
         replay = take_bytes(_events_after(db, topic, after.offset), settings.max_read_bytes)
-        if not replay or replay[-1].offset == cursor.offset:
+        reason = check_replay(after, replay, cursor)
+        if reason is None:
             return Snapshot(cursor, top.owner, None, {}, replay)
-        reason = Reason.TOO_FAR
     states = dict(db.execute("SELECT key, json FROM states WHERE topic = ?", [topic]).fetchall())
     newest = take_bytes(_newest_events(db, topic, history), settings.max_read_bytes)[::-1]
     return Snapshot(cursor, top.owner, reason, states, newest)

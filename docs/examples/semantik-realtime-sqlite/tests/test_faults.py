@@ -14,6 +14,7 @@ from semantik_realtime_sqlite.backend import SqliteBackend
 from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Outcome
+from semantik_realtime.core.resume import Reason
 from semantik_realtime.errors import BackendRefused, BackendUnavailable, ConfigError
 from semantik_realtime.testing.contract import Author
 
@@ -109,3 +110,21 @@ def test_an_error_names_the_wrong_setting(
     monkeypatch.setenv("SEMANTIK_REALTIME_SQLITE_POLL_SECONDS", "0")
     with pytest.raises(ConfigError, match="SEMANTIK_REALTIME_SQLITE_POLL_SECONDS"):
         make_backend()
+
+
+@pytest.mark.asyncio
+async def test_a_replay_with_a_deleted_event_becomes_a_snapshot_with_the_reason(
+    file: Path, make_backend: Callable[..., SqliteBackend]
+) -> None:
+    backend, author = make_backend(), Author()
+    receipts = backend.publish([author.draft(TOPIC, state={"n": n}) for n in range(6)])
+    with sqlite3.connect(file) as other:
+        other.execute("DELETE FROM events WHERE offset = 4")
+    other.close()
+    await backend.open()
+    try:
+        snapshot = await backend.snapshot(TOPIC, receipts[1].cursor, 0)
+        assert snapshot.reason is Reason.TRIMMED
+        assert list(snapshot.states) == ["1"]
+    finally:
+        await backend.close()
