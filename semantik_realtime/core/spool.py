@@ -67,12 +67,12 @@ class Spool:
 
     def add(self, draft: Draft) -> list[Draft]:
         """Append ``draft``. Return the drafts that were dropped, which may be ``draft`` itself."""
-        number = self._next
+        number, size = self._next, len(draft.body)
         self._next += 1
-        if len(draft.body) > self._max_bytes:
+        if size > self._max_bytes:
             return [draft]
         self._drafts[number] = draft
-        self._bytes += len(draft.body)
+        self._bytes += size
         if self._ranks is not None:
             self._ranks.add(number, draft)
         dropped: list[Draft] = []

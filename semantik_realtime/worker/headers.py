@@ -24,7 +24,7 @@ MEMBER = "realtime_member"
 """Header that this package sets: the task's place in that job. Never inherited."""
 QUEUED_AT, ATTEMPT = "realtime_queued_at", "realtime_attempt"
 """Headers that this package sets: when the job was published first, and its attempt so far."""
-_OF_JOB = (OWNER, TOPICS, WORKFLOW, MEMBER, QUEUED_AT)
+_OF_JOB = frozenset({OWNER, TOPICS, WORKFLOW, MEMBER, QUEUED_AT})
 MAX_TOPICS = 20
 """Further topics of a job; more are left out."""
 CELERYS_OWN = "celery."
@@ -93,7 +93,7 @@ def read_job_meta(message: Any, *, id: Any = None, name: str | None = None) -> J
         queued_at=queued_at if isinstance(queued_at, str) else None,
         due_at=due_time(message.get("eta")),
         is_redelivered=bool((message.get("delivery_info") or {}).get("redelivered")),
-        member=_read_member(given, job_id) if WORKFLOW in given else None,
+        member=_read_member(given, job_id) if given.get(WORKFLOW) is not None else None,
     )
 
 
@@ -125,16 +125,14 @@ def workflow_of(message: Any) -> str | None:
 
 def _read_headers(message: Any) -> dict[str, Any]:
     """Return those of a job that a message or request has, by name; see `read_header`."""
-    has_stamps, headers = bool(message.get("stamps")), message.get("headers")
-    found = {}
-    for name in _OF_JOB:
-        value = message.get(name)
-        if value is None and has_stamps:
-            value = read_header(message, name)
-        elif value is None and headers:
-            value = headers.get(name)
-        if value is not None:
-            found[name] = value
+    if message.get("stamps"):
+        found = {name: read_header(message, name) for name in _OF_JOB}
+    else:
+        found = {name: message[name] for name in _OF_JOB if name in message}
+        headers = message.get("headers")
+        for name in _OF_JOB.intersection(headers) if headers else ():
+            if found.get(name) is None:
+                found[name] = headers[name]
     return found
 
 

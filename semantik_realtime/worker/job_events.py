@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from semantik_realtime.worker.task_context import TaskContext
 from semantik_realtime.worker.values import BAD_VALUE, due_time, note_misuse
 
 _serials = itertools.count()
+_check_type = functools.lru_cache(maxsize=256)(check_type)
 
 
 class JobEvents(TaskContext, Cancellable):
@@ -237,7 +239,7 @@ class JobEvents(TaskContext, Cancellable):
         try:
             return make_checked_drafts(
                 topics,
-                type if type in STATUS_OF_TYPE else check_type(type),
+                type if type in STATUS_OF_TYPE else _check_type(type),
                 at or now_text(),
                 self.key,
                 state=self._state.members if has_state else msgspec.UNSET,

@@ -55,8 +55,14 @@ PUBLISHING = frozenset({"run", "_apply_tasks"})
 Begun = tuple[Job, Signature, tuple[Any, ...], dict[str, Any]]
 """The workflow, and what to publish: a canvas, with the arguments and options of the call."""
 
+MAX_REASONS = 1000
+"""Reasons that a process logs."""
+
 _refused: set[str] = set()
 """Why canvases were not made one job, as logged by this process."""
+_originals: dict[Any, Any] = {}
+"""What our functions in Celery's classes have replaced. Not an attribute of theirs, which another
+package that wraps them would copy."""
 
 
 class PlainCanvases:
@@ -70,20 +76,26 @@ class PlainCanvases:
     def __init__(self, runtime: Callable[[], Runtime | None], failures: Counter[str]) -> None:
         self._runtime = runtime
         self._failures = failures
+        # False: what another package has wrapped stays in Celery's classes, and does nothing.
+        self._is_connected = False
 
     def connect(self) -> None:
         """Publish canvases as one job from now on. Idempotent."""
+        self.disconnect()
+        self._is_connected = True
         for owner in CLASSES:
-            # Of the class itself: a base's may be wrapped already.
             original = vars(owner)["apply_async"]
-            original = getattr(original, "unwrapped", original)
-            owner.apply_async = self._wrapped(original)
+            wrapped = self._wrapped(original)
+            _originals[wrapped] = original
+            owner.apply_async = wrapped
 
     def disconnect(self) -> None:
         """Undo `connect`."""
+        self._is_connected = False
         for owner in CLASSES:
-            current = vars(owner)["apply_async"]
-            owner.apply_async = getattr(current, "unwrapped", current)
+            original = _originals.pop(vars(owner)["apply_async"], None)
+            if original is not None:
+                owner.apply_async = original
 
     def _wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
@@ -105,11 +117,12 @@ class PlainCanvases:
             _check_id(job, result)
             return result
 
-        apply_async.unwrapped = original  # type: ignore[attr-defined]
         return apply_async
 
     def _active_runtime(self) -> Runtime | None:
         """Return the runtime; None: no canvas is one job here."""
+        if not self._is_connected:
+            return None
         try:
             runtime = self._runtime()
         except SoftTimeLimitExceeded:
@@ -163,6 +176,12 @@ def begin(
         return None
     task = get_current_task()
     parent = None if task is None else task.request
+    own = {**((first.get("options") or {}).get("headers") or {}), **(given or {})}
+    # None says that it is a job of its own. The header of a chain reaches its first task alone.
+    is_free = parent is None or workflow_of(parent) is None or own.get(WORKFLOW, "") is None
+    if not is_free and WORKFLOW not in own:
+        # It adds members to the workflow of the task that publishes it.
+        return None
     try:
         plan = plan_canvas(canvas, given)
     except InvalidInput as error:
@@ -171,7 +190,7 @@ def begin(
     if len(plan.leaves) == 1 and canvas.get("subtask_type") == "chain":
         return None
     messages = [_message_of(leaf) for leaf in plan.leaves]
-    if not all(_is_free(message, parent) for message in messages):
+    if not all(_is_free(message, is_free) for message in messages):
         # They are members of another workflow.
         return None
     meta = _meta_of(plan, messages, parent, runtime)
@@ -248,11 +267,11 @@ def _message_of(leaf: Leaf) -> dict[str, Any]:
     return {**leaf.headers, "stamps": stamps, "id": task_id, "task": leaf.signature["task"]}
 
 
-def _is_free(message: Mapping[str, Any], parent: Any) -> bool:
-    """Return True if a task is a member of no workflow."""
+def _is_free(message: Mapping[str, Any], otherwise: bool) -> bool:
+    """Return True if a task is a member of no workflow; ``otherwise``, if it says neither."""
     if WORKFLOW in message:
         return message[WORKFLOW] is None
-    return workflow_of(message) is None and (parent is None or workflow_of(parent) is None)
+    return otherwise and workflow_of(message) is None
 
 
 def _meta_of(
@@ -311,11 +330,16 @@ def _result_of(node: Signature, in_chain: bool) -> Signature:
         return _result_of(kwargs["tasks"][-1], in_chain=True)
     if kind == "chord":
         return _result_of(kwargs["body"], in_chain=False)
-    if kind == "group" and len(kwargs["tasks"]) == 1:
-        inner = _result_of(kwargs["tasks"][0], in_chain)
-        # It returns the result of a group at the end of the only member, instead of its own.
-        return inner if in_chain or inner["subtask_type"] == "group" else node
-    return node
+    only = node
+    while only["subtask_type"] == "group" and len(only["kwargs"]["tasks"]) == 1:
+        only = only["kwargs"]["tasks"][0]
+    if only is node or (in_chain and only["subtask_type"] == "group"):
+        return only
+    inner = _result_of(only, in_chain)
+    # Of a group of one member whose result is that of a group, Celery returns that one. A group
+    # that is a member itself is only a list of members.
+    is_group = only["subtask_type"] != "group" and inner["subtask_type"] == "group"
+    return inner if in_chain or is_group else node
 
 
 def _check_id(job: Job, result: Any) -> None:
@@ -325,6 +349,6 @@ def _check_id(job: Job, result: Any) -> None:
 
 
 def _refuse(reason: str) -> None:
-    if reason not in _refused:
+    if reason not in _refused and len(_refused) < MAX_REASONS:
         _refused.add(reason)
         logger.info("tracker: canvas is not one job, %s (logged once a reason)", reason)

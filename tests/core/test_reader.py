@@ -12,7 +12,7 @@ from semantik_realtime.core import frames
 from semantik_realtime.core.backpressure import conflate
 from semantik_realtime.core.event import Cursor, Event, link, with_offset
 from semantik_realtime.core.fold import View
-from semantik_realtime.core.resume import LogInfo, plan_sync
+from semantik_realtime.core.resume import LogInfo, Reason, plan_sync
 
 TOPIC = "job:1"
 REPLAY_LIMIT = 6
@@ -92,11 +92,19 @@ class Reading:
 
     def fail_over(self, lost: int, fresh: int) -> None:
         """A replica that lags takes over: in the same epoch, offsets are used again."""
+        self.rewrite(lost, fresh)
+        self.cut()
+
+    def fail_over_quietly(self, lost: int, fresh: int) -> None:
+        """The same, on a connection that does not break: the server notices it by the chain."""
+        self.rewrite(lost, fresh)
+        self.send_snapshot(Reason.DIVERGED)
+
+    def rewrite(self, lost: int, fresh: int) -> None:
         self.log = self.log[: max(0, len(self.log) - lost)]
         self.first = min(self.first, len(self.log) + 1)
         for key in KEYS[:fresh]:
             self.append(key, "set", False)
-        self.cut()
 
     def subscribe(self) -> None:
         asked = None if self.view.cursor is None else Cursor.parse(self.view.cursor)
@@ -109,10 +117,15 @@ class Reading:
         if reason is None:
             assert asked is not None
             text = frames.replay_frame(TOPIC, asked, end, self.log[asked.offset :])
+            self.line.append(json.loads(text))
+            self.sent = end.offset
         else:
-            states = {k: json.dumps(v).encode() for k, v in self.states_at[str(end)].items()}
-            text = frames.snapshot_frame(TOPIC, reason, end, states)
-        self.line.append(json.loads(text))
+            self.send_snapshot(reason)
+
+    def send_snapshot(self, reason: Reason) -> None:
+        end = self.end
+        states = {k: json.dumps(v).encode() for k, v in self.states_at[str(end)].items()}
+        self.line.append(json.loads(frames.snapshot_frame(TOPIC, reason, end, states)))
         self.sent = end.offset
 
     # The reader's side.
@@ -123,7 +136,7 @@ class Reading:
             self.receive(self.line.popleft())
 
     def repeat(self, which: int) -> None:
-        """An old batch arrives again, at any time while the connection is open."""
+        """An old batch of the same history arrives again, while the connection is open."""
         if self.batches:
             self.check_for_gap(self.view.batch(self.batches[which % len(self.batches)]))
 
@@ -140,6 +153,8 @@ class Reading:
         elif frame["op"] == "restored":
             self.view.restored()
         elif frame["op"] == "sync":
+            if frame["mode"] == "snapshot":
+                self.batches.clear()
             self.check_for_gap(self.view.sync(frame), applied=frame["mode"] == "replay")
         elif frame["op"] == "events":
             self.batches.append(frame["topics"][TOPIC])
@@ -189,6 +204,8 @@ troubles = st.sampled_from(
         ("fail_over", 1, 0),
         ("fail_over", 1, 1),
         ("fail_over", 2, 3),
+        ("fail_over_quietly", 1, 1),
+        ("fail_over_quietly", 2, 3),
         ("trim", 0),
         ("trim", 3),
     ]

@@ -1,7 +1,7 @@
 """A Celery application whose tasks write down what really happened to them.
 
 Broker and record come from the environment. A line of the record is ``begin`` or
-``end``, the job and the process.
+``end``, the job, the process, and the time on the monotonic clock.
 """
 
 from __future__ import annotations
@@ -16,20 +16,29 @@ from semantik_realtime import job, track
 
 BROKER = os.environ["TEST_BROKER"]
 RECORD = os.environ["TEST_RECORD"]
+VISIBLE_SECONDS = int(os.environ.get("TEST_VISIBLE_SECONDS", "8"))
 
-app = Celery("killed_app", broker=BROKER, backend=BROKER)
+app = Celery("killed_app", broker=BROKER, backend=os.environ.get("TEST_RESULTS", BROKER))
 app.conf.update(
     task_default_queue=os.environ["TEST_QUEUE"],
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
-    broker_transport_options={"visibility_timeout": 8},
     result_expires=600,
 )
+if BROKER.startswith("redis"):
+    app.conf.broker_transport_options = {
+        "visibility_timeout": VISIBLE_SECONDS,
+        # Otherwise Celery looks every 100 s for messages to deliver again, and not for five minutes
+        # after a worker was killed that looked.
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 5,
+    }
 
 
 def note(what: str, id: str) -> None:
     """Append one line, which survives a kill of this process."""
-    line = f"{what} {id} {os.getpid()}\n".encode()
+    line = f"{what} {id} {os.getpid()} {time.monotonic()}\n".encode()
     descriptor = os.open(RECORD, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, line)
     os.close(descriptor)

@@ -1,12 +1,11 @@
 """Every job ends right, whatever is killed while it runs: its process, its worker, the backend.
 
-By default a few processes of the pool are killed. By hand more, and workers and the backend
-too, with a report of the counts::
+By default one of each kind is killed. By hand more, at random, with a table at the end::
 
     KILLS=200 SEED=7 pytest tests/faults/test_worker_kills.py -s -k valkey
 
-A job that is still open then may be Celery's own loss: over Redis a message is gone if its worker
-is killed between taking it and noting it. The report says where to look.
+With ``BROKER=rabbitmq`` Celery's broker is one that loses no message with its worker, so that a
+task which is acknowledged late must complete.
 """
 
 from __future__ import annotations
@@ -16,132 +15,67 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from configuration import environment, make_settings
+from end_watcher import EndWatcher
+from fleet import Fleet, Kill
+from job_oracle import (
+    Story,
+    faults_of,
+    left_by_broker,
+    read_record,
+    surplus_runs,
+)
+from kill_report import table
+from waiting import until
 from web_servers import server_processes
 
 from semantik_realtime.config import Settings
-from semantik_realtime.core.lifecycle import END_STATUSES, END_TYPES
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import ROWS, RedisServer, Server, running, valkey_program
 
 FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER.parent / "worker"))
+
+from rabbitmq import RabbitServer  # noqa: E402
+
+IS_LONG = "KILLS" in os.environ
 KILLS = int(os.environ.get("KILLS", "5"))
 SEED = int(os.environ.get("SEED", "7"))
+BROKER = os.environ.get("BROKER", "valkey")
 JOBS_A_KILL = 6
+MAX_OPEN = 30
+"""No more jobs are submitted while so many have not ended."""
 WORKERS = 2
-LEASE_SECONDS = 4.0
+OWNER = "7"
 TASKS = {"early": 4, "late": 4, "failing": 1, "retrying": 1, "suicidal": 1}
 """How often each is submitted, relatively."""
-PLACES = {"process": 10, "worker": 6, "backend": 3} if "KILLS" in os.environ else {"process": 1}
-"""How often each is killed, relatively: a process of the pool, a whole worker, the backend."""
-ENDS_SECONDS = 60.0
-"""After the last kill: the broker delivers again after 8 s and looks every 10 s, the lease and its
-look, and the work that is left."""
-STATUSES = {
-    "early": {"completed", "failed", "lost"},
-    "late": {"completed"},
-    "failing": {"failed", "lost"},
-    "retrying": {"completed", "failed", "lost"},
-    "suicidal": {"failed", "lost"},
-}
-"""How each task may end. That of the first and the fourth is compared with the record too."""
+KINDS = {"task": 6, "process": 4, "main": 3, "worker": 4, "backend": 3}
+"""How often each is killed, relatively: a process of a pool while it runs a task, any process of
+one, a worker's main process, that and its pool, the backend."""
+WORK_SECONDS = 60.0
+"""How long at most a kill waits until some tasks have begun."""
+TASK_SECONDS = 5.0
+"""How long a kill waits for a task that runs."""
+LEASE_SECONDS = 10.0 if IS_LONG else 5.0
+VISIBLE_SECONDS = 8 if IS_LONG else 5
+QUEUED_SECONDS = 90.0 if IS_LONG else 15.0
+"""Longer than a message waits for a worker, or to be delivered again."""
+ENDS_SECONDS = 90.0 + 2 * QUEUED_SECONDS
+"""After the last kill: what waits runs, is delivered again, or is called lost."""
 
 
-class Fleet:
-    """The workers, and the processes that were killed."""
-
-    def __init__(self, settings: Settings, variables: dict[str, str], directory: Path) -> None:
-        self._environment = {**os.environ, **environment(settings), **variables}
-        self._directory = directory
-        self._started = 0
-        self.killed: set[int] = set()
-        self.workers = [self._start() for _ in range(WORKERS)]
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        self._started += 1
-        with (self._directory / f"worker-{self._started}.log").open("wb") as log:
-            return subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "celery", "-A", "killed_app", "worker"),
-                    *("--concurrency", "2", "--loglevel", "warning"),
-                    *("-n", f"w{self._started}@here"),
-                    *("--without-gossip", "--without-mingle", "--without-heartbeat"),
-                ],
-                env=self._environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def kill_process(self, rng: random.Random) -> bool:
-        """Kill a process of a pool. Return False if there is none now."""
-        children = [child for worker in self.workers for child in children_of(worker.pid)]
-        if not children:
-            return False
-        self._kill(rng.choice(children))
-        return True
-
-    def kill_worker(self, rng: random.Random) -> None:
-        """Kill the main process of a worker, and start another worker.
-
-        The kernel kills the processes of its pool with it, as Celery has asked for.
-        """
-        number = rng.randrange(WORKERS)
-        worker = self.workers[number]
-        self.killed.update(children_of(worker.pid))
-        self._kill(worker.pid)
-        worker.wait()
-        self.workers[number] = self._start()
-
-    def revive(self) -> None:
-        """Start another worker for each that has ended by itself, as a supervisor does.
-
-        Celery's main process gives up if its pool is killed while it starts.
-        """
-        for number, worker in enumerate(self.workers):
-            if worker.poll() is not None:
-                self.workers[number] = self._start()
-
-    def _kill(self, pid: int) -> None:
-        self.killed.add(pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-    def stop(self) -> None:
-        for worker in self.workers:
-            worker.terminate()
-        for worker in self.workers:
-            try:
-                worker.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(worker.pid, signal.SIGKILL)
-                worker.wait()
-
-    @property
-    def output(self) -> str:
-        return "".join(path.read_text(errors="replace") for path in self._directory.glob("*.log"))
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the child processes of ``pid``."""
-    try:
-        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
-
-
-@pytest.mark.every_backend(shares_storage=True)
-@pytest.mark.timeout(120 + 6 * KILLS)
+@(pytest.mark.every_row if IS_LONG else pytest.mark.every_backend)(shares_storage=True)
+@pytest.mark.timeout(240 + 8 * KILLS)
 async def test_every_job_ends_right_whatever_is_killed(
     server: Server, row: str, tmp_path: Path
 ) -> None:
@@ -152,113 +86,113 @@ async def test_every_job_ends_right_whatever_is_killed(
         server.url,
         backend=ROWS[row].backend,
         lease_seconds=LEASE_SECONDS,
+        queued_seconds=QUEUED_SECONDS,
         timeout_seconds=2.0,
         spool_directory=str(tmp_path / "spool"),
     )
     jobs: dict[str, str] = {}
     began = time.monotonic()
-    with running(RedisServer(valkey_program())) as broker:
+    with contextlib.ExitStack() as stack:
+        results = stack.enter_context(running(RedisServer(valkey_program()))).url
+        broker = stack.enter_context(running(RabbitServer())).url if BROKER != "valkey" else results
         variables = {
-            "TEST_BROKER": broker.url,
+            "TEST_BROKER": broker,
+            "TEST_RESULTS": results,
             "TEST_RECORD": str(record),
             "TEST_QUEUE": settings.prefix,
+            "TEST_VISIBLE_SECONDS": str(VISIBLE_SECONDS),
             "PYTHONPATH": os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]),
         }
-        async with server_processes(2, settings):
-            fleet = Fleet(settings, variables, tmp_path)
+        async with server_processes(2, settings) as web_servers, contextlib.AsyncExitStack() as all:
+            # A server looks for jobs that wait for too long where a page shows them.
+            watchers = [
+                await all.enter_async_context(EndWatcher(each, f"user:{OWNER}"))
+                for each in web_servers
+            ]
+            fleet = Fleet(WORKERS, {**os.environ, **environment(settings), **variables}, tmp_path)
             try:
+                await until(fleet.is_ready, 60, lambda: fleet.output)
                 with submitting(settings, variables) as submitter:
-                    kills = await _kill(server, fleet, rng, submitter, jobs)
+                    kills = await _kill(server, fleet, rng, submitter, jobs, record, watchers)
                     assert submitter.stdin is not None
                     submitter.stdin.close()
                     await asyncio.to_thread(submitter.wait, 60)
                 last_kill = time.monotonic()
-                runtime = Runtime(settings)
-                await runtime.backend.open()
+
+                def open_jobs() -> list[str]:
+                    fleet.revive()
+                    return _open(jobs, watchers)
+
                 try:
-                    open_jobs = dict(jobs)
-
-                    async def all_ended() -> bool:
-                        for job in list(open_jobs):
-                            states = (await runtime.backend.snapshot(f"job:{job}", None, 0)).states
-                            state = json.loads(states[job])["state"] if job in states else {}
-                            if state.get("status") in END_STATUSES:
-                                del open_jobs[job]
-                        return not open_jobs
-
-                    while not await all_ended():
-                        if time.monotonic() - last_kill > ENDS_SECONDS:
-                            for job in open_jobs:
-                                print(job, await _events(runtime, job), fleet.killed)
-                            print(record.read_text(), fleet.output[-3000:])
-                            raise AssertionError(f"still open: {list(open_jobs)}")
-                        fleet.revive()
-                        await asyncio.sleep(0.2)
+                    await until_slowly(open_jobs, ENDS_SECONDS)
                     right_seconds = time.monotonic() - last_kill
                     # What could still be said twice would be said by now.
-                    await asyncio.sleep(2 * LEASE_SECONDS)
-                    logs = {job: await _events(runtime, job) for job in jobs}
+                    await asyncio.sleep(LEASE_SECONDS / (1 if IS_LONG else 2))
+                    await until_slowly(open_jobs, ENDS_SECONDS)
                 finally:
-                    await runtime.backend.close()
-                    runtime.close()
+                    logs = await _read_logs(settings, jobs)
+                waiting = _waiting_in_broker(broker, settings.prefix)
             finally:
                 await asyncio.to_thread(fleet.stop)
-    runs: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for line in record.read_text().splitlines():
-        what, job, pid = line.split()
-        runs[job].append((what, int(pid)))
-    endings = Counter[str]()
-    faults = []
-    for job, task in jobs.items():
-        endings[f"{task} {logs[job][-1]['state']['status']}"] += 1
-        faults += [
-            (job, task, fault, logs[job], runs[job])
-            for fault in _faults(task, logs[job], runs[job], fleet.killed)
-        ]
-    report = {
-        "row": row,
-        "seed": SEED,
-        "kills": dict(kills),
-        "jobs": len(jobs),
-        "endings": dict(sorted(endings.items())),
-        "attempts": sum(what == "begin" for one in runs.values() for what, _ in one),
-        "seconds": round(time.monotonic() - began, 1),
-        "seconds from the last kill until all had ended": round(right_seconds, 1),
-        "faults": len(faults),
+    notes = read_record(record)
+    stories = {
+        job: Story(task, logs[job], notes[job], any(f'"id": "{job}"' in one for one in waiting))
+        for job, task in jobs.items()
     }
-    print(json.dumps(report, indent=1))
+    loses_messages = BROKER == "valkey"
+    faults = [
+        (job, fault, story.notes, logs[job])
+        for job, story in stories.items()
+        for fault in faults_of(story, fleet.killed, loses_messages=loses_messages)
+    ]
+    faults += [
+        (job, "a page shows another end", story.notes, logs[job], each.last(job))
+        for job, story in stories.items()
+        for each in watchers
+        if (shown := each.last(job)) is None or shown.status != story.events[-1]["state"]["status"]
+    ]
+    left = [left_by_broker(one, fleet.killed, loses_messages=True) for one in stories.values()]
+    print()
+    print(
+        f"row {row}, broker {BROKER}, seed {SEED}: {len(kills)} kills, {len(jobs)} jobs, "
+        f"{sum(len(one.begins) for one in stories.values())} attempts, "
+        f"{time.monotonic() - began:.0f} s"
+    )
+    print(table(kills, stories, watchers, fleet.killed))
+    surplus = sum(surplus_runs(one, fleet.killed) for one in stories.values())
+    print(f"{surplus:6}  ran again although they had completed: Celery delivered them twice")
+    print(f"{sum(one is not None for one in left):6}  whose message Celery lost")
+    closings = sum((watcher.closings for watcher in watchers), Counter[int | None]())
+    print(f"{closings.total():6}  connections of pages ended: {dict(closings)}")
+    print(f"{right_seconds:6.1f}  seconds from the last kill until all had ended")
+    print(f"{len(faults):6}  faults")
+    for fault in faults[:20]:
+        print(fault)
     assert not faults, faults[:3]
+    for watcher in watchers:
+        assert not watcher.faults
+        assert not watcher.bad_batches
     assert "receiver failed" not in fleet.output
     assert "step failed" not in fleet.output
 
 
-def _faults(
-    task: str, events: Sequence[dict[str, Any]], runs: Sequence[tuple[str, int]], killed: set[int]
-) -> Iterator[str]:
-    """Yield what is wrong with the log of a job."""
-    ended: set[int] = set()
-    attempts = [event["state"]["attempt"] for event in events if "state" in event]
-    if attempts != sorted(attempts):
-        yield "an older attempt after a newer one"
-    for event in events:
-        attempt = event["state"]["attempt"]
-        if attempt in ended:
-            yield f"{event['type']} after the end of attempt {attempt}"
-        if event["type"] in END_TYPES:
-            ended.add(attempt)
-    status = events[-1]["state"]["status"]
-    if status not in STATUSES[task]:
-        yield f"{task} is {status}"
-    was_killed = task == "suicidal" or any(pid in killed for _, pid in runs)
-    has_finished = any(what == "end" for what, _ in runs)
-    if status == "completed" and not has_finished:
-        yield "completed without its work"
-    if status in ("lost", "failed") and task in ("early", "retrying") and not was_killed:
-        # A worker that was killed may not yet have begun it.
-        if runs:
-            yield f"{status} although nothing of it was killed"
-    if status == "lost" and runs and not was_killed:
-        yield "lost although its process lived"
+def _open(jobs: Iterable[str], watchers: Sequence[EndWatcher]) -> list[str]:
+    """Return the jobs whose end is not shown by all watchers."""
+    return [
+        job
+        for job in jobs
+        if not all((last := each.last(job)) is not None and last.is_end for each in watchers)
+    ]
+
+
+async def until_slowly(open_jobs: Any, seconds: float) -> None:
+    """Wait until no job is open, for at most ``seconds``; look twice a second."""
+    deadline = time.monotonic() + seconds
+    while found := open_jobs():
+        if time.monotonic() > deadline:
+            print(f"still open: {found}")
+            return
+        await asyncio.sleep(0.5)
 
 
 async def _kill(
@@ -267,32 +201,79 @@ async def _kill(
     rng: random.Random,
     submitter: subprocess.Popen[str],
     jobs: dict[str, str],
-) -> Counter[str]:
-    """Submit jobs and kill something, again and again; return what was killed how often."""
-    kills = Counter[str]()
+    record: Path,
+    watchers: Sequence[EndWatcher],
+) -> list[Kill]:
+    """Submit jobs and kill something, again and again; return what was killed.
+
+    Few jobs wait at a time, and after a kill some are begun before the next: on a slow machine the
+    workers would otherwise never get to them.
+    """
+    begins = 0
+    kills: list[Kill] = []
+    kinds = rng.sample(list(KINDS), len(KINDS)) if not IS_LONG else []
     assert submitter.stdin is not None
-    while kills.total() < KILLS:
+    while len(kills) < KILLS:
         for _ in range(rng.randrange(2 * JOBS_A_KILL)):
+            if len(_open(jobs, watchers)) >= MAX_OPEN:
+                break
             [task] = rng.choices(list(TASKS), TASKS.values())
             id = f"{task}-{len(jobs)}"
             jobs[id] = task
             submitter.stdin.write(f"{task} {id} {rng.randrange(40)}\n")
             submitter.stdin.flush()
             await asyncio.sleep(rng.uniform(0, 0.1))
-        await asyncio.sleep(rng.uniform(0, 1.0))
-        fleet.revive()
-        [place] = rng.choices(list(PLACES), PLACES.values())
-        if place == "backend":
+        await _work(fleet, record, begins + rng.randrange(JOBS_A_KILL), jobs, watchers)
+        await asyncio.sleep(rng.uniform(0, 0.5))
+        begins = _begins(record)
+        [kind] = kinds[-1:] or rng.choices(list(KINDS), KINDS.values())
+        kill: Kill | None
+        if kind == "backend":
+            at = time.monotonic()
             await asyncio.to_thread(server.kill)
             await asyncio.sleep(rng.choice((0.0, 0.5, 2.0)))
             await asyncio.to_thread(server.start)
-        elif place == "process":
-            if not fleet.kill_process(rng):
-                continue
+            kill = Kill("backend", at, frozenset(), time.monotonic())
+        elif kind == "process":
+            kill = fleet.kill_process(rng)
+        elif kind == "task":
+            deadline = time.monotonic() + TASK_SECONDS
+            while not (busy := fleet.children() & _running(record)):
+                if time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(0.05)
+            kill = fleet.kill_process(rng, busy)
         else:
-            await asyncio.to_thread(fleet.kill_worker, rng)
-        kills[place] += 1
+            kill = await asyncio.to_thread(fleet.kill_worker, rng, with_pool=kind == "worker")
+        if kill is not None:
+            kills.append(kill)
+            del kinds[-1:]
     return kills
+
+
+async def _work(
+    fleet: Fleet, record: Path, begins: int, jobs: Iterable[str], watchers: Sequence[EndWatcher]
+) -> None:
+    """Wait until so many tasks have begun, or nothing is left to do."""
+
+    def is_done() -> bool:
+        fleet.revive()
+        return _begins(record) >= begins or not _open(jobs, watchers)
+
+    deadline = time.monotonic() + WORK_SECONDS
+    while not is_done() and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+
+
+def _begins(record: Path) -> int:
+    return record.read_text().count("begin ")
+
+
+def _running(record: Path) -> set[int]:
+    """Return the processes that run a task now, by the record."""
+    notes = [note for notes in read_record(record).values() for note in notes]
+    last = {note.pid: note.what for note in sorted(notes, key=lambda note: note.at)}
+    return {pid for pid, what in last.items() if what == "begin"}
 
 
 @contextlib.contextmanager
@@ -312,6 +293,24 @@ def submitting(settings: Settings, variables: dict[str, str]) -> Iterator[subpro
                 submitter.kill()
 
 
-async def _events(runtime: Runtime, job: str) -> list[dict[str, Any]]:
-    snapshot = await runtime.backend.snapshot(f"job:{job}", None, 1000)
-    return [json.loads(event.json) for event in snapshot.events]
+async def _read_logs(settings: Settings, jobs: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
+    runtime = Runtime(settings)
+    await runtime.backend.open()
+    try:
+        snapshots = {job: await runtime.backend.snapshot(f"job:{job}", None, 1000) for job in jobs}
+    finally:
+        await runtime.backend.close()
+        runtime.close()
+    return {job: [json.loads(e.json) for e in found.events] for job, found in snapshots.items()}
+
+
+def _waiting_in_broker(broker: str, queue: str) -> list[str]:
+    """Return the messages that Redis has as a broker; of another one, nothing is known."""
+    if not broker.startswith("redis"):
+        return []
+    client = redis.Redis.from_url(broker)
+    try:
+        waiting = [*client.lrange(queue, 0, -1), *client.hvals("unacked")]
+    finally:
+        client.close()
+    return [one.decode(errors="replace") for one in waiting]

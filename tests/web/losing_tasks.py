@@ -66,7 +66,9 @@ class _Losing(Coroutine[Any, Any, Any]):
                 self._has_lost = True
                 self._tasks.lost += 1
                 return self.send(None) if awaited.done() else self._proxy(awaited)
-            awaited.cancel()
+            if awaited.cancel():
+                # It raises the cancellation when its own callbacks were called.
+                return self._proxy(awaited)
         return self._wait_for(self._inner.throw(raised))
 
     def close(self) -> None:

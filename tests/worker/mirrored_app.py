@@ -301,6 +301,8 @@ def start(self: Task, kind: str) -> list[str]:
         return [add.delay(1, 2).id]
     if kind == "chain":
         return [(one | other | add.s(4)).apply_async().id]
+    if kind == "chain of its own":
+        return [(one | other).apply_async(headers={"realtime_job": None}).id]
     if kind == "group":
         return [group(add.s(1, n) for n in range(3)).apply_async().id]
     if kind == "chord":

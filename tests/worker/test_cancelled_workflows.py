@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from celery import group
 from celery_workers import Place, Worker, running
-from test_workflows import finish, states_of, submitting, tasks_of
 from topic_log import Log, wait_until
 from web_side import web_of
+from workflow_runs import finish, states_of, submitting, tasks_of
 
 
 @pytest.fixture(scope="module")

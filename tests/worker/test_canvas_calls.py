@@ -5,6 +5,7 @@ Without a worker: the messages stay in the broker's memory.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -14,15 +15,14 @@ import pytest
 from celery import Celery, chain, chord, group, signals, signature
 from celery import canvas as celery_canvas
 from celery.backends.base import Backend
-from celery.canvas import Signature
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
-from test_canvas import canvases
+from hypothesis import strategies as st
 from topic_log import Log
 
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import plain_canvas
-from semantik_realtime.worker.canvas import first_task
+from semantik_realtime.worker.canvas import first_task, is_canvas, plan_canvas
 from semantik_realtime.worker.headers import MEMBER, WORKFLOW
 from semantik_realtime.worker.places import forget_jobs
 from semantik_realtime.worker.submit import submit
@@ -79,6 +79,11 @@ CALLS: dict[str, Callable[[], Any]] = {
     "given id of a chain": lambda: chain(add.s(1), add.s(2)).apply_async(task_id="c"),
     "given id of a chord": lambda: chord([add.s(1)], add.s()).apply_async(task_id="d"),
     "group of one": lambda: group(add.s(1)).apply_async(),
+    "group in a group": lambda: group(group(add.s(1), add.s(2))).apply_async(),
+    "group of one in a group": lambda: group(group(add.s(1))).apply_async(),
+    "group of one chain": lambda: group(
+        chain(add.s(1), group(add.s(2), group(add.s(3))))
+    ).apply_async(),
     "group of one at the end": lambda: chain(add.s(1), group(add.s(2))).apply_async(),
     "frozen": lambda: frozen(chord([add.s(1)], add.s())).apply_async(),
     "frozen group": lambda: frozen(group(add.s(1), add.s(2))).apply_async(),
@@ -102,6 +107,17 @@ def test_every_call_publishes_one_job_with_the_id_of_its_result(
     assert len({message[MEMBER]["n"] for message in sent}) == len(sent)
 
 
+canvases: st.SearchStrategy[Any] = st.recursive(
+    st.builds(lambda: add.s(1)),
+    lambda inner: (
+        st.lists(inner, min_size=1, max_size=3).map(chain)
+        | st.lists(inner, min_size=1, max_size=3).map(group)
+        | st.tuples(st.lists(inner, min_size=1, max_size=2), inner).map(lambda pair: chord(*pair))
+    ),
+    max_leaves=7,
+).filter(lambda canvas: is_canvas(canvas) and len(plan_canvas(canvas).leaves) > 1)
+
+
 @given(canvases)
 @hypothesis_settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -109,10 +125,9 @@ def test_every_call_publishes_one_job_with_the_id_of_its_result(
 def test_any_canvas_is_published_as_celery_does(
     tracker: TaskTracker, sent: list[Message], canvas: Any
 ) -> None:
-    canvas = bound(canvas)
     before = json.dumps(canvas)
-    # Old releases of Celery change the canvas that they publish.
-    other = signature(json.loads(before), app=app)
+    # Old releases of Celery change the canvas that they publish, and do not find its application.
+    canvas, other = (signature(json.loads(before), app=app) for _ in range(2))
     del sent[:]
     tracker._canvases.disconnect()
     try:
@@ -127,20 +142,6 @@ def test_any_canvas_is_published_as_celery_does(
     assert json.dumps(canvas) == before
     workflows = {message.get(WORKFLOW) for message in sent}
     assert workflows == {str(result.id)}
-
-
-def bound(canvas: Any) -> Any:
-    """Give the canvas of another test the application of this one."""
-    kwargs = canvas["kwargs"]
-    parts = [*(kwargs.get("tasks") or ()), *(kwargs.get("header") or ()), kwargs.get("body")]
-    canvas._app = app
-    for part in parts:
-        if isinstance(part, Signature):
-            bound(part)
-    if "subtask_type" not in canvas or canvas["subtask_type"] is None:
-        canvas["task"] = add.name
-        canvas._type = add
-    return canvas
 
 
 OWNERS: dict[str, tuple[Callable[[], Any], str | None]] = {
@@ -300,13 +301,34 @@ def test_our_own_fault_does_not_keep_a_canvas_from_being_published(
 
 
 def test_celerys_classes_are_restored(tracker: TaskTracker) -> None:
-    wrapped = celery_canvas.group.apply_async
+    wrapped = [vars(owner)["apply_async"] for owner in plain_canvas.CLASSES]
     tracker.connect()
     tracker.disconnect()
-    for owner in plain_canvas.CLASSES:
-        assert owner.apply_async.__module__ == "celery.canvas"
-        assert not hasattr(owner.apply_async, "unwrapped")
-    assert wrapped is not celery_canvas.group.apply_async
+    for owner, ours in zip(plain_canvas.CLASSES, wrapped, strict=True):
+        function = vars(owner)["apply_async"]
+        assert function.__code__.co_filename == celery_canvas.__file__
+        assert function is not ours
+    assert not plain_canvas._originals
+
+
+def test_another_package_that_wraps_the_same_is_kept(
+    tracker: TaskTracker, sent: list[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, calls = celery_canvas.group.apply_async, []
+
+    @functools.wraps(ours)
+    def theirs(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return ours(*args, **options)
+
+    monkeypatch.setattr(celery_canvas.group, "apply_async", theirs)
+    tracker.connect()
+    group(add.s(1), add.s(2)).apply_async()
+    assert len({message[WORKFLOW] for message in sent}) == 1
+    tracker.disconnect()
+    group(add.s(1), add.s(2)).apply_async()
+    assert len(calls) == 2
+    assert not any(WORKFLOW in message for message in sent[2:])
 
 
 def test_a_runtime_that_is_off_changes_nothing(

@@ -234,6 +234,15 @@ def test_a_canvas_of_a_member_adds_members_and_is_no_second_job(
     assert all(worker.log(f"job:{key}").events == [] for key in others)
 
 
+def test_a_canvas_of_a_member_may_be_a_job_of_its_own(worker: Worker, task: Task) -> None:
+    result = group(task("start", "chain of its own"), task("add", 1, 2)).apply_async(headers=OWNED)
+    [job], _ = result.get(timeout=30)
+    for each, total in ((str(result.id), 2), (job, 2)):
+        ended = finish_job(worker, each)
+        assert (ended.summary.done, ended.summary.total) == (2, total)
+        assert ended.log.owner == "7"
+
+
 def test_a_big_group_keeps_few_keys_and_counts_each_member(run: Run, task: Task) -> None:
     # A generator, as it is written most often.
     ended = run(group(task("fail", "x") if n == 7 else task("add", 1, n) for n in range(300)))

@@ -23,7 +23,8 @@ The model: one stream; a topic is a few subjects in it.
     the log; if a checkpoint fails, that is a little more.
 
 ``<prefix>.lease.<name>``
-    The holders of a lease, with a time to live.
+    The places of a lease, with a time to live; and sessions, which lengthen all
+    places of a process.
 
 ``<prefix>.held.<worker process>``
     The jobs that a worker process holds, and its deadline.
@@ -37,8 +38,9 @@ the read, and the event that replaced it is in the log that follows.
 A topic without an append for the retention is unknown from then on, by the
 server's clock; its messages are purged by the next append to it or by `sweep`.
 
-Modules: `records`, `ledger` and `held` (pure) say what is stored and what it
-means. `client`, `connection` and `stream` talk to the server. `log` and `snapshot`
-read, `topic_writer`, `lease`, `holders`, `writer` and `sweep` write, `subscriber` gets
-live events. `backend` has the hooks.
+Modules: `records`, `ledger`, `held` and `places` (pure) say what is stored and what
+it means. `client`, `connection` and `stream` talk to the server; `clock` and
+`freshness` know its time and how new a read must be. `log` and `snapshot` read, with
+`top_cache`; `topic_writer`, `lease`, `sessions`, `leases`, `holders`, `writer` and
+`sweep` write, `subscriber` gets live events. `backend` has the hooks.
 """

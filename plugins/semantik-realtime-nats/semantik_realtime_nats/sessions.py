@@ -1,4 +1,4 @@
-"""What lengthens all places of a process: one message, which only this process replaces."""
+"""A lease session, which lengthens all places of a process: one message, written by it alone."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from semantik_realtime.core.topic import split_topic
 from semantik_realtime.core.words import DELETED, IMPLIED_STATUS, LIFE_TYPES, Words
 from semantik_realtime.hookspecs import Snapshot
 from semantik_realtime.web.wires.messages import encode_message, flatten, read_members
-from semantik_realtime.web.wires.wire import Outgoing, Sync, note_unreadable
+from semantik_realtime.web.wires.wire import Outgoing, Sync, is_readable, note_unreadable
 
 _SHOWN = ("status", "progress", "current", "total", "job_id")
 """The members of the state that messages of history repeat."""
@@ -119,7 +119,7 @@ class CompatWire:
                 out.append(self._state_message(shown, place))
         for event in self._unseen(snapshot, seen):
             head = event.head()
-            if not head.type:
+            if not is_readable(head):
                 note_unreadable("event", self._topic)
                 continue
             at = _place(snapshot.cursor, event.offset, event.chain)
@@ -133,7 +133,7 @@ class CompatWire:
         for _, outgoing in waiting:
             for event in outgoing.events:
                 head = event.head()
-                if not head.type:
+                if not is_readable(head):
                     note_unreadable("event", self._topic)
                 else:
                     out += self._live(head, _place(outgoing.cursor, event.offset, event.chain))

@@ -11,8 +11,9 @@ from typing import Protocol
 import msgspec
 
 from semantik_realtime.core import frames
-from semantik_realtime.core.event import Cursor, Event
+from semantik_realtime.core.event import Cursor, Event, Head
 from semantik_realtime.core.limits import PIECE_BYTES
+from semantik_realtime.core.readable import UNREADABLE_TYPE
 from semantik_realtime.core.resume import Reason
 from semantik_realtime.hookspecs import Snapshot
 from semantik_realtime.web.wires.ends import statuses_of
@@ -28,6 +29,11 @@ def note_unreadable(part: str, topic: str) -> None:
     unreadable[part] += 1
     if unreadable[part] == 1:
         logger.warning("wire: unreadable %s left out topic=%s (logged once)", part, topic)
+
+
+def is_readable(head: Head) -> bool:
+    """Return False for a placeholder, and for an event that cannot be read."""
+    return head.type not in ("", UNREADABLE_TYPE)
 
 
 class Outgoing(msgspec.Struct, frozen=True):
