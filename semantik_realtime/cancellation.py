@@ -38,16 +38,19 @@ async def keep_cancellation(call: Awaitable[Result]) -> Result:
     return result
 
 
-def cancel_until_done(task: asyncio.Future[Any]) -> None:
+def cancel_until_done(task: asyncio.Future[Any], after_seconds: float = 0.0) -> None:
     """Cancel a task, and go on doing so until it has ended: a library may lose a cancellation.
 
-    Returns at once. On the task's loop.
+    Returns at once. On the task's loop. With ``after_seconds`` it begins that much later.
     """
     loop = task.get_loop()
-    if task.done() or loop.is_closed():
+    if loop.is_closed():
         return
-    task.cancel()
-    loop.call_later(REPEAT_SECONDS, cancel_until_done, task)
+    if after_seconds:
+        loop.call_later(after_seconds, cancel_until_done, task)
+    # False: it has ended. What it raised then counts as retrieved, and is not logged.
+    elif task.cancel():
+        loop.call_later(REPEAT_SECONDS, cancel_until_done, task)
 
 
 async def stop_tasks(
@@ -59,9 +62,10 @@ async def stop_tasks(
     and cancelled further on. What the tasks raise is not raised here.
     """
     current = asyncio.current_task()
-    pending = {task for task in tasks if task is not current and not task.done()}
-    for task in pending:
+    others = [task for task in tasks if task is not current]
+    for task in others:
         cancel_until_done(task)
+    pending = {task for task in others if not task.done()}
     if pending:
         _, pending = await asyncio.wait(pending, timeout=timeout_seconds)
     for task in pending:

@@ -123,7 +123,7 @@ async def test_a_client_is_slow_if_its_socket_takes_nothing_and_not_if_the_serve
             await asyncio.sleep(0.45)
 
     assert await drains.send(drains, send, "x" * frame_bytes) is is_slow
-    assert not drains.is_slow(drains)
+    assert not drains.is_slow(drains, frame_bytes)
 
 
 async def test_a_busy_server_leaves_out_no_events_of_a_client_that_reads(

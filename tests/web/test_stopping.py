@@ -92,10 +92,11 @@ async def test_a_server_stops_while_it_starts_without_a_backend(
         server.resume()
 
 
-@pytest.mark.parametrize("signals", [1, 2])
 async def test_a_server_with_thousands_of_watched_jobs_stops(
-    server: Server, own_settings: Settings, signals: int
+    server: Server, own_settings: Settings
 ) -> None:
+    # On one backend with a second signal, after which uvicorn ends nothing in order.
+    signals = 2 if own_settings.backend == "nats" else 1
     async with web_process(own_settings) as web, contextlib.AsyncExitStack() as stack:
         await web.wait_started()
         synced: set[str] = set()

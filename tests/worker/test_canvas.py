@@ -165,3 +165,15 @@ def test_every_canvas_can_end(canvas: Any) -> None:
         )
         if planned.ends == "last" and not place.get("ends"):
             assert place["skips"][-1][1] == len(planned.leaves)
+
+
+def test_headers_of_a_canvas_do_not_replace_those_of_its_members() -> None:
+    inner = group(add.s(2), add.s(3)).set(headers={"inner": 1})
+    canvas = chain(add.s(1), inner).set(headers={"outer": 1})
+    planned = plan(canvas)
+    made = [leaf.headers for leaf in planned.leaves]
+    # Celery passes on those of a chain to its first step alone.
+    assert [(h.get("outer"), h.get("inner")) for h in made] == [(1, None), (None, 1), (None, 1)]
+    assert "headers" not in planned.canvas.options
+    assert "headers" not in planned.canvas.tasks[1].options
+    assert canvas.options["headers"] == {"outer": 1}

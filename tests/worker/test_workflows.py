@@ -343,3 +343,9 @@ def test_a_worker_that_stops_at_once_ends_its_workflows_first(
         backend = load_backend(worker.settings)
         assert list(backend.overdue(1)) == []
         backend.close_writer()
+
+
+def test_headers_of_the_canvas_reach_its_members(run: Run, task: Task) -> None:
+    ended = run(group(task("add", 1, 2), task("add", 3, 4)).set(headers={"own": "x"}))
+    assert ended.names() == ["add group 1/2", "add group 2/2"]
+    assert ended.state["status"] == "completed"

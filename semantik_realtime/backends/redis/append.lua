@@ -25,7 +25,8 @@
 --         "foreign_owner" | "too_big" | "too_many_keys"
 --         appended, the same to the epoch that ended in this batch, duplicate with or without the
 --         position of its event, or refused. The caller counts the positions of appended events
---         on. Receipts that are all "a" are left out.
+--         on. Receipts that are all "a" are left out. The first character is "!" if the events
+--         could not be published.
 local meta, log, state, fence, seen = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local head = cjson.decode(ARGV[1])
 local position = redis.pcall('HMGET', meta, 'epoch', 'offset', 'chain', 'owner', 'deleted', 'open')
@@ -299,15 +300,20 @@ if #events > 0 then
   if open ~= '' then expiry = open_expiry(head.open_ms, due) end
   for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
 end
+local mark = ''
 local reply = epoch .. ' ' .. prev .. ' ' .. prev_chain
 if #events > 0 then
   local message =
     reply .. ' ' .. table.concat(chains, ' ') .. '\n' .. table.concat(events, '\n')
+  -- A user who may not publish there has appended all the same.
+  local published
   if head.sharded then
-    redis.call('SPUBLISH', head.channel, message)
+    published = redis.pcall('SPUBLISH', head.channel, message)
   else
-    redis.call('PUBLISH', head.channel, message)
+    published = redis.pcall('PUBLISH', head.channel, message)
   end
+  if type(published) == 'table' and published.err then mark = '!' end
 end
+reply = mark .. reply
 if #events == #receipts then return reply end
 return reply .. ',' .. table.concat(receipts, ',')

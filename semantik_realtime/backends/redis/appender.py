@@ -22,6 +22,7 @@ from semantik_realtime.backends.redis.refusals import (
     is_about_keys,
     kind_of,
 )
+from semantik_realtime.backends.redis.rights import PublishRight
 from semantik_realtime.backends.redis.script import APPEND
 from semantik_realtime.backends.redis.topology import Topology
 from semantik_realtime.backends.redis.writer import Writer
@@ -47,6 +48,7 @@ class Appender:
         settings: the limits.
         keys_of: the keys of a topic.
         channel_of: the channel of a topic.
+        right: to publish; learns from the replies whether the user has it.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Appender:
         settings: Settings,
         keys_of: Callable[[str], list[str]],
         channel_of: Callable[[str], str],
+        right: PublishRight,
     ) -> None:
         self._writer = writer
         self._topology = topology
@@ -64,6 +67,7 @@ class Appender:
         self._brief_header = append_header(brief)
         self._keys_of = keys_of
         self._channel_of = channel_of
+        self._right = right
         # Topics with an unexplained error, and the monotonic time of the first one in a row.
         self._doubted: dict[str, float] = {}
 
@@ -85,7 +89,8 @@ class Appender:
                 refused = Receipt(Outcome.REFUSED, reason=describe(reply))
                 read = iter([refused] * len(places))
             else:
-                read = read_receipts(reply.decode(), [digests[place] for place in places])
+                text = self._right.read(reply).decode()
+                read = read_receipts(text, [digests[place] for place in places])
             for place, receipt in zip(places, read, strict=True):
                 receipts[place] = receipt
         return receipts

@@ -24,6 +24,7 @@ from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.reader import Reader
 from semantik_realtime.backends.redis.refusals import explain_for, is_about_keys
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot, read_top
+from semantik_realtime.backends.redis.rights import PublishRight
 from semantik_realtime.backends.redis.script import (
     CLAIM,
     DELETE,
@@ -87,7 +88,10 @@ class RedisBackend:
         self._shown_url = mask_urls(url)
         self._topology = Topology(address, settings.timeout_seconds)
         self._writer = Writer(self._topology, settings.timeout_seconds)
-        self._appender = Appender(self._writer, self._topology, settings, self._keys, self._channel)
+        self._right = PublishRight(settings.prefix)
+        self._appender = Appender(
+            self._writer, self._topology, settings, self._keys, self._channel, self._right
+        )
         self._holders = Holders(self._writer, settings.prefix)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._reader: Reader | None = None
@@ -238,7 +242,7 @@ class RedisBackend:
     async def status(self) -> Status:
         reader = self._reader or Reader(self._topology, self._settings.timeout_seconds, retries=0)
         try:
-            status = await read_status(self._topology, reader, self._shown_url)
+            status = await read_status(self._topology, reader, self._shown_url, self._right)
         finally:
             if reader is not self._reader:
                 await reader.close()

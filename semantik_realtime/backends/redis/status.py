@@ -10,6 +10,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from semantik_realtime.backends.redis.nodes import Node
 from semantik_realtime.backends.redis.reader import Reader
+from semantik_realtime.backends.redis.rights import PublishRight
 from semantik_realtime.backends.redis.topology import Topology
 from semantik_realtime.errors import BackendError
 from semantik_realtime.hookspecs import Status
@@ -19,7 +20,9 @@ SAFE_EVICTION = "noeviction"
 """The maxmemory-policy under which the server deletes no key that has not expired."""
 
 
-async def read_status(topology: Topology, reader: Reader, address: str) -> Status:
+async def read_status(
+    topology: Topology, reader: Reader, address: str, right: PublishRight
+) -> Status:
     """Ask all nodes; ``address`` is where they were looked for, without what may be secret."""
     ahead: float | None = None
     names: dict[str, None] = {}
@@ -39,7 +42,11 @@ async def read_status(topology: Topology, reader: Reader, address: str) -> Statu
             with contextlib.suppress(ResponseError):
                 info = await client.info()
             names[_name_of(info)] = None
-            for warning in _warnings(info):
+            of_user = []
+            if node == layout.node_of(right.key):
+                command = "SPUBLISH" if layout.is_cluster else "PUBLISH"
+                of_user = await right.warnings(client, command)
+            for warning in (*of_user, *_warnings(info)):
                 warnings.setdefault(warning, []).append(node)
     except (RedisError, OSError, BackendError) as error:
         text = mask_text(str(error))

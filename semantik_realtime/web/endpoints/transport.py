@@ -86,7 +86,7 @@ async def run(
         ended = [task for task in (writer, reader) if task.done() and not task.cancelled()]
         faults = [task.exception() for task in ended]
         if not any(isinstance(fault, _BY_CLIENT) for fault in faults):
-            logger.error("transport: connection failed", exc_info=faults[0])
+            logger.error("transport: connection failed", exc_info=faults[0] if faults else None)
             connection.end(CloseCode.SERVER_ERROR, "server error")
     if connection.ended is not None:
         hub.stats.count_closed(connection.ended.code.name.lower())

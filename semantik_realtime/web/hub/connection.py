@@ -124,7 +124,7 @@ class Connection:
 
     @property
     def is_slow(self) -> bool:
-        return self._was_slow or self._hub.drains.is_slow(self)
+        return self._was_slow or self._hub.drains.is_slow(self, self._outbox.frame_bytes)
 
     @property
     def outbox_bytes(self) -> int:
@@ -235,8 +235,7 @@ class Connection:
         self.end(CloseCode.DRAIN, "the server stops")
         if self._writer is not None:
             # It may wait for a socket that accepts nothing.
-            later = asyncio.get_running_loop().call_later
-            later(limits.DRAIN_WRITE_SECONDS, cancel_until_done, self._writer)
+            cancel_until_done(self._writer, limits.DRAIN_WRITE_SECONDS)
 
     # Rechecked: called by its rechecks.
 
@@ -271,8 +270,7 @@ class Connection:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            batches = self._collect()
-            was_slow = False
+            batches, was_slow = self._collect(), False
             while self._outbox.sending:
                 self.note_progress()
                 frame = self._outbox.sending[0]

@@ -6,19 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
-
 from semantik_realtime.core.backpressure import is_slow_write
 
 STEP_SECONDS = 0.05
 """Between two looks at the writes that have not ended."""
-
-
-class _Write(msgspec.Struct):
-    """A write that is under way."""
-
-    bytes: int
-    waited_seconds: float = 0.0
 
 
 class Drains:
@@ -30,32 +21,33 @@ class Drains:
     """
 
     def __init__(self) -> None:
-        self._writes: dict[Any, _Write] = {}
+        # How long each writer has waited for its client.
+        self._waited: dict[Any, float] = {}
         # Looks at the writes after `STEP_SECONDS`; None while nothing is written.
         self._timer: asyncio.TimerHandle | None = None
 
     async def send(self, writer: Any, send: Callable[[str], Awaitable[None]], frame: str) -> bool:
         """Send ``frame`` for ``writer``. Return whether the client was slow to take it."""
-        write = self._writes[writer] = _Write(len(frame))
+        self._waited[writer] = 0.0
         if self._timer is None:
             self._look_later()
         try:
             await send(frame)
         finally:
-            del self._writes[writer]
-        return is_slow_write(write.waited_seconds, write.bytes)
+            waited = self._waited.pop(writer)
+        # Hardly any write waits.
+        return waited > 0 and is_slow_write(waited, len(frame))
 
-    def is_slow(self, writer: Any) -> bool:
-        """Return True if the client is slow to take what ``writer`` sends it now."""
-        write = self._writes.get(writer)
-        return write is not None and is_slow_write(write.waited_seconds, write.bytes)
+    def is_slow(self, writer: Any, frame_bytes: int) -> bool:
+        """Return True if the client is slow to take a frame that ``writer`` sends it now."""
+        return is_slow_write(self._waited.get(writer, 0.0), frame_bytes)
 
     def _look_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(STEP_SECONDS, self._look)
 
     def _look(self) -> None:
         self._timer = None
-        for write in self._writes.values():
-            write.waited_seconds += STEP_SECONDS
-        if self._writes:
+        for writer in self._waited:
+            self._waited[writer] += STEP_SECONDS
+        if self._waited:
             self._look_later()

@@ -60,10 +60,8 @@ class Hub:
         self.draining = False
         """Whether `drain` has begun: a connection that registers now is closed at once."""
         self.stats = HubStats()
-        self.reads = ReadQueue()
-        """The reads of logs, in turn; a new loop begins another one."""
-        self.drains = Drains()
-        """The writes to connections that are under way; a new loop begins another one."""
+        self.reads, self.drains = ReadQueue(), Drains()
+        """The reads of logs, in turn, and the writes to connections; anew for each loop."""
         self._backend = backend
         self._degraded_mode = degraded_mode
         # What `top` asks, in batches: many connections ask at once when a server restarts.
@@ -149,10 +147,7 @@ class Hub:
         await asyncio.shield(self._opening)
 
     async def close(self) -> None:
-        """End every task and close the backend for reading. Connections must have ended.
-
-        Takes twice `STOP_SECONDS` at most, also if something hangs.
-        """
+        """End every task and the reading, in 2 `STOP_SECONDS`. Connections must have ended."""
         deadline = time.monotonic() + STOP_SECONDS
         # A task that ends may have started another one.
         while (tasks := self._tasks - {asyncio.current_task()}) and time.monotonic() < deadline:
@@ -239,19 +234,14 @@ class Hub:
     async def check_tops(self) -> None:
         """Read each channel again whose cursor is not the backend's: pub/sub loses in silence.
 
-        One that has got events since the last call is left out: if some were lost, the next ones
-        show the gap, and without next ones the next call looks.
+        One that got events since the last call is left out: the next ones show a gap, or the next
+        call looks.
 
         Raises:
             BackendError: it cannot be asked now.
         """
-        cursors = {topic: channel.cursor for topic, channel in self._channels.items()}
-        before_this, self._cursors = self._cursors, cursors
-        known = {
-            topic: cursor
-            for topic, cursor in cursors.items()
-            if before_this.get(topic, cursor) == cursor
-        }
+        last, self._cursors = self._cursors, {t: c.cursor for t, c in self._channels.items()}
+        known = {topic: at for topic, at in self._cursors.items() if last.get(topic, at) == at}
         tops: dict[str, Top] = {}
         topics = list(known)
         for start in range(0, len(topics), TOPS_AT_ONCE):
@@ -377,20 +367,12 @@ class Hub:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            # Nothing is made for each connection: of what lives on after a tick of thousands, the
-            # garbage collector would stop the process to look at everything, again and again.
+            # Nothing is kept for each connection: with thousands of them, what outlives a young
+            # collection of garbage would make full ones due, which stop the process.
             for watcher in list(self.connections):
-                try:
-                    watcher.tick(time.monotonic())
-                except Exception:
-                    # The other connections still need their deadlines and heartbeats.
-                    logger.exception("hub: tick failed")
+                _call(watcher.tick, time.monotonic())
             for tick in self._on_tick:
-                try:
-                    tick()
-                except Exception:
-                    # The others are still due.
-                    logger.exception("hub: tick failed")
+                _call(tick)
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -399,3 +381,11 @@ class Hub:
         error = task.exception()
         if error is not None and not isinstance(error, BackendError):
             logger.error("hub: task failed task=%s", task.get_name(), exc_info=error)
+
+
+def _call(tick: Callable[..., object], *given: float) -> None:
+    try:
+        tick(*given)
+    except Exception:
+        # The other connections still need their deadlines and heartbeats.
+        logger.exception("hub: tick failed")

@@ -32,6 +32,11 @@ class Outbox:
         return self._waiting_bytes + sum(map(len, self._sending))
 
     @property
+    def frame_bytes(self) -> int:
+        """How many bytes the frame has that is being sent; 0 if none is."""
+        return len(self._sending[0]) if self._sending else 0
+
+    @property
     def is_empty(self) -> bool:
         """Whether no frame waits."""
         return not self._frames

@@ -1,0 +1,59 @@
+"""The right to publish: without it a user appends, and watchers see that only when they look."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from semantik_realtime.backends.redis.refusals import Kind, kind_of
+
+logger = logging.getLogger(__name__)
+
+MARK = b"!"
+"""The first character of a reply of append.lua whose events were not published."""
+
+
+class PublishRight:
+    """Whether the user of this process may publish to the channels of the topics.
+
+    Args:
+        prefix: of the channels and keys.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.unpublished = 0
+        """Batches that were appended and not published."""
+        self.advice = (
+            f"the user may not publish to the channels {prefix}:*, so watchers see its events up "
+            f"to ten seconds late: add +publish &{prefix}:* to its ACL"
+        )
+        self.key = f"{prefix}:rights:{secrets.token_hex(6)}"
+        """The key and the channel by which `warnings` asks."""
+
+    def read(self, reply: bytes) -> bytes:
+        """Return a reply of append.lua without the mark; count those that have it, and log once."""
+        if reply.startswith(MARK):
+            self.unpublished += 1
+            if self.unpublished == 1:
+                logger.error("redis: events appended and not published: %s", self.advice)
+        return reply.removeprefix(MARK)
+
+    async def warnings(self, client: Any, command: str = "PUBLISH") -> list[str]:
+        """Ask the server, with a channel to which nobody listens; return what is to be corrected.
+
+        ``client`` is that of the node that has `key`, ``command`` what it publishes with. Of a
+        user that may not write either nothing is to be said: it is one that only reads.
+        """
+        try:
+            await client.execute_command("ZREM", self.key, "nobody")
+        except ResponseError:
+            return []
+        try:
+            await client.execute_command(command, self.key, "")
+        except ResponseError as error:
+            if kind_of(error) is Kind.RIGHTS:
+                return [self.advice]
+        return []
