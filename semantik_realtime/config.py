@@ -77,7 +77,9 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices(PREFIX + "URL", "REDIS_URL"),
         repr=False,
         description="URL of the backend's server; also read from REDIS_URL. Unset: the backend's "
-        "own default, for Redis redis://localhost:6379/0.",
+        "own default, for Redis redis://localhost:6379/0. Sentinels: "
+        "redis+sentinel://host,host/NAME/0; a cluster: the URL of any node, or "
+        "redis+cluster://host,host.",
     )
     prefix: str = Field(
         "semantik",

@@ -12,6 +12,11 @@ _PLACE = re.compile(
     r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])?(?::[0-9]{1,5})?(?:/[a-z0-9._~/-]*)?", re.IGNORECASE
 )
 """A host, a port and a path without a character that needs quoting; each may be missing."""
+_HOST = r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
+_PLACES = re.compile(rf"{_HOST}(?:,{_HOST})*(?:/[a-z0-9._~/-]*)?", re.IGNORECASE)
+"""Several hosts with commas between them, as in the URL of sentinels or of a cluster."""
+_SEVERAL = ("+sentinel", "+cluster")
+"""The ends of schemes whose URLs have several hosts."""
 _EMBEDDED = re.compile(r"(?<![a-z0-9+.-])([0-9+.-]*)([a-z][a-z0-9+.-]*://\S+)", re.IGNORECASE)
 """What stands before a URL without a gap, and the URL. A match begins only where such characters
 begin: tried at each of them, a long text without a URL would take seconds."""
@@ -30,6 +35,8 @@ def mask_urls(urls: str) -> str:
     'redis://***@cache:6379/0?***'
     >>> mask_urls("nats://u:one@a:4222,tls://u:two@b:4222")
     'nats://***@a:4222,tls://***@b:4222'
+    >>> mask_urls("redis+sentinel://:secret@a:26379,b:26379/main/0?sentinel_password=secret")
+    'redis+sentinel://***@a:26379,b:26379/main/0?***'
     >>> mask_urls("redis://:SEC#RET@host")
     'redis://***'
     >>> mask_urls("redis://user:p@ss@host")
@@ -124,7 +131,8 @@ def _mask(url: str, is_before_user: bool) -> str | None:
     """
     scheme, _, rest = url.partition("://")
     _, at_sign, place = rest.rpartition("@")
-    if _PLACE.fullmatch(place) is None:
+    form = _PLACES if scheme.lower().endswith(_SEVERAL) else _PLACE
+    if form.fullmatch(place) is None:
         return None
     if is_before_user and not at_sign:
         return f"{scheme}://{HIDDEN}"

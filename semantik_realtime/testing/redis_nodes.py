@@ -163,15 +163,20 @@ class Cluster:
     def owner(self, name: str) -> RedisServer:
         """Return the node that has a key or channel, as the first one that answers says."""
         for port, server in self.nodes.items():
-            if server.process is None:
-                continue
-            try:
-                for first, last, (_, owner, *_), *_ in self.client(port, "CLUSTER SLOTS"):
-                    if first <= key_slot(name.encode()) <= last:
-                        return self.nodes[int(owner)]
-            except RedisError:
-                continue
+            if server.process is not None and (owner := self.owner_by(port, name)):
+                return self.nodes[owner]
         raise RuntimeError("no node answers")
+
+    def owner_by(self, port: int, name: str) -> int | None:
+        """Return the port of the node that has a key or channel, as the one at ``port`` says."""
+        slot = key_slot(name.encode())
+        try:
+            ranges = self.client(port, "CLUSTER SLOTS")
+        except RedisError:
+            return None
+        return next(
+            (int(node[1]) for first, last, node, *_ in ranges if first <= slot <= last), None
+        )
 
     def client(self, port: int, *command: Any) -> Any:
         """Run a command on a node."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, quote, unquote
 
 from semantik_realtime.backends.redis.nodes import Node
 from semantik_realtime.errors import ConfigError
 
 SENTINEL, CLUSTER = "sentinel", "cluster"
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
-_FORM = "redis+sentinel://user:password@sentinel-1:26379,sentinel-2:26379/NAME/0"
+_FORM = "redis+sentinel://sentinel-1:26379,sentinel-2:26379/NAME/0"
 _PLAIN = ("redis", "rediss", "valkey", "valkeys")
+_OWN = "sentinel_"
+_OWN_OPTIONS = {SENTINEL: ("sentinel_username", "sentinel_password"), CLUSTER: ()}
 _KOMBU = re.compile(r"sentinels?://", re.IGNORECASE)
 
 
@@ -49,8 +51,8 @@ def read_address(url: str) -> Address:
     """
     if _KOMBU.match(url):
         raise ConfigError(
-            f"wrong URL of the redis backend: write sentinels as {_FORM}, where NAME is what "
-            "Celery has as master_name"
+            f"wrong URL of the redis backend: write sentinels as {_FORM} (NAME is what Celery has "
+            "as master_name)"
         )
     scheme, _, rest = url.partition("://")
     plain, plus, kind = scheme.lower().partition("+")
@@ -60,9 +62,9 @@ def read_address(url: str) -> Address:
     user, at_sign, hosts = authority.rpartition("@")
     port = SENTINEL_PORT if kind == SENTINEL else REDIS_PORT
     places = tuple(_place(host, port) for host in hosts.split(","))
-    options = parse_qsl(query, keep_blank_values=True)
-    own = {name: value for name, value in options if name.startswith("sentinel_")}
-    options = [(name, value) for name, value in options if name not in own]
+    options = [part for part in query.split("&") if part and not part.startswith(_OWN)]
+    own = dict(parse_qsl(query, keep_blank_values=True))
+    own = {name: value for name, value in own.items() if name.startswith(_OWN)}
     database, master, sentinel_url = path, "", ""
     if kind == SENTINEL:
         quoted, _, database = path.partition("/")
@@ -70,11 +72,10 @@ def read_address(url: str) -> Address:
         if not master:
             raise ConfigError(f"wrong URL of the redis backend: the form is {_FORM}")
         sentinel_url = _url(plain, _user(own), places[0], "", _tls(options))
-    if unknown := set(own) - (
-        {"sentinel_username", "sentinel_password"} if kind == SENTINEL else set[str]()
-    ):
+    if set(own) - set(_OWN_OPTIONS[kind]):
         raise ConfigError(
-            "wrong URL of the redis backend: unknown options " + ", ".join(sorted(unknown))
+            "wrong URL of the redis backend: of the options for sentinels there are "
+            "sentinel_username and sentinel_password, in a URL of sentinels"
         )
     node_url = _url(plain, user + at_sign, places[0], database, options)
     return Address(kind, node_url, places, master, sentinel_url)
@@ -110,11 +111,11 @@ def _user(own: dict[str, str]) -> str:
     return f"{quote(user, safe='')}:{quote(password, safe='')}@"
 
 
-def _tls(options: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(name, value) for name, value in options if name.startswith("ssl_")]
+def _tls(options: list[str]) -> list[str]:
+    return [option for option in options if option.startswith("ssl_")]
 
 
-def _url(plain: str, user: str, place: Node, database: str, options: list[tuple[str, str]]) -> str:
+def _url(plain: str, user: str, place: Node, database: str, options: list[str]) -> str:
     path = f"/{database}" if database else ""
-    query = f"?{urlencode(options, safe='/:')}" if options else ""
+    query = f"?{'&'.join(options)}" if options else ""
     return f"{plain}://{user}{place}{path}{query}"

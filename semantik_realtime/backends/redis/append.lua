@@ -303,9 +303,15 @@ end
 local mark = ''
 local reply = epoch .. ' ' .. prev .. ' ' .. prev_chain
 if #events > 0 then
+  local message =
+    reply .. ' ' .. table.concat(chains, ' ') .. '\n' .. table.concat(events, '\n')
   -- A user who may not publish there has appended all the same.
-  local published = redis.pcall(head.sharded and 'SPUBLISH' or 'PUBLISH', head.channel,
-    reply .. ' ' .. table.concat(chains, ' ') .. '\n' .. table.concat(events, '\n'))
+  local published
+  if head.sharded then
+    published = redis.pcall('SPUBLISH', head.channel, message)
+  else
+    published = redis.pcall('PUBLISH', head.channel, message)
+  end
   if type(published) == 'table' and published.err then mark = '!' end
 end
 reply = mark .. reply

@@ -46,9 +46,9 @@ class Appender:
         writer: runs the script.
         topology: whether it is a cluster.
         settings: the limits.
-        right: gets to know which events were not published.
         keys_of: the keys of a topic.
         channel_of: the channel of a topic.
+        right: to publish; learns from the replies whether the user has it.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class Appender:
         writer: Writer,
         topology: Topology,
         settings: Settings,
-        right: PublishRight,
         keys_of: Callable[[str], list[str]],
         channel_of: Callable[[str], str],
+        right: PublishRight,
     ) -> None:
         self._writer = writer
         self._topology = topology
         self._header = append_header(settings)
         brief = settings.model_copy(update={"retention_seconds": TRIAL_SECONDS})
         self._brief_header = append_header(brief)
-        self._right = right
         self._keys_of = keys_of
         self._channel_of = channel_of
+        self._right = right
         # Topics with an unexplained error, and the monotonic time of the first one in a row.
         self._doubted: dict[str, float] = {}
 
@@ -89,8 +89,8 @@ class Appender:
                 refused = Receipt(Outcome.REFUSED, reason=describe(reply))
                 read = iter([refused] * len(places))
             else:
-                [text] = self._right.read([reply])
-                read = read_receipts(text.decode(), [digests[place] for place in places])
+                text = self._right.read(reply).decode()
+                read = read_receipts(text, [digests[place] for place in places])
             for place, receipt in zip(places, read, strict=True):
                 receipts[place] = receipt
         return receipts

@@ -10,14 +10,12 @@ atomically.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from redis.exceptions import RedisError
 
 from semantik_realtime.backends.border import note
 from semantik_realtime.backends.redis.address import read_address
@@ -92,7 +90,7 @@ class RedisBackend:
         self._writer = Writer(self._topology, settings.timeout_seconds)
         self._right = PublishRight(settings.prefix)
         self._appender = Appender(
-            self._writer, self._topology, settings, self._right, self._keys, self._channel
+            self._writer, self._topology, settings, self._keys, self._channel, self._right
         )
         self._holders = Holders(self._writer, settings.prefix)
         # For reading, from `open` to `close`, on the loop that called `open`.
@@ -244,17 +242,14 @@ class RedisBackend:
     async def status(self) -> Status:
         reader = self._reader or Reader(self._topology, self._settings.timeout_seconds, retries=0)
         try:
-            status = await read_status(self._topology, reader, self._shown_url)
-            missing: list[str] = []
-            if status.reachable and (layout := self._topology.layout) is not None:
-                with contextlib.suppress(RedisError, OSError):
-                    missing = await self._right.warnings(reader.client(layout.nodes[0]))
+            status = await read_status(self._topology, reader, self._shown_url, self._right)
         finally:
             if reader is not self._reader:
                 await reader.close()
         if self._left_out:
-            missing.append(without_effect(self._left_out))
-        return msgspec.structs.replace(status, warnings=[*missing, *status.warnings])
+            warnings = [*status.warnings, without_effect(self._left_out)]
+            status = msgspec.structs.replace(status, warnings=warnings)
+        return status
 
     def _run(self, topic: str, script: Script, *args: Any) -> Any:
         """Run a script that writes to one topic.

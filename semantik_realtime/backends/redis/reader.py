@@ -32,10 +32,8 @@ from semantik_realtime.errors import BackendRefused, BackendUnavailable
 
 READ_CONNECTIONS = 16
 """Most connections for reading to each node, beside the subscriber's."""
-MAX_REDIRECTS = 8
-"""How often a command is sent to another node, or again, while slots are moved."""
 PAUSE_SECONDS = 0.05
-"""Before a command is sent again to a node that has a part of its keys."""
+"""Between two tries while a slot is moved, after the first redirection."""
 
 
 class Reader:
@@ -43,7 +41,7 @@ class Reader:
 
     Args:
         topology: says which node has a key.
-        timeout_seconds: deadline of waiting for a free connection.
+        timeout_seconds: deadline of waiting for a free connection, and of being redirected.
         retries: how often redis-py tries again to connect.
     """
 
@@ -75,23 +73,27 @@ class Reader:
             BackendError: it failed, as `explain` says.
             NoScriptError: the node does not know the script.
         """
+        deadline = asyncio.get_running_loop().time() + self._timeout
         try:
             node, is_asking = self._node_of(key, await self._topology.find_async()), False
-            for _ in range(MAX_REDIRECTS):
+            redirects = 0
+            while True:
                 try:
                     return await self._send(node, is_asking, command)
                 except ResponseError as error:
-                    if code_of(error) == "TRYAGAIN":
-                        await asyncio.sleep(PAUSE_SECONDS)
-                        continue
                     redirect = read_redirect(error, node)
-                    if redirect is None:
+                    if redirect is not None:
+                        self._topology.follow(redirect)
+                        node, is_asking = redirect.node, redirect.only_once
+                    elif code_of(error) != "TRYAGAIN":
                         if kind_of(error) is Kind.WRONG_SERVER:
                             self._topology.doubt(node)
                         raise
-                    self._topology.follow(redirect)
-                    node, is_asking = redirect.node, redirect.only_once
-            raise BackendUnavailable(f"a command was redirected {MAX_REDIRECTS} times")
+                redirects += 1
+                if redirects > 1:
+                    await asyncio.sleep(PAUSE_SECONDS)
+                if asyncio.get_running_loop().time() > deadline:
+                    raise BackendUnavailable(f"the slot of {key} is being moved")
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
@@ -99,6 +101,9 @@ class Reader:
 
     async def execute_all(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         """Run a command for each key, in one round trip to each node; return the replies in order.
+
+        Of a cluster it also asks the nodes that have none of the keys whether they are there: a
+        part of the topics is away if one of them is.
 
         In the place of a reply is the error of a key that the server refuses by itself.
 
@@ -109,18 +114,22 @@ class Reader:
         by_node: dict[Node, list[int]] = {}
         for place, (key, _) in enumerate(calls):
             by_node.setdefault(self._node_of(key, layout), []).append(place)
+        if layout.is_cluster:
+            by_node = {node: by_node.get(node, []) for node in layout.nodes}
         replies: list[Any] = [None] * len(calls)
 
         async def run(node: Node, places: list[int]) -> None:
             pipeline = self.client(node).pipeline(transaction=False)
             for place in places:
                 pipeline.execute_command(*calls[place][1])
+            if not places:
+                pipeline.execute_command("PING")
             try:
                 found = await pipeline.execute(raise_on_error=False)
             except (RedisError, OSError) as error:
                 self._topology.doubt(node)
                 raise explain(error) from error
-            for place, reply in zip(places, found, strict=True):
+            for place, reply in zip(places, found, strict=bool(places)):
                 if isinstance(reply, ResponseError):
                     # Redirected, or refused for good.
                     key, command = calls[place]

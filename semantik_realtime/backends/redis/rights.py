@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -31,28 +30,29 @@ class PublishRight:
             f"the user may not publish to the channels {prefix}:*, so watchers see its events up "
             f"to ten seconds late: add +publish &{prefix}:* to its ACL"
         )
-        self._key = f"{prefix}:rights:{secrets.token_hex(6)}"
+        self.key = f"{prefix}:rights:{secrets.token_hex(6)}"
+        """The key and the channel by which `warnings` asks."""
 
-    def read(self, replies: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield replies of append.lua without the mark; count those that have it, and log once."""
-        for reply in replies:
-            if reply.startswith(MARK):
-                self.unpublished += 1
-                if self.unpublished == 1:
-                    logger.error("redis: events appended and not published: %s", self.advice)
-            yield reply.removeprefix(MARK)
+    def read(self, reply: bytes) -> bytes:
+        """Return a reply of append.lua without the mark; count those that have it, and log once."""
+        if reply.startswith(MARK):
+            self.unpublished += 1
+            if self.unpublished == 1:
+                logger.error("redis: events appended and not published: %s", self.advice)
+        return reply.removeprefix(MARK)
 
-    async def warnings(self, client: Any) -> list[str]:
+    async def warnings(self, client: Any, command: str = "PUBLISH") -> list[str]:
         """Ask the server, with a channel to which nobody listens; return what is to be corrected.
 
-        Of a user that may not write either nothing is to be said: it is one that only reads.
+        ``client`` is that of the node that has `key`, ``command`` what it publishes with. Of a
+        user that may not write either nothing is to be said: it is one that only reads.
         """
         try:
-            await client.execute_command("ZREM", self._key, "nobody")
+            await client.execute_command("ZREM", self.key, "nobody")
         except ResponseError:
             return []
         try:
-            await client.execute_command("PUBLISH", self._key, "")
+            await client.execute_command(command, self.key, "")
         except ResponseError as error:
             if kind_of(error) is Kind.RIGHTS:
                 return [self.advice]

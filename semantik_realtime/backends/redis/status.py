@@ -10,6 +10,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from semantik_realtime.backends.redis.nodes import Node
 from semantik_realtime.backends.redis.reader import Reader
+from semantik_realtime.backends.redis.rights import PublishRight
 from semantik_realtime.backends.redis.topology import Topology
 from semantik_realtime.errors import BackendError
 from semantik_realtime.hookspecs import Status
@@ -19,7 +20,9 @@ SAFE_EVICTION = "noeviction"
 """The maxmemory-policy under which the server deletes no key that has not expired."""
 
 
-async def read_status(topology: Topology, reader: Reader, address: str) -> Status:
+async def read_status(
+    topology: Topology, reader: Reader, address: str, right: PublishRight
+) -> Status:
     """Ask all nodes; ``address`` is where they were looked for, without what may be secret."""
     ahead: float | None = None
     names: dict[str, None] = {}
@@ -39,12 +42,19 @@ async def read_status(topology: Topology, reader: Reader, address: str) -> Statu
             with contextlib.suppress(ResponseError):
                 info = await client.info()
             names[_name_of(info)] = None
-            for warning in _warnings(info):
+            of_user = []
+            if node == layout.node_of(right.key):
+                command = "SPUBLISH" if layout.is_cluster else "PUBLISH"
+                of_user = await right.warnings(client, command)
+            for warning in (*of_user, *_warnings(info)):
                 warnings.setdefault(warning, []).append(node)
     except (RedisError, OSError, BackendError) as error:
         text = mask_text(str(error))
-        is_one = node is None or len(layout.nodes) == 1
-        return Status("redis", False, text if is_one else f"{node}: {text}", address=address)
+        if node is not None and topology.has_sentinels:
+            text = f"the master {node}, by the address that the sentinels announce: {text}"
+        elif node is not None and layout.is_cluster:
+            text = f"the node {node}, by the address that the cluster announces: {text}"
+        return Status("redis", False, text, address=address)
     server = ", ".join(names)
     if layout.is_cluster:
         server += f", a cluster of {len(layout.nodes)} masters"

@@ -40,6 +40,10 @@ class Question(NamedTuple):
     commands: Sequence[tuple[str, ...]]
 
 
+class _MasterDown(BackendUnavailable):
+    """The sentinels know the master, and say that it is dead."""
+
+
 Pool = TypeVar("Pool", bound=redis.asyncio.ConnectionPool)
 Search = Generator[Question, list[Any] | Exception, Layout]
 
@@ -187,7 +191,7 @@ class Topology:
 
     def _not_found(self, error: BackendError) -> Layout:
         layout = self._layout
-        if layout is None or isinstance(error, BackendRefused):
+        if layout is None or isinstance(error, BackendRefused | _MasterDown):
             raise error
         # The master may work while its sentinels are away.
         self._found_at, self._doubted = time.monotonic(), None
@@ -204,11 +208,11 @@ class Topology:
             replies = yield Question(self._home, False, hello)
             if isinstance(replies, Exception):
                 raise explain(replies)
-            mode = _read_hello(replies[0]).get("mode", "")
+            mode = _pairs(replies[0]).get("mode", "")
             if mode == SENTINEL:
                 raise BackendRefused(
                     f"{self._home} is a sentinel, not a Redis server; write the URL as "
-                    f"redis+sentinel://{self._home}/NAME, with the name of the master"
+                    f"redis+sentinel://{self._home}/NAME with the name of the master"
                 )
             if mode != CLUSTER:
                 return Layout([self._home])
@@ -217,19 +221,27 @@ class Topology:
 
     def _search_master(self) -> Search:
         error: Exception | None = None
+        down: Node | None = None
         name = self._address.master
+        ask = [("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name), ("SENTINEL", "MASTER", name)]
         for sentinel in self._in_order(self._address.places):
-            ask = [("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)]
             replies = yield Question(sentinel, True, ask)
             if isinstance(replies, Exception):
                 error = error or replies
                 continue
-            [reply] = replies
-            if isinstance(reply, list):
-                self._guide = sentinel
-                return Layout([Node(reply[0].decode(), int(reply[1]))])
-            error = reply if isinstance(reply, Exception) else error
+            address, facts = replies
+            if not isinstance(address, list):
+                error = address if isinstance(address, Exception) else error
+                continue
+            self._guide = sentinel
+            master = Node(address[0].decode(), int(address[1]))
+            if not _is_down(master, _pairs(facts)):
+                return Layout([master])
+            down = master
         places = ", ".join(map(str, self._address.places))
+        if down is not None:
+            # It may be alive and cut off: what it accepts now is lost when it is replaced.
+            raise _MasterDown(f"the sentinels {places} take the master {down} for dead")
         if error is None:
             # All of them answered.
             raise BackendRefused(f'the sentinels {places} know no master "{name}"')
@@ -244,7 +256,7 @@ class Topology:
                 error = error or replies
                 continue
             hello, slots = replies
-            version = _read_hello(hello).get("version", "")
+            version = _pairs(hello).get("version", "")
             if version and int(version.split(".")[0]) < LOWEST_CLUSTER_VERSION:
                 raise BackendRefused(
                     f"{node} is a node of a cluster and has version {version}: a cluster needs "
@@ -307,15 +319,18 @@ class Topology:
         return pool.connection_class(**options)
 
 
-def _read_hello(reply: Any) -> dict[str, str]:
-    """Return what HELLO replied; empty if the server does not know it, or refuses it."""
-    if isinstance(reply, dict):
-        pairs = list(reply.items())
-    elif isinstance(reply, list):
-        pairs = list(zip(reply[::2], reply[1::2], strict=False))
-    else:
+def _pairs(reply: Any) -> dict[str, str]:
+    """Return the names and values of a reply; empty for an error: not known, or not allowed."""
+    if not isinstance(reply, list):
         return {}
-    return {_text(name): _text(value) for name, value in pairs}
+    return {_text(name): _text(value) for name, value in zip(reply[::2], reply[1::2], strict=False)}
+
+
+def _is_down(master: Node, facts: dict[str, str]) -> bool:
+    """Return True if a sentinel takes a master for dead, and has no other one yet."""
+    flags = facts.get("flags", "").split(",")
+    is_it = (facts.get("ip"), facts.get("port")) == (master.host, str(master.port))
+    return is_it and not {"s_down", "o_down"}.isdisjoint(flags)
 
 
 def _text(value: Any) -> str:

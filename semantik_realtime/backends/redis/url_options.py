@@ -141,7 +141,9 @@ def read_options(url: str) -> tuple[str, list[str]]:
                 f"{_WRONG}: the option {name!r} cannot be set in a URL here; leave it out"
             )
         elif name:
-            raise ConfigError(f"{_WRONG}: redis-py knows no option {name[:50]!r} for it")
+            # Without a value it may be the rest of a password.
+            shown = repr(name[:50]) if "=" in part else "without a value"
+            raise ConfigError(f"{_WRONG}: redis-py knows no option {shown} for it")
     return _canonical(
         address + (question_mark if kept else "") + "&".join(kept) + hash_sign + fragment
     ), left_out
