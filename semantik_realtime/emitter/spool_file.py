@@ -21,7 +21,7 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from zlib import crc32
 
@@ -190,11 +190,12 @@ class Orphan:
         header = next(self._lines, b"")
         self._read = _read_old if header == HEADER_WITHOUT_CHECKSUMS else _read
         self.is_known = header in (HEADER, HEADER_WITHOUT_CHECKSUMS)
-        """Whether its lines can be read. A damaged header is known by the first line after it."""
+        """Whether its lines can be read. A damaged header, which may be two lines, is known by a
+        line after it."""
         if not self.is_known and not _ANY_HEADER.fullmatch(header):
-            line = next(self._lines, b"")
-            self.is_known = _is_whole(line)
-            self._lines = chain((header, line), self._lines)
+            lines = list(islice(self._lines, 2))
+            self.is_known = any(map(_is_whole, lines))
+            self._lines = chain((header, *lines), self._lines)
 
     def next_batch(self, max_drafts: int, max_bytes: int = 2**20) -> list[Draft]:
         """Return the next drafts, at least one; an empty list at the end of the file.

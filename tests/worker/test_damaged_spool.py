@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from topic_log import wait_until
 
@@ -66,6 +66,8 @@ def recover(directory: Path, text: bytes) -> tuple[list[Draft], int]:
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, len(NEW) - 1), st.binary(max_size=2))
+@example(0, b"\n")
+@example(len(HEADER), b"")
 def test_damage_at_one_place_changes_no_draft_and_loses_two_at_most(
     place: int, instead: bytes
 ) -> None:
