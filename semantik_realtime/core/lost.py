@@ -129,6 +129,18 @@ def end_of(state: State | None, record: HeldJob, outcome: State | None, time: st
     return End(_TYPE_OF_STATUS[str(status)], ended)
 
 
+def known_end(state: State | None) -> End | None:
+    """Return the end that a job's state in its log has; None: it has not ended.
+
+    >>> known_end({"status": "failed", "attempt": 2})
+    End(type='job_failed', state={'status': 'failed', 'attempt': 2})
+    >>> known_end({"status": "running", "attempt": 2})
+    """
+    if state is None or not has_ended(state):
+        return None
+    return End(_TYPE_OF_STATUS[state["status"]], {**state, "attempt": _attempt_of(state)})
+
+
 def _attempt_of(state: State) -> int:
     attempt = state.get("attempt")
     return attempt if isinstance(attempt, int) and not isinstance(attempt, bool) else 0

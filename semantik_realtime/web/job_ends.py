@@ -82,6 +82,19 @@ class JobEnds:
             self.counts[end.state["status"]] += 1
         return outcome
 
+    def repeat_for_feeds(self, job: str, end: End, record: HeldJob) -> None:
+        """Send the end of a job to the topics that get its states beside its own.
+
+        The fence refuses it where it is known, and where the job has a newer attempt. The feeds
+        of a member get the state of its workflow.
+        """
+        topics = {} if record.workflow is not None else _topics_of(job, record)
+        topics.pop(job_topic(job), None)
+        if topics:
+            attempt = end.state["attempt"]
+            for draft in self._drafts(topics, job, end, attempt, {"reason": "lease"}):
+                self._runtime.emitter.emit(draft)
+
     async def end_workflow(self, record: HeldJob, snapshot: Snapshot) -> bool:
         """End the workflow of ``record`` if its members say so.
 

@@ -16,7 +16,7 @@ import time
 from semantik_realtime.core.event import Outcome
 from semantik_realtime.core.holding import Holding
 from semantik_realtime.core.leases import HeldJob, LeaseTimes
-from semantik_realtime.core.lost import attempt_to_end
+from semantik_realtime.core.lost import attempt_to_end, known_end
 from semantik_realtime.errors import BackendError, BackendRefused
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.web.hub.hub import Hub
@@ -148,6 +148,10 @@ class LostJobs:
             if snapshot.deleted:
                 return True
             state, changed_at = stored_state(snapshot, job)
+            if (end := known_end(state)) is not None:
+                # Its process may have died before the feeds got it.
+                self._ends.repeat_for_feeds(job, end, record)
+                return True
             attempt: int | None = attempt_to_end(state, worker, record.expected)
             if attempt is None or (is_second and (state, changed_at) != before):
                 return True

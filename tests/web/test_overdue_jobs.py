@@ -136,6 +136,28 @@ async def test_a_job_that_another_process_runs_or_that_has_ended_stays_as_it_is(
     assert list(await asyncio.to_thread(publisher.rt.backend.overdue, 1)) == []
 
 
+async def test_an_end_that_the_feed_did_not_get_is_sent_to_it_again_and_only_once(
+    web_server: InProcessServer, publisher: Publisher
+) -> None:
+    begin(publisher, "1", 2, "w")
+    running = {"status": "running", "attempt": 2, "worker": "w"}
+    publisher.emit("user:7", type="job_started", key="1", state=running, job="1", attempt=2)
+    done = {"status": "completed", "attempt": 2, "worker": "w"}
+    publisher.emit("job:1", type="job_completed", state=done, job="1", attempt=2, terminal=True)
+    await publisher.flush()
+    for worker in ("w", "v"):
+        overdue = web_server.rt.web.lost.overdue
+        await hold(publisher, worker, "1")
+        await until(lambda: web_server.rt.web.lost.overdue > overdue, 15, "a look")  # noqa: B023
+        await asyncio.to_thread(web_server.rt.emitter.flush, 5)
+    found = await states(web_server, "user:7")
+    assert found["1"]["state"] == done
+    assert (found["1"]["type"], found["1"]["offset"]) == ("job_completed", 2)
+    top = await web_server.rt.web.hub.read("user:7")
+    assert top.cursor is not None
+    assert top.cursor.offset == 2
+
+
 WHOLE = HeldJob(owner="7", expected=0, workflow="1", is_whole=True).encode()
 
 
