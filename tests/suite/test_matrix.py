@@ -14,7 +14,7 @@ import pytest
 
 from semantik_realtime.testing.servers import ROWS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TESTS = """
 import pytest
 
@@ -61,7 +61,7 @@ def test_each_row_has_a_tox_environment() -> None:
 def test_each_check_runs_the_tests_that_are_marked_for_it(
     tmp_path: Path, check: str, names: set[str]
 ) -> None:
-    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+    shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers")
     (tmp_path / "test_rows.py").write_text(TESTS)
     listed = subprocess.run(

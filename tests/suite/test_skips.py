@@ -37,7 +37,7 @@ def run_pytest(folder: Path, **environment: str) -> subprocess.CompletedProcess[
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+    shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]")
     for name, text in SKIPS.items():
         (tmp_path / name).write_text(text)
@@ -62,7 +62,7 @@ def test_a_skip_is_a_failure_where_everything_is_required(folder: Path) -> None:
 
 
 def test_a_failure_under_node_is_a_failure_here(tmp_path: Path) -> None:
-    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+    shutil.copy(Path(__file__).parents[1] / "conftest.py", tmp_path)
     (tmp_path / "one.test.mjs").write_text(
         "import test from 'node:test'; test('one', () => { throw new Error('so it is') });"
         "test('two', { skip: true }, () => {});"
