@@ -8,9 +8,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
-from semantik_realtime.core.event import Cursor, Draft, Event, Outcome, Receipt, with_offset
+from semantik_realtime.core.event import (
+    Cursor,
+    Draft,
+    Event,
+    Outcome,
+    Receipt,
+    position_before,
+    with_offset,
+)
 from semantik_realtime.core.holding import Holding
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Backend, Page, Sink, Snapshot, Status, Top, hookimpl
@@ -89,7 +98,7 @@ class SharedMemory:
                     self._events.setdefault(draft.topic, []).append(body)
             for (topic, epoch), events in batches.items():
                 for client in self._clients:
-                    client.deliver(topic, epoch, events[0].offset - 1, events)
+                    client.deliver(topic, position_before(epoch, events[0]), events)
             self._changed.notify_all()
         return receipts
 
@@ -118,17 +127,17 @@ class MemoryClient:
 
     # Called by the memory, which holds its lock.
 
-    def deliver(self, topic: str, epoch: str, prev: int, events: Sequence[Event]) -> None:
+    def deliver(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
         """Schedule the topic's sink, if it has one here."""
         if topic in self._sinks:
             loop, sink = self._sinks[topic]
-            _schedule(loop, sink.events, topic, epoch, prev, events)
+            _schedule(loop, partial(sink.events, topic, prev, events))
 
     def deliver_gone(self, topic: str) -> None:
         """Schedule that the topic's sink learns of its deletion, if it has one here."""
         if topic in self._sinks:
             loop, sink = self._sinks[topic]
-            _schedule(loop, sink.gone, topic)
+            _schedule(loop, partial(sink.gone, topic))
 
     @hookimpl
     def publish(self, drafts: Sequence[Draft]) -> Sequence[Receipt]:
@@ -202,6 +211,6 @@ class MemoryClient:
         self._sinks.clear()
 
 
-def _schedule(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
+def _schedule(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     if not loop.is_closed():
-        loop.call_soon_threadsafe(call, *args)
+        loop.call_soon_threadsafe(call)
