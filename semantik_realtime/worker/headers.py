@@ -125,7 +125,8 @@ def workflow_of(message: Any) -> str | None:
 
 def _read_headers(message: Any) -> dict[str, Any]:
     """Return those of a job that a message or request has, by name; see `read_header`."""
-    if message.get("stamps"):
+    # Celery's request has `get` and nothing else of a dict.
+    if not isinstance(message, dict) or message.get("stamps"):
         found = {name: read_header(message, name) for name in _OF_JOB}
     else:
         found = {name: message[name] for name in _OF_JOB if name in message}
