@@ -127,13 +127,12 @@ def _read_headers(message: Any) -> dict[str, Any]:
     """Return those of a job that a message or request has, by name; see `read_header`."""
     # Celery's request has `get` and nothing else of a dict.
     if not isinstance(message, dict) or message.get("stamps"):
-        found = {name: read_header(message, name) for name in _OF_JOB}
-    else:
-        found = {name: message[name] for name in _OF_JOB if name in message}
-        headers = message.get("headers")
-        for name in _OF_JOB.intersection(headers) if headers else ():
-            if found.get(name) is None:
-                found[name] = headers[name]
+        return {name: read_header(message, name) for name in _OF_JOB}
+    found: dict[str, Any] = {name: message[name] for name in _OF_JOB if name in message}
+    headers: Any = message.get("headers")
+    for name in _OF_JOB.intersection(headers) if headers else ():
+        if found.get(name) is None:
+            found[name] = headers[name]
     return found
 
 

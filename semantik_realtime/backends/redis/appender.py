@@ -83,13 +83,15 @@ class Appender:
         }
         replies = self._append(parts, self._header)
         self._check(list(by_topic), replies)
+        layout = self._topology.layout
+        command = "SPUBLISH" if layout is not None and layout.is_cluster else "PUBLISH"
         receipts: list[Receipt] = [DUPLICATE] * len(drafts)
         for places, reply in zip(by_topic.values(), replies, strict=True):
             if isinstance(reply, Exception):
                 refused = Receipt(Outcome.REFUSED, reason=describe(reply))
                 read = iter([refused] * len(places))
             else:
-                text = self._right.read(reply).decode()
+                text = self._right.read(reply, command).decode()
                 read = read_receipts(text, [digests[place] for place in places])
             for place, receipt in zip(places, read, strict=True):
                 receipts[place] = receipt

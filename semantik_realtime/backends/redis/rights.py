@@ -26,19 +26,19 @@ class PublishRight:
     def __init__(self, prefix: str) -> None:
         self.unpublished = 0
         """Batches that were appended and not published."""
-        self.advice = (
-            f"the user may not publish to the channels {prefix}:*, so watchers see its events up "
-            f"to ten seconds late: add +publish &{prefix}:* to its ACL"
-        )
+        self._channels = f"{prefix}:*"
         self.key = f"{prefix}:rights:{secrets.token_hex(6)}"
         """The key and the channel by which `warnings` asks."""
 
-    def read(self, reply: bytes) -> bytes:
-        """Return a reply of append.lua without the mark; count those that have it, and log once."""
+    def read(self, reply: bytes, command: str = "PUBLISH") -> bytes:
+        """Return a reply of append.lua without the mark; count those that have it, and log once.
+
+        ``command`` is what the script publishes with: ``SPUBLISH`` in a cluster.
+        """
         if reply.startswith(MARK):
             self.unpublished += 1
             if self.unpublished == 1:
-                logger.error("redis: events appended and not published: %s", self.advice)
+                logger.error("redis: events appended and not published: %s", self._advice(command))
         return reply.removeprefix(MARK)
 
     async def warnings(self, client: Any, command: str = "PUBLISH") -> list[str]:
@@ -55,5 +55,11 @@ class PublishRight:
             await client.execute_command(command, self.key, "")
         except ResponseError as error:
             if kind_of(error) is Kind.RIGHTS:
-                return [self.advice]
+                return [self._advice(command)]
         return []
+
+    def _advice(self, command: str) -> str:
+        return (
+            f"the user may not publish to the channels {self._channels}, so watchers see its "
+            f"events up to ten seconds late: add +{command.lower()} &{self._channels} to its ACL"
+        )
