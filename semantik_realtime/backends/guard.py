@@ -62,6 +62,7 @@ Listener = Callable[[BackendError], object]
 
 class _State(msgspec.Struct):
     started_at: str = ""
+    ended_at: str = ""
 
 
 class _StateEvent(msgspec.Struct):
@@ -219,6 +220,7 @@ class GuardedBackend:
     def read_start(self, topic: str, job: str) -> str:
         """Return when the newest attempt of ``job`` began, by the state in ``topic``; "": unknown.
 
+        Of an attempt whose end alone is known, which another process has sent: when it ended.
         For a thread without a loop: it opens connections of its own, so it is for rare cases.
         """
         reader = self.make_reader()
@@ -235,7 +237,10 @@ class GuardedBackend:
 
         try:
             found = asyncio.run(read())
-            return "" if found is None else _decode_start(found).state.started_at
+            if found is None:
+                return ""
+            state = _decode_start(found).state
+            return state.started_at or state.ended_at
         except (BackendError, TimeoutError, msgspec.DecodeError) as error:
             logger.warning("guard: start not read topic=%s error=%s", topic, error)
             return ""

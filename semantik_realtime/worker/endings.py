@@ -57,7 +57,7 @@ def ending_of(
     if state == "REJECTED":
         if getattr(result, "requeue", False):
             return Ending("job_retrying", data={"rejected": True})
-        return Ending("job_failed", _describe_rejection(result))
+        return Ending("job_failed", describe_failure(result))
     if state == "SUCCESS" and isinstance(raised, Exception) and not isinstance(raised, Reject):
         # It has returned, but what follows it could not be published (its arguments are wrong):
         # Celery sends no success for it, and stores a failure.
@@ -122,10 +122,11 @@ def _is_process_ending(raised: BaseException | None) -> bool:
     return isinstance(raised.code, int) and -256 < raised.code < -128
 
 
-def _describe_rejection(reject: object) -> dict[str, str]:
-    """Return the reason of Celery's ``Reject``, whose own text is that of a tuple."""
-    reason = getattr(reject, "reason", None)
-    if isinstance(reason, BaseException):
-        return describe_error(reason)
-    message = "" if reason is None else describe_error(Exception(reason))["message"]
+def describe_failure(raised: object) -> dict[str, str]:
+    """Return an exception as an error; for Celery's ``Reject`` that of its reason."""
+    if not isinstance(raised, Reject):
+        return describe_error(raised)
+    if isinstance(raised.reason, BaseException):
+        return describe_error(raised.reason)
+    message = "" if raised.reason is None else describe_error(Exception(raised.reason))["message"]
     return make_error("Reject", message)

@@ -27,7 +27,7 @@ from semantik_realtime.worker.beat import complete_owner, note_beat
 from semantik_realtime.worker.cancelled import JobCancelled, RevokedResults
 from semantik_realtime.worker.current import current_job, pop_job, push_job, running_jobs
 from semantik_realtime.worker.elsewhere import end_elsewhere
-from semantik_realtime.worker.endings import WORKER_STOPPED, ending_of
+from semantik_realtime.worker.endings import WORKER_STOPPED, describe_failure, ending_of
 from semantik_realtime.worker.headers import (
     count_attempts,
     inherit,
@@ -241,7 +241,7 @@ class TaskTracker(LazyRuntime):
         if task_id in self._failed_late:
             self._failed_late.remove(task_id)
             return
-        error = describe_error(exception)
+        error = describe_failure(exception)
         self._end(task_id, "job_failed", sender.request, sender.name, error)
         received = self._requests.get(task_id)
         request = sender.request if received is None else whole(received)

@@ -428,12 +428,15 @@ def test_the_start_of_the_newest_attempt_is_read_on_connections_of_its_own(
     made.make_reader = lambda: backend
     assert made.read_start("job:1", "1") == ""
     state = {"started_at": "2026-01-31T09:30:00.000Z", "attempt": 2}
-    for job, given in (("1", state), ("2", {"started_at": 7})):
+    end = {"ended_at": "2026-01-31T09:40:00.000Z", "attempt": 1}
+    for job, given in (("1", state), ("2", {"started_at": 7}), ("3", end), ("4", state | end)):
         draft = make_drafts({f"job:{job}": None}, "job_started", "", job, state=given)[0]
         draft.producer, draft.number = "p", 1
         backend.publish([draft])
     assert made.read_start("job:1", "1") == state["started_at"]
     assert made.read_start("job:2", "2") == ""
+    assert made.read_start("job:3", "3") == end["ended_at"]
+    assert made.read_start("job:4", "4") == state["started_at"]
     backend.fails = True
     assert made.read_start("job:1", "1") == ""
     assert caplog.text.count("guard: start not read") == 2
