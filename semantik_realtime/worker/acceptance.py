@@ -15,6 +15,8 @@ from celery.exceptions import TaskRevokedError
 from celery.worker import state as worker_state
 
 from semantik_realtime.urls import mask_text
+from semantik_realtime.worker.listener import is_requested
+from semantik_realtime.worker.revokes import is_revoked, note_revoked
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,10 @@ class Acceptance:
         request = self._request()
         if request is None:
             return None
-        if request.id in worker_state.revoked and _discard(request):
+        if is_requested(request.id):
+            # The listener may be faster than Celery's command.
+            note_revoked([request.id])
+        if is_revoked(request.id) and _discard(request):
             _leave_pool(request.id, self._is_green)
         return type(request).on_accepted(request, pid, time_accepted)
 

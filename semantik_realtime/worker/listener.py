@@ -75,6 +75,11 @@ class CancelListener:
         if is_requested:
             job.request_cancel()
 
+    def has_request(self, job_id: str) -> bool:
+        """Return True if a request for this job has come."""
+        with self._lock:
+            return job_id in self._requested
+
     def close(self) -> None:
         """End the thread."""
         loop, reading = self._loop, self._reading
@@ -166,6 +171,11 @@ def requested_jobs(events: Sequence[Event]) -> list[str]:
 _listener: CancelListener | None = None
 """That of this process, with the runtime of its newest job. None after a fork."""
 _start_lock = make_rlock()
+
+
+def is_requested(job_id: str) -> bool:
+    """Return True if this process has received a request to cancel this job."""
+    return _listener is not None and _listener.has_request(job_id)
 
 
 def watch(job: RunningJob) -> None:

@@ -96,9 +96,10 @@ async def test_a_signal_ends_the_task_at_once_where_the_pool_can(worker: Worker)
     async with web_of(worker, cancel_signal="SIGTERM") as web:
         if worker.pool == "prefork":
             job_id = worker.send("wait")
-            worker.wait_for(job_id, "running")
+            log = worker.wait_for(job_id, "running")
+            wait_until(lambda: "fields" in log.state)
             await web.stop(job_id)
-            log = worker.wait_for(job_id, "cancelled")
+            worker.wait_for(job_id, "cancelled")
             assert log.last["data"] == {"how": "terminated"}
             assert log.state["fields"] == {"waiting": True}
         elif worker.pool == "threads":

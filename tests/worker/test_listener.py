@@ -55,6 +55,16 @@ def request(runtime: Runtime, job_id: str) -> None:
     asyncio.run(runtime.publish(CONTROL_TOPIC, "job_cancelling", key=job_id))
 
 
+def test_a_request_for_a_job_that_has_not_begun_here_is_known(
+    runtime: Runtime, begin: Callable[[str], Job]
+) -> None:
+    assert not listener.is_requested("2")
+    assert not begin("1").is_cancelled
+    request(runtime, "2")
+    wait_until(lambda: listener.is_requested("2"))
+    assert not listener.is_requested("1")
+
+
 def test_outside_a_job_nothing_is_cancelled() -> None:
     assert job.is_cancelled is False
     job.raise_if_cancelled()
