@@ -91,7 +91,7 @@ def judge(run: Run) -> list[Finding]:
     >>> record.event({"type": STEP, "offset": 1, "data": {"n": 1}}, 0.004)
     >>> run = Run({1: 1, 2: 2}, 2, [record], [0.001], "denied", "denied", None)
     >>> [(one.subject, one.is_right) for one in judge(run)][:4]
-    [('G1 order', False), ('G2 once', False), ('G3 no silent gap', False), ('G4 the end', False)]
+    [('G1 order', True), ('G2 once', False), ('G3 no silent gap', False), ('G4 the end', False)]
     """
     return [
         _order(run),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
-import msgspec
-
 from semantik_realtime.core.limits import MAX_HISTORY
 
-_encode = msgspec.json.Encoder().encode
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+"""Not msgspec's: a text may have half of a surrogate pair, which has no UTF-8."""
 
 DecodedEvent = dict[str, Any]
 
@@ -76,4 +76,4 @@ class ShownEvents:
 
 def _mark_of(event: Mapping[str, Any]) -> bytes:
     rest = {name: value for name, value in event.items() if name != "offset"}
-    return blake2b(_encode(rest), digest_size=8).digest()
+    return blake2b(_encode(rest).encode(), digest_size=8).digest()

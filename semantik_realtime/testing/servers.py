@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -19,12 +20,20 @@ from typing import TypeVar
 
 import msgspec
 
+_PORTS = range(11_000, 32_000)
+
 
 def free_port() -> int:
-    """Return a TCP port on loopback that no process listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port on loopback that no process listens on now.
+
+    It is below those that the system gives to connections, one of which could get it before the
+    server does.
+    """
+    while True:
+        port = _PORTS.start + secrets.randbelow(len(_PORTS))
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class ServerMissing(Exception):

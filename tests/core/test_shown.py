@@ -101,3 +101,10 @@ def test_equal_events_of_one_history_are_all_passed_on():
     shown = ShownEvents()
     assert len(shown.add_batch([{"offset": 1, **event}, {"offset": 2, **event}])) == 2
     assert len(shown.add_batch([{"offset": 3, **event}])) == 1
+
+
+def test_an_event_with_half_of_a_surrogate_pair_is_passed_on_once() -> None:
+    shown = ShownEvents()
+    event = {"offset": 1, "type": "log", "data": {"text": "\ud800"}}
+    assert shown.add_batch([event]) == [event]
+    assert shown.add_history([event], is_rewritten=False) == []

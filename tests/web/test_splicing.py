@@ -133,7 +133,7 @@ async def test_a_new_client_whose_reading_is_of_a_lost_epoch_reads_again(
         await until(lambda: reads.waiting)
         backend = web_server.rt.unguarded
         for key in backend._keys("job:1"):
-            await asyncio.to_thread(backend._writer.command, "DEL", key)
+            await asyncio.to_thread(backend._writer.command, key, "DEL", key)
         publisher.count["job:1"] = 0
         await publisher.publish("job:1", 3)
         await until(lambda: web_server.rt.web.hub._channels["job:1"].resyncing)
