@@ -208,7 +208,7 @@ class Backend(Protocol):
         not the topic's (`semantik_realtime.core.ownership`). The first draft
         with an owner gives a topic its owner; if the topic has events already,
         a new epoch begins with that draft, without these events and states.
-        What the server refuses of one topic alone is `Outcome.REFUSED`.
+        What the server refuses of one topic alone gets the outcome ``refused``.
 
         Raises:
             BackendUnavailable: nothing was appended.

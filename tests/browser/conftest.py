@@ -30,6 +30,7 @@ FLAGS = [
     # For a page of another origin than the server's, which is not of this machine by its name.
     "--host-resolver-rules=MAP elsewhere.example 127.0.0.1",
 ]
+EXPECT_MS = 20_000
 WORDS = [
     "retrieval",
     "chunk",
@@ -101,9 +102,11 @@ def chromium() -> Iterator[object]:
     if program is None:
         pytest.skip("chromium is missing: apt-get install chromium")
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import expect, sync_playwright
     except ImportError:
         pytest.skip("playwright is missing: pip install playwright")
+    # A busy machine may take longer than the default of five seconds.
+    expect.set_options(timeout=EXPECT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         yield browser

@@ -113,6 +113,9 @@ test("the end of a job reads as a sentence when its process was killed", () => {
   const error = { type: "WorkerLostError", message: "Worker exited prematurely: signal 9" };
   assert.match(failureText({ status: "failed", error }), /^The process that ran this job was killed\. /);
   assert.match(failureText({ status: "lost" }), /^The worker that ran this job is gone\. /);
+  const lost = { status: "lost", error: { type: "Lost", message: "no worker has begun it" } };
+  assert.equal(failureText(lost), "Lost: no worker has begun it");
+  assert.match(failureText({ ...lost, started_at: "2026-01-31T09:00:00.000Z" }), /^The worker .* is gone\. /);
   assert.equal(failureText({ status: "failed", error: { type: "OSError", message: "x" } }), "OSError: x");
   assert.equal(failureText({ status: "cancelled", error }), "");
   assert.equal(failureText({ status: "running" }), "");

@@ -80,14 +80,15 @@ const KEPT = "What it had indexed is kept; “Index the rest” goes on from the
 /**
  * Return why a job failed, as a text for people; empty if it did not fail.
  *
- * @param {{ status?: string, error?: { type?: string, message?: string } | null }} state
+ * @param {{ status?: string, started_at?: string, error?: { type?: string, message?: string } | null }} state
  */
-export function failureText({ status, error }) {
+export function failureText({ status, started_at, error }) {
   if (status === "cancelled") return "";
+  // The error of a job that no worker has begun says so.
+  if (status === "lost" && (started_at || !error)) return `The worker that ran this job is gone. ${KEPT}`;
   // Celery's error after the death of the process that ran the task.
   if (error?.type === "WorkerLostError") return `The process that ran this job was killed. ${KEPT}`;
-  if (error) return [error.type, error.message].filter(Boolean).join(": ");
-  return status === "lost" ? `The worker that ran this job is gone. ${KEPT}` : "";
+  return error ? [error.type, error.message].filter(Boolean).join(": ") : "";
 }
 
 /** @param {Record<string, any>} data of an event `log` (docs/protocol.md) */
