@@ -268,10 +268,10 @@ def test_an_unreadable_event_keeps_its_place_and_is_counted_and_logged_once(
     with caplog.at_level(logging.WARNING, "semantik_realtime"):
         host.run(watch())
     lines = [record.getMessage() for record in caplog.records if "border:" in record.getMessage()]
-    assert lines == [
-        f"border: unreadable event left out topic={topic} offset=3 fault=it is no JSON (logged "
-        "once for each topic)"
-    ]
+    # Older releases of msgspec say of the same bytes that they are no UTF-8.
+    [line] = lines
+    assert line.startswith(f"border: unreadable event left out topic={topic} offset=3 fault=it is ")
+    assert line.endswith("(logged once for each topic)")
     assert border.unreadable["event"] >= before + 2
 
 

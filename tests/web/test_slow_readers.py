@@ -12,7 +12,7 @@ from web_servers import InProcessServer, serve_realtime
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.backpressure import Limits
-from semantik_realtime.core.limits import SLOW_WRITE_SECONDS
+from semantik_realtime.core.limits import SLOW_WRITE_SECONDS, SPARE_BYTES
 from semantik_realtime.web.hub.channel import Channel
 
 FILLING = "x" * 50_000
@@ -58,7 +58,7 @@ async def test_a_stalled_client_delays_no_other_client_of_the_same_topic(
         assert len(other.applied["job:1"]) + other.conflated == 300
         assert other.views["job:1"].states["1"]["progress"]["current"] == 101
         # The buffer of a stalled client has a bound.
-        limit = Limits().evict_above_bytes + 5 * len(FILLING)
+        limit = SPARE_BYTES + 5 * len(FILLING)
         assert channel_of(web_server, "job:1").buffer_bytes <= limit
         resume(stalled)
         await until(lambda: stalled.closed)

@@ -14,6 +14,7 @@ from web_servers import InProcessServer, serve_realtime, server_processes
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.backpressure import Limits
+from semantik_realtime.core.limits import SPARE_BYTES
 from semantik_realtime.hookspecs import hookimpl
 from semantik_realtime.testing.servers import ROWS, Server
 
@@ -104,7 +105,7 @@ async def test_a_slow_client_is_evicted_delays_no_other_and_resumes_by_its_id(
         await other.wait_for_offset("job:1", 301)
         # The buffer of a stalled client has a bound.
         kept = web_server.rt.web.hub._channels["job:1"].buffer_bytes
-        assert kept <= Limits().evict_above_bytes + 5 * len(FILLING)
+        assert kept <= SPARE_BYTES + 5 * len(FILLING)
         slow.may_read.set()
         bye = await slow.wait_ended()
         assert (bye["op"], bye["code"]) == ("bye", 4413)
