@@ -16,6 +16,7 @@ from typing import Any
 
 from celery import signals
 from celery._state import get_current_task
+from celery.exceptions import Reject
 
 from semantik_realtime.config import load_settings
 from semantik_realtime.errors import ConfigError
@@ -242,7 +243,9 @@ class TaskTracker(LazyRuntime):
             self._failed_late.remove(task_id)
             return
         error = describe_failure(exception)
-        self._end(task_id, "job_failed", sender.request, sender.name, error)
+        if not isinstance(exception, Reject):
+            # The process that ran the task sends the end of a rejected one, behind its start.
+            self._end(task_id, "job_failed", sender.request, sender.name, error)
         received = self._requests.get(task_id)
         request = sender.request if received is None else whole(received)
         end_downstream(self.runtime(), request, task_id, sender.name, error)
