@@ -44,6 +44,8 @@ class Fleet:
         """Processes that are gone without having ended by themselves."""
         # The children of each main process, as they were seen last.
         self._children: dict[int, list[int]] = {}
+        # The process groups whose main process has ended by itself.
+        self._orphaned: set[int] = set()
         self.workers = [self._start() for _ in range(count)]
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -110,6 +112,7 @@ class Fleet:
                 os.killpg(worker.pid, signal.SIGKILL)
             else:
                 os.kill(worker.pid, signal.SIGKILL)
+                self._orphaned.add(worker.pid)
         worker.wait()
         self.killed |= pids
         self.workers[number] = self._start()
@@ -123,6 +126,7 @@ class Fleet:
         for number, worker in enumerate(self.workers):
             if worker.poll() is not None:
                 self.killed.update(self._children.get(worker.pid, ()))
+                self._orphaned.add(worker.pid)
                 self.workers[number] = self._start()
             else:
                 self._look(worker.pid)
@@ -136,6 +140,10 @@ class Fleet:
             except subprocess.TimeoutExpired:
                 os.killpg(worker.pid, signal.SIGKILL)
                 worker.wait()
+        # A process that was just being made does not die with its main process.
+        for group in self._orphaned:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
     @property
     def output(self) -> str:
