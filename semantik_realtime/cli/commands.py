@@ -120,7 +120,7 @@ def doctor(as_json: bool) -> None:
     help="WebSockets to break.",
 )
 @click.option("--seed", type=int, help="Of a run to repeat; by default a random one.")
-@click.option("--job", help="Id of the job, if your server accepts only certain ids.")
+@click.option("--job", help="Id of a job that does not exist, for a host that knows its ids.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def verify(**options: Any) -> None:
     """Test the updates of the web server at URL, through everything that is in front of it.

@@ -19,6 +19,7 @@ from semantik_realtime.core.lifecycle import is_finished
 from semantik_realtime.errors import AccessError
 
 CONNECT_SECONDS = 10.0
+"""For a connection, and for the beginning of the response."""
 SILENCE_SECONDS = 45.0
 """A stream has a comment every 15 s."""
 RETRY_SECONDS = 0.5
@@ -54,7 +55,8 @@ async def watch_stream(
                         continue
                 if events is None:
                     break
-                yield Update("live", view, events, replayed=frame.get("mode") == "snapshot")
+                is_snapshot = frame.get("mode") == "snapshot"
+                yield Update("live", view, events, replayed=is_snapshot, gap=view.gap)
         if is_finished(topic, view.folded):
             return
         view.interrupt()
@@ -104,7 +106,6 @@ def _connect(url: str, connect_to: tuple[str, int]) -> socket.socket:
     """Connect to an address that is not the URL's. Raises OSError."""
     place = urlsplit(url)
     raw = socket.create_connection(connect_to, CONNECT_SECONDS)
-    raw.settimeout(SILENCE_SECONDS)
     if place.scheme == "https":
         raw = ssl.create_default_context().wrap_socket(raw, server_hostname=place.hostname)
     return raw
@@ -132,6 +133,7 @@ def _request(
         return None
     if response.status in (401, 403, 404):
         raise AccessError(f"the server answered {response.status} {response.reason} ({topic})")
+    raw.settimeout(SILENCE_SECONDS)
     return response if response.status == http.client.OK else None
 
 

@@ -23,7 +23,7 @@ class Record:
         self.applied: list[tuple[int, int]] = []
         """Offset and number of each `STEP`."""
         self.covered: list[tuple[int, int, str]] = []
-        """Snapshots after the first: the offsets that it is after and up to, and its reason."""
+        """What came in place of events: the offsets that it is after and up to, and the reason."""
         self.first_offset: int | None = None
         """That of the first snapshot; None: there was none."""
         self.delays: list[float] = []
@@ -45,6 +45,10 @@ class Record:
         elif offset > self._offset:
             self.covered.append((self._offset, offset, reason or "no reason"))
         self._offset = max(self._offset, offset)
+
+    def gap(self, offset: int, reason: str) -> None:
+        """Note that events up to ``offset`` were left out, and that the watcher was told."""
+        self.covered.append((self._offset, offset, reason))
 
     def event(self, event: Mapping[str, Any], delay: float) -> None:
         """Note an event that was applied, ``delay`` seconds after it was published."""
@@ -154,7 +158,7 @@ def _gaps(run: Run) -> Finding:
     text = f"none after {faults:,} faults of connections"
     if reasons:
         named = ", ".join(sorted(set(reasons)))
-        text += f"; {len(reasons):,} events were replaced by a snapshot ({named})"
+        text += f"; {len(reasons):,} events were left out and told of ({named})"
     return Finding("G3 no silent gap", True, text)
 
 

@@ -183,9 +183,11 @@ class Verification:
         """Publish, watch, break, and return what was observed.
 
         Raises:
+            InvalidInput: the job exists already, or the server cannot be watched.
             AccessError: the server does not let the user watch the job.
             BackendError: the backend did not answer at the start.
         """
+        await self._refuse_existing()
         receipt = await self._runtime.publish(self._topic, "job_queued", owner=self._user)
         if receipt.outcome is not Outcome.APPENDED:
             raise InvalidInput(f"{self._topic}: the first event is {receipt.outcome.value}")
@@ -202,6 +204,17 @@ class Verification:
             raise failed.exceptions[0] from None
         finally:
             await self._runtime.delete(self._job, owner=self._user)
+
+    async def _refuse_existing(self) -> None:
+        """Raise InvalidInput if the backend knows the job, which would be deleted at the end."""
+        backend = self._runtime.backend
+        await backend.open()
+        try:
+            known = (await backend.tops([self._topic])).get(self._topic)
+        finally:
+            await backend.close()
+        if known is not None:
+            raise InvalidInput(f"{self._topic} exists already: name a job that does not")
 
     async def _observe(self, show: Callable[[int], None]) -> Run:
         records = [Record("untouched")]
@@ -235,9 +248,13 @@ class Verification:
         return watch(self._websocket, self._topic, token=self._token, connect_to=address)
 
     async def _wait_for_snapshots(self, records: Sequence[Record]) -> None:
-        async with asyncio.timeout(JOIN_SECONDS):
-            while any(record.first_offset is None for record in records):
-                await asyncio.sleep(0.02)
+        deadline = time.monotonic() + JOIN_SECONDS
+        while waiting := [record.name for record in records if record.first_offset is None]:
+            if time.monotonic() > deadline:
+                raise InvalidInput(
+                    f"{self._http} did not answer {', '.join(waiting)} within {JOIN_SECONDS:.0f} s"
+                )
+            await asyncio.sleep(0.02)
 
     async def _follow(self, record: Record, updates: Updates) -> None:
         async with contextlib.aclosing(updates):
@@ -251,6 +268,8 @@ class Verification:
                 elif update.connection == "live":
                     if record.first_offset is None:
                         record.sync(update.view.offset, update.view.reason)
+                    if update.gap is not None:
+                        record.gap(update.view.offset, update.gap.reason)
                     for event in update.events:
                         number = event.get("data", {}).get("n", 0)
                         sent = self._published_at.get(number, time.monotonic())
@@ -320,6 +339,7 @@ class Verification:
         return await self._refusal(watch(self._websocket, self._topic))
 
     async def _refusal(self, updates: Updates) -> str | None:
+        """Return how the server refuses; None: it shows the topic. Raises InvalidInput."""
         try:
             async with asyncio.timeout(REFUSE_SECONDS), contextlib.aclosing(updates):
                 async for update in updates:
@@ -328,7 +348,9 @@ class Verification:
         except AccessError as error:
             return visible(error)
         except TimeoutError:
-            return None
+            raise InvalidInput(
+                f"{self._http} neither shows nor refuses a job within {REFUSE_SECONDS:.0f} s"
+            ) from None
         return None
 
     def _get_state(self) -> dict[str, Any] | None:

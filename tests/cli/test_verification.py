@@ -77,7 +77,7 @@ def test_a_gap_with_a_snapshot_is_none_and_its_reason_is_reported() -> None:
     run = run_of(record)
     assert broken(run) == []
     assert (
-        "2 events were replaced by a snapshot (too_far_behind)"
+        "2 events were left out and told of (too_far_behind)"
         in finding(run, "G3 no silent gap").text
     )
 
@@ -129,3 +129,16 @@ def test_an_outage_that_the_watchers_were_told_of_is_honest() -> None:
     record.degraded = 1
     assert broken(run_of(record, offsets={1: 1, 2: 2, 3: 3})) == []
     assert finding(run_of(watched(1, 2, 3, 4)), "G5 honest outage").is_right is None
+
+
+def test_events_that_a_slow_watcher_was_told_of_are_no_silent_gap() -> None:
+    record = Record("socket 1")
+    record.sync(0, "new")
+    record.event({"type": STEP, "offset": 1, "data": {"n": 1}}, 0.001)
+    record.gap(3, "conflated")
+    for number in (3, 4):
+        record.event({"type": STEP, "offset": number, "data": {"n": number}}, 0.001)
+    record.end_delay, record.state = 0.2, FINAL
+    run = run_of(record)
+    assert broken(run) == []
+    assert "1 events were left out and told of (conflated)" in finding(run, "G3 no silent gap").text

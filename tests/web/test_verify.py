@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +16,11 @@ import pytest
 from configuration import SECRET, environment, make_settings, token
 from web_servers import server_processes
 
-from semantik_realtime.cli import cli
+from semantik_realtime.cli import cli, event_stream
+from semantik_realtime.cli import verify as verify_module
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import RealtimeError
+from semantik_realtime.runtime import Runtime
 
 COMMAND = [sys.executable, "-c", "from semantik_realtime.cli import main; main()", "verify"]
 SHORT = ["--seconds", "2", "--rate", "40", "--seed", "3"]
@@ -81,6 +84,35 @@ async def test_a_server_with_another_backend_or_secret_is_explained(settings: Se
     assert "Does it use the same backend as this command" in elsewhere.stderr
     assert "401" in stranger.stderr
     assert "the same secret" in stranger.stderr
+
+
+def test_a_job_that_exists_is_neither_used_nor_deleted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    runtime = Runtime(settings)
+    asyncio.run(runtime.publish("job:42", "job_started", state={"status": "running"}, owner="7"))
+    arguments = ["verify", f"http://127.0.0.1:{unused_tcp_port}", *SHORT, "--job", "42"]
+    with pytest.raises(RealtimeError, match="exists already"):
+        cli([*arguments, "--token", token("7")], standalone_mode=False)
+    top = asyncio.run(runtime._top("job:42"))
+    runtime.close()
+    assert top is not None
+    assert top.cursor.offset == 1
+
+
+def test_a_server_that_accepts_and_never_answers_is_no_traceback(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_module, "JOIN_SECONDS", 1.0)
+    monkeypatch.setattr(event_stream, "CONNECT_SECONDS", 1.0)
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RealtimeError, match=r"did not answer|cannot be watched"):
+            cli(["verify", url, *SHORT], standalone_mode=False)
 
 
 @pytest.mark.parametrize(
