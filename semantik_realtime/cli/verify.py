@@ -314,9 +314,8 @@ class Verification:
                 case "cut":
                     proxy.cut()
                 case "lose a response":
-                    proxy.drops_responses = True
-                    await asyncio.sleep(0.2)
-                    proxy.drops_responses = False
+                    with proxy.losing_responses():
+                        await asyncio.sleep(0.2)
                 case "stall":
                     with proxy.stalled():
                         await asyncio.sleep(self._chance.uniform(*STALL_SECONDS))

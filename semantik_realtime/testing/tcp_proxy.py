@@ -53,8 +53,19 @@ class TcpProxy:
         """Cut every connection, and refuse new ones inside the block."""
         self._is_refusing = True
         self.cut()
-        yield
-        self._is_refusing = False
+        try:
+            yield
+        finally:
+            self._is_refusing = False
+
+    @contextlib.contextmanager
+    def losing_responses(self) -> Iterator[None]:
+        """Lose the next response of each connection inside the block, and the connection."""
+        self.drops_responses = True
+        try:
+            yield
+        finally:
+            self.drops_responses = False
 
     @contextlib.contextmanager
     def stalled(self) -> Iterator[None]:

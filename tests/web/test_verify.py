@@ -21,6 +21,7 @@ from semantik_realtime.cli import verify as verify_module
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import RealtimeError
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.testing.tcp_proxy import TcpProxy
 
 COMMAND = [sys.executable, "-c", "from semantik_realtime.cli import main; main()", "verify"]
 SHORT = ["--seconds", "2", "--rate", "40", "--seed", "3"]
@@ -84,6 +85,24 @@ async def test_a_server_with_another_backend_or_secret_is_explained(settings: Se
     assert "Does it use the same backend as this command" in elsewhere.stderr
     assert "401" in stranger.stderr
     assert "the same secret" in stranger.stderr
+
+
+@pytest.mark.parametrize("fault", ["refusing", "losing_responses", "stalled"])
+async def test_a_fault_that_is_cancelled_in_its_middle_is_over(fault: str) -> None:
+    """The last one of a run is: a watcher behind it would never get the end."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    async with server, TcpProxy(server.sockets[0].getsockname()[1]) as proxy:
+        with pytest.raises(asyncio.CancelledError), getattr(proxy, fault)():
+            raise asyncio.CancelledError
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(b"hello\n")
+        assert await asyncio.wait_for(reader.readline(), 5) == b"hello\n"
+        writer.close()
 
 
 def test_a_job_that_exists_is_neither_used_nor_deleted(
