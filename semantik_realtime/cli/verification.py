@@ -47,7 +47,7 @@ class Record:
         self._offset = max(self._offset, offset)
 
     def gap(self, offset: int, reason: str) -> None:
-        """Note that events up to ``offset`` were left out, and that the watcher was told."""
+        """Note that events up to ``offset`` were left out, and that the server reported it."""
         self.covered.append((self._offset, offset, reason))
 
     def event(self, event: Mapping[str, Any], delay: float) -> None:
@@ -158,7 +158,7 @@ def _gaps(run: Run) -> Finding:
     text = f"none after {faults:,} faults of connections"
     if reasons:
         named = ", ".join(sorted(set(reasons)))
-        text += f"; {len(reasons):,} events were left out and told of ({named})"
+        text += f"; {len(reasons):,} events were left out and reported ({named})"
     return Finding("G3 no silent gap", True, text)
 
 
@@ -180,7 +180,9 @@ def _outage(run: Run) -> Finding:
     waiting = run.last - len(run.offsets)
     if not degraded and not waiting:
         return Finding("G5 honest outage", None, "the backend was not away during the run")
-    text = f"watchers were told {degraded} times; {waiting} events were not acknowledged at once"
+    text = (
+        f"the server reported it {degraded} times; {waiting} events were not acknowledged at once"
+    )
     return Finding("G5 honest outage", bool(degraded) or not waiting, text)
 
 

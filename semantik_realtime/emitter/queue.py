@@ -179,6 +179,6 @@ def _made(make: MakeDrafts) -> Sequence[Draft]:
     try:
         return make()
     except Exception:
-        # What waits behind it must still be sent.
+        # The drafts behind it in the inbox must still be sent.
         logger.exception("emitter: drafts not made")
         return ()

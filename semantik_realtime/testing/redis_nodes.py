@@ -105,10 +105,11 @@ class Trio:
     def _is_known(port: int) -> bool:
         with _client(port) as client:
             flat = client.execute_command("SENTINEL MASTER", MASTER)
-            told = flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
-        told = {_text(name): _text(value) for name, value in told.items()}
-        flags = told["flags"].strip("{}'")
-        return (told["num-other-sentinels"], told["num-slaves"], flags) == ("2", "2", "master")
+            if not isinstance(flat, dict):
+                flat = dict(zip(flat[::2], flat[1::2], strict=True))
+        facts = {_text(name): _text(value) for name, value in flat.items()}
+        flags = facts["flags"].strip("{}'")
+        return (facts["num-other-sentinels"], facts["num-slaves"], flags) == ("2", "2", "master")
 
 
 class Cluster:
@@ -217,10 +218,10 @@ class Cluster:
         return "\n".join([*lines, "vars currentEpoch 3 lastVoteEpoch 0", ""])
 
     def _is_ready(self, port: int) -> bool:
-        told = self.client(port, "CLUSTER INFO")
-        if not isinstance(told, dict):
-            told = dict(line.split(":", 1) for line in _text(told).split())
-        if told.get("cluster_state") != "ok":
+        facts = self.client(port, "CLUSTER INFO")
+        if not isinstance(facts, dict):
+            facts = dict(line.split(":", 1) for line in _text(facts).split())
+        if facts.get("cluster_state") != "ok":
             return False
         with _client(port) as client:
             info = client.info("replication")

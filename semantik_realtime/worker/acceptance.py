@@ -15,6 +15,7 @@ from celery.exceptions import TaskRevokedError
 from celery.worker import state as worker_state
 
 from semantik_realtime.urls import mask_text
+from semantik_realtime.worker.headers import WORKFLOW, read_header
 from semantik_realtime.worker.listener import is_requested
 from semantik_realtime.worker.revokes import is_revoked, note_revoked
 
@@ -42,7 +43,7 @@ class Acceptance:
         request = self._request()
         if request is None:
             return None
-        if is_requested(request.id):
+        if any(map(is_requested, (request.id, read_header(request.request_dict, WORKFLOW)))):
             # The listener may be faster than Celery's command.
             note_revoked([request.id])
         if is_revoked(request.id) and _discard(request):

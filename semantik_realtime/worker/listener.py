@@ -173,9 +173,13 @@ _listener: CancelListener | None = None
 _start_lock = make_rlock()
 
 
-def is_requested(job_id: str) -> bool:
-    """Return True if this process has received a request to cancel this job."""
-    return _listener is not None and _listener.has_request(job_id)
+def is_requested(job_id: object) -> bool:
+    """Return True if this process has received a request to cancel this job.
+
+    ``job_id`` may be what a header has, so anything.
+    """
+    listener = _listener
+    return listener is not None and isinstance(job_id, str) and listener.has_request(job_id)
 
 
 def watch(job: RunningJob) -> None:

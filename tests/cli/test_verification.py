@@ -77,7 +77,7 @@ def test_a_gap_with_a_snapshot_is_none_and_its_reason_is_reported() -> None:
     run = run_of(record)
     assert broken(run) == []
     assert (
-        "2 events were left out and told of (too_far_behind)"
+        "2 events were left out and reported (too_far_behind)"
         in finding(run, "G3 no silent gap").text
     )
 
@@ -141,4 +141,6 @@ def test_events_that_a_slow_watcher_was_told_of_are_no_silent_gap() -> None:
     record.end_delay, record.state = 0.2, FINAL
     run = run_of(record)
     assert broken(run) == []
-    assert "1 events were left out and told of (conflated)" in finding(run, "G3 no silent gap").text
+    assert (
+        "1 events were left out and reported (conflated)" in finding(run, "G3 no silent gap").text
+    )

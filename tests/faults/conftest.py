@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "web"))
 
+from clocked import Arrivals, Load
 from configuration import make_settings
 from publisher import Publisher
 from record import Record
@@ -64,3 +65,19 @@ def publisher(settings: Settings) -> Iterator[Publisher]:
     made = Publisher(settings)
     yield made
     made.close()
+
+
+# For the tests of engines that lose nodes: with the topics of their module.
+
+
+@pytest.fixture
+async def client(
+    request: pytest.FixtureRequest, web_server: InProcessServer
+) -> AsyncIterator[Arrivals]:
+    async with Arrivals(web_server, *request.module.TOPICS) as made:
+        yield made
+
+
+@pytest.fixture
+def load(request: pytest.FixtureRequest, publisher: Publisher) -> Load:
+    return Load(publisher, request.module.TOPICS)

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from clocked import Arrivals, Load, check
 from configuration import make_settings
-from publisher import Publisher
 from waiting import until
 from web_servers import InProcessServer, serve_realtime
 
@@ -42,19 +41,6 @@ def settings(cluster: Cluster) -> Settings:
 async def web_server(settings: Settings) -> AsyncIterator[InProcessServer]:
     async with serve_realtime(settings) as made:
         yield made
-
-
-@pytest.fixture
-async def client(web_server: InProcessServer) -> AsyncIterator[Arrivals]:
-    async with Arrivals(web_server, *TOPICS) as made:
-        yield made
-
-
-@pytest.fixture
-def load(settings: Settings) -> Iterator[Load]:
-    publisher = Publisher(settings)
-    yield Load(publisher, TOPICS)
-    publisher.close()
 
 
 async def flow(client: Arrivals) -> None:

@@ -10,7 +10,6 @@ from itertools import pairwise
 import pytest
 from clocked import Arrivals, Load, check
 from configuration import make_settings
-from publisher import Publisher
 from waiting import until
 from web_servers import InProcessServer, serve_realtime
 
@@ -52,19 +51,6 @@ def settings(cluster: NatsCluster, monkeypatch: pytest.MonkeyPatch) -> Settings:
 async def web_server(settings: Settings) -> AsyncIterator[InProcessServer]:
     async with serve_realtime(settings) as made:
         yield made
-
-
-@pytest.fixture
-async def client(web_server: InProcessServer) -> AsyncIterator[Arrivals]:
-    async with Arrivals(web_server, *TOPICS) as made:
-        yield made
-
-
-@pytest.fixture
-def load(settings: Settings) -> Iterator[Load]:
-    publisher = Publisher(settings)
-    yield Load(publisher, TOPICS)
-    publisher.close()
 
 
 async def leader(cluster: NatsCluster, settings: Settings) -> NatsServer:

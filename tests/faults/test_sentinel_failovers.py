@@ -11,7 +11,6 @@ import pytest
 import redis
 from clocked import Arrivals, Load, check
 from configuration import make_settings
-from publisher import Publisher
 from waiting import until
 from web_servers import InProcessServer, serve_realtime
 
@@ -41,19 +40,6 @@ def settings(trio: Trio) -> Settings:
 async def web_server(settings: Settings) -> AsyncIterator[InProcessServer]:
     async with serve_realtime(settings) as made:
         yield made
-
-
-@pytest.fixture
-async def client(web_server: InProcessServer) -> AsyncIterator[Arrivals]:
-    async with Arrivals(web_server, *TOPICS) as made:
-        yield made
-
-
-@pytest.fixture
-def load(settings: Settings) -> Iterator[Load]:
-    publisher = Publisher(settings)
-    yield Load(publisher, TOPICS)
-    publisher.close()
 
 
 def roles(backend: Any) -> tuple[set[int], set[int]]:

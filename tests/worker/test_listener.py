@@ -62,7 +62,7 @@ def test_a_request_for_a_job_that_has_not_begun_here_is_known(
     assert not begin("1").is_cancelled
     request(runtime, "2")
     wait_until(lambda: listener.is_requested("2"))
-    assert not listener.is_requested("1")
+    assert not any(map(listener.is_requested, ("1", None, ["2"])))
 
 
 def test_outside_a_job_nothing_is_cancelled() -> None:

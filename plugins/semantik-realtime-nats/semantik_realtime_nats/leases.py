@@ -132,7 +132,7 @@ class Leases:
         held = self._held.get((name, holder))
         if held is None or read_steady_clock() >= held.ends_at:
             return False
-        # Before it is forgotten: who looks now must find it in one of the two.
+        # Before it is removed: a reader must find it in one of the two at any moment.
         self._left.append((name, holder))
         self._held.pop((name, holder), None)
         return True

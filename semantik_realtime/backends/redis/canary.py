@@ -74,7 +74,7 @@ class Canary:
         self._has_received = asyncio.Event()
         # The connection over which the last one came back, and the lineage of its writer.
         self._proof: tuple[object, int] = (None, 0)
-        # Set with each proof, and cleared at once: who waits looks at the proof.
+        # Set with each proof, and cleared at once: `prove` compares the proof itself.
         self._proven = asyncio.Event()
         # Set to send a number now.
         self._due = asyncio.Event()

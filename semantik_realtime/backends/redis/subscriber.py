@@ -65,7 +65,7 @@ class Subscriber:
         timeout_seconds: deadline of connecting, of a command and of its confirmation.
         is_sharded: whether the node is one of a cluster, which publishes to its own subscribers
             only.
-        owner: hears of failures.
+        owner: is called when the connection fails.
     """
 
     def __init__(
@@ -213,8 +213,8 @@ class Subscriber:
     def release(self, belongs: Callable[[str], bool]) -> dict[str, Sink]:
         """Give up the topics that the node has given away, and those that do not belong to it.
 
-        Return the sinks for which no `subscribe` waits; one that waits raises `Moved`. The server
-        is not told.
+        Return the sinks for which no `subscribe` waits; one that waits raises `Moved`. Sends no
+        command to the server.
         """
         released = {}
         for channel, (topic, sink) in list(self._sinks.items()):

@@ -39,7 +39,7 @@ class _Target(NamedTuple):
 
     node: Node
     is_asking: bool = False
-    """Whether the node gets the slot just now, and must be told that we know."""
+    """Whether the slot is being moved to the node: it accepts the command only after ``ASKING``."""
 
 
 _Idle = tuple[Any, float]
