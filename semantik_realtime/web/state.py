@@ -73,7 +73,9 @@ class WebState:
         # Until when a stop has to be over, on the monotonic clock; None before it begins.
         self._stop_at: float | None = None
         self.answers = Answers()
-        self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
+        self.limiter = ConnectionLimiter(
+            runtime.backend, runtime.settings.max_connections, runtime.settings.max_viewers
+        )
         self.server_limits = ServerLimits()
         self.unauthenticated = UnauthenticatedLimiter(runtime.settings.max_unauthenticated)
         self.hub.on_tick(self.unauthenticated.end_crowd)
