@@ -95,20 +95,20 @@ class SinkRunner:
                 "(set SEMANTIK_REALTIME_BACKEND, see docs/sinks.md)"
             )
 
-    def start(self) -> None:
+    def start(self, *, handles: bool = True) -> None:
         """Begin to take events, on the running loop. Does nothing without sinks, or twice.
+
+        With ``handles`` False only `statuses` is kept: other processes run the sinks.
 
         Raises:
             ConfigError: as `check`.
         """
         self.check()
         backend = self._backend_of()
-        if self._workers or backend is None or not len(self.sinks):
+        if self._watch is not None or backend is None or not len(self.sinks):
             return
         self.sinks.is_running = True
-        self._workers = [
-            _SinkWorker(sink, backend, self._is_away, self._limit) for sink in self.sinks
-        ]
+        self._workers = [_SinkWorker(sink, backend, self._limit) for sink in self.sinks if handles]
         for worker in self._workers:
             worker.start()
         self._watch = asyncio.create_task(self._look(backend), name="semantik-realtime-sinks")
@@ -151,12 +151,9 @@ class SinkRunner:
 class _SinkWorker:
     """Takes the events of one sink."""
 
-    def __init__(
-        self, sink: RegisteredSink, backend: SinkBackend, is_away: Callable[[], bool], limit: int
-    ) -> None:
+    def __init__(self, sink: RegisteredSink, backend: SinkBackend, limit: int) -> None:
         self._sink = sink
         self._backend = backend
-        self._is_away = is_away
         self._limit = limit
         self._encoded = sink.filter.encode()
         self._calls = HandlerCalls(sink)

@@ -111,14 +111,12 @@ class WebState:
             ConfigError: as `Access.check` and `SinkRunner.check`; the application does not start.
         """
         self.access.check()
-        if self.settings.run_sinks:
-            self.sinks.check()
+        self.sinks.check()
         restore = self._drain_before_stop(asyncio.get_running_loop())
         try:
             await self.hub.open_at_start()
             self._runtime.emitter.recover()
-            if self.settings.run_sinks:
-                self.sinks.start()
+            self.sinks.start(handles=self.settings.run_sinks)
             yield
         finally:
             restore()
