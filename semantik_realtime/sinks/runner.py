@@ -104,14 +104,15 @@ class SinkRunner:
             ConfigError: as `check`.
         """
         self.check()
-        backend = self._backend_of()
-        if self._watch is not None or backend is None or not len(self.sinks):
+        if self._watch is not None or not len(self.sinks):
             return
         self.sinks.is_running = True
-        self._workers = [_SinkWorker(sink, backend, self._limit) for sink in self.sinks if handles]
+        self._workers = [
+            _SinkWorker(sink, self._backend, self._limit) for sink in self.sinks if handles
+        ]
         for worker in self._workers:
             worker.start()
-        self._watch = asyncio.create_task(self._look(backend), name="semantik-realtime-sinks")
+        self._watch = asyncio.create_task(self._look(), name="semantik-realtime-sinks")
 
     async def stop(self) -> None:
         """Take nothing any more, and wait `STOP_SECONDS` for the handlers. Then cancel coroutines.
@@ -125,12 +126,18 @@ class SinkRunner:
         await asyncio.gather(*(worker.stop(STOP_SECONDS) for worker in workers))
         self.sinks.is_running = False
 
-    async def _look(self, backend: SinkBackend) -> None:
+    def _backend(self) -> SinkBackend:
+        # Asked for each call: a test may replace the backend of an application that runs.
+        if (backend := self._backend_of()) is None:
+            raise BackendRefused("the backend has no hooks for sinks")
+        return backend
+
+    async def _look(self) -> None:
         lost: dict[str, int] = {}
         while True:
             if not self._is_away():
                 try:
-                    found = await asyncio.to_thread(backend.sink_status)
+                    found = await asyncio.to_thread(lambda: self._backend().sink_status())
                 except BackendError:
                     found = []
                 own = {sink.name for sink in self.sinks}
@@ -151,7 +158,9 @@ class SinkRunner:
 class _SinkWorker:
     """Takes the events of one sink."""
 
-    def __init__(self, sink: RegisteredSink, backend: SinkBackend, limit: int) -> None:
+    def __init__(
+        self, sink: RegisteredSink, backend: Callable[[], SinkBackend], limit: int
+    ) -> None:
         self._sink = sink
         self._backend = backend
         self._limit = limit
@@ -224,7 +233,7 @@ class _SinkWorker:
 
     async def _record(self, idle_seconds: float) -> bool:
         return await self._call(
-            lambda: self._backend.sink_open(
+            lambda: self._backend().sink_open(
                 self._sink.name, self._encoded, self._limit, idle_seconds
             )
         )
@@ -232,7 +241,7 @@ class _SinkWorker:
     async def _take(self, wanted: int) -> Sequence[SinkEntry] | None:
         seconds = self._sink.deadline_seconds + CLAIM_SPARE_SECONDS
         return await self._call(
-            lambda: self._backend.sink_take(self._sink.name, self._encoded, wanted, seconds)
+            lambda: self._backend().sink_take(self._sink.name, self._encoded, wanted, seconds)
         )
 
     def _begin(self, entry: SinkEntry) -> None:
@@ -257,7 +266,7 @@ class _SinkWorker:
         deadline = time.monotonic() + CLAIM_SPARE_SECONDS + self._sink.deadline_seconds
         while True:
             try:
-                await self._call(lambda: self._backend.sink_settle(self._sink.name, [settlement]))
+                await self._call(lambda: self._backend().sink_settle(self._sink.name, [settlement]))
                 return
             except BackendError as error:
                 if self._is_stopping or time.monotonic() > deadline:
@@ -275,7 +284,7 @@ class _SinkWorker:
         returned = [Settlement(one.id, one.attempt, Fate.RETURNED) for one in entries]
         # If that fails, they are another server's when the claim is over.
         with contextlib.suppress(BackendError):
-            await self._call(lambda: self._backend.sink_settle(self._sink.name, returned))
+            await self._call(lambda: self._backend().sink_settle(self._sink.name, returned))
 
     async def _outcome(self, entry: SinkEntry) -> Settlement:
         """Call the handler; return what becomes of the event."""

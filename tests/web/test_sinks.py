@@ -16,11 +16,13 @@ from fastapi import FastAPI
 from waiting import until
 
 from semantik_realtime import Realtime, RejectEvent
+from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import Settings
 from semantik_realtime.core import sinks as rules
 from semantik_realtime.errors import BackendRefused, BackendUnavailable, ConfigError
 from semantik_realtime.sinks import runner
 from semantik_realtime.sinks.registry import SinkEvent
+from semantik_realtime.testing.shared_memory import SharedMemory
 
 
 @pytest.fixture
@@ -453,3 +455,23 @@ async def test_a_damaged_event_is_a_dead_letter(
         await until(lambda: status(realtime, "whole").dead == 1, 10, "it is a dead letter")
     assert calls == []
     assert "cannot be read" in caplog.text
+
+
+async def test_a_test_that_replaces_the_backend_of_a_running_application_gets_its_sinks(
+    realtime: Realtime,
+) -> None:
+    events: list[str] = []
+
+    @realtime.sink(name="kept")
+    async def handle(event: SinkEvent) -> None:
+        events.append(event.job or "")
+
+    async with started(realtime):
+        memory = SharedMemory(load_backend(realtime.settings))
+        undo = await asyncio.to_thread(realtime.replace_backend, memory.client())
+        await until(lambda: memory.store.sink_status(), 10, "the sink is recorded there")
+        await realtime.publish("job:1", "note")
+        await until(lambda: events == ["1"], 10, "it is handled")
+        await asyncio.to_thread(undo)
+        await realtime.publish("job:2", "note")
+        await until(lambda: events == ["1", "2"], 10, "so it is in the backend before")

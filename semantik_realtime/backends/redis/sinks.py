@@ -42,7 +42,7 @@ class SinkQueues:
     def sink_settle(self, name: str, settlements: Sequence[Settlement]) -> int:
         flat: list[Any] = []
         for one in settlements:
-            flat += [one.id, one.attempt, one.fate.value, milliseconds(one.seconds), one.error]
+            flat += [one.id, one.attempt, one.fate.value, round(one.seconds * 1000), one.error]
         settled: int = self._call("settle", name, MAX_DEAD, *flat)
         return settled
 

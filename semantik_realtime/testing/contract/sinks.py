@@ -178,9 +178,8 @@ class SinkContract(Fixtures):
         [entry] = queue.take()
         queue.settle(entry, Fate.RETRY, seconds=60.0)
         assert queue.take() == []
-        assert queue.settle(entry, Fate.RETRY, seconds=0.001) == 1
+        assert queue.settle(entry, Fate.RETRY, seconds=0.0) == 1
         sinks.publish([author.draft(topic)])
-        await until(lambda: queue.status().oldest_seconds > 0.002, "the time is over")
         assert [one.attempt for one in queue.take()] == [2, 1]
 
     async def test_a_returned_event_comes_at_once_and_the_attempt_does_not_count(
