@@ -29,6 +29,7 @@ from semantik_realtime.core.limits import (
     MAX_UNAUTHENTICATED,
     QUEUED_SECONDS,
     RETENTION_EVENTS,
+    SINK_EVENTS,
     SPOOL_BYTES,
     SPOOL_DRAFTS,
 )
@@ -177,6 +178,16 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds that a job may wait for a worker, from its ETA if it has one, before "
         "a server that shows it calls it lost.",
+    )
+    sink_events: int = Field(
+        SINK_EVENTS,
+        ge=1,
+        description="Events that the queue of a sink keeps; the oldest are lost beyond that.",
+    )
+    run_sinks: bool = Field(
+        True,
+        description="Whether web servers run the sinks of the application. If not, "
+        "`semantik-realtime sinks run` does.",
     )
     worker_metrics: Annotated[str | None, UnsetIfEmpty] = Field(
         None,

@@ -4,7 +4,7 @@ A topic has five keys, all in one slot: ``{prefix}:{<topic>}:meta`` (its
 position and owner), ``:log`` (a stream with the ids ``<offset>-0``), ``:state``
 (the last event of each key), ``:fence`` (the attempt state of each job) and
 ``:seen`` (the last number of each producer). The Lua scripts change them
-atomically.
+atomically. The sinks of an application have ``{prefix}:sinks`` and the keys that begin so.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from semantik_realtime.backends.redis.script import (
     Script,
     milliseconds,
 )
+from semantik_realtime.backends.redis.sinks import SinkQueues
 from semantik_realtime.backends.redis.status import read_status
 from semantik_realtime.backends.redis.subscriptions import Subscriptions
 from semantik_realtime.backends.redis.topology import Topology
@@ -62,7 +63,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_URL = "redis://localhost:6379/0"
 
 
-class RedisBackend:
+class RedisBackend(SinkQueues):
     """A `semantik_realtime.hookspecs.Backend` on Redis 6.2 or Valkey 8, or newer.
 
     Raises:
@@ -89,8 +90,15 @@ class RedisBackend:
         self._topology = Topology(address, settings.timeout_seconds)
         self._writer = Writer(self._topology, settings.timeout_seconds)
         self._right = PublishRight(settings.prefix)
+        self._sinks_key = f"{settings.prefix}:sinks"
         self._appender = Appender(
-            self._writer, self._topology, settings, self._keys, self._channel, self._right
+            self._writer,
+            self._topology,
+            settings,
+            self._keys,
+            self._channel,
+            self._right,
+            self._sinks_key,
         )
         self._holders = Holders(self._writer, settings.prefix)
         # For reading, from `open` to `close`, on the loop that called `open`.
