@@ -83,9 +83,11 @@ class WebState:
         self.ends = JobEnds(runtime)
         self.lost = LostJobs(runtime, self.hub, self.outage, self.ends)
         self.hub.on_tick(self.lost.tick)
-        waiting = WaitingJobs(runtime.settings.queued_seconds, self.hub, self.ends)
-        self.hub.on_tick(waiting.tick)
-        self.hub.on_read(waiting.look)
+        self.waiting = WaitingJobs(
+            runtime.settings.queued_seconds, runtime.backend, self.hub, self.ends
+        )
+        self.hub.on_tick(self.waiting.tick)
+        self.hub.on_read(self.waiting.look)
         self.metrics: WebMetrics | None = None
         """None: there are no metrics; `metrics_error` is the reason."""
         self.metrics_error = ""

@@ -24,7 +24,7 @@ from semantik_realtime.backends.redis.holders import Holders
 from semantik_realtime.backends.redis.reader import Reader
 from semantik_realtime.backends.redis.refusals import explain_for, is_about_keys
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot, read_top
-from semantik_realtime.backends.redis.rights import PublishRight
+from semantik_realtime.backends.redis.rights import PublishRight, publish_command
 from semantik_realtime.backends.redis.script import (
     CLAIM,
     DELETE,
@@ -131,8 +131,11 @@ class RedisBackend(SinkQueues):
     @hookimpl
     def delete(self, topic: str) -> bool:
         grace = milliseconds(self._settings.grace_seconds)
-        is_sharded = int(self._topology.find().is_cluster)
-        return bool(self._run(topic, DELETE, grace, self._channel(topic), is_sharded))
+        layout = self._topology.find()
+        args = (grace, self._channel(topic), int(layout.is_cluster))
+        known, published = self._run(topic, DELETE, *args)
+        self._right.check(bool(published), publish_command(layout))
+        return bool(known)
 
     @hookimpl
     def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
