@@ -83,7 +83,7 @@ def main(
     Fails if a contender of ours cannot be measured; with --check also if a target is missed.
     """
     if quick:
-        watchers, rounds, seconds = [min(20, *watchers)], 1, min(seconds, 0.5)
+        watchers, rounds, seconds = [min(20, *watchers)], 1, min(seconds, 0.2)
     check_files(max(watchers))
     contenders = load_contenders(backends, peers)
     settings = {"returning": returning, "seconds": seconds, "rounds": rounds}

@@ -15,7 +15,8 @@ from benchmarks.traffic import job_share
 from benchmarks.wires import Wire
 
 SETTLE_SECONDS = 1.0
-"""After the clients have joined: not every contender confirms a subscription."""
+"""After the clients have joined or left, but not longer than what is measured takes: not every
+contender confirms a subscription."""
 LOOK_SECONDS = 0.1
 """Between two looks whether every client has every event."""
 WARM_UP_CLIENTS = 50
@@ -90,8 +91,9 @@ def idle_and_return(
     Sends a `Measurement` without events; its seconds are those of the crowd.
     """
     seconds = burst.pace.seconds
+    settle_seconds = min(SETTLE_SECONDS, seconds)
     ClientPool(port, wire, burst.topics[:WARM_UP_CLIENTS]).close()
-    time.sleep(SETTLE_SECONDS)
+    time.sleep(settle_seconds)
     before = memory_bytes(burst.pids["server"])
     pool, facts = _join(port, wire, burst.topics, burst)
     after = memory_bytes(burst.pids["server"])
@@ -103,7 +105,7 @@ def idle_and_return(
         facts[f"{role}_idle_percent"] = usage.seconds(role) / seconds * 100
     cursors = [client.cursor for client in pool.clients[:returning]]
     pool.leave(returning)
-    pool.idle(SETTLE_SECONDS)
+    pool.idle(settle_seconds)
     usage = Usage(burst)
     start = time.monotonic()
     crowd = ClientPool(port, wire, burst.topics[: len(cursors)], cursors, at_once=True)
@@ -126,5 +128,5 @@ def _join(
         "join_ms": (time.monotonic() - start) / len(topics) * 1e3,
         "join_cpu_ms": usage.seconds("server") / len(topics) * 1e3,
     }
-    pool.idle(SETTLE_SECONDS)
+    pool.idle(min(SETTLE_SECONDS, burst.pace.seconds))
     return pool, facts
