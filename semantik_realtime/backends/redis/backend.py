@@ -21,6 +21,7 @@ from semantik_realtime.backends.border import note
 from semantik_realtime.backends.redis.address import read_address
 from semantik_realtime.backends.redis.appender import Appender
 from semantik_realtime.backends.redis.holders import Holders
+from semantik_realtime.backends.redis.metas import read_metas
 from semantik_realtime.backends.redis.reader import Reader
 from semantik_realtime.backends.redis.refusals import explain_for, is_about_keys
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot, read_top
@@ -222,9 +223,7 @@ class RedisBackend:
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:
         metas = [self._keys(topic)[0] for topic in topics]
-        replies = await self._reading().execute_all(
-            [(meta, ("HMGET", meta, "epoch", "offset", "chain", "owner")) for meta in metas]
-        )
+        replies = await read_metas(self._topology, self._reading(), metas)
         tops = {}
         for topic, reply in zip(topics, replies, strict=True):
             try:
