@@ -21,6 +21,7 @@ from semantik_realtime.backends.border import note
 from semantik_realtime.backends.redis.address import read_address
 from semantik_realtime.backends.redis.appender import Appender
 from semantik_realtime.backends.redis.holders import Holders
+from semantik_realtime.backends.redis.leases import Leases
 from semantik_realtime.backends.redis.metas import read_metas
 from semantik_realtime.backends.redis.reader import Reader
 from semantik_realtime.backends.redis.refusals import explain_for, is_about_keys
@@ -29,7 +30,6 @@ from semantik_realtime.backends.redis.rights import PublishRight
 from semantik_realtime.backends.redis.script import (
     CLAIM,
     DELETE,
-    LEASE,
     PAGE,
     READ,
     Script,
@@ -94,6 +94,7 @@ class RedisBackend:
             self._writer, self._topology, settings, self._keys, self._channel, self._right
         )
         self._holders = Holders(self._writer, settings.prefix)
+        self._leases = Leases(self._writer, self._lease_key)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._reader: Reader | None = None
         self._subscriptions: Subscriptions | None = None
@@ -129,14 +130,11 @@ class RedisBackend:
 
     @hookimpl
     def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
-        return bool(
-            self._writer.run(LEASE, [self._lease_key(name)], holder, limit, milliseconds(seconds))
-        )
+        return self._leases.lease(name, holder, limit, seconds)
 
     @hookimpl
     def release(self, name: str, holder: str) -> bool:
-        key = self._lease_key(name)
-        return bool(self._writer.command(key, "ZREM", key, holder))
+        return self._leases.release(name, holder)
 
     @hookimpl
     def hold(
@@ -152,6 +150,7 @@ class RedisBackend:
     def close_writer(self) -> None:
         self._writer.close()
         self._writer.abort()
+        self._leases.forget()
 
     # Reads: coroutines on one loop.
 
