@@ -23,6 +23,8 @@ JOIN_SECONDS = 60.0
 """How long it may take until every client has joined, after the last one was connected."""
 RECEIVE_BYTES = 2**16
 """The most to read at a time: to allocate a megabyte takes longer than to fill 64 KiB."""
+RECEIVE_EVERY = 20
+"""Joining clients between two looks at those that have joined."""
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
 """Opcodes (RFC 6455, 5.2)."""
 
@@ -206,6 +208,9 @@ class ClientPool:
             client = self.clients[place]
             client.finish_upgrade(wire, topic, cursors[place] if cursors else None)
             self._selector.register(client.socket, selectors.EVENT_READ, client)
+            if place % RECEIVE_EVERY == 0:
+                # A server closes a connection that does not answer its pings.
+                self.receive(0)
         deadline = time.monotonic() + JOIN_SECONDS
         # A client that has joined stays so: each is asked only until then.
         joining = iter(self.clients)
