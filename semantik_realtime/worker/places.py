@@ -68,7 +68,7 @@ def give_place(
     ``job`` is the one whose task publishes it; a retry or a replacement of that one is not given a
     place here, because it keeps its own (`headers_of`).
     """
-    if job is not None and job.meta.member is not None:
+    if job is not None:
         _keep_place(body, job)
     workflow = workflow_of(headers)
     if workflow is None or headers.get(MEMBER) is not None or workflow == task_id:
@@ -109,8 +109,8 @@ def _begin(runtime: Runtime, workflow: str, meta: JobMeta) -> None:
 
 
 def _keep_place(body: Any, job: Job) -> None:
-    """Give the task that will end a replaced one its place: Celery publishes it later, from
-    another task, as the last step of a chain or the body of a chord.
+    """Give the task that will end a replaced one its place and the number of its attempts: Celery
+    publishes it later, from another task, as the last step of a chain or the body of a chord.
     """
     embedded = body[2] if isinstance(body, list | tuple) and len(body) == 3 else body
     if not isinstance(embedded, dict):

@@ -157,7 +157,8 @@ class TaskTracker(LazyRuntime):
         if self._mirrors(sender, message) is None or runtime is None or is_own:
             return
         meta = read_job_meta(message)
-        if meta is not None:
+        # One that has begun, and is not a retry, goes on where its task was replaced.
+        if meta is not None and not count_attempts(message):
             Job(runtime, meta, 0).queue()
 
     # In the process that runs the task.

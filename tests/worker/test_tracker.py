@@ -245,6 +245,31 @@ def test_a_job_that_publishes_itself_again_keeps_its_owner_and_counts_its_attemp
     assert headers["realtime_attempt"] == 1
 
 
+@pytest.mark.usefixtures("tracker")
+def test_the_last_task_of_a_replacement_goes_on_with_the_next_attempt_without_being_queued(
+    log: Look, job_id: str
+) -> None:
+    bodies: list[Any] = []
+
+    def note_body(body: Any, **_: Any) -> None:
+        bodies.append(body)
+
+    @app.task(bind=True)
+    def go_on(self: Task) -> None:
+        (add.s(1, 2) | add.s(3).set(task_id=self.request.id)).apply_async()
+
+    signals.after_task_publish.connect(note_body)
+    go_on.apply(task_id=job_id)
+    signals.after_task_publish.disconnect(note_body)
+    [(_, _, embedded)] = bodies
+    [last] = embedded["chain"]
+    assert last["options"]["headers"]["realtime_attempt"] == 1
+    # Another process publishes it, and its events may come before those of the first attempt.
+    other = str(uuid.uuid4())
+    add.apply_async((1, 2), task_id=other, headers=last["options"]["headers"])
+    assert log(f"job:{other}").events == []
+
+
 @pytest.mark.every_row
 @pytest.mark.usefixtures("tracker")
 def test_a_queued_event_that_comes_after_the_start_is_dropped(
