@@ -159,6 +159,7 @@ async def test_equal_subscriptions_share_one_reading(
         await client.open()
     channels = web_server.rt.web.hub._channels
     await until(lambda: "job:1" in channels and channels["job:1"].reservations == 8)
+    await until(lambda: reads.waiting)
     assert reads.waiting == 1
     reads.gate.set()
     for client in clients:
