@@ -265,17 +265,21 @@ async def test_the_outbox_of_a_slow_client_is_measured_until_its_eviction(
     slow.socket.transport.pause_reading()
     [connection] = hub.connections
 
-    async def fill(text: str) -> None:
+    async def publish(text: str) -> None:
         publisher.rt.emitter.emit(one_draft("job:1", "log", key="1", data={"text": text}))
         await publisher.flush()
+
+    async def fill(text: str) -> None:
+        # Until the server has it: what is still on its way would be too much, or too late.
+        offset = hub._channels["job:1"].cursor.offset
+        await publish(text)
+        await until(lambda: hub._channels["job:1"].cursor.offset > offset)
 
     # Until the kernel's buffers are full and the send blocks.
     while not await is_blocked(connection):
         await fill("x" * 50_000)
-    offset = hub._channels["job:1"].cursor.offset
     for _ in range(3):
         await fill("y" * 50_000)
-    await until(lambda: hub._channels["job:1"].cursor.offset >= offset + 3)
     page = await scrape(web_server)
     # The frames that are being sent, and the events behind them.
     assert 150_000 < page["outbox_bytes",] < 1_000_000
@@ -283,7 +287,7 @@ async def test_the_outbox_of_a_slow_client_is_measured_until_its_eviction(
     assert not changes(before, page, "connections_closed_total")
 
     for _ in range(8):
-        await fill("z" * 50_000)
+        await publish("z" * 50_000)
     slow.socket.transport.resume_reading()
     await until(lambda: slow.closed)
     after = await wait_for_samples(
