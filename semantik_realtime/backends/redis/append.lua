@@ -1,6 +1,7 @@
 -- Append a batch of drafts of one topic, and publish the events.
 --
--- KEYS  meta log state fence seen          (all in one slot)
+-- KEYS  meta log state fence seen          (all in one slot), and the filters of the sinks, except
+--       on a node of a cluster (see sink_offer.lua)
 -- ARGV  1: header, JSON
 --       2..: the bodies of the drafts, each without its first character, "{"; to cut it off here
 --       would copy each body
@@ -117,7 +118,8 @@ local function drop_ended()
   return key_count < head.keys
 end
 
-local events, chains = {}, {}
+-- What is appended, with the mark of each entry.
+local events, chains, marks = {}, {}, {}
 
 -- Begin a new epoch without events and states; the fence stays.
 local function begin_again()
@@ -134,7 +136,7 @@ local function begin_again()
   redis.call('DEL', log, state)
   open = ''
   epoch, offset, chain, prev, prev_chain, is_new = head.epoch, 0, 0, '0', '0', true
-  events, chains, states, key_count = {}, {}, {}, nil
+  events, chains, marks, states, key_count = {}, {}, {}, {}, nil
 end
 
 -- Add an entry. If another program has added one with a later id, the server accepts none of ours
@@ -205,8 +207,10 @@ local function append(run, number, digest)
     local text = string.format('%d', offset)
     local chain_text = string.format('%08x', chain)
     local event = '{"offset":' .. text .. ',' .. body
-    add_entry(text, event, chain_text .. ' ' .. producer .. ' ' .. string.format('%d', number))
+    local mark = chain_text .. ' ' .. producer .. ' ' .. string.format('%d', number)
+    add_entry(text, event, mark)
     events[#events + 1] = event
+    marks[#marks + 1] = mark
     chains[#chains + 1] = chain_text
     if change == 'set' then
       states[key] = event
@@ -309,6 +313,7 @@ if #events > 0 then
   if is_made or added > 0 or left < expiry or left > most then
     for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], most) end
   end
+  offer_to_sinks(KEYS[6], meta, epoch, owner, events, marks)
 end
 local mark = ''
 local reply = epoch .. ' ' .. prev .. ' ' .. prev_chain

@@ -4,7 +4,7 @@ A topic has five keys, all in one slot: ``{prefix}:{<topic>}:meta`` (its
 position and owner), ``:log`` (a stream with the ids ``<offset>-0``), ``:state``
 (the last event of each key), ``:fence`` (the attempt state of each job) and
 ``:seen`` (the last number of each producer). The Lua scripts change them
-atomically.
+atomically. The sinks of an application have ``{prefix}:sinks`` and the keys that begin so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from semantik_realtime.backends.redis.metas import read_metas
 from semantik_realtime.backends.redis.reader import Reader
 from semantik_realtime.backends.redis.refusals import explain_for, is_about_keys
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot, read_top
-from semantik_realtime.backends.redis.rights import PublishRight
+from semantik_realtime.backends.redis.rights import PublishRight, publish_command
 from semantik_realtime.backends.redis.script import (
     CLAIM,
     DELETE,
@@ -35,6 +35,7 @@ from semantik_realtime.backends.redis.script import (
     Script,
     milliseconds,
 )
+from semantik_realtime.backends.redis.sinks import SinkQueues
 from semantik_realtime.backends.redis.status import read_status
 from semantik_realtime.backends.redis.subscriptions import Subscriptions
 from semantik_realtime.backends.redis.topology import Topology
@@ -63,7 +64,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_URL = "redis://localhost:6379/0"
 
 
-class RedisBackend:
+class RedisBackend(SinkQueues):
     """A `semantik_realtime.hookspecs.Backend` on Redis 6.2 or Valkey 8, or newer.
 
     Raises:
@@ -90,8 +91,15 @@ class RedisBackend:
         self._topology = Topology(address, settings.timeout_seconds)
         self._writer = Writer(self._topology, settings.timeout_seconds)
         self._right = PublishRight(settings.prefix)
+        self._sinks_key = f"{settings.prefix}:sinks"
         self._appender = Appender(
-            self._writer, self._topology, settings, self._keys, self._channel, self._right
+            self._writer,
+            self._topology,
+            settings,
+            self._keys,
+            self._channel,
+            self._right,
+            self._sinks_key,
         )
         self._holders = Holders(self._writer, settings.prefix)
         self._leases = Leases(self._writer, self._lease_key)
@@ -125,8 +133,11 @@ class RedisBackend:
     @hookimpl
     def delete(self, topic: str) -> bool:
         grace = milliseconds(self._settings.grace_seconds)
-        is_sharded = int(self._topology.find().is_cluster)
-        return bool(self._run(topic, DELETE, grace, self._channel(topic), is_sharded))
+        layout = self._topology.find()
+        args = (grace, self._channel(topic), int(layout.is_cluster))
+        known, published = self._run(topic, DELETE, *args)
+        self._right.check(bool(published), publish_command(layout))
+        return bool(known)
 
     @hookimpl
     def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:

@@ -18,7 +18,7 @@ class Script:
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
 
-APPEND = Script("fence", "append")
+APPEND = Script("fence", "sink_offer", "append")
 READ = Script("entries", "read")
 PAGE = Script("entries", "page")
 TOPS = Script("tops")
@@ -29,7 +29,8 @@ HOLD = Script("hold")
 OVERDUE = Script("overdue")
 GIVE = Script("give")
 CANARY = Script("canary")
-WRITES = (APPEND, CLAIM, DELETE, LEASE, HOLD, OVERDUE, GIVE, CANARY)
+SINKS = Script("sinks")
+WRITES = (APPEND, CLAIM, DELETE, LEASE, HOLD, OVERDUE, GIVE, CANARY, SINKS)
 
 
 def milliseconds(seconds: float) -> int:
