@@ -173,7 +173,7 @@ class Runtime:
         or a plain one, which runs in a thread. What it raises makes the event come again.
 
         Args:
-            types: event types; None: all.
+            types: event types, or the application's own words for them; None: all.
             topics: names of topics, or beginnings of names with ``*`` at the end.
             name: identifies the sink in every process and version; by default module and name.
             attempts: after so many that failed the event is a dead letter.
@@ -183,6 +183,9 @@ class Runtime:
         Raises:
             ConfigError: an option is wrong, the name is taken, or the application runs already.
         """
+        if types is not None:
+            given = [types] if isinstance(types, str) else types
+            types = [self.words.type_of(one) for one in given]
         return self.sinks.add(types, topics, name, attempts, deadline_seconds, at_once)
 
     async def publish(
