@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 """Between two looks at an empty queue; varied by 15 %."""
+LONGEST_SECONDS = 2.0
+"""Between two looks while the backend is away."""
 SETTLE_SECONDS = 0.5
 """How long a stop waits until the events of cancelled handlers are given back."""
 LOG_SECONDS = 10.0
@@ -53,7 +55,7 @@ class SinkWorker:
         self._limit = limit
         self._encoded = sink.filter.encode()
         self._calls = HandlerCalls(sink)
-        self._backoff = Backoff(POLL_SECONDS, 5.0)
+        self._backoff = Backoff(POLL_SECONDS, LONGEST_SECONDS)
         # The events that are handled now. At most `RegisteredSink.at_once`.
         self._running: set[asyncio.Task[None]] = set()
         # Set when one of them has ended, and by `stop`.
