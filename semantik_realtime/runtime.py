@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -41,9 +43,10 @@ from semantik_realtime.core.topic import (
     split_topic,
     user_topic,
 )
+from semantik_realtime.core.topic_token import DEFAULT_SECONDS, make_token
 from semantik_realtime.core.words import Words
 from semantik_realtime.emitter.emitter import Emitter
-from semantik_realtime.errors import BackendError, EventError, InvalidInput
+from semantik_realtime.errors import BackendError, ConfigError, EventError, InvalidInput
 from semantik_realtime.hookspecs import Backend, Top
 from semantik_realtime.sink_hooks import SinkBackend
 from semantik_realtime.sinks.registry import Handler, Sinks
@@ -383,6 +386,32 @@ class Runtime:
             self._readers -= 1
             if not self._readers:
                 await self.backend.close()
+
+    def token_for(
+        self, topic: str, *, seconds: float = DEFAULT_SECONDS, owner: str | int | UUID | None = None
+    ) -> str:
+        """Return a token that allows whoever has it to watch ``topic``, and to do nothing else.
+
+        It is for pages without a login, links that are shared, and programs; every transport
+        takes it as it takes a user's. Nothing is asked or stored: give it to those only who may
+        watch. A connection ends with its token, unless the client has sent a fresh one.
+
+        Args:
+            topic: its name, such as ``job:42``; it need not exist yet.
+            seconds: how long it is valid, 1 to 86,400.
+            owner: the topic's owner: then the token ends when the topic gets another one.
+
+        Raises:
+            ConfigError: SEMANTIK_REALTIME_TOPIC_SECRETS is unset, or a secret is too short.
+            TopicError, InvalidInput: an argument is outside its range.
+        """
+        keys = self.settings.topic_secret_list
+        if not keys:
+            raise ConfigError(
+                "nothing can sign a token for a topic: set SEMANTIK_REALTIME_TOPIC_SECRETS to a "
+                "random text of 32 bytes or more, the same here and in the web servers"
+            )
+        return make_token(topic, keys[0], time.time(), owner=owner, seconds=seconds)
 
     def close(self, timeout_seconds: float | None = None) -> bool:
         """Flush and end the emitter. Return False if drafts still wait."""

@@ -74,16 +74,20 @@ class WebState:
         # Until when a stop has to be over, on the monotonic clock; None before it begins.
         self._stop_at: float | None = None
         self.answers = Answers()
-        self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
+        self.limiter = ConnectionLimiter(
+            runtime.backend, runtime.settings.max_connections, runtime.settings.max_viewers
+        )
         self.server_limits = ServerLimits()
         self.unauthenticated = UnauthenticatedLimiter(runtime.settings.max_unauthenticated)
         self.hub.on_tick(self.unauthenticated.end_crowd)
         self.ends = JobEnds(runtime)
         self.lost = LostJobs(runtime, self.hub, self.outage, self.ends)
         self.hub.on_tick(self.lost.tick)
-        waiting = WaitingJobs(runtime.settings.queued_seconds, self.hub, self.ends)
-        self.hub.on_tick(waiting.tick)
-        self.hub.on_read(waiting.look)
+        self.waiting = WaitingJobs(
+            runtime.settings.queued_seconds, runtime.backend, self.hub, self.ends
+        )
+        self.hub.on_tick(self.waiting.tick)
+        self.hub.on_read(self.waiting.look)
         self.metrics: WebMetrics | None = None
         """None: there are no metrics; `metrics_error` is the reason."""
         self.metrics_error = ""

@@ -332,26 +332,6 @@ def test_a_reader_forges_no_event(server: RedisServer, command: tuple[str, ...])
         client.execute_command(*command)
 
 
-@pytest.mark.parametrize("removed", ["-publish", "resetchannels"])
-async def test_a_writer_that_may_not_publish_appends_and_is_told_the_missing_rule(
-    server: RedisServer, topic: str, removed: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with redis.Redis.from_url(server.url) as admin:
-        words = LINES[WORKER].replace(WORKER, "silent").split()
-        admin.execute_command(*words, removed)
-    url, author = url_for(server, "silent"), Author()
-    backend = RedisBackend(load_settings(url=url))
-    with closing_writer(backend):
-        for _ in range(2):
-            receipts = backend.publish([author.draft(topic, state={"n": 1}) for _ in range(3)])
-            assert [receipt.outcome for receipt in receipts] == [Outcome.APPENDED] * 3
-        status = await backend.status()
-    rule = "add +publish &semantik:* to its ACL"
-    assert caplog.text.count(rule) == 1
-    assert sum(rule in warning for warning in status.warnings) == 1
-    assert rule in doctor(url).stdout
-
-
 @pytest.mark.parametrize("user", EVERYONE)
 async def test_no_user_of_the_page_is_told_that_it_may_not_publish(url: str) -> None:
     status = await RedisBackend(load_settings(url=url)).status()

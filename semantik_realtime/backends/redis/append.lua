@@ -261,16 +261,20 @@ if #events > 0 then
   end
   redis.call('HSET', meta, unpack(place))
   if offset > head.events then redis.call('XTRIM', log, 'MAXLEN', '=', head.events) end
+  -- Whether one of the keys may be new, and so without an expiry.
+  local is_made = is_new
   for key, event in pairs(states) do
     if event then
-      redis.call('HSET', state, key, event)
+      if redis.call('HSET', state, key, event) == 1 then is_made = true end
     else
       redis.call('HDEL', state, key)
     end
   end
   local may_be_many = is_new and not is_empty
   for job, current in pairs(attempts) do
-    if current.changed and write_attempt(fence, job, current) == 1 then may_be_many = true end
+    if current.changed and write_attempt(fence, job, current) == 1 then
+      may_be_many, is_made = true, true
+    end
   end
   for _, event in pairs(states) do
     if not event then may_be_many = true end
@@ -302,7 +306,13 @@ if #events > 0 then
   end
   local expiry = own_end and head.grace_ms or head.ttl_ms
   if open ~= '' then expiry = open_expiry(head.open_ms, due) end
-  for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
+  -- The topic is kept at least that long, and up to a 64th longer, so that not every append has to
+  -- set five expiries, which the server would also write to its file and to its replicas. All keys
+  -- have the same one. That of the log tells whether the log is new.
+  local most, left = expiry + math.floor(expiry / 64), redis.call('PTTL', log)
+  if is_made or added > 0 or left < expiry or left > most then
+    for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], most) end
+  end
   offer_to_sinks(KEYS[6], meta, epoch, owner, events, marks)
 end
 local mark = ''

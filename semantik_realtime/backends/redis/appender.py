@@ -22,7 +22,7 @@ from semantik_realtime.backends.redis.refusals import (
     is_about_keys,
     kind_of,
 )
-from semantik_realtime.backends.redis.rights import PublishRight
+from semantik_realtime.backends.redis.rights import MARK, PublishRight, publish_command
 from semantik_realtime.backends.redis.script import APPEND
 from semantik_realtime.backends.redis.topology import Topology
 from semantik_realtime.backends.redis.writer import Writer
@@ -86,16 +86,16 @@ class Appender:
         }
         replies = self._append(parts, self._header)
         self._check(list(by_topic), replies)
-        layout = self._topology.layout
-        command = "SPUBLISH" if layout is not None and layout.is_cluster else "PUBLISH"
+        command = publish_command(self._topology.layout)
         receipts: list[Receipt] = [DUPLICATE] * len(drafts)
         for places, reply in zip(by_topic.values(), replies, strict=True):
             if isinstance(reply, Exception):
                 refused = Receipt(Outcome.REFUSED, reason=describe(reply))
                 read = iter([refused] * len(places))
             else:
-                text = self._right.read(reply, command).decode()
-                read = read_receipts(text, [digests[place] for place in places])
+                published = self._right.check(not reply.startswith(MARK), command)
+                text = reply.removeprefix(MARK).decode()
+                read = read_receipts(text, [digests[place] for place in places], published)
             for place, receipt in zip(places, read, strict=True):
                 receipts[place] = receipt
         return receipts

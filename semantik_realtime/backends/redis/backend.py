@@ -21,14 +21,15 @@ from semantik_realtime.backends.border import note
 from semantik_realtime.backends.redis.address import read_address
 from semantik_realtime.backends.redis.appender import Appender
 from semantik_realtime.backends.redis.holders import Holders
+from semantik_realtime.backends.redis.leases import Leases
+from semantik_realtime.backends.redis.metas import read_metas
 from semantik_realtime.backends.redis.reader import Reader
 from semantik_realtime.backends.redis.refusals import explain_for, is_about_keys
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot, read_top
-from semantik_realtime.backends.redis.rights import PublishRight
+from semantik_realtime.backends.redis.rights import PublishRight, publish_command
 from semantik_realtime.backends.redis.script import (
     CLAIM,
     DELETE,
-    LEASE,
     PAGE,
     READ,
     Script,
@@ -101,6 +102,7 @@ class RedisBackend(SinkQueues):
             self._sinks_key,
         )
         self._holders = Holders(self._writer, settings.prefix)
+        self._leases = Leases(self._writer, self._lease_key)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._reader: Reader | None = None
         self._subscriptions: Subscriptions | None = None
@@ -131,19 +133,19 @@ class RedisBackend(SinkQueues):
     @hookimpl
     def delete(self, topic: str) -> bool:
         grace = milliseconds(self._settings.grace_seconds)
-        is_sharded = int(self._topology.find().is_cluster)
-        return bool(self._run(topic, DELETE, grace, self._channel(topic), is_sharded))
+        layout = self._topology.find()
+        args = (grace, self._channel(topic), int(layout.is_cluster))
+        known, published = self._run(topic, DELETE, *args)
+        self._right.check(bool(published), publish_command(layout))
+        return bool(known)
 
     @hookimpl
     def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
-        return bool(
-            self._writer.run(LEASE, [self._lease_key(name)], holder, limit, milliseconds(seconds))
-        )
+        return self._leases.lease(name, holder, limit, seconds)
 
     @hookimpl
     def release(self, name: str, holder: str) -> bool:
-        key = self._lease_key(name)
-        return bool(self._writer.command(key, "ZREM", key, holder))
+        return self._leases.release(name, holder)
 
     @hookimpl
     def hold(
@@ -159,6 +161,7 @@ class RedisBackend(SinkQueues):
     def close_writer(self) -> None:
         self._writer.close()
         self._writer.abort()
+        self._leases.forget()
 
     # Reads: coroutines on one loop.
 
@@ -230,9 +233,7 @@ class RedisBackend(SinkQueues):
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:
         metas = [self._keys(topic)[0] for topic in topics]
-        replies = await self._reading().execute_all(
-            [(meta, ("HMGET", meta, "epoch", "offset", "chain", "owner")) for meta in metas]
-        )
+        replies = await read_metas(self._topology, self._reading(), metas)
         tops = {}
         for topic, reply in zip(topics, replies, strict=True):
             try:

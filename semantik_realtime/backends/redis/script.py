@@ -21,6 +21,7 @@ class Script:
 APPEND = Script("fence", "sink_offer", "append")
 READ = Script("entries", "read")
 PAGE = Script("entries", "page")
+TOPS = Script("tops")
 CLAIM = Script("fence", "claim")
 DELETE = Script("delete")
 LEASE = Script("lease")
