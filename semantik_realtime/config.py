@@ -184,8 +184,7 @@ class Settings(BaseSettings):
     worker_metrics: Annotated[str | None, UnsetIfEmpty] = Field(
         None,
         pattern=r"^\S+:\d{1,5}$",
-        description="host:port where a worker serves its metrics, without a credential; "
-        "unset: it serves none.",
+        description="host:port of a worker's metrics, without a credential; unset: it has none.",
     )
 
     path: str = Field("/realtime", pattern=r"^/", description="Path of the routes.")
