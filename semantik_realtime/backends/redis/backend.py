@@ -32,6 +32,7 @@ from semantik_realtime.backends.redis.script import (
     PAGE,
     READ,
     Script,
+    mark_key,
     milliseconds,
 )
 from semantik_realtime.backends.redis.status import read_status
@@ -87,7 +88,8 @@ class RedisBackend:
         # Without what may be secret.
         self._shown_url = mask_urls(url)
         self._topology = Topology(address, settings.timeout_seconds)
-        self._writer = Writer(self._topology, settings.timeout_seconds)
+        mark = mark_key(settings.prefix)
+        self._writer = Writer(self._topology, settings.timeout_seconds, mark)
         self._right = PublishRight(settings.prefix)
         self._appender = Appender(
             self._writer, self._topology, settings, self._keys, self._channel, self._right

@@ -1,0 +1,327 @@
+"""Copying topics from one server to another, and comparing them, while others write."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from semantik_realtime.core.copying import (
+    DELETED,
+    UNKNOWN,
+    Mark,
+    TopicCopy,
+    continues,
+    keep_sound_events,
+    offset_of_place,
+)
+from semantik_realtime.errors import (
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    RealtimeError,
+)
+from semantik_realtime.transfer import CopiedHolder, TopicHead, Transfer
+
+CALL_SECONDS = 15.0
+"""Deadline of one call to a server, of a topic as large as the settings allow too."""
+AT_ONCE = 8
+"""Topics that are copied, or compared, at a time; of each one is in memory."""
+MOST_NAMED = 20
+"""Topics that a report names."""
+OVER_SECONDS = 1.0
+"""For how long jobs are held of a process that had not renewed in time before the close."""
+
+Result = TypeVar("Result")
+
+
+class MigrationFailed(RealtimeError):
+    """The migration cannot go on; the message says what the servers are left in."""
+
+    code = "migration_failed"
+
+
+async def run_all(calls: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run calls together and return their results; if one fails, end the others and raise that."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except BaseExceptionGroup as group_error:
+        error: BaseException = group_error
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+    return [task.result() for task in tasks]
+
+
+class Side:
+    """One of the two servers; every call has a deadline.
+
+    Args:
+        name: for messages, ``FROM`` or ``TO``.
+        transfer: of its engine.
+    """
+
+    def __init__(self, name: str, transfer: Transfer) -> None:
+        self.name = name
+        self.transfer = transfer
+
+    @property
+    def address(self) -> str:
+        """Without passwords."""
+        return self.transfer.address
+
+    async def ask(self, call: Awaitable[Result]) -> Result:
+        """Await a call of the transfer.
+
+        Raises:
+            BackendUnavailable: no answer in time; call again later.
+            BackendRefused: an operator must act first.
+        """
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                return await call
+        except TimeoutError:
+            raise BackendUnavailable(f"{self.name}: no answer in {CALL_SECONDS:g} s") from None
+        except BackendError as error:
+            kind = BackendRefused if isinstance(error, BackendRefused) else BackendUnavailable
+            raise kind(f"{self.name}: {error}") from error
+
+    async def topics(self) -> AsyncIterator[Sequence[str]]:
+        """Yield the topics in parts; one may come twice."""
+        parts = self.transfer.topics()
+        while (part := await self.ask(anext(parts, None))) is not None:
+            yield part
+
+    async def has_topics(self) -> bool:
+        """Return True if there is a topic that was not deleted."""
+        async for part in self.topics():
+            heads = await self.ask(self.transfer.heads(part))
+            if any(head.place != DELETED for head in heads.values()):
+                return True
+        return False
+
+    async def read(self, topic: str, after: int) -> TopicCopy | None:
+        """Read a topic; its events lead to its cursor without a hole."""
+        copy = await self.ask(self.transfer.read(topic, after))
+        if copy is not None:
+            keep_sound_events(copy)
+        return copy
+
+    async def read_mark(self) -> Mark | None:
+        """Return the mark of the server."""
+        return await self.ask(self.transfer.read_mark())
+
+    async def set_mark(self, mark: Mark | None, *, is_closing_needed: bool = True) -> None:
+        """Set the mark of the server."""
+        await self.ask(self.transfer.set_mark(mark, is_closing_needed=is_closing_needed))
+
+
+class Known(msgspec.Struct, frozen=True, gc=False):
+    """What was copied of a topic."""
+
+    version: str
+    """Of its head in the source, before it was read."""
+    place: str
+    """Where it is in the target."""
+    digest: bytes
+
+
+class Counts(msgspec.Struct):
+    """What a copier has done since it was made."""
+
+    topics: int = 0
+    """Topics whose copy is in the target."""
+    copies: int = 0
+    """Topics that were stored, each time they had changed."""
+    events: int = 0
+    """Events that were stored."""
+    left_out: int = 0
+    """Events of histories that were damaged or had holes, and are not in the target."""
+
+
+class Comparison(msgspec.Struct):
+    """How the topics of two servers agree."""
+
+    equal: int = 0
+    changing: int = 0
+    """Topics that got events while they were compared."""
+    different: list[str] = []
+    """Names of topics that differ; at most `MOST_NAMED`."""
+    differences: int = 0
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether nothing differs but what changes at this moment."""
+        return not self.differences
+
+
+class Copier:
+    """Copies topics in rounds, each what has changed since the one before.
+
+    Args:
+        source: is only read.
+        target: written only on condition that nobody else has written.
+        report: called after each topic, with how many of the round were looked at.
+    """
+
+    def __init__(
+        self,
+        source: Side,
+        target: Side,
+        report: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._report = report
+        self._known: dict[str, Known] = {}
+        self.counts = Counts()
+
+    async def copy_round(self, *, thorough: bool = False) -> int:
+        """Copy every topic that has changed; return how many were stored.
+
+        Args:
+            thorough: read also those whose head is the same: a claim of an attempt changes the
+                fence alone. For the last round, when nobody writes any more.
+
+        Raises:
+            MigrationFailed: another process has written to the target.
+            BackendError: a server does not answer, or refuses. Call again.
+        """
+        stored = looked = 0
+        seen: set[str] = set()
+        async for part in self._source.topics():
+            topics = [topic for topic in dict.fromkeys(part) if topic not in seen]
+            seen.update(topics)
+            heads = await self._source.ask(self._source.transfer.heads(topics))
+            changed = {
+                topic: head
+                for topic, head in heads.items()
+                if thorough or self._version(topic) != head.version
+            }
+            new = [topic for topic in changed if topic not in self._known]
+            places = await self._places(new)
+            looked += len(topics) - len(changed)
+            self._report(looked)
+            for begin in range(0, len(changed), AT_ONCE):
+                names = list(changed)[begin : begin + AT_ONCE]
+                stored += sum(
+                    await run_all(
+                        [self._copy(name, changed[name], places.get(name)) for name in names]
+                    )
+                )
+                looked += len(names)
+                self._report(looked)
+        # The server has forgotten the others, and the target will at the same time.
+        self._known = {topic: known for topic, known in self._known.items() if topic in seen}
+        self.counts.topics = len(self._known)
+        return stored
+
+    def _version(self, topic: str) -> str | None:
+        known = self._known.get(topic)
+        return None if known is None else known.version
+
+    async def _places(self, topics: Sequence[str]) -> dict[str, str]:
+        """Return where topics are in the target, of a migration that was interrupted."""
+        if not topics:
+            return {}
+        heads = await self._target.ask(self._target.transfer.heads(topics))
+        return {topic: head.place for topic, head in heads.items()}
+
+    async def _copy(self, topic: str, head: TopicHead, place: str | None) -> bool:
+        """Copy a topic; return True if something was stored."""
+        known = self._known.get(topic)
+        at = known.place if known is not None else place or UNKNOWN
+        copy = await self._source.ask(self._source.transfer.read(topic, offset_of_place(at)))
+        if copy is None:
+            # It has expired, or another program has written it.
+            return False
+        left_out = keep_sound_events(copy)
+        digest = copy.digest()
+        if known is None and place:
+            there = await self._target.read(topic, offset_of_place(place))
+            if there is not None and there.digest() == digest:
+                self._known[topic] = Known(head.version, place, digest)
+                return False
+        if known is not None and known.digest == digest:
+            self._known[topic] = Known(head.version, known.place, digest)
+            return False
+        whole = known is None or not continues(copy, at)
+        if whole and offset_of_place(at):
+            copy = await self._source.ask(self._source.transfer.read(topic, 0))
+            if copy is None:
+                return False
+            left_out, digest = keep_sound_events(copy), copy.digest()
+        await self._put(copy, at, digest, whole=whole)
+        self._known[topic] = Known(head.version, copy.place, digest)
+        self.counts.copies += 1
+        self.counts.events += len(copy.events)
+        self.counts.left_out += left_out
+        return True
+
+    async def _put(self, copy: TopicCopy, place: str, digest: bytes, *, whole: bool) -> None:
+        put = self._target.transfer.put(copy, place, whole=whole)
+        if await self._target.ask(put):
+            return
+        # Perhaps a call whose answer was lost has stored it; or it has expired there.
+        there = await self._target.read(copy.topic, copy.cursor.offset)
+        if there is not None and there.digest() == digest:
+            return
+        if there is None and whole:
+            if await self._target.ask(self._target.transfer.put(copy, UNKNOWN, whole=True)):
+                return
+        if there is None:
+            raise BackendUnavailable(f"TO: {copy.topic} has expired there meanwhile")
+        raise MigrationFailed(
+            f"another process has written {copy.topic} to TO, {self._target.address}: stop what "
+            "uses TO already, empty it, and begin again"
+        )
+
+    def forget(self) -> None:
+        """Compare with what the target has in the next round, after a call whose end is unknown."""
+        self._known.clear()
+
+    async def compare(self) -> Comparison:
+        """Read all topics on both servers, and compare them."""
+        found = Comparison(different=[])
+        looked = 0
+        async for part in self._source.topics():
+            heads = await self._source.ask(self._source.transfer.heads(part))
+            for begin in range(0, len(heads), AT_ONCE):
+                names = list(heads)[begin : begin + AT_ONCE]
+                await run_all([self._compare(name, heads[name], found) for name in names])
+                looked += len(names)
+                self._report(looked)
+        return found
+
+    async def _compare(self, topic: str, head: TopicHead, found: Comparison) -> None:
+        offset = offset_of_place(head.place)
+        source = await self._source.read(topic, offset)
+        target = await self._target.read(topic, offset)
+        if source is None or (target is not None and source.digest() == target.digest()):
+            found.equal += 1
+            return
+        heads = await self._source.ask(self._source.transfer.heads([topic]))
+        known = self._known.get(topic)
+        if topic not in heads or known is None or heads[topic].version != known.version:
+            found.changing += 1
+            return
+        found.differences += 1
+        if len(found.different) < MOST_NAMED:
+            found.different.append(topic)
+
+    async def copy_holders(self, seconds: float) -> int:
+        """Hold in the target what worker processes hold in the source; return how many jobs.
+
+        ``seconds`` is for how long, at least: a process may take that long to be restarted.
+        """
+        jobs = 0
+        holders = self._source.transfer.holders()
+        while (one := await self._source.ask(anext(holders, None))) is not None:
+            lives = max(one.seconds, seconds) if one.seconds > 0 else OVER_SECONDS
+            holder = CopiedHolder(one.holder, lives, one.jobs)
+            await self._target.ask(self._target.transfer.put_holder(holder))
+            jobs += len(one.jobs)
+        return jobs
