@@ -175,7 +175,14 @@ class Migration:
         """Copy, close FROM, copy the rest, compare, and open TO."""
         options = self._options
         for _ in range(MOST_ROUNDS):
-            if not await self._patiently(self._copier.copy_round):
+            stored = await self._patiently(self._copier.copy_round)
+            # Before the close, so that little is left to compare after it.
+            comparison = await self._patiently(self._copier.compare)
+            if not comparison.is_equal:
+                self._finish(comparison)
+                self.note("the topics differ; FROM stays open", "red")
+                return 1
+            if not stored:
                 break
         self.interrupted = (
             "stopped: FROM is closed and TO is not open yet; run the command again to finish, or "

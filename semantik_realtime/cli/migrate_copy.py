@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,8 +27,8 @@ from semantik_realtime.transfer import CopiedHolder, TopicHead, Transfer
 
 CALL_SECONDS = 15.0
 """Deadline of one call to a server, of a topic as large as the settings allow too."""
-AT_ONCE = 8
-"""Topics that are copied, or compared, at a time; of each one is in memory."""
+AT_ONCE = 16
+"""Topics that are copied, or compared, at a time, and so are in memory."""
 MOST_NAMED = 20
 """Topics that a report names."""
 OVER_SECONDS = 1.0
@@ -41,19 +41,6 @@ class MigrationFailed(RealtimeError):
     """The migration cannot go on; the message says what the servers are left in."""
 
     code = "migration_failed"
-
-
-async def run_all(calls: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Run calls together and return their results; if one fails, end the others and raise that."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
-    except BaseExceptionGroup as group_error:
-        error: BaseException = group_error
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
-    return [task.result() for task in tasks]
 
 
 class Side:
@@ -127,6 +114,8 @@ class Known(msgspec.Struct, frozen=True, gc=False):
     place: str
     """Where it is in the target."""
     digest: bytes
+    is_verified: bool = False
+    """Whether the target was read since, and has it."""
 
 
 class Counts(msgspec.Struct):
@@ -147,14 +136,14 @@ class Comparison(msgspec.Struct):
 
     equal: int = 0
     changing: int = 0
-    """Topics that got events while they were compared."""
+    """Topics that got events since they were copied."""
     different: list[str] = []
     """Names of topics that differ; at most `MOST_NAMED`."""
     differences: int = 0
 
     @property
     def is_equal(self) -> bool:
-        """Whether nothing differs but what changes at this moment."""
+        """Whether the target has what was copied."""
         return not self.differences
 
 
@@ -205,19 +194,26 @@ class Copier:
             places = await self._places(new)
             looked += len(topics) - len(changed)
             self._report(looked)
-            for begin in range(0, len(changed), AT_ONCE):
-                names = list(changed)[begin : begin + AT_ONCE]
-                stored += sum(
-                    await run_all(
-                        [self._copy(name, changed[name], places.get(name)) for name in names]
-                    )
-                )
-                looked += len(names)
-                self._report(looked)
+            stored += await self._copy_all(changed, places, looked)
+            looked += len(changed)
         # The server has forgotten the others, and the target will at the same time.
         self._known = {topic: known for topic, known in self._known.items() if topic in seen}
         self.counts.topics = len(self._known)
         return stored
+
+    async def _copy_all(
+        self, changed: Mapping[str, TopicHead], places: Mapping[str, str], looked: int
+    ) -> int:
+        """Copy topics; return how many were stored. ``looked`` topics came before them."""
+
+        async def copy(topic: str) -> bool:
+            nonlocal looked
+            is_stored = await self._copy(topic, changed[topic], places.get(topic))
+            looked += 1
+            self._report(looked)
+            return is_stored
+
+        return sum(await self._run_all(copy, list(changed)))
 
     def _version(self, topic: str) -> str | None:
         known = self._known.get(topic)
@@ -243,10 +239,10 @@ class Copier:
         if known is None and place:
             there = await self._target.read(topic, offset_of_place(place))
             if there is not None and there.digest() == digest:
-                self._known[topic] = Known(head.version, place, digest)
+                self._known[topic] = Known(head.version, place, digest, is_verified=True)
                 return False
         if known is not None and known.digest == digest:
-            self._known[topic] = Known(head.version, known.place, digest)
+            self._known[topic] = msgspec.structs.replace(known, version=head.version)
             return False
         whole = known is None or not continues(copy, at)
         if whole and offset_of_place(at):
@@ -284,33 +280,63 @@ class Copier:
         self._known.clear()
 
     async def compare(self) -> Comparison:
-        """Read all topics on both servers, and compare them."""
+        """Read from the target what was copied since the last comparison, and compare it.
+
+        What was copied is equal to what was read of the source; `Comparison.changing` counts what
+        the source has got since.
+        """
         found = Comparison(different=[])
         looked = 0
+
+        async def verify(topic: str) -> None:
+            nonlocal looked
+            if not await self._verify(topic):
+                found.differences += 1
+                if len(found.different) < MOST_NAMED:
+                    found.different.append(topic)
+            looked += 1
+            self._report(looked)
+
+        topics = [topic for topic, known in self._known.items() if not known.is_verified]
+        await self._run_all(verify, topics)
         async for part in self._source.topics():
             heads = await self._source.ask(self._source.transfer.heads(part))
-            for begin in range(0, len(heads), AT_ONCE):
-                names = list(heads)[begin : begin + AT_ONCE]
-                await run_all([self._compare(name, heads[name], found) for name in names])
-                looked += len(names)
-                self._report(looked)
+            for topic, head in heads.items():
+                found.changing += self._version(topic) != head.version
+        found.equal = len(self._known) - found.differences
         return found
 
-    async def _compare(self, topic: str, head: TopicHead, found: Comparison) -> None:
-        offset = offset_of_place(head.place)
-        source = await self._source.read(topic, offset)
-        target = await self._target.read(topic, offset)
-        if source is None or (target is not None and source.digest() == target.digest()):
-            found.equal += 1
-            return
-        heads = await self._source.ask(self._source.transfer.heads([topic]))
-        known = self._known.get(topic)
-        if topic not in heads or known is None or heads[topic].version != known.version:
-            found.changing += 1
-            return
-        found.differences += 1
-        if len(found.different) < MOST_NAMED:
-            found.different.append(topic)
+    async def _verify(self, topic: str) -> bool:
+        """Return True if the target has the copy of a topic, or the source has it no more."""
+        known = self._known[topic]
+        there = await self._target.read(topic, offset_of_place(known.place))
+        if there is not None and there.digest() == known.digest:
+            self._known[topic] = msgspec.structs.replace(known, is_verified=True)
+            return True
+        if there is not None:
+            return False
+        # It may have expired, on both.
+        return topic not in await self._source.ask(self._source.transfer.heads([topic]))
+
+    async def _run_all(
+        self, call: Callable[[str], Coroutine[Any, Any, Result]], topics: Sequence[str]
+    ) -> list[Result]:
+        """Call for each topic, `AT_ONCE` at a time; if one fails, end the others and raise that."""
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def run(topic: str) -> Result:
+            async with slots:
+                return await call(topic)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(run(topic)) for topic in topics]
+        except BaseExceptionGroup as group_error:
+            error: BaseException = group_error
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+        return [task.result() for task in tasks]
 
     async def copy_holders(self, seconds: float) -> int:
         """Hold in the target what worker processes hold in the source; return how many jobs.

@@ -92,6 +92,7 @@ def settings(
         spool_directory=str(tmp_path),
         timeout_seconds=2.0,
         flush_seconds=0.5,
+        tops_seconds=1.0,
     )
     after = before.model_copy(update={"url": server_url(target), "backend": ROWS[target].backend})
     return before, after

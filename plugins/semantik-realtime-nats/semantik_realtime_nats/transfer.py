@@ -48,6 +48,8 @@ MESSAGE_EVENTS = 64
 """Most events of one message: as many as between two entries of the index."""
 STORES_AT_ONCE = 32
 READ_TRIES = 5
+SETTLE_SECONDS = 0.2
+"""After so long without a new message, those that were on their way are stored."""
 
 
 class NatsTransfer:
@@ -151,6 +153,16 @@ class NatsTransfer:
         async with self._translated() as stream:
             config = with_mark((await stream.read_info())["config"], mark)
             await stream.request_api(f"STREAM.UPDATE.{self._subjects.stream}", config)
+            if mark is not None and mark.closes and config.get("num_replicas", 1) > 1:
+                await self._settle(stream)
+
+    @staticmethod
+    async def _settle(stream: Stream) -> None:
+        """Wait until what several servers had agreed on before is in the stream."""
+        last_seq = -1
+        while (newest := (await stream.read_info())["state"]["last_seq"]) != last_seq:
+            last_seq = newest
+            await asyncio.sleep(SETTLE_SECONDS)
 
     async def _connected(self) -> Stream:
         if self._stream is None or self._stream.connection.is_closed:

@@ -128,6 +128,8 @@ class RedisTransfer:
             copy = self._read_copy(topic, reply) if reply else None
             if copy is None or copy.deleted:
                 return copy
+            if after >= copy.cursor.offset:
+                return copy
             copy.events = [one async for one in self._read_log(keys[1], after, copy.cursor.offset)]
             [epoch, *_] = await self._reader.execute(keys[0], "HMGET", keys[0], "epoch")
             if epoch == copy.cursor.epoch.encode():
