@@ -162,9 +162,13 @@ class Migration:
     async def _follow(self) -> int:
         """Copy what is new, until Ctrl-C."""
         self.note("TO follows FROM. Ctrl-C ends that; --switch moves the processes (docs)")
+        pause = ROUND_SECONDS
         while True:
-            await asyncio.sleep(ROUND_SECONDS)
+            await asyncio.sleep(pause)
+            began = time.monotonic()
             await self._patiently(self._copier.copy_round, for_ever=True)
+            # Looking at very many topics takes at most half of the time.
+            pause = max(ROUND_SECONDS, time.monotonic() - began)
 
     async def _once(self) -> int:
         comparison = await self._patiently(self._copier.compare)

@@ -215,6 +215,8 @@ async def test_a_closed_server_refuses_every_write_and_answers_reads(
     with pytest.raises(BackendUnavailable, match="nats://elsewhere"):
         backend.publish([draft("1", 2)])
     assert len((await backend.snapshot("job:1", None, 10)).events) == 1
+    [warning] = [one for one in (await backend.status()).warnings if "closed for writing" in one]
+    assert "nats://elsewhere" in warning
     await transfer.set_mark(None)
     assert await transfer.read_mark() is None
     assert backend.publish([draft("1", 2)])[0].outcome is Outcome.APPENDED
