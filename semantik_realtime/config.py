@@ -29,10 +29,12 @@ from semantik_realtime.core.limits import (
     MAX_UNAUTHENTICATED,
     QUEUED_SECONDS,
     RETENTION_EVENTS,
+    SINK_EVENTS,
     SPOOL_BYTES,
     SPOOL_DRAFTS,
 )
 from semantik_realtime.core.retention import Retention
+from semantik_realtime.core.topic_token import read_secrets
 from semantik_realtime.core.variables import check_paths, check_words, split_list, split_pairs
 from semantik_realtime.errors import ConfigError
 
@@ -177,6 +179,16 @@ class Settings(BaseSettings):
         description="Seconds that a job may wait for a worker, from its ETA if it has one, before "
         "a server that shows it calls it lost.",
     )
+    sink_events: int = Field(
+        SINK_EVENTS,
+        ge=1,
+        description="Events that the queue of a sink keeps; the oldest are lost beyond that.",
+    )
+    run_sinks: bool = Field(
+        True,
+        description="Whether web servers run the sinks of the application. If not, "
+        "`semantik-realtime sinks run` does.",
+    )
     worker_metrics: Annotated[str | None, UnsetIfEmpty] = Field(
         None,
         pattern=r"^\S+:\d{1,5}$",
@@ -223,6 +235,11 @@ class Settings(BaseSettings):
     jwt_audience: str | None = Field(None, description="Expected claim aud; unset: not checked.")
     jwt_issuer: str | None = Field(None, description="Expected claim iss; unset: not checked.")
     jwt_user_claim: str = Field("sub", description="The claim that has the user's id.")
+    topic_secrets: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
+        None,
+        description="Secrets of tokens for one topic (`token_for`), of 32 bytes or more, separated "
+        "by commas: the first one signs, all are accepted. Unset: there are no such tokens.",
+    )
     token_cookie: str = Field(
         "access_token",
         pattern=r"^[^\s;,=\"]+$",
@@ -246,6 +263,9 @@ class Settings(BaseSettings):
     )
     max_connections: int = Field(
         10, ge=1, description="Connections that a user may have at once, over all servers."
+    )
+    max_viewers: int = Field(
+        100, ge=1, description="Those of all tokens for one topic (`token_for`)."
     )
     max_unauthenticated: int = Field(
         MAX_UNAUTHENTICATED,
@@ -311,6 +331,11 @@ class Settings(BaseSettings):
     def is_development(self) -> bool:
         """Whether ``environment`` is one of `DEVELOPMENT`."""
         return self.environment.lower() in DEVELOPMENT
+
+    @property
+    def topic_secret_list(self) -> list[str]:
+        """Those of ``topic_secrets``. ConfigError: as `semantik_realtime.core.topic_token`."""
+        return read_secrets(self.topic_secrets.get_secret_value()) if self.topic_secrets else []
 
     @property
     def secret_fault(self) -> str:

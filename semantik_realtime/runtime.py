@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
 from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.backends.loader import (
     bind_hooks,
+    bind_sinks,
     build_plugins,
     is_substituted,
     load_backend,
@@ -40,10 +43,14 @@ from semantik_realtime.core.topic import (
     split_topic,
     user_topic,
 )
+from semantik_realtime.core.topic_token import DEFAULT_SECONDS, make_token
 from semantik_realtime.core.words import Words
 from semantik_realtime.emitter.emitter import Emitter
-from semantik_realtime.errors import BackendError, EventError, InvalidInput
+from semantik_realtime.errors import BackendError, ConfigError, EventError, InvalidInput
 from semantik_realtime.hookspecs import Backend, Top
+from semantik_realtime.sink_hooks import SinkBackend
+from semantik_realtime.sinks.registry import Handler, Sinks
+from semantik_realtime.sinks.runner import SinkRunner
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +102,16 @@ class Runtime:
         self.backend = GuardedBackend(bind_hooks(self.plugins), self.settings.timeout_seconds)
         self.backend.make_reader = self.second_backend
         self.emitter = self._make_emitter()
+        self.sink_backend: SinkBackend | None = bind_sinks(self.plugins)
+        """The backend's hooks for sinks; None if it has none."""
+        self.sinks = Sinks()
+        """The sinks that `sink` has registered."""
+        self.sink_runner = SinkRunner(
+            self.sinks,
+            lambda: self.sink_backend,
+            lambda: self.backend.is_away,
+            self.settings.sink_events,
+        )
         if self._is_configured_backend:
             _runtimes.add(self)
         # Members of states that may be misspelt, as logged. At most `MAX_NEAR_MISSES`.
@@ -117,15 +134,17 @@ class Runtime:
 
         Drafts that wait go on waiting for the backend before, and none is sent meanwhile.
         """
-        unguarded, emitter = self.unguarded, self.emitter
+        unguarded, emitter, sink_backend = self.unguarded, self.emitter, self.sink_backend
         emitter.close(REPLACE_SECONDS, while_failing=False)
         plugins = build_plugins(backend, self._given_plugins)
         guarded = self.backend.replace(bind_hooks(plugins))
         self.unguarded, self.emitter = backend, self._make_emitter()
+        self.sink_backend = bind_sinks(plugins)
 
         def undo() -> None:
             self.emitter.close(REPLACE_SECONDS, while_failing=False)
             self.unguarded, self.emitter = unguarded, emitter
+            self.sink_backend = sink_backend
             self.backend.replace(guarded)
 
         return undo
@@ -139,6 +158,35 @@ class Runtime:
         if not self._is_configured_backend:
             return None
         return bind_hooks(build_plugins(load_backend(self.settings), self._given_plugins))
+
+    def sink(
+        self,
+        types: str | Iterable[str] | None = None,
+        topics: str | Iterable[str] = "job:*",
+        *,
+        name: str | None = None,
+        attempts: int = 10,
+        deadline_seconds: float = 30.0,
+        at_once: int = 4,
+    ) -> Callable[[Handler], Handler]:
+        """Return a decorator: the function gets each matching event once for the whole fleet.
+
+        At least once: see docs/sinks.md. The function has one argument, a
+        `semantik_realtime.sinks.registry.SinkEvent`, and is a coroutine function,
+        or a plain one, which runs in a thread. What it raises makes the event come again.
+
+        Args:
+            types: event types; None: all.
+            topics: names of topics, or beginnings of names with ``*`` at the end.
+            name: identifies the sink in every process and version; by default module and name.
+            attempts: after so many that failed the event is a dead letter.
+            deadline_seconds: after that a call has failed.
+            at_once: events that a process handles at the same time.
+
+        Raises:
+            ConfigError: an option is wrong, the name is taken, or the application runs already.
+        """
+        return self.sinks.add(types, topics, name, attempts, deadline_seconds, at_once)
 
     async def publish(
         self,
@@ -335,6 +383,32 @@ class Runtime:
             self._readers -= 1
             if not self._readers:
                 await self.backend.close()
+
+    def token_for(
+        self, topic: str, *, seconds: float = DEFAULT_SECONDS, owner: str | int | UUID | None = None
+    ) -> str:
+        """Return a token that allows whoever has it to watch ``topic``, and to do nothing else.
+
+        It is for pages without a login, links that are shared, and programs; every transport
+        takes it as it takes a user's. Nothing is asked or stored: give it to those only who may
+        watch. A connection ends with its token, unless the client has sent a fresh one.
+
+        Args:
+            topic: its name, such as ``job:42``; it need not exist yet.
+            seconds: how long it is valid, 1 to 86,400.
+            owner: the topic's owner: then the token ends when the topic gets another one.
+
+        Raises:
+            ConfigError: SEMANTIK_REALTIME_TOPIC_SECRETS is unset, or a secret is too short.
+            TopicError, InvalidInput: an argument is outside its range.
+        """
+        keys = self.settings.topic_secret_list
+        if not keys:
+            raise ConfigError(
+                "nothing can sign a token for a topic: set SEMANTIK_REALTIME_TOPIC_SECRETS to a "
+                "random text of 32 bytes or more, the same here and in the web servers"
+            )
+        return make_token(topic, keys[0], time.time(), owner=owner, seconds=seconds)
 
     def close(self, timeout_seconds: float | None = None) -> bool:
         """Flush and end the emitter. Return False if drafts still wait."""

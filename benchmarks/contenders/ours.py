@@ -49,23 +49,23 @@ class Ours:
         Realtime(settings).install(app)
         return app
 
-    def publisher(self, url: str, job_id: str) -> JobPublisher:
-        return JobPublisher(Runtime(settings_for(self.broker, url)), job_id)
+    def publisher(self, url: str, job_ids: Sequence[str]) -> JobPublisher:
+        return JobPublisher(Runtime(settings_for(self.broker, url)), job_ids)
 
-    def local_publisher(self, application: Any, job_id: str) -> JobPublisher:
-        return JobPublisher(application.state.realtime, job_id)
+    def local_publisher(self, application: Any, job_ids: Sequence[str]) -> JobPublisher:
+        return JobPublisher(application.state.realtime, job_ids)
 
 
 class JobPublisher:
-    """Publishes by one job that emits every event."""
+    """Publishes by jobs that emit the events in turn."""
 
-    def __init__(self, runtime: Runtime, job_id: str) -> None:
+    def __init__(self, runtime: Runtime, job_ids: Sequence[str]) -> None:
         self._runtime = runtime
-        self._job = begin_job(runtime, job_id)
+        self._jobs = [begin_job(runtime, job_id) for job_id in job_ids]
         self.flush()
 
     def publish(self, numbers: Sequence[int]) -> None:
-        emit_events([self._job], numbers)
+        emit_events(self._jobs, numbers)
 
     def flush(self) -> None:
         self._runtime.emitter.flush(FLUSH_SECONDS)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from semantik_realtime import __version__
+from semantik_realtime.cli.sink_commands import sinks
 from semantik_realtime.cli.terminal import visible
 from semantik_realtime.errors import RealtimeError
 
@@ -205,6 +206,9 @@ def types(modules: tuple[str, ...]) -> None:
     from semantik_realtime.cli.types import run_types
 
     click.echo(run_types(modules))
+
+
+cli.add_command(sinks)
 
 
 def main() -> None:

@@ -20,12 +20,20 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from semantik_realtime.cli.migrate_copy import Comparison, Copier, MigrationFailed, Side
+from semantik_realtime.backends.loader import load_backend
+from semantik_realtime.cli.migrate_copy import (
+    CALL_SECONDS,
+    Comparison,
+    Copier,
+    MigrationFailed,
+    Side,
+)
 from semantik_realtime.cli.terminal import make_console, plain
 from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.copying import Mark, Role, find_conflict
-from semantik_realtime.errors import BackendUnavailable, ConfigError
+from semantik_realtime.errors import BackendError, BackendUnavailable, ConfigError
+from semantik_realtime.hookspecs import Backend
 from semantik_realtime.transfer import TRANSFERS, Transfer
 from semantik_realtime.urls import mask_urls
 
@@ -65,7 +73,7 @@ def run_migrate(source: str, target: str, options: Options) -> int:
     sides = Side("FROM", make_transfer(source)), Side("TO", make_transfer(target))
     if sides[0].address == sides[1].address:
         raise ConfigError("FROM and TO are the same server")
-    migration = Migration(*sides, options)
+    migration = Migration(*sides, source, options)
     try:
         return asyncio.run(migration.run())
     except KeyboardInterrupt:
@@ -79,13 +87,24 @@ def make_transfer(url: str) -> Transfer:
     Raises:
         ConfigError: no installed engine has such a URL, or it is wrong.
     """
+    name, made = _find_engine(url)
+    transfer: Transfer = made(load_settings(backend=name, url=url))
+    return transfer
+
+
+def make_backend(url: str) -> Backend:
+    """Make the backend of a URL that `make_transfer` accepts. Opens no connection."""
+    name, _ = _find_engine(url)
+    return load_backend(load_settings(backend=name, url=url))
+
+
+def _find_engine(url: str) -> tuple[str, Any]:
+    """Return the name of the backend of a URL, and what makes its transfer."""
     scheme, separator, _ = url.partition("://")
-    installed = {}
-    for entry in entry_points(group=TRANSFERS):
-        installed[entry.name] = found = entry.load()
+    installed = {entry.name: entry.load() for entry in entry_points(group=TRANSFERS)}
+    for name, found in installed.items():
         if separator and scheme.lower() in found.schemes:
-            transfer: Transfer = found(load_settings(backend=entry.name, url=url))
-            return transfer
+            return name, found
     schemes = ", ".join(f"{name} ({', '.join(one.schemes)})" for name, one in installed.items())
     raise ConfigError(
         f"topics cannot be moved from or to {mask_urls(url)}; engines with URLs of their own: "
@@ -94,10 +113,11 @@ def make_transfer(url: str) -> Transfer:
 
 
 class Migration:
-    """One run of the command."""
+    """One run of the command; ``source_url`` is that of the source."""
 
-    def __init__(self, source: Side, target: Side, options: Options) -> None:
+    def __init__(self, source: Side, target: Side, source_url: str, options: Options) -> None:
         self._source = source
+        self._source_url = source_url
         self._target = target
         self._options = options
         self._console = make_console(stderr=options.as_json)
@@ -210,6 +230,7 @@ class Migration:
         await self._target.set_mark(self._mark(Role.ARRIVED, mark.migration, self._source))
         seconds = time.monotonic() - closed_at
         self._finish(comparison, closed_seconds=round(seconds, 3), held_jobs=jobs)
+        await self._note_sinks()
         self.note(
             f"TO is open, {seconds:.2f} s after the close of FROM. Restart every process with "
             f"{self._target.address}: until then it writes nothing",
@@ -232,6 +253,27 @@ class Migration:
         await self._source.set_mark(None)
         self.note("FROM is open again")
         return 0
+
+    async def _note_sinks(self) -> None:
+        """Say which sinks of FROM have events in their queues: those are not copied."""
+        backend = make_backend(self._source_url)
+        status = getattr(backend, "sink_status", None)
+        if status is None:
+            return
+        try:
+            sinks = await asyncio.wait_for(asyncio.to_thread(status), CALL_SECONDS)
+        except (BackendError, TimeoutError) as error:
+            self.note(f"FROM: the queues of sinks were not read: {error}", "yellow")
+            return
+        finally:
+            backend.close_writer()
+        for sink in sinks:
+            if waiting := sink.queued + sink.held + sink.dead:
+                self.note(
+                    f"the sink {sink.name} has {waiting} events in its queue on FROM: let the web "
+                    "servers handle them before they are restarted",
+                    "yellow",
+                )
 
     async def _patiently(
         self, call: Callable[[], Awaitable[Result]], *, for_ever: bool = False

@@ -19,6 +19,7 @@ from semantik_realtime.cli.migrate import Options, make_transfer, run_migrate
 from semantik_realtime.cli.migrate_copy import AT_ONCE, Copier, MigrationFailed, Side
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import Draft, Outcome, encode_body
+from semantik_realtime.core.sinks import Fate, Settlement, SinkFilter
 from semantik_realtime.errors import BackendUnavailable, ConfigError
 from semantik_realtime.hookspecs import Backend
 from semantik_realtime.testing.servers import RedisServer, running, valkey_program
@@ -234,6 +235,21 @@ def test_it_follows_until_ctrl_c_and_survives_an_outage(servers: Servers) -> Non
     finally:
         process.kill()
         process.wait()
+
+
+def test_events_that_wait_for_sinks_are_named_and_can_still_be_handled(
+    servers: Servers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before: Any = servers.before
+    wanted = SinkFilter.of(None, "*").encode()
+    before.sink_open("mail", wanted, 100, 0.0)
+    write(servers.before, "1", 1, 2)
+    assert run_migrate(*servers.urls, options(switch=True)) == 0
+    assert "the sink mail has 2 events in its queue on FROM" in capsys.readouterr().err
+    taken = before.sink_take("mail", wanted, 10, 60.0)
+    assert len(taken) == 2
+    done = [Settlement(one.id, one.attempt, Fate.HANDLED) for one in taken]
+    assert before.sink_settle("mail", done) == 2
 
 
 def test_modes_exclude_each_other() -> None:

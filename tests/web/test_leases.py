@@ -38,7 +38,7 @@ async def test_a_connection_that_ends_while_the_leases_are_renewed_leaves_none(
 ) -> None:
     monkeypatch.setattr(limiter, "RENEW_SECONDS", 0.01)
     leases = SlowLeases()
-    limited = ConnectionLimiter(leases, 10)
+    limited = ConnectionLimiter(leases, 10, 10)
     for connection_id in ("first", "second"):
         assert await limited.admit("7", connection_id)
     await until(lambda: leases.renewing)

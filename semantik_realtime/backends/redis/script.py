@@ -29,9 +29,11 @@ class Script:
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
 
-APPEND = Script("fence", "append", keys=5)
+# Its sixth key is that of the sinks, where there is one.
+APPEND = Script("fence", "sink_offer", "append", keys=6)
 READ = Script("entries", "read")
 PAGE = Script("entries", "page")
+TOPS = Script("tops")
 CLAIM = Script("fence", "claim", keys=5)
 DELETE = Script("delete", keys=5)
 LEASE = Script("lease", keys=1)
@@ -39,9 +41,11 @@ HOLD = Script("hold", keys=2)
 OVERDUE = Script("overdue", keys=1)
 GIVE = Script("give", keys=3)
 CANARY = Script("canary")
+# Not refused when closed: what is in the queues is still handled.
+SINKS = Script("sinks")
 EXPORT = Script("entries", "export")
 IMPORT = Script("import")
-WRITES = (APPEND, CLAIM, DELETE, LEASE, HOLD, OVERDUE, GIVE, CANARY)
+WRITES = (APPEND, CLAIM, DELETE, LEASE, HOLD, OVERDUE, GIVE, CANARY, SINKS)
 
 
 def mark_key(prefix: str) -> str:

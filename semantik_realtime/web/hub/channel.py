@@ -58,6 +58,8 @@ class Channel:
 
     def __init__(self, topic: str, limits: Limits, io: ChannelIO) -> None:
         self.topic = topic
+        self.checked: Cursor | None = None
+        """The position at the last call of `is_unchanged`; None before the first one."""
         self._limits = limits
         self._io = io
         self._splice = Splice()
@@ -105,6 +107,11 @@ class Channel:
     def reservations(self) -> int:
         """How many connections watch the topic, or are about to."""
         return self._reserved
+
+    def is_unchanged(self) -> bool:
+        """Note the position; return False if it is another one than at the last call."""
+        before, self.checked = self.checked, self.cursor
+        return before is None or before == self.checked
 
     def bytes_since(self, cursor: Cursor) -> int:
         """Return about how many bytes of events follow ``cursor``."""
