@@ -17,6 +17,8 @@ import contextlib
 import os
 import secrets
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,13 +32,15 @@ from benchmarks import options
 from benchmarks.broker import BACKENDS, server_url, server_versions, settings_for
 from benchmarks.machine import describe_machine
 from benchmarks.output import RunProgress, encode_json, machine_text, make_console
-from semantik_realtime.backends.loader import load_backend
+from semantik_realtime.backends.loader import backend_names, load_backend
+from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Cursor, Draft, Event, Outcome, StateChange, encode_body
 from semantik_realtime.hookspecs import Backend
 from semantik_realtime.testing.servers import ROWS
 
-ENGINES = tuple(name for name in BACKENDS if name != "fakeredis")
-"""The rows of the matrix but the one that is a test double."""
+SQLITE = "sqlite"
+ENGINES = (*(name for name in BACKENDS if name != "fakeredis"), SQLITE)
+"""The rows of the matrix but the one that is a test double, and the example of a backend."""
 BATCH_TOPICS, BATCH_DRAFTS = 10, 10
 """A batch has so many topics, with so many drafts each."""
 LATENCY_EVENTS = 150
@@ -186,6 +190,13 @@ def children() -> set[int]:
 @contextlib.contextmanager
 def running_engine(name: str) -> Iterator[Engine]:
     """Run the servers of an engine, with the variables that it needs."""
+    if name == SQLITE:
+        with tempfile.TemporaryDirectory() as directory:
+            url = f"sqlite:///{directory}/realtime.db"
+            backend = load_backend(load_settings(backend=SQLITE, url=url))
+            yield Engine(name, backend, [os.getpid()])
+            backend.close_writer()
+        return
     environment = {key: os.environ.get(key) for key in ROWS[name].environment}
     os.environ.update(ROWS[name].environment)
     before = children()
@@ -280,6 +291,11 @@ def main(
     json_file: Path | None,
 ) -> None:
     """Measure each engine: appends, the way to a watcher's server, the memory of a job."""
+    if SQLITE in engines and SQLITE not in backend_names():
+        print(
+            "without sqlite: pip install ./docs/examples/semantik-realtime-sqlite", file=sys.stderr
+        )
+        engines = [name for name in engines if name != SQLITE]
     if quick:
         rounds, jobs, seconds = 1, min(jobs, 200), min(seconds, 0.2)
     with contextlib.ExitStack() as stack:
