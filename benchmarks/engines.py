@@ -192,8 +192,8 @@ def running_engine(name: str) -> Iterator[Engine]:
     """Run the servers of an engine, with the variables that it needs."""
     if name == SQLITE:
         with tempfile.TemporaryDirectory() as directory:
-            url = f"sqlite:///{directory}/realtime.db"
-            backend = load_backend(load_settings(backend=SQLITE, url=url))
+            file = f"sqlite:///{directory}/realtime.db"
+            backend = load_backend(load_settings(backend=SQLITE, url=file))
             yield Engine(name, backend, [os.getpid()])
             backend.close_writer()
         return
@@ -292,9 +292,7 @@ def main(
 ) -> None:
     """Measure each engine: appends, the way to a watcher's server, the memory of a job."""
     if SQLITE in engines and SQLITE not in backend_names():
-        print(
-            "without sqlite: pip install ./docs/examples/semantik-realtime-sqlite", file=sys.stderr
-        )
+        print("without sqlite, which is not installed", file=sys.stderr)
         engines = [name for name in engines if name != SQLITE]
     if quick:
         rounds, jobs, seconds = 1, min(jobs, 200), min(seconds, 0.2)

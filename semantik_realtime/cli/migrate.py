@@ -45,6 +45,8 @@ LAST_PAUSE_SECONDS = 5.0
 """Longest pause before a server that does not answer is asked again."""
 MOST_ROUNDS = 10
 """Rounds before the close, each shorter than the one before, until nothing is left to copy."""
+LAST_ROUNDS = 3
+"""Rounds after the close, until all topics are equal; the first should be enough."""
 
 Result = TypeVar("Result")
 
@@ -202,12 +204,12 @@ class Migration:
             stored = await self._patiently(self._copier.copy_round)
             # Before the close, so that little is left to compare after it.
             comparison = await self._patiently(self._copier.compare)
-            if not comparison.is_equal:
-                self._finish(comparison)
-                self.note("the topics differ; FROM stays open", "red")
-                return 1
-            if not stored:
+            if comparison.is_equal and not stored:
                 break
+        if not comparison.is_equal:
+            self._finish(comparison)
+            self.note("the topics differ; FROM stays open", "red")
+            return 1
         self.interrupted = (
             "stopped: FROM is closed and TO is not open yet; run the command again to finish, or "
             "with --reopen to open FROM again"
@@ -216,9 +218,12 @@ class Migration:
         closing = self._mark(Role.SOURCE, mark.migration, self._target)
         await self._source.set_mark(closing, is_closing_needed=not options.stopped)
         self.note(f"FROM is closed: {self._source.address}")
-        await self._patiently(lambda: self._copier.copy_round(thorough=True))
+        for _ in range(LAST_ROUNDS):
+            await self._patiently(lambda: self._copier.copy_round(thorough=True))
+            comparison = await self._patiently(self._copier.compare)
+            if comparison.is_equal and not comparison.changing:
+                break
         jobs = await self._patiently(lambda: self._copier.copy_holders(options.restart_seconds))
-        comparison = await self._patiently(self._copier.compare)
         if not comparison.is_equal or comparison.changing:
             self._finish(comparison)
             self.note(
@@ -284,8 +289,6 @@ class Migration:
             try:
                 return await call()
             except BackendUnavailable as error:
-                # What it had begun may be there, or not.
-                self._copier.forget()
                 if not for_ever and time.monotonic() > until:
                     raise
                 if pause == ROUND_SECONDS:

@@ -179,6 +179,14 @@ class Copier:
             MigrationFailed: another process has written to the target.
             BackendError: a server does not answer, or refuses. Call again.
         """
+        try:
+            return await self._copy_round(thorough=thorough)
+        except BackendError:
+            # What a call had begun may be there, or not: the next round compares with the target.
+            self._known.clear()
+            raise
+
+    async def _copy_round(self, *, thorough: bool) -> int:
         stored = looked = 0
         seen: set[str] = set()
         async for part in self._source.topics():
@@ -275,12 +283,10 @@ class Copier:
             "uses TO already, empty it, and begin again"
         )
 
-    def forget(self) -> None:
-        """Compare with what the target has in the next round, after a call whose end is unknown."""
-        self._known.clear()
-
     async def compare(self) -> Comparison:
         """Read from the target what was copied since the last comparison, and compare it.
+
+        A topic that differs is copied again in the next round.
 
         What was copied is equal to what was read of the source; `Comparison.changing` counts what
         the source has got since.
@@ -291,6 +297,7 @@ class Copier:
         async def verify(topic: str) -> None:
             nonlocal looked
             if not await self._verify(topic):
+                del self._known[topic]
                 found.differences += 1
                 if len(found.different) < MOST_NAMED:
                     found.different.append(topic)
@@ -302,8 +309,9 @@ class Copier:
         async for part in self._source.topics():
             heads = await self._source.ask(self._source.transfer.heads(part))
             for topic, head in heads.items():
-                found.changing += self._version(topic) != head.version
-        found.equal = len(self._known) - found.differences
+                known = self._known.get(topic)
+                found.changing += known is not None and known.version != head.version
+        found.equal = len(self._known)
         return found
 
     async def _verify(self, topic: str) -> bool:

@@ -18,12 +18,13 @@ from semantik_realtime.core.copying import (
     CopiedProducer,
     Mark,
     TopicCopy,
+    keep_sound_events,
 )
 from semantik_realtime.core.event import Cursor, Event, link, with_offset
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.transfer import CopiedHolder, TopicHead
 
-TOPICS = ("job:1", "job:2", "job:3")
+TOPICS = ("job:1", "job:2")
 RETAINED = 3
 
 
@@ -110,16 +111,16 @@ class Engine:
         self.copies[topic] = TopicCopy(topic, Cursor("", 0, 0), deleted=True)
 
 
+changes = st.sampled_from(["append", "append", "append", "claim", "delete", "expire", "lose"])
+failures = st.sampled_from(["", "", "", "before", "after", "part"])
 steps = st.one_of(
-    st.tuples(
-        st.sampled_from(["append", "claim", "delete", "expire", "lose"]), st.sampled_from(TOPICS)
-    ),
-    st.tuples(st.just("round"), st.sampled_from(["", "", "before", "after", "part"])),
+    st.tuples(changes, st.sampled_from(TOPICS)),
+    st.tuples(st.just("round"), failures),
     st.tuples(st.just("kill"), st.just("")),
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=300)
 @given(st.lists(steps, max_size=25))
 def test_after_the_last_round_the_target_has_what_the_source_has(
     given_steps: list[tuple[str, str]],
@@ -146,19 +147,22 @@ def test_after_the_last_round_the_target_has_what_the_source_has(
                 try:
                     await copier.copy_round()
                 except BackendUnavailable:
-                    copier.forget()
+                    assert topic
                 target.failure = ""
         for _ in range(3):
             try:
                 await copier.copy_round(thorough=True)
-                break
             except BackendUnavailable:
-                copier.forget()
-        comparison = await copier.compare()
+                # A topic has expired in the target.
+                continue
+            comparison = await copier.compare()
+            if comparison.is_equal:
+                break
         assert (comparison.differences, comparison.changing) == (0, 0)
 
     asyncio.run(run())
     for topic, one in source.copies.items():
         assert target.copies[topic].digest() == one.digest()
-        known = {event.event.offset for event in target.copies[topic].events}
-        assert {event.event.offset for event in one.events} <= known
+        stored = target.copies[topic]
+        assert list(stored.events)[-len(one.events) or len(stored.events) :] == list(one.events)
+        assert keep_sound_events(stored) == 0
