@@ -302,10 +302,15 @@ class Settings(BaseSettings):
 
     @property
     def spool_path(self) -> Path | None:
-        """The directory of unsent events for this backend and prefix; None: in memory only."""
+        """The directory of unsent events for this prefix; None: in memory only.
+
+        Whatever the backend: when the topics were moved to another one, so that one gets them.
+        """
         if self.spool_directory is None:
             return None
-        return Path(self.spool_directory, f"{self.backend}-{self.prefix}")
+        # A process with the topics in its own memory must not take what others wait to send.
+        own = f"memory-{self.prefix}" if self.backend == "memory" else self.prefix
+        return Path(self.spool_directory, own)
 
     @property
     def retention(self) -> Retention:
