@@ -42,7 +42,6 @@ PREFIX = "SEMANTIK_REALTIME_"
 DEVELOPMENT = frozenset({"dev", "development", "local", "test", "testing"})
 """Values of ``environment``, in lower case, that allow ``disable_auth``."""
 
-
 SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 """The shortest key of each symmetric algorithm, by RFC 7518, section 3.2."""
 CLIENT_VARIABLES = frozenset({"WS", "TOKEN"})
@@ -50,7 +49,6 @@ CLIENT_VARIABLES = frozenset({"WS", "TOKEN"})
 UnsetIfEmpty = BeforeValidator(lambda value: value or None)
 """An empty variable counts as unset, because Compose files pass on variables that are not set."""
 Names = Annotated[list[str], NoDecode, BeforeValidator(split_list)]
-
 Paths = Annotated[Names, AfterValidator(check_paths)]
 Pairs = Annotated[
     dict[str, str], NoDecode, BeforeValidator(split_pairs), AfterValidator(check_words)
@@ -180,20 +178,13 @@ class Settings(BaseSettings):
         "a server that shows it calls it lost.",
     )
     sink_events: int = Field(
-        SINK_EVENTS,
-        ge=1,
-        description="Events that the queue of a sink keeps; the oldest are lost beyond that.",
+        SINK_EVENTS, ge=1, description="Events in the queue of a sink; beyond, the oldest are lost."
     )
-    run_sinks: bool = Field(
-        True,
-        description="Whether web servers run the sinks of the application. If not, "
-        "`semantik-realtime sinks run` does.",
-    )
+    run_sinks: bool = Field(True, description="Whether web servers run the application's sinks.")
     worker_metrics: Annotated[str | None, UnsetIfEmpty] = Field(
         None,
         pattern=r"^\S+:\d{1,5}$",
-        description="host:port where a worker serves its metrics, without a credential; "
-        "unset: it serves none.",
+        description="host:port of a worker's metrics, without a credential; unset: it has none.",
     )
 
     path: str = Field("/realtime", pattern=r"^/", description="Path of the routes.")
@@ -311,10 +302,15 @@ class Settings(BaseSettings):
 
     @property
     def spool_path(self) -> Path | None:
-        """The directory of unsent events for this backend and prefix; None: in memory only."""
+        """The directory of unsent events for this prefix; None: in memory only.
+
+        Whatever the backend: when the topics were moved to another one, so that one gets them.
+        """
         if self.spool_directory is None:
             return None
-        return Path(self.spool_directory, f"{self.backend}-{self.prefix}")
+        # A process with the topics in its own memory must not take what others wait to send.
+        own = f"memory-{self.prefix}" if self.backend == "memory" else self.prefix
+        return Path(self.spool_directory, own)
 
     @property
     def retention(self) -> Retention:
