@@ -34,7 +34,7 @@ from semantik_realtime.core.limits import (
     SPOOL_DRAFTS,
 )
 from semantik_realtime.core.retention import Retention
-from semantik_realtime.core.topic_token import read_secrets
+from semantik_realtime.core.secrets import read_secrets, secret_fault
 from semantik_realtime.core.variables import check_paths, check_words, split_list, split_pairs
 from semantik_realtime.errors import ConfigError
 
@@ -42,8 +42,6 @@ PREFIX = "SEMANTIK_REALTIME_"
 DEVELOPMENT = frozenset({"dev", "development", "local", "test", "testing"})
 """Values of ``environment``, in lower case, that allow ``disable_auth``."""
 
-SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
-"""The shortest key of each symmetric algorithm, by RFC 7518, section 3.2."""
 CLIENT_VARIABLES = frozenset({"WS", "TOKEN"})
 """Variables of the command line, without the prefix. They are no settings."""
 UnsetIfEmpty = BeforeValidator(lambda value: value or None)
@@ -302,10 +300,15 @@ class Settings(BaseSettings):
 
     @property
     def spool_path(self) -> Path | None:
-        """The directory of unsent events for this backend and prefix; None: in memory only."""
+        """The directory of unsent events for this prefix; None: in memory only.
+
+        Whatever the backend: when the topics were moved to another one, so that one gets them.
+        """
         if self.spool_directory is None:
             return None
-        return Path(self.spool_directory, f"{self.backend}-{self.prefix}")
+        # A process with the topics in its own memory must not take what others wait to send.
+        own = f"memory-{self.prefix}" if self.backend == "memory" else self.prefix
+        return Path(self.spool_directory, own)
 
     @property
     def retention(self) -> Retention:
@@ -328,15 +331,7 @@ class Settings(BaseSettings):
         """A sentence about a secret that can be guessed from one token; empty: it cannot be."""
         if self.jwt_secret is None or self.jwt_jwks_url:
             return ""
-        length = len(self.jwt_secret.get_secret_value().encode())
-        short = [name for name in self.jwt_algorithms if length < SECRET_BYTES.get(name, 0)]
-        if not short:
-            return ""
-        name = max(short, key=SECRET_BYTES.__getitem__)
-        return (
-            f"SEMANTIK_REALTIME_JWT_SECRET is shorter than the {SECRET_BYTES[name]} bytes that "
-            f"{name} needs (RFC 7518)"
-        )
+        return secret_fault(self.jwt_secret.get_secret_value(), self.jwt_algorithms)
 
 
 def load_settings(**given: object) -> Settings:
