@@ -77,13 +77,30 @@ class Judge:
         # The numbers that were shown, each with how often the log was rewritten before.
         self._seen: dict[int, int] = {}
         self._rewritten = 0
+        # The numbers that were shown since the watcher was told that the log is another one.
+        self._valid: set[int] = set()
 
-    def told(self, reason: str, events: int | None, *, rewrites: bool | None = None) -> None:
-        """Note that the watcher was told of ``events`` that it does not get; None: of any."""
+    def told(
+        self,
+        reason: str,
+        events: int | None,
+        *,
+        rewrites: bool | None = None,
+        replaces: bool = False,
+    ) -> None:
+        """Note that the watcher was told of ``events`` that it does not get; None: of any.
+
+        ``rewrites``: another log goes on, in which events may come again; None: as the reason says.
+        ``replaces``: what was shown before counts no more, and still no event may come again. So
+        it is on a wire that gives no reasons.
+        """
         self.reasons.append(reason)
         self._covered += math.inf if events is None else events
+        if replaces:
+            self._valid.clear()
         if reason in REWRITES if rewrites is None else rewrites:
             self._rewritten += 1
+            self._valid.clear()
             self._last, self._offset, self._covered = None, 0, math.inf
 
     def shown(self, offset: int, number: int) -> None:
@@ -101,6 +118,7 @@ class Judge:
         if before is None:
             self._check_gap(number)
         self._seen[number] = self._rewritten
+        self._valid.add(number)
         self._last, self._offset, self._covered = number, offset, 0.0
 
     def rest(self, truth: Truth, cursor: str | None, states: Mapping[str, Any]) -> None:
@@ -113,7 +131,7 @@ class Judge:
             self.faults.append("G1: an event was shown that nobody published")
         self._check_gap(truth.published)
         # An event that the log has lost, and that was shown: the watcher must know of the loss.
-        silent = [n for n in truth.lost if self._seen.get(n) == self._rewritten]
+        silent = [number for number in truth.lost if number in self._valid]
         if silent:
             self.faults.append(f"G7: the log has lost {silent}, and the watcher was not told")
         if truth.published:

@@ -109,6 +109,17 @@ def test_an_event_comes_again_only_after_a_rewritten_log() -> None:
     assert [fault[:2] for fault in judge.faults] == ["G2", "G1"]
 
 
+def test_a_state_that_replaces_what_was_shown_lets_no_event_come_again() -> None:
+    judge = Judge("page")
+    for offset, number in whole(4):
+        judge.shown(offset, number)
+    judge.told("current_state", None, replaces=True)
+    judge.rest(truth(4, whole(2)), "e.9.0", STATES)
+    assert judge.faults == []
+    judge.shown(5, 3)
+    assert [fault[:2] for fault in judge.faults] == ["G2"]
+
+
 def test_a_log_that_is_wrong_itself_is_found() -> None:
     assert [f[:2] for f in truth(2, [(1, 0), (2, 1), (3, 1)]).faults()] == ["G2"]
     assert [f[:2] for f in truth(2, [(1, 1), (2, 0)]).faults()] == ["G1"]
