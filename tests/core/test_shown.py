@@ -128,3 +128,11 @@ def test_as_many_events_are_remembered_as_a_history_can_have() -> None:
     assert shown.add_history([first], is_rewritten=True) == []
     shown.add_batch(rest[-1:])
     assert shown.add_history([first, *rest], is_rewritten=True) == [first]
+
+
+def test_a_history_adds_to_the_events_that_are_remembered() -> None:
+    shown = ShownEvents()
+    one, two, three = ({"offset": n, "type": "log", "data": {"n": n}} for n in (1, 2, 3))
+    shown.add_batch([one, two])
+    assert shown.add_history([two, three], is_rewritten=False) == [three]
+    assert shown.add_history([one, two, three], is_rewritten=True) == []
