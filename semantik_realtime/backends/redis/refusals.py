@@ -99,6 +99,20 @@ _SENTENCES: Mapping[str, str] = {
 }
 
 
+_ADVICE = (
+    (
+        "certificate is not valid for",
+        "its certificate has to name the host as the URL, the sentinels or the cluster do; see "
+        "ssl_check_hostname in docs/deployment.md",
+    ),
+    (
+        "certificate verify failed",
+        "set ssl_ca_certs in the URL to the file of the authority that signed its certificate",
+    ),
+)
+"""What to do about a part of the text of a failed connection."""
+
+
 def code_of(error: BaseException) -> str:
     """Return the word by which a server names the kind of an error; "" if it is not from a server.
 
@@ -174,7 +188,9 @@ def explain(error: BaseException) -> BackendError:
     """Return the error of this package for an error of redis-py or of the server."""
     kind = kind_of(error)
     if kind is Kind.NO_ANSWER:
-        return BackendUnavailable(f"{type(error).__name__}: {mask_text(str(error))}")
+        return BackendUnavailable(
+            f"{type(error).__name__}: {mask_text(str(error))}{_advice_for(error)}"
+        )
     if kind is Kind.RIGHTS:
         return BackendRefused(f"the server refuses our rights: {describe(error)}")
     if kind is Kind.WRONG_SERVER or kind is Kind.TEMPORARY:
@@ -183,6 +199,12 @@ def explain(error: BaseException) -> BackendError:
     if kind is Kind.SCRIPT_UNKNOWN:
         return BackendUnavailable("the server does not know a script that was just loaded")
     return BackendRefused(f"the server refuses: {describe(error)}")
+
+
+def _advice_for(error: BaseException) -> str:
+    """Return what an operator can do about a failed connection, after the error's text."""
+    text = str(error)
+    return next((f" ({advice})" for part, advice in _ADVICE if part in text), "")
 
 
 def is_about_keys(error: BaseException) -> bool:
