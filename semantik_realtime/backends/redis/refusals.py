@@ -23,6 +23,14 @@ from semantik_realtime.errors import (
 from semantik_realtime.urls import mask_text
 
 
+class KeyRefused(TopicRefused):
+    """The server refuses a key that belongs to no topic, and answers for others."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        BackendRefused.__init__(self, f"the key {key} is refused: {reason}")
+        self.topic = key
+
+
 class Kind(Enum):
     """What to do after an error."""
 
@@ -216,6 +224,12 @@ def is_about_keys(error: BaseException) -> bool:
     if kind is not Kind.CALL:
         return kind is Kind.WRONG_NODE
     return code_of(error) in ("WRONGTYPE", "CROSSSLOT") or "user_script" in str(error)
+
+
+def explain_for_key(key: str, error: BaseException) -> BackendError:
+    """Return the same for a call about one key: `KeyRefused` if the fault is that key's alone."""
+    is_its_own = kind_of(error) is Kind.CALL and is_about_keys(error)
+    return KeyRefused(key, describe(error)) if is_its_own else explain(error)
 
 
 def explain_for(topic: str, error: BaseException) -> BackendError:
