@@ -69,7 +69,7 @@ async def test_a_refused_lease_is_logged_once_and_the_others_are_renewed(
 ) -> None:
     monkeypatch.setattr(limiter, "RENEW_SECONDS", 0.01)
     leases = PartlyRefusedLeases()
-    limited = ConnectionLimiter(leases, 10)
+    limited = ConnectionLimiter(leases, 10, 10)
     assert await limited.admit("7", "refused")
     assert await limited.admit("8", "granted")
     await until(lambda: leases.renewing.count("granted") > 3)
