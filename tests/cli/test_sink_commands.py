@@ -163,7 +163,7 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
-def test_sinks_run_in_a_process_of_their_own_and_stop_within_three_seconds(
+def test_sinks_run_in_a_process_of_their_own_and_stop_before_a_handler_that_hangs(
     process: subprocess.Popen[str], backend: Any, tmp_path: Path
 ) -> None:
     wait_for(backend.sink_status)
@@ -173,8 +173,8 @@ def test_sinks_run_in_a_process_of_their_own_and_stop_within_three_seconds(
     wait_for(lambda: backend.sink_status()[0].queued == 1)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
-    assert time.monotonic() - began < 3.0
+    assert process.wait(30) == 0
+    assert time.monotonic() - began < 20
     assert (tmp_path / "done").read_text() == f"job:1/{author.name}.1"
     wanted = SinkFilter.of(None, "job:*").encode()
     [again] = backend.sink_take("files", wanted, 10, 1.0)

@@ -188,7 +188,7 @@ def test_emit_returns_at_once_while_the_backend_hangs(emitter: Emitter, line: Li
     for number in range(1000):
         emitter.emit(draft(number))
     emitter.throttle("key", 0.1, lambda: None)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     assert emitter.waiting >= 1000
 
 
@@ -203,7 +203,7 @@ def test_emit_returns_at_once_while_a_hanging_emitter_is_closed(
     wait_until(lambda: emitter.is_closing)
     begun = time.monotonic()
     emitter.emit(draft(2))
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
     line.open.set()
     closing.join(5)
     # Nothing else is emitted that could start the thread again.
@@ -215,7 +215,7 @@ def test_flush_returns_at_its_deadline(emitter: Emitter, line: Line) -> None:
     emitter.emit(draft(1))
     begun = time.monotonic()
     assert not emitter.flush(0.05)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 5
 
 
 def test_flush_waits_for_the_receipts(emitter: Emitter, line: Line) -> None:

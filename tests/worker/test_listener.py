@@ -93,7 +93,7 @@ def test_the_first_question_does_not_wait_for_a_backend_that_is_away(settings: S
     one = Job(away, JobMeta("1", "index", "7"), 1)
     begun = time.monotonic()
     assert not one.is_cancelled
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 3
     listener.close()
     away.close(0)
 
