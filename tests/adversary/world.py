@@ -298,6 +298,8 @@ async def running_world(
             timeout_seconds=2.0,
             tops_seconds=1.0,
             retention_events=KEPT_EVENTS,
+            # The places of a killed server are kept for a while; that limit has tests of its own.
+            max_connections=100,
         )
         for name, value in (("topic", TOPICS[0]), ("stream", world.settings.prefix)):
             if hasattr(engine, name):
