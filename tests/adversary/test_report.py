@@ -16,7 +16,10 @@ def test_a_row_has_the_slowest_watcher_the_losses_and_how_they_were_told() -> No
     assert text.endswith("<!-- end of figures --> b")
     assert "what was before" not in text
     assert "| redis | 2 | 1 | 30 | 3 | 7 (2) |" in text
-    assert "| `failover_cut` | redis | 2 | degraded | ≤ 1.2 s, 1 never | 3: `diverged` |" in text
+    assert (
+        "| `failover_cut` | redis | 2 | degraded | ≤ 1.2 s, 1 kinds not in time | 3: `diverged` |"
+        in text
+    )
 
 
 def test_the_page_has_a_place_for_the_tables() -> None:
