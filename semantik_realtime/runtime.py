@@ -48,9 +48,7 @@ from semantik_realtime.core.words import Words
 from semantik_realtime.emitter.emitter import Emitter
 from semantik_realtime.errors import BackendError, ConfigError, EventError, InvalidInput
 from semantik_realtime.hookspecs import Backend, Top
-from semantik_realtime.sink_hooks import SinkBackend
-from semantik_realtime.sinks.registry import Handler, Sinks
-from semantik_realtime.sinks.runner import SinkRunner
+from semantik_realtime.sinks.host import SinkHost
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ def configured_runtimes() -> list[Runtime]:
     return list(_runtimes)
 
 
-class Runtime:
+class Runtime(SinkHost):
     """One configured instance: what a worker or a web process uses.
 
     Making one opens no connection and starts no thread. Web applications use
@@ -102,16 +100,8 @@ class Runtime:
         self.backend = GuardedBackend(bind_hooks(self.plugins), self.settings.timeout_seconds)
         self.backend.make_reader = self.second_backend
         self.emitter = self._make_emitter()
-        self.sink_backend: SinkBackend | None = bind_sinks(self.plugins)
-        """The backend's hooks for sinks; None if it has none."""
-        self.sinks = Sinks()
-        """The sinks that `sink` has registered."""
-        self.sink_runner = SinkRunner(
-            self.sinks,
-            lambda: self.sink_backend,
-            lambda: self.backend.is_away,
-            self.settings.sink_events,
-        )
+        self.sink_backend = bind_sinks(self.plugins)
+        self._have_sinks(self.settings.sink_events, lambda: self.backend.is_away)
         if self._is_configured_backend:
             _runtimes.add(self)
         # Members of states that may be misspelt, as logged. At most `MAX_NEAR_MISSES`.
@@ -158,35 +148,6 @@ class Runtime:
         if not self._is_configured_backend:
             return None
         return bind_hooks(build_plugins(load_backend(self.settings), self._given_plugins))
-
-    def sink(
-        self,
-        types: str | Iterable[str] | None = None,
-        topics: str | Iterable[str] = "job:*",
-        *,
-        name: str | None = None,
-        attempts: int = 10,
-        deadline_seconds: float = 30.0,
-        at_once: int = 4,
-    ) -> Callable[[Handler], Handler]:
-        """Return a decorator: the function gets each matching event once for the whole fleet.
-
-        At least once: see docs/sinks.md. The function has one argument, a
-        `semantik_realtime.sinks.registry.SinkEvent`, and is a coroutine function,
-        or a plain one, which runs in a thread. What it raises makes the event come again.
-
-        Args:
-            types: event types; None: all.
-            topics: names of topics, or beginnings of names with ``*`` at the end.
-            name: identifies the sink in every process and version; by default module and name.
-            attempts: after so many that failed the event is a dead letter.
-            deadline_seconds: after that a call has failed.
-            at_once: events that a process handles at the same time.
-
-        Raises:
-            ConfigError: an option is wrong, the name is taken, or the application runs already.
-        """
-        return self.sinks.add(types, topics, name, attempts, deadline_seconds, at_once)
 
     async def publish(
         self,

@@ -10,14 +10,12 @@ import jwt
 import msgspec
 
 from semantik_realtime.core.topic import check_topic, name_topic, plain_id
-from semantik_realtime.errors import AccessError, ConfigError, InvalidInput, TopicError
+from semantik_realtime.errors import AccessError, InvalidInput, TopicError
 
 PREFIX = "rt-topic."
 """What every token begins with; no JWT does."""
 MAX_SECONDS = 86_400.0
 DEFAULT_SECONDS = 900.0
-SECRET_BYTES = 32
-"""The least length of a secret (RFC 7518, section 3.2)."""
 _ALGORITHM = "HS256"
 # No user's id has a control character (`plain_id`).
 _MARK = "\x1f"
@@ -82,21 +80,6 @@ def digest_owner(topic: str, owner: str, secret: str) -> str:
     return hmac.new(secret.encode(), text, hashlib.sha256).hexdigest()[:32]
 
 
-def read_secrets(text: str) -> list[str]:
-    """Return the secrets of a setting, which are separated by commas; the first one signs.
-
-    Raises:
-        ConfigError: one has less than `SECRET_BYTES`.
-    """
-    secrets = [secret.strip() for secret in text.split(",") if secret.strip()]
-    if any(len(secret.encode()) < SECRET_BYTES for secret in secrets):
-        raise ConfigError(
-            f"SEMANTIK_REALTIME_TOPIC_SECRETS: each secret has {SECRET_BYTES} bytes or more; who "
-            "has one token can guess a shorter one, and make others"
-        )
-    return secrets
-
-
 def make_token(
     topic: object, secret: str, now: float, *, owner: object = None, seconds: float
 ) -> str:
@@ -104,7 +87,7 @@ def make_token(
 
     Args:
         topic: its name, such as ``job:42``.
-        secret: signs it; of `SECRET_BYTES` or more.
+        secret: signs it; as `semantik_realtime.core.secrets.read_secrets` returns them.
         now: in seconds since 1970.
         owner: the id of the topic's owner; the token ends with the ownership. None: whoever
             owns the topic.

@@ -1,47 +1,32 @@
-"""Takes events from the queues of an application's sinks, and gives them to the handlers."""
+"""Runs the sinks of an application, from its start to its stop."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import msgspec
-
-from semantik_realtime.backoff import Backoff, spread
-from semantik_realtime.core.sinks import (
-    CLAIM_SPARE_SECONDS,
-    TAKEOVER_SECONDS,
-    Fate,
-    Settlement,
-    is_used_up,
-    settle_failure,
+from semantik_realtime.backoff import spread
+from semantik_realtime.errors import (
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    ConfigError,
 )
-from semantik_realtime.errors import BackendError, BackendRefused, ConfigError
-from semantik_realtime.sink_hooks import SinkBackend, SinkEntry, SinkStatus
-from semantik_realtime.sinks.calls import HandlerCalls
-from semantik_realtime.sinks.registry import (
-    OUTCOMES,
-    RegisteredSink,
-    RejectEvent,
-    SinkEvent,
-    Sinks,
-)
+from semantik_realtime.sink_hooks import SinkBackend, SinkStatus
+from semantik_realtime.sinks.registry import OUTCOMES, Sinks
+from semantik_realtime.sinks.worker import SinkWorker
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.25
-"""Between two looks at an empty queue; varied by 15 %."""
 STATUS_SECONDS = 5.0
 """Between two looks at the lengths of the queues, for the metrics."""
 STOP_SECONDS = 1.5
 """How long a stop waits for handlers."""
-SETTLE_SECONDS = 0.5
-"""How long it then waits until their events are given back."""
+THREADS = 4
+"""Calls of the backend that run at once, of all sinks of a process."""
 
 Result = TypeVar("Result")
 
@@ -69,9 +54,13 @@ class SinkRunner:
         self._backend_of = backend
         self._is_away = is_away
         self._limit = limit
-        # From `start` to `stop`.
-        self._workers: list[_SinkWorker] = []
+        # From `start` to `stop`. The threads wait for the backend: those of the loop's own executor
+        # are the application's.
+        self._threads: ThreadPoolExecutor | None = None
+        self._workers: list[SinkWorker] = []
         self._watch: asyncio.Task[None] | None = None
+        # From the beginning of a stop to the next start.
+        self._stopping: asyncio.Task[None] | None = None
 
     @property
     def outcomes(self) -> dict[str, int]:
@@ -107,9 +96,10 @@ class SinkRunner:
         if self._watch is not None or not len(self.sinks):
             return
         self.sinks.is_running = True
-        self._workers = [
-            _SinkWorker(sink, self._backend, self._limit) for sink in self.sinks if handles
-        ]
+        self._stopping = None
+        self._threads = ThreadPoolExecutor(THREADS, "semantik-realtime-sinks")
+        wanted = self.sinks if handles else ()
+        self._workers = [SinkWorker(sink, self._call, self._limit) for sink in wanted]
         for worker in self._workers:
             worker.start()
         self._watch = asyncio.create_task(self._look(), name="semantik-realtime-sinks")
@@ -117,28 +107,55 @@ class SinkRunner:
     async def stop(self) -> None:
         """Take nothing any more, and wait `STOP_SECONDS` for the handlers. Then cancel coroutines.
 
-        The events of those are given back. Lasts at most `SETTLE_SECONDS` longer.
+        The events of those are given back. Lasts at most half a second longer.
         """
-        workers, self._workers = self._workers, []
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.cancel()
-        await asyncio.gather(*(worker.stop(STOP_SECONDS) for worker in workers))
+        if self._stopping is None:
+            if self._watch is None:
+                return
+            self._stopping = asyncio.create_task(self._stop())
+        # A second signal must not end the first one's stop.
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        await asyncio.gather(*(worker.stop(STOP_SECONDS) for worker in self._workers))
+        self._workers = []
+        if self._threads is not None:
+            # Their calls have deadlines of their own.
+            self._threads.shutdown(wait=False)
+            self._threads = None
         self.sinks.is_running = False
 
-    def _backend(self) -> SinkBackend:
+    async def _call(self, call: Callable[[SinkBackend], Result]) -> Result:
+        """Call the backend in a thread.
+
+        Raises:
+            BackendError: it failed, or the runner has stopped.
+        """
         # Asked for each call: a test may replace the backend of an application that runs.
-        if (backend := self._backend_of()) is None:
+        backend = self._backend_of()
+        if backend is None:
             raise BackendRefused("the backend has no hooks for sinks")
-        return backend
+        if self._threads is None:
+            raise BackendUnavailable("the sinks have stopped")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, call, backend)
 
     async def _look(self) -> None:
         lost: dict[str, int] = {}
+        has_failed = False
         while True:
             if not self._is_away():
                 try:
-                    found = await asyncio.to_thread(lambda: self._backend().sink_status())
+                    found = await self._call(lambda backend: backend.sink_status())
                 except BackendError:
+                    found = []
+                except Exception:
+                    if not has_failed:
+                        has_failed = True
+                        logger.exception("sinks: failed, no status (logged once)")
                     found = []
                 own = {sink.name for sink in self.sinks}
                 self.statuses = {one.name: one for one in found if one.name in own}
@@ -153,224 +170,3 @@ class SinkRunner:
                         )
                     lost[one.name] = one.lost
             await asyncio.sleep(spread(STATUS_SECONDS))
-
-
-class _SinkWorker:
-    """Takes the events of one sink."""
-
-    def __init__(
-        self, sink: RegisteredSink, backend: Callable[[], SinkBackend], limit: int
-    ) -> None:
-        self._sink = sink
-        self._backend = backend
-        self._limit = limit
-        self._encoded = sink.filter.encode()
-        self._calls = HandlerCalls(sink)
-        self._backoff = Backoff(POLL_SECONDS, 5.0)
-        # The events that are handled now. At most `RegisteredSink.at_once`.
-        self._running: set[asyncio.Task[None]] = set()
-        # Set when one of them has ended, and by `stop`.
-        self._wake = asyncio.Event()
-        self._is_stopping = False
-        self._task: asyncio.Task[None] | None = None
-        # What was logged once: the server refuses sinks, another filter is recorded.
-        self._logged: set[str] = set()
-
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name=f"semantik-realtime-{self._sink.name}")
-
-    async def stop(self, seconds: float) -> None:
-        self._is_stopping = True
-        self._wake.set()
-        deadline = time.monotonic() + seconds
-        # A take that runs may still return events, which are then given back.
-        tasks = {*self._running, *([self._task] if self._task is not None else [])}
-        while tasks and (left := deadline - time.monotonic()) > 0:
-            await asyncio.wait(tasks, timeout=left)
-            tasks = {task for task in (*self._running, self._task) if task and not task.done()}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=SETTLE_SECONDS)
-
-    async def _run(self) -> None:
-        is_recorded = False
-        idle_seconds = 0.0
-        while not self._is_stopping:
-            try:
-                if not is_recorded:
-                    is_recorded = await self._record(idle_seconds)
-                    if not is_recorded:
-                        self._log_replaced()
-                        await self._pause(spread(TAKEOVER_SECONDS / 6))
-                        continue
-                    logger.info("sinks: running sink=%s", self._sink.name)
-                wanted = self._sink.at_once - max(len(self._running), self._calls.threads)
-                if wanted <= 0:
-                    await self._pause(POLL_SECONDS)
-                    continue
-                taken = await self._take(wanted)
-            except BackendRefused as error:
-                self._log_refused(error)
-                await self._pause(self._backoff.next_seconds())
-                continue
-            except BackendError:
-                # The guard's listeners say so.
-                await self._pause(self._backoff.next_seconds())
-                continue
-            self._backoff.reset()
-            if taken is None:
-                # Another version has replaced the filter, or the server has lost its memory.
-                is_recorded, idle_seconds = False, TAKEOVER_SECONDS
-                continue
-            if self._is_stopping:
-                await self._give_back(taken)
-                return
-            for entry in taken:
-                self._begin(entry)
-            if len(taken) < wanted:
-                await self._pause(spread(POLL_SECONDS))
-
-    async def _record(self, idle_seconds: float) -> bool:
-        return await self._call(
-            lambda: self._backend().sink_open(
-                self._sink.name, self._encoded, self._limit, idle_seconds
-            )
-        )
-
-    async def _take(self, wanted: int) -> Sequence[SinkEntry] | None:
-        seconds = self._sink.deadline_seconds + CLAIM_SPARE_SECONDS
-        return await self._call(
-            lambda: self._backend().sink_take(self._sink.name, self._encoded, wanted, seconds)
-        )
-
-    def _begin(self, entry: SinkEntry) -> None:
-        task = asyncio.create_task(self._handle(entry))
-        self._running.add(task)
-        task.add_done_callback(self._end)
-
-    def _end(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._wake.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("sinks: failed sink=%s", self._sink.name, exc_info=error)
-
-    async def _handle(self, entry: SinkEntry) -> None:
-        try:
-            settlement = await self._outcome(entry)
-        except asyncio.CancelledError:
-            await self._give_back([entry])
-            raise
-        backoff = Backoff(POLL_SECONDS, 2.0)
-        # Repeated until the claim is over; then the event is somebody else's.
-        deadline = time.monotonic() + CLAIM_SPARE_SECONDS + self._sink.deadline_seconds
-        while True:
-            try:
-                await self._call(lambda: self._backend().sink_settle(self._sink.name, [settlement]))
-                return
-            except BackendError as error:
-                if self._is_stopping or time.monotonic() > deadline:
-                    logger.warning(
-                        "sinks: event comes again, its end was not stored sink=%s identity=%s "
-                        "error=%s",
-                        self._sink.name,
-                        entry.identity,
-                        error,
-                    )
-                    return
-                await asyncio.sleep(backoff.next_seconds())
-
-    async def _give_back(self, entries: Sequence[SinkEntry]) -> None:
-        returned = [Settlement(one.id, one.attempt, Fate.RETURNED) for one in entries]
-        # If that fails, they are another server's when the claim is over.
-        with contextlib.suppress(BackendError):
-            await self._call(lambda: self._backend().sink_settle(self._sink.name, returned))
-
-    async def _outcome(self, entry: SinkEntry) -> Settlement:
-        """Call the handler; return what becomes of the event."""
-        sink, outcomes = self._sink, self._sink.counts.outcomes
-        if is_used_up(entry.attempt, sink.attempts):
-            error: BaseException = RuntimeError(
-                "the processes that had it ended, or did not answer"
-            )
-        else:
-            try:
-                event = SinkEvent.of(entry)
-            except (ValueError, msgspec.MsgspecError) as unreadable:
-                error = RejectEvent(f"the event cannot be read: {unreadable}")
-            else:
-                if not sink.filter.matches(event.topic, event.type):
-                    # It was put there for a filter that this one has replaced.
-                    outcomes["skipped"] += 1
-                    return Settlement(entry.id, entry.attempt, Fate.HANDLED)
-                try:
-                    await self._calls.call(event)
-                except (Exception, SystemExit, asyncio.CancelledError) as raised:
-                    if self._is_stopping and isinstance(raised, asyncio.CancelledError):
-                        raise
-                    error = raised
-                else:
-                    outcomes["handled"] += 1
-                    return Settlement(entry.id, entry.attempt, Fate.HANDLED)
-        settlement = settle_failure(
-            entry.id,
-            entry.attempt,
-            sink.attempts,
-            random.random(),  # noqa: S311
-            f"{type(error).__name__}: {error}",
-            is_final=isinstance(error, RejectEvent),
-        )
-        is_dead = settlement.fate is Fate.DEAD
-        outcomes["dead" if is_dead else "retried"] += 1
-        facts = (sink.name, entry.identity, entry.attempt, _describe(error, sink))
-        trace = None if isinstance(error, TimeoutError | RejectEvent) else error
-        if is_dead:
-            logger.error(
-                "sinks: dead letter sink=%s identity=%s attempt=%d error=%s", *facts, exc_info=trace
-            )
-        else:
-            logger.warning(
-                "sinks: handler failed sink=%s identity=%s attempt=%d error=%s",
-                *facts,
-                exc_info=trace,
-            )
-        return settlement
-
-    async def _call(self, call: Callable[[], Result]) -> Result:
-        return await asyncio.to_thread(call)
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait, or until a handler has ended or the runner stops."""
-        self._wake.clear()
-        if self._is_stopping:
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-
-    def _log_replaced(self) -> None:
-        if "replaced" not in self._logged:
-            self._logged.add("replaced")
-            logger.warning(
-                "sinks: another version of this sink runs, with other types or topics sink=%s: "
-                "nothing is handled here until it has been silent for %.0f s",
-                self._sink.name,
-                TAKEOVER_SECONDS,
-            )
-
-    def _log_refused(self, error: BackendRefused) -> None:
-        if "refused" not in self._logged:
-            self._logged.add("refused")
-            logger.error(
-                "sinks: refused, nothing is handled sink=%s error=%s (logged once)",
-                self._sink.name,
-                error,
-            )
-
-
-def _describe(error: BaseException, sink: RegisteredSink) -> str:
-    if isinstance(error, TimeoutError) and not str(error):
-        return f"no answer within deadline_seconds={sink.deadline_seconds:g}"
-    return f"{type(error).__name__}: {error}"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from semantik_realtime.core.secrets import read_secrets
 from semantik_realtime.core.topic import plain_id
 from semantik_realtime.core.topic_token import (
     MAX_SECONDS,
@@ -14,7 +15,6 @@ from semantik_realtime.core.topic_token import (
     Viewer,
     is_same_user,
     make_token,
-    read_secrets,
     read_token,
 )
 from semantik_realtime.errors import AccessError, ConfigError, InvalidInput, TopicError

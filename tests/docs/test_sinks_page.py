@@ -21,7 +21,7 @@ from sqlalchemy import create_engine, text
 from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
 from semantik_realtime.core import sinks as rules
-from semantik_realtime.sinks import runner
+from semantik_realtime.sinks import worker
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sinks.md").read_text()
 FILES = re.findall(r"^```python\n# (\w+)\.py\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -41,7 +41,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
 @pytest.fixture
 def realtime(monkeypatch: pytest.MonkeyPatch) -> Realtime:
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(rules, "FIRST_PAUSE_SECONDS", 0.02)
     return Realtime(Settings(backend="memory", jwt_secret="a secret of at least thirty-two bytes"))
 

@@ -13,12 +13,12 @@ from fastapi import FastAPI
 
 from semantik_realtime import Realtime
 from semantik_realtime.core import sinks as rules
-from semantik_realtime.sinks import runner
+from semantik_realtime.sinks import worker
 from semantik_realtime.sinks.registry import SinkEvent
 
 # A killed server's events come again after 0.8 s instead of 32 s.
-runner.CLAIM_SPARE_SECONDS = 0.3
-runner.POLL_SECONDS = 0.05
+worker.CLAIM_SPARE_SECONDS = 0.3
+worker.POLL_SECONDS = 0.05
 rules.FIRST_PAUSE_SECONDS = 0.05
 
 app = FastAPI()

@@ -10,6 +10,7 @@ atomically. The sinks of an application have ``{prefix}:sinks`` and the keys tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from semantik_realtime.backends.redis.script import (
     PAGE,
     READ,
     Script,
+    mark_key,
     milliseconds,
 )
 from semantik_realtime.backends.redis.sinks import SinkQueues
@@ -89,7 +91,8 @@ class RedisBackend(SinkQueues):
         # Without what may be secret.
         self._shown_url = mask_urls(url)
         self._topology = Topology(address, settings.timeout_seconds)
-        self._writer = Writer(self._topology, settings.timeout_seconds)
+        mark = mark_key(settings.prefix)
+        self._writer = Writer(self._topology, settings.timeout_seconds, mark)
         self._right = PublishRight(settings.prefix)
         self._sinks_key = f"{settings.prefix}:sinks"
         self._appender = Appender(
@@ -252,13 +255,22 @@ class RedisBackend(SinkQueues):
         reader = self._reader or Reader(self._topology, self._settings.timeout_seconds, retries=0)
         try:
             status = await read_status(self._topology, reader, self._shown_url, self._right)
+            closed = await self._read_closed(reader) if status.reachable else []
         finally:
             if reader is not self._reader:
                 await reader.close()
         if self._left_out:
-            warnings = [*status.warnings, without_effect(self._left_out)]
-            status = msgspec.structs.replace(status, warnings=warnings)
-        return status
+            closed.append(without_effect(self._left_out))
+        return msgspec.structs.replace(status, warnings=[*status.warnings, *closed])
+
+    async def _read_closed(self, reader: Reader) -> list[str]:
+        """Return the warning that a migration has closed the server, if one has."""
+        mark = mark_key(self._settings.prefix)
+        with contextlib.suppress(BackendError):
+            [reason] = await reader.execute(mark, "HMGET", mark, "closed")
+            if reason is not None:
+                return [f"the server is closed for writing: {reason.decode(errors='replace')}"]
+        return []
 
     def _run(self, topic: str, script: Script, *args: Any) -> Any:
         """Run a script that writes to one topic.

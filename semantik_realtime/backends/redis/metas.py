@@ -26,7 +26,7 @@ async def read_metas(topology: Topology, reader: Reader, metas: Sequence[str]) -
     Raises:
         BackendError: they cannot be read now.
     """
-    if len(metas) > 1 and not (await topology.find_async()).is_cluster:
+    if not (await topology.find_async()).is_cluster:
         try:
             reply = await reader.run(TOPS, metas)
             found = _decode(reply.decode(errors="replace"))

@@ -53,12 +53,21 @@ local function take(filter, limit, ms)
     redis.call('ZADD', key('held'), whole(now + ms), id)
     given[#given + 1] = {id, attempt, fields}
   end
-  local due = redis.call('ZRANGEBYSCORE', key('held'), '-inf', whole(now), 'LIMIT', 0, limit)
-  for _, id in ipairs(due) do
-    local fields = find(key('queue'), id)
-    -- One that is not there was removed because there were too many.
-    if fields then give(id, fields) else forget_entry(id) end
-  end
+  local due, removed = nil, 0
+  repeat
+    due = redis.call(
+      'ZRANGEBYSCORE', key('held'), '-inf', whole(now), 'LIMIT', 0, limit - #given)
+    for _, id in ipairs(due) do
+      local fields = find(key('queue'), id)
+      if fields then
+        give(id, fields)
+      else
+        -- It was removed because there were too many.
+        forget_entry(id)
+        removed = removed + 1
+      end
+    end
+  until #due == 0 or #given >= limit or removed >= 1000
   if #given < limit then
     local last = redis.call('HGET', key('facts'), 'last')
     local first = last and '(' .. last or '-'

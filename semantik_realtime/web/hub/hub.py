@@ -72,6 +72,14 @@ class Hub:
         self._on_tick: list[Callable[[], object]] = []
         # Added by `on_read`, never removed.
         self._on_read: list[Callable[[str, Snapshot], object]] = []
+        self._channel_io = ChannelIO(
+            subscribe=lambda topic: self._backend.subscribe(topic, self),
+            read=self._read,
+            pause=degraded_mode.wait_for_backend,
+            spawn=self.spawn,
+            count_resync=self.stats.count_resync,
+            ended=self._remove,
+        )
         # By topic. `follow` makes a channel; it is removed after its last watcher.
         self._channels: dict[str, Channel] = {}
         # All tasks that `spawn` has started and that have not ended.
@@ -214,15 +222,7 @@ class Hub:
         await self.open()
         channel = self._channels.get(topic)
         if channel is None:
-            io = ChannelIO(
-                subscribe=lambda: self._backend.subscribe(topic, self),
-                read=self._read,
-                pause=self._degraded_mode.wait_for_backend,
-                spawn=self.spawn,
-                count_resync=self.stats.count_resync,
-                ended=self._remove,
-            )
-            channel = self._channels[topic] = Channel(topic, self.limits, io)
+            channel = self._channels[topic] = Channel(topic, self.limits, self._channel_io)
         channel.reserve()
         try:
             await channel.subscribed()
