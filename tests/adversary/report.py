@@ -77,8 +77,10 @@ def _row(fault: str, engine: str, found: Sequence[Result]) -> str:
     names = ("reconnecting", "degraded")
     said = [name for name, counts in zip(names, told, strict=True) if sum(counts.values())]
     live = [seconds for one in found for seconds in one.live_seconds.values()]
+    # A kind of watcher counts as late if one of it was.
     late = sum(seconds < 0 for seconds in live)
-    times = f"≤ {max(live, default=0.0):.1f} s" + (f", {late} never" if late else "")
+    parts = [f"≤ {max(live):.1f} s"] if late < len(live) else []
+    times = ", ".join(parts + ([f"{late} kinds not in time"] if late else []))
     lost = sum(one.lost for one in found)
     reasons = {
         reason
