@@ -145,11 +145,17 @@ class SinkRunner:
 
     async def _look(self) -> None:
         lost: dict[str, int] = {}
+        has_failed = False
         while True:
             if not self._is_away():
                 try:
                     found = await self._call(lambda backend: backend.sink_status())
                 except BackendError:
+                    found = []
+                except Exception:
+                    if not has_failed:
+                        has_failed = True
+                        logger.exception("sinks: failed, no status (logged once)")
                     found = []
                 own = {sink.name for sink in self.sinks}
                 self.statuses = {one.name: one for one in found if one.name in own}

@@ -111,6 +111,13 @@ class SinkWorker:
                 # The guard's listeners say so.
                 await self._pause(self._backoff.next_seconds())
                 continue
+            except Exception:
+                # A fault of the hooks must not end the sink for good.
+                if "failed" not in self._logged:
+                    self._logged.add("failed")
+                    logger.exception("sinks: failed sink=%s (logged once)", self._sink.name)
+                await self._pause(self._backoff.next_seconds())
+                continue
             self._backoff.reset()
             if taken is None:
                 # Another version has replaced the filter, or the server has lost its memory.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from semantik_realtime.cancellation import STOP_SECONDS, stop_tasks
 from semantik_realtime.core.topic_token import Viewer
-from semantik_realtime.errors import BackendError
+from semantik_realtime.errors import BackendError, TopicRefused
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ class ConnectionLimiter:
         self._renewing: asyncio.Task[None] | None = None
         # Releases under way.
         self._releasing: set[asyncio.Task[None]] = set()
+        # Whether a lease was refused while others are granted; logged once.
+        self._is_refused = False
 
     async def admit(self, user: str, connection_id: str) -> bool:
         """Take a lease for a connection. Return False if the user has reached the limit."""
@@ -58,6 +60,7 @@ class ConnectionLimiter:
             name, limit = self._place(user)
             granted = sum(self._place(one)[0] == name for one in self._users.values()) < limit
             logger.debug("limiter: counted in this process only error=%s", error)
+            self._note_refusal(error)
         if granted:
             self._users[connection_id] = user
             self._renew_while_needed()
@@ -100,9 +103,22 @@ class ConnectionLimiter:
             # It may have ended since, or while its lease is renewed: a lease that nobody releases
             # would count against its user for a minute.
             if connection_id in self._users:
-                self._lease(user, connection_id)
-                if connection_id not in self._users:
-                    self._leases.release(self._place(user)[0], connection_id)
+                try:
+                    self._lease(user, connection_id)
+                    if connection_id not in self._users:
+                        self._leases.release(self._place(user)[0], connection_id)
+                except TopicRefused as error:
+                    # Those of other users are renewed all the same.
+                    self._note_refusal(error)
+
+    def _note_refusal(self, error: BackendError) -> None:
+        if isinstance(error, TopicRefused) and not self._is_refused:
+            self._is_refused = True
+            logger.warning(
+                "limiter: lease refused, a user's connections are counted in each process alone "
+                "error=%s (logged once)",
+                error,
+            )
 
     def _lease(self, user: str, connection_id: str) -> bool:
         name, limit = self._place(user)

@@ -239,3 +239,24 @@ def test_an_error_of_the_server_has_a_kind_and_a_sentence(
     explained = explain(error)
     assert type(explained) is ERRORS[kind]
     assert sentence in str(explained)
+
+
+def test_a_spoiled_key_of_no_topic_is_named_and_is_no_outage(
+    backend: RedisBackend, admin: redis.Redis
+) -> None:
+    prefix = backend._settings.prefix
+    admin.set(f"{prefix}:{{holders}}", "text")
+    admin.set(backend._lease_key("connections:7"), "text")
+    guarded = GuardedBackend(backend, 5.0)
+    for call, key in (
+        (lambda: guarded.hold("worker", {"1": b"one"}, [], 60.0), "{holders}"),
+        (lambda: guarded.overdue(60.0), "{holders}"),
+        (lambda: guarded.lease("connections:7", "one", 10, 60.0), "lease:{connections:7}"),
+        (lambda: guarded.release("connections:7", "one"), "lease:{connections:7}"),
+    ):
+        with pytest.raises(BackendRefused) as refused:
+            call()
+        assert f"the key {prefix}:{key} is refused: WRONGTYPE" in str(refused.value)
+        assert not guarded.is_away
+    assert guarded.lease("connections:8", "one", 10, 60.0)
+    assert [receipt.outcome for receipt in guarded.publish([draft("job:1")])] == [Outcome.APPENDED]

@@ -13,8 +13,9 @@ import redis
 from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Draft, Outcome
-from semantik_realtime.core.sinks import SinkFilter
+from semantik_realtime.core.sinks import Fate, Settlement, SinkFilter
 from semantik_realtime.errors import BackendRefused
+from semantik_realtime.sinks.registry import SinkEvent
 from semantik_realtime.testing.contract import Author, SinkContract
 from semantik_realtime.testing.servers import ROWS
 
@@ -110,3 +111,20 @@ class TestAppends:
         [receipt] = backend.publish([author.draft("job:1")])
         assert receipt.outcome is Outcome.APPENDED
         admin.delete(key)
+
+    def test_an_entry_that_another_program_has_added_is_given_and_can_be_settled(
+        self, backend: Any, admin: Any
+    ) -> None:
+        every = SinkFilter.of(None, "*").encode()
+        backend.sink_open("ends", every, 10, 0.0)
+        key = f"{backend._sinks_key}:ends"
+        admin.xadd(f"{key}:queue", {"text": b"\xff"})
+        [entry] = backend.sink_take("ends", every, 10, 60.0)
+        with pytest.raises(ValueError):  # noqa: PT011
+            SinkEvent.of(entry)
+        settlement = Settlement(entry.id, entry.attempt, Fate.DEAD, error="unreadable")
+        assert backend.sink_settle("ends", [settlement]) == 1
+        admin.xadd(f"{key}:dead", {"text": b"\xff"})
+        letters = backend.sink_dead("ends", "", 10)
+        assert [letter.error for letter in letters] == ["unreadable", ""]
+        assert backend.sink_discard("ends", [letter.entry.id for letter in letters]) == 2

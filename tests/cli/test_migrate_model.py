@@ -7,7 +7,7 @@ import copy as copying
 from collections.abc import AsyncIterator, Mapping, Sequence
 from zlib import crc32
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from semantik_realtime.cli.migrate_copy import Copier, Side
@@ -111,6 +111,8 @@ class Engine:
         self.copies[topic] = TopicCopy(topic, Cursor("", 0, 0), deleted=True)
 
 
+APPEND = ("append", "job:1")
+ROUND = ("round", "")
 changes = st.sampled_from(["append", "append", "append", "claim", "delete", "expire", "lose"])
 failures = st.sampled_from(["", "", "", "before", "after", "part"])
 steps = st.one_of(
@@ -120,8 +122,15 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=300)
-@given(st.lists(steps, max_size=25))
+@settings(max_examples=150)
+@given(st.lists(steps, max_size=20))
+@example([APPEND, ROUND, APPEND, ("round", "part")])
+@example([APPEND, ROUND, APPEND, ("round", "after")])
+@example([APPEND, APPEND, ROUND, ("delete", "job:1"), APPEND])
+@example([APPEND, APPEND, ROUND, ("lose", "job:1"), APPEND])
+@example([APPEND, ROUND, ("claim", "job:1")])
+@example([APPEND, ("round", "part"), ("kill", ""), APPEND])
+@example([("delete", "job:1"), ROUND, ("expire", "job:1"), ("delete", "job:1")])
 def test_after_the_last_round_the_target_has_what_the_source_has(
     given_steps: list[tuple[str, str]],
 ) -> None:

@@ -130,9 +130,16 @@ class FailingTwice:
         return getattr(self.target, name)
 
 
-@pytest.mark.parametrize("hook", ["sink_open", "sink_take", "sink_settle", "sink_status"])
+FAILURES = [(hook, BackendUnavailable("away")) for hook in ("sink_open", "sink_take")]
+FAILURES += [(hook, BackendUnavailable("away")) for hook in ("sink_settle", "sink_status")]
+
+
+@pytest.mark.parametrize(
+    ("hook", "error"),
+    [*FAILURES, *((hook, RuntimeError("a fault")) for hook in ("sink_open", "sink_take"))],
+)
 async def test_a_backend_that_fails_for_a_moment_stops_no_sink(
-    realtime: Realtime, hook: str
+    realtime: Realtime, hook: str, error: Exception
 ) -> None:
     events: list[str] = []
 
@@ -141,7 +148,7 @@ async def test_a_backend_that_fails_for_a_moment_stops_no_sink(
         events.append(event.type)
 
     real = realtime.sink_backend
-    realtime.sink_backend = FailingTwice(real, hook, BackendUnavailable("away"))
+    realtime.sink_backend = FailingTwice(real, hook, error)
     async with started(realtime):
         await realtime.publish("job:1", "note")
         await until(lambda: real.sink_status()[0].handled == 1, 10, "it is handled")

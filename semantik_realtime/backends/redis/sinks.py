@@ -71,9 +71,9 @@ class SinkQueues:
         found = []
         for id, flat in self._call("dead", name, after if _ID.fullmatch(after) else "", limit):
             fields = _fields(flat)
-            entry = _entry(id, int(fields[b"attempt"]), fields)
+            entry = _entry(id, int(fields.get(b"attempt", 0)), fields)
             died_at = int(id.partition(b"-")[0]) / 1000
-            error = fields[b"error"].decode(errors="replace")
+            error = fields.get(b"error", b"").decode(errors="replace")
             found.append(DeadEntry(entry=entry, error=error, died_at=died_at))
         return found
 
@@ -105,13 +105,17 @@ def _fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
 
 
 def _entry(id: bytes, attempt: int, fields: dict[bytes, bytes]) -> SinkEntry:
-    topic = fields[b"topic"].decode()
+    # What another program has added lacks members, and is no event that can be read.
+    topic, draft, epoch, owner = (
+        fields.get(name, b"").decode(errors="replace")
+        for name in (b"topic", b"draft", b"epoch", b"owner")
+    )
     return SinkEntry(
         id=id.decode(),
         attempt=attempt,
-        identity=f"{topic}/{fields[b'draft'].decode().replace(' ', '.')}",
+        identity=f"{topic}/{draft.replace(' ', '.')}",
         topic=topic,
-        epoch=fields[b"epoch"].decode(),
-        owner=fields[b"owner"].decode() or None,
-        json=fields[b"event"],
+        epoch=epoch,
+        owner=owner or None,
+        json=fields.get(b"event", b""),
     )

@@ -17,6 +17,7 @@ from semantik_realtime.backends.redis.refusals import (
     code_of,
     ends_connection,
     explain,
+    explain_for_key,
     kind_of,
 )
 from semantik_realtime.backends.redis.script import CONNECTION_SECONDS, WRITES, Script
@@ -86,7 +87,7 @@ class Writer:
         Raises:
             BackendError: see `run_all`.
         """
-        return _checked(self._run([(key, command)]))[0]
+        return _checked(self._run([(key, command)]), key)[0]
 
     def run_all(
         self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
@@ -98,9 +99,10 @@ class Writer:
         Raises:
             BackendUnavailable: the script did not run.
             AppendUncertain: the script may have run, once or several times.
+            KeyRefused: the server refuses the first key, and answers for others.
             BackendRefused: the server refused all runs.
         """
-        return _checked(self.run_each(script, calls))
+        return _checked(self.run_each(script, calls), calls[0][0][0])
 
     def run_each(
         self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
@@ -293,12 +295,12 @@ def _failed(reply: Any) -> bool:
     return isinstance(reply, Exception)
 
 
-def _checked(replies: list[Any]) -> list[Any]:
-    """Return ``replies``; raise if a part of them, or all, are errors."""
+def _checked(replies: list[Any], key: str) -> list[Any]:
+    """Return ``replies`` of calls about ``key``; raise if a part of them, or all, are errors."""
     failures = [reply for reply in replies if _failed(reply)]
     if not failures:
         return replies
-    reason = explain(failures[0])
+    reason = explain_for_key(key, failures[0])
     if len(failures) < len(replies):
         raise AppendUncertain(f"{len(failures)} of {len(replies)} failed: {reason}")
     raise reason
