@@ -181,3 +181,27 @@ def test_a_record_that_is_too_big_loses_its_topics_and_the_end_of_its_name() -> 
 )
 def test_a_record_of_another_version_is_read_as_an_empty_one(record: bytes) -> None:
     assert HeldJob.decode(record) == HeldJob()
+
+
+@pytest.mark.parametrize(
+    ("state", "expected", "ends"),
+    [
+        (None, 1, 0),
+        ({"status": "queued", "attempt": 0}, 1, 0),
+        ({"status": "retrying", "attempt": 1, "worker": "w"}, 2, 1),
+        ({"status": "retrying", "attempt": 1, "worker": "w"}, 1, None),
+    ],
+)
+def test_a_process_that_died_before_its_start_was_logged_ends_the_attempt_before(
+    state: dict[str, Any] | None, expected: int, ends: int | None
+) -> None:
+    assert attempt_to_end(state, "w", expected) == ends
+
+
+def test_a_job_waits_from_when_it_was_queued_last_or_is_due_and_only_until_it_begins() -> None:
+    early, before, late = (f"2026-01-0{day}T00:00:00.000Z" for day in (1, 2, 3))
+    assert waits_too_long({"status": "queued", "queued_at": early, "eta": early}, early, before)
+    assert not waits_too_long({"status": "queued", "queued_at": late}, early, before)
+    assert not waits_too_long({"status": "queued", "eta": late}, early, before)
+    assert not waits_too_long({"status": "queued"}, late, before)
+    assert not waits_too_long({"status": "running", "queued_at": early}, early, before)
