@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from typing import Protocol
 
 from semantik_realtime.cancellation import STOP_SECONDS, stop_tasks
+from semantik_realtime.core.topic_token import Viewer
 from semantik_realtime.errors import BackendError, TopicRefused
 
 logger = logging.getLogger(__name__)
@@ -31,11 +31,18 @@ class ConnectionLimiter:
 
     The leases of a process that dies run out within a minute. While the backend
     is away, each process counts its own connections only.
+
+    Args:
+        leases: the backend.
+        limit: connections of a user.
+        viewers: connections of all viewers of a topic together
+            (`semantik_realtime.core.topic_token`).
     """
 
-    def __init__(self, leases: Leases, limit: int) -> None:
+    def __init__(self, leases: Leases, limit: int, viewers: int) -> None:
         self._leases = leases
         self._limit = limit
+        self._viewers = viewers
         # The user of each connection, by the connection's id.
         self._users: dict[str, str] = {}
         # Renews the leases; runs while there are connections.
@@ -50,7 +57,8 @@ class ConnectionLimiter:
         try:
             granted = await asyncio.to_thread(self._lease, user, connection_id)
         except BackendError as error:
-            granted = Counter(self._users.values())[user] < self._limit
+            name, limit = self._place(user)
+            granted = sum(self._place(one)[0] == name for one in self._users.values()) < limit
             logger.debug("limiter: counted in this process only error=%s", error)
             self._note_refusal(error)
         if granted:
@@ -98,7 +106,7 @@ class ConnectionLimiter:
                 try:
                     self._lease(user, connection_id)
                     if connection_id not in self._users:
-                        self._leases.release(_name(user), connection_id)
+                        self._leases.release(self._place(user)[0], connection_id)
                 except TopicRefused as error:
                     # Those of other users are renewed all the same.
                     self._note_refusal(error)
@@ -113,14 +121,18 @@ class ConnectionLimiter:
             )
 
     def _lease(self, user: str, connection_id: str) -> bool:
-        return self._leases.lease(_name(user), connection_id, self._limit, LEASE_SECONDS)
+        name, limit = self._place(user)
+        return self._leases.lease(name, connection_id, limit, LEASE_SECONDS)
 
     async def _release(self, user: str, connection_id: str) -> None:
         try:
-            await asyncio.to_thread(self._leases.release, _name(user), connection_id)
+            await asyncio.to_thread(self._leases.release, self._place(user)[0], connection_id)
         except BackendError as error:
             logger.debug("limiter: lease left to run out error=%s", error)
 
-
-def _name(user: str) -> str:
-    return f"connections:{user}"
+    def _place(self, user: str) -> tuple[str, int]:
+        """Return the name that the leases of ``user`` have, and how many there may be."""
+        viewer = Viewer.of(user)
+        if viewer is None:
+            return f"connections:{user}", self._limit
+        return f"viewers:{viewer.topic}", self._viewers

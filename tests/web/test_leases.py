@@ -39,7 +39,7 @@ async def test_a_connection_that_ends_while_the_leases_are_renewed_leaves_none(
 ) -> None:
     monkeypatch.setattr(limiter, "RENEW_SECONDS", 0.01)
     leases = SlowLeases()
-    limited = ConnectionLimiter(leases, 10)
+    limited = ConnectionLimiter(leases, 10, 10)
     for connection_id in ("first", "second"):
         assert await limited.admit("7", connection_id)
     await until(lambda: leases.renewing)
@@ -69,7 +69,7 @@ async def test_a_refused_lease_is_logged_once_and_the_others_are_renewed(
 ) -> None:
     monkeypatch.setattr(limiter, "RENEW_SECONDS", 0.01)
     leases = PartlyRefusedLeases()
-    limited = ConnectionLimiter(leases, 10)
+    limited = ConnectionLimiter(leases, 10, 10)
     assert await limited.admit("7", "refused")
     assert await limited.admit("8", "granted")
     await until(lambda: leases.renewing.count("granted") > 3)

@@ -66,6 +66,7 @@ _KINDS = {
     "BUSY": Kind.TEMPORARY,
     "MISCONF": Kind.TEMPORARY,
     "TRYAGAIN": Kind.TEMPORARY,
+    "CLOSED": Kind.TEMPORARY,
     "NOAUTH": Kind.RIGHTS,
     "NOPERM": Kind.RIGHTS,
     "WRONGPASS": Kind.RIGHTS,
@@ -104,6 +105,7 @@ _SENTENCES: Mapping[str, str] = {
     "BUSY": "a script runs on it and blocks it",
     "MISCONF": "it cannot save to its disk",
     "TRYAGAIN": "its cluster is moving these keys to another node",
+    "CLOSED": "it is closed",
 }
 
 

@@ -57,10 +57,12 @@ class Writer:
     Args:
         topology: says which node has a key.
         timeout_seconds: deadline of connecting, of each reply, and of being redirected.
+        mark: the key with which a migration closes the server (`script.mark_key`).
     """
 
-    def __init__(self, topology: Topology, timeout_seconds: float) -> None:
+    def __init__(self, topology: Topology, timeout_seconds: float, mark: str) -> None:
         self._topology = topology
+        self._mark = mark
         self._timeout = timeout_seconds
         # Connections that no call uses, by their `socket_owner` and node, each with the monotonic
         # time until which it may be used; taken and returned under the lock.
@@ -112,8 +114,14 @@ class Writer:
             AppendUncertain: the script may have run, once or several times.
             BackendRefused: the server refuses the connection.
         """
+        # A script in a cluster cannot read a key of another slot.
+        is_checked = script.is_refused_when_closed and not self._topology.find().is_cluster
+        more = (self._mark,) if is_checked else ()
         return self._run(
-            [(keys[0], ("EVALSHA", script.sha, len(keys), *keys, *args)) for keys, args in calls]
+            [
+                (keys[0], ("EVALSHA", script.sha, len(keys) + len(more), *keys, *more, *args))
+                for keys, args in calls
+            ]
         )
 
     def close(self) -> None:
