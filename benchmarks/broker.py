@@ -12,6 +12,7 @@ from semantik_realtime.testing.servers import (
     ROWS,
     NatsServer,
     RedisServer,
+    Server,
     ServerMissing,
     backend_url,
     nats_program,
@@ -25,20 +26,32 @@ PROGRAMS = {"valkey": valkey_program, "redis": redis_program, "nats": nats_progr
 
 
 @contextlib.contextmanager
-def server_url(backend: str) -> Iterator[str | None]:
-    """Run a server that syncs its log to disk each second, as in production.
-
-    Yields its URL, or None if the backend needs no server.
+def running_server(backend: str) -> Iterator[Server]:
+    """Run a server of `PROGRAMS` that syncs its log to disk each second, as in production.
 
     Raises:
         ServerMissing: its program is not installed.
     """
     if backend == "nats":
         with running(_nats_server()) as nats:
-            yield nats.url
-    elif backend in PROGRAMS:
+            yield nats
+    else:
         program = PROGRAMS[backend]()
         with running(RedisServer(program, options=("--appendfsync", "everysec"))) as server:
+            yield server
+
+
+@contextlib.contextmanager
+def server_url(backend: str) -> Iterator[str | None]:
+    """Run the server of a backend as `running_server`.
+
+    Yields its URL, or None if the backend needs no server.
+
+    Raises:
+        ServerMissing: its program is not installed.
+    """
+    if backend in PROGRAMS:
+        with running_server(backend) as server:
             yield server.url
     else:
         with backend_url(backend) as url:

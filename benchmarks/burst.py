@@ -5,14 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from benchmarks.traffic import job_topic, numbers_without
 
-READY_SECONDS = 20.0
-"""How long a publisher may take to create its topic."""
-GO_SECONDS = 90.0
+READY_SECONDS = 60.0
+"""How long a publisher may take to create its topics."""
+GO_SECONDS = 300.0
 """How long the clients may take to join."""
 PAUSE_SECONDS = 0.0005
 """Between two looks at what the clients have received."""
@@ -21,7 +21,11 @@ SLICE_EVENTS = 200
 
 
 class Publisher(Protocol):
-    """Publishes the events of one topic. The topic exists as soon as the publisher does."""
+    """Publishes the events of some jobs, whose topics exist as soon as the publisher does.
+
+    The jobs take turns: of J jobs, the one at place P publishes the numbers P, P + J, P + 2 J …,
+    as its own 0, 1, 2 ….
+    """
 
     def publish(self, numbers: Sequence[int]) -> None:
         """Publish an event for each number, in order."""
@@ -71,12 +75,12 @@ class Pace:
 
 @dataclass
 class Burst:
-    """The events of one topic, shared between processes; each value has one writer."""
+    """The events of some jobs, shared between processes; each value has one writer."""
 
-    job_id: str
+    job_ids: Sequence[str]
     pace: Pace
     ready: Any
-    """Event, set by the publisher: the topic exists."""
+    """Event, set by the publisher: the topics exist."""
     go: Any
     """Event, set by the clients: publishing may begin."""
     received: Any
@@ -89,17 +93,27 @@ class Burst:
     """Seconds on the clock of `time.monotonic`, written by the publisher: when it began."""
     ended_at: Any
     """The same: when the broker had the last event. 0 until then."""
+    pids: dict[str, int] = field(default_factory=dict)
+    """Process ids by role, those of `benchmarks.harness.run_burst`; complete for the clients."""
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics of the events, one for each job."""
+        return [job_topic(job_id) for job_id in self.job_ids]
 
     @property
     def topic(self) -> str:
-        """The topic of the events."""
-        return job_topic(self.job_id)
+        """The topic of the only job."""
+        [topic] = self.topics
+        return topic
 
 
-def make_burst(processes: multiprocessing.context.BaseContext, job_id: str, pace: Pace) -> Burst:
+def make_burst(
+    processes: multiprocessing.context.BaseContext, job_ids: Sequence[str], pace: Pace
+) -> Burst:
     """Return a burst that has not begun."""
     return Burst(
-        job_id,
+        job_ids,
         pace,
         ready=processes.Event(),
         go=processes.Event(),

@@ -37,7 +37,7 @@ def follow_burst(
 
     It measures the deliveries, from the first publish to the last delivery.
     """
-    pool = ClientPool(port, wire, burst.topic, count)
+    pool = ClientPool(port, wire, [burst.topic] * count)
     clients = pool.clients
     # Where only the rate matters, many frames are read at a time: to wake up for each would
     # take processor time from the server.
@@ -87,7 +87,7 @@ def catch_up(port: int, wire: Wire, count: int, burst: Burst, pipe: Connection[A
     Sends a `Measurement` of the deliveries into the pipe. Its seconds are the sum over the
     clients, its milliseconds are from the connect of a client to its last event.
     """
-    pool = ClientPool(port, wire, burst.topic, count)
+    pool = ClientPool(port, wire, [burst.topic] * count)
     cursors = [client.cursor for client in pool.clients]
     pool.close()
     burst.go.set()

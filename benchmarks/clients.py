@@ -6,6 +6,7 @@ connect to every contender, through its wire (`benchmarks.wires`).
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import struct
@@ -16,11 +17,14 @@ from benchmarks.measurement import DeliveryErrors, count_errors
 from benchmarks.traffic import NumberedEvent
 from benchmarks.wires import Content, Reader, Wire
 
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 30.0
+"""How long a connection and its handshake may take, also in a crowd."""
 JOIN_SECONDS = 60.0
-"""How long it may take until every client has joined."""
+"""How long it may take until every client has joined, after the last one was connected."""
 RECEIVE_BYTES = 2**16
 """The most to read at a time: to allocate a megabyte takes longer than to fill 64 KiB."""
+RECEIVE_EVERY = 20
+"""Joining clients between two looks at those that have joined."""
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
 """Opcodes (RFC 6455, 5.2)."""
 
@@ -50,13 +54,14 @@ class Client:
         return [event for _, events in self.frames for event in events]
 
     def upgrade(self, wire: Wire, topic: str, cursor: str | None = None) -> None:
-        """Upgrade to WebSocket, blocking, and send the first frame.
+        """Do `ask_upgrade`, and then `finish_upgrade`."""
+        self.ask_upgrade(wire, topic)
+        self.finish_upgrade(wire, topic, cursor)
 
-        No extension is offered, so nothing is compressed. Afterwards the socket is
-        non-blocking.
+    def ask_upgrade(self, wire: Wire, topic: str) -> None:
+        """Ask the server to upgrade to WebSocket.
 
-        Raises:
-            ConnectionError: the server refused or closed the connection.
+        No extension is offered, so nothing is compressed.
         """
         lines = [
             f"GET {wire.path(topic)} HTTP/1.1",
@@ -69,6 +74,15 @@ class Client:
         if wire.subprotocol is not None:
             lines.append(f"Sec-WebSocket-Protocol: {wire.subprotocol}")
         self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
+
+    def finish_upgrade(self, wire: Wire, topic: str, cursor: str | None = None) -> None:
+        """Wait for the upgrade, blocking, and send the first frame.
+
+        Afterwards the socket is non-blocking.
+
+        Raises:
+            ConnectionError: the server refused or closed the connection.
+        """
         while b"\r\n\r\n" not in self._buffer:
             data = self.socket.recv(RECEIVE_BYTES)
             if not data:
@@ -157,24 +171,54 @@ class Client:
 
 
 class ClientPool:
-    """Clients that watch one topic.
+    """Clients that watch a topic each, several of them the same one or not.
+
+    Args:
+        port: of the web server.
+        wire: its protocol.
+        topics: of each client.
+        cursors: where each client resumes; None: nowhere.
+        at_once: whether all ask before the first one gets its answer, as a crowd does; otherwise
+            one connects after the other.
 
     Raises:
         ConnectionError: the server refused a connection.
         TimeoutError: a client had not joined after `JOIN_SECONDS`.
     """
 
-    def __init__(self, port: int, wire: Wire, topic: str, count: int) -> None:
+    def __init__(
+        self,
+        port: int,
+        wire: Wire,
+        topics: Sequence[str],
+        cursors: Sequence[str | None] | None = None,
+        at_once: bool = False,
+    ) -> None:
         self._selector = selectors.DefaultSelector()
         self.clients: list[Client] = []
-        reader = Reader(wire, topic)
-        for _ in range(count):
-            client = connect(port, reader)
-            client.upgrade(wire, topic)
-            self.clients.append(client)
+        readers = {topic: Reader(wire, topic) for topic in topics}
+        if at_once:
+            for topic in topics:
+                self.clients.append(connect(port, readers[topic]))
+                self.clients[-1].ask_upgrade(wire, topic)
+        for place, topic in enumerate(topics):
+            if not at_once:
+                self.clients.append(connect(port, readers[topic]))
+                self.clients[-1].ask_upgrade(wire, topic)
+            client = self.clients[place]
+            client.finish_upgrade(wire, topic, cursors[place] if cursors else None)
             self._selector.register(client.socket, selectors.EVENT_READ, client)
+            if place % RECEIVE_EVERY == 0:
+                # A server closes a connection that does not answer its pings.
+                self.receive(0)
         deadline = time.monotonic() + JOIN_SECONDS
-        while not all(client.joined for client in self.clients):
+        # A client that has joined stays so: each is asked only until then.
+        joining = iter(self.clients)
+        waits_for = next(joining, None)
+        while waits_for is not None:
+            if waits_for.joined:
+                waits_for = next(joining, None)
+                continue
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not every client had joined after {JOIN_SECONDS:g} s")
             self.receive(JOIN_SECONDS)
@@ -191,6 +235,20 @@ class ClientPool:
             except ConnectionError:
                 self._selector.unregister(key.fileobj)
         return any_events
+
+    def idle(self, seconds: float) -> None:
+        """Receive for ``seconds``, so that pings are answered."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.receive(left)
+
+    def leave(self, count: int) -> None:
+        """Close the first ``count`` connections, which are no longer received."""
+        for client in self.clients[:count]:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(client.socket)
+            client.socket.close()
+        del self.clients[:count]
 
     def close(self) -> None:
         """Close all connections."""

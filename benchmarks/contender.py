@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from benchmarks.burst import Publisher
@@ -41,10 +42,10 @@ class Contender(Protocol):
     def application(self, url: str | None) -> Any:
         """Return the ASGI application, connected to the broker at ``url``; None for memory."""
 
-    def publisher(self, url: str, job_id: str) -> Publisher:
-        """Return a publisher for the topic of a job, in another process than the application."""
+    def publisher(self, url: str, job_ids: Sequence[str]) -> Publisher:
+        """Return a publisher for the topics of jobs, in another process than the application."""
 
-    def local_publisher(self, application: Any, job_id: str) -> Publisher:
+    def local_publisher(self, application: Any, job_ids: Sequence[str]) -> Publisher:
         """Return the same in the application's process, for a backend without a server."""
 
 
@@ -54,6 +55,15 @@ def load_peer(name: str) -> Contender:
     Raises:
         ImportError: it is not installed.
     """
-    module, _, kind = PEERS[name].partition(":")
-    peer: Contender = getattr(importlib.import_module(module), kind)()
-    return peer
+    return _load(PEERS[name])
+
+
+def load_bare_loop() -> Contender:
+    """Return the yardstick of `benchmarks.jobs`, which is no peer: it is no library."""
+    return _load("benchmarks.contenders.bare_loop:BareLoop")
+
+
+def _load(path: str) -> Contender:
+    module, _, kind = path.partition(":")
+    contender: Contender = getattr(importlib.import_module(module), kind)()
+    return contender

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -36,6 +35,7 @@ from benchmarks import options
 from benchmarks.harness import START_SECONDS, process
 from benchmarks.machine import describe_machine
 from benchmarks.output import RunProgress, encode_json, machine_text, make_console
+from benchmarks.process_time import memory_bytes
 from semantik_realtime.config import Settings
 from semantik_realtime.core.limits import MAX_FRAME_BYTES, MAX_HISTORY, MAX_TOPICS
 from semantik_realtime.testing.servers import free_port
@@ -143,15 +143,6 @@ async def ping(socket: ClientConnection, seconds: float) -> list[float]:
 def p99(took: Sequence[float]) -> float:
     """Return the 99th percentile."""
     return round(sorted(took)[int(len(took) * 0.99)], 1)
-
-
-def memory_bytes(pid: int) -> int | None:
-    """Return the resident memory of a process; None without a /proc."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def most_memory(pid: int) -> int:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -18,6 +16,7 @@ from benchmarks.burst import READY_SECONDS, Burst, Pace, make_burst, publish_bur
 from benchmarks.contender import Contender
 from benchmarks.measurement import Measurement, MeasurementFailed
 from benchmarks.polling import wait_until
+from benchmarks.process_time import process_seconds
 from semantik_realtime.testing.servers import free_port
 
 START_SECONDS = 20.0
@@ -53,14 +52,14 @@ def serve(contender: Contender, url: str | None, port: int, burst: Burst) -> Non
     """
     app = contender.application(url)
     if url is None:
-        publisher = contender.local_publisher(app, burst.job_id)
+        publisher = contender.local_publisher(app, burst.job_ids)
         threading.Thread(target=publish_burst, args=(publisher, burst), daemon=True).start()
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="critical")
 
 
 def run_publisher(contender: Contender, url: str, burst: Burst) -> None:
     """Publish the burst from this process."""
-    publisher = contender.publisher(url, burst.job_id)
+    publisher = contender.publisher(url, burst.job_ids)
     publish_burst(publisher, burst)
     publisher.close()
 
@@ -71,6 +70,9 @@ def run_burst(
     pace: Pace,
     clients: Callable[..., None],
     count: int,
+    *,
+    jobs: int = 1,
+    broker_pid: int | None = None,
 ) -> Measurement:
     """Publish one burst through a new web server to ``count`` new clients.
 
@@ -79,13 +81,19 @@ def run_burst(
         url: of its broker; None for a backend without a server.
         pace: how much to publish, and when.
         clients: one of the functions in `benchmarks.client_processes`.
-        count: how many clients connect.
+        count: how many clients connect, or what the function takes for it.
+        jobs: how many publish the burst, in turn.
+        broker_pid: the process of the broker, if the clients measure it.
 
     Raises:
         MeasurementFailed: a process did not start, or ended early.
     """
     port = free_port()
-    burst = make_burst(processes, secrets.token_hex(4), pace)
+    name = secrets.token_hex(4)
+    job_ids = [name] if jobs == 1 else [f"{name}-{place}" for place in range(jobs)]
+    burst = make_burst(processes, job_ids, pace)
+    if broker_pid is not None:
+        burst.pids["broker"] = broker_pid
     receiver, sender = processes.Pipe()
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(process(serve, contender, url, port, burst))
@@ -100,6 +108,7 @@ def run_burst(
         )
         if not burst.ready.wait(READY_SECONDS):
             raise MeasurementFailed("the publisher did not start")
+        burst.pids["server"] = server.pid
         arguments = (port, contender.wire, count, burst, sender)
         client_process = stack.enter_context(process(clients, *arguments))
         # With the only other copy in the child, `recv` raises EOFError when the child ends.
@@ -107,13 +116,13 @@ def run_burst(
         while not burst.go.wait(0.1):
             if not client_process.is_alive():
                 raise MeasurementFailed("the clients could not join")
-        cpu = _cpu_seconds(server.pid)
+        cpu = process_seconds(server.pid)
         try:
             measurement: Measurement = receiver.recv()
         except EOFError:
             raise MeasurementFailed("the clients ended early") from None
         if cpu is not None:
-            used = (_cpu_seconds(server.pid) or cpu) - cpu
+            used = (process_seconds(server.pid) or cpu) - cpu
             measurement.facts["server_cpu_share"] = round(used / measurement.seconds, 2)
         return measurement
 
@@ -123,12 +132,3 @@ def _accepts_connections(port: int, server: Any) -> bool:
         raise MeasurementFailed("the web server did not start")
     socket.create_connection(("127.0.0.1", port), 1).close()
     return True
-
-
-def _cpu_seconds(pid: int) -> float | None:
-    """Return the processor time that a process has used; None without a /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

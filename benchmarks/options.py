@@ -60,6 +60,24 @@ def number(option: str, default: int, least: int, help: str) -> Callable[[Comman
     )
 
 
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """Some whole numbers from 1 on, separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        texts = value.split(",") if isinstance(value, str) else [str(one) for one in value]
+        if not all(text.strip().isdecimal() and int(text) > 0 for text in texts):
+            self.fail(f"{value!r} are no numbers from 1 on", param, ctx)
+        return tuple(sorted({int(text) for text in texts}))
+
+
+def numbers(option: str, default: Sequence[int], help: str) -> Callable[[Command], Command]:
+    """Return an option for some whole numbers from 1 on."""
+    text = ",".join(map(str, default))
+    return click.option(f"--{option}", type=Numbers(), default=text, show_default=True, help=help)
+
+
 def seconds(default: float, help: str) -> Callable[[Command], Command]:
     """Return the option for a time limit."""
     return click.option("--seconds", type=float, default=default, show_default=True, help=help)
@@ -75,6 +93,7 @@ window = click.option(
     help="Events that may be on the way to the slowest client.",
 )
 quick = click.option("--quick", is_flag=True, help="Run one small round, to see that it works.")
+check = click.option("--check", is_flag=True, help="Fail also if a target is missed.")
 lose = click.option(
     "--lose",
     type=click.IntRange(0),

@@ -1,9 +1,30 @@
-"""The processor time of a process and of those that it has started."""
+"""The processor time and the memory of processes."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def process_seconds(pid: int) -> float | None:
+    """Return the processor time that a process has used so far, in seconds; None without a /proc.
+
+    The kernel counts in hundredths of a second.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_bytes(pid: int) -> int | None:
+    """Return the resident memory of a process; None without a /proc."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def tree_seconds(pid: int) -> float:

@@ -111,3 +111,27 @@ class Template:
     def text(self, number: int) -> str:
         """Return `event` as JSON."""
         return msgspec.json.encode(self.event(number)).decode()
+
+
+class Templates:
+    """Makes the events of several jobs that take turns, as `emit_events` does.
+
+    A number below 0 is one of the first job.
+    """
+
+    def __init__(self, job_ids: Sequence[str]) -> None:
+        self._jobs = [(job_topic(job_id), Template(job_id)) for job_id in job_ids]
+
+    def event(self, number: int) -> tuple[str, dict[str, object]]:
+        """Return the topic of the event with this number, and the event."""
+        topic, template, turn = self._at(number)
+        return topic, template.event(turn)
+
+    def text(self, number: int) -> tuple[str, str]:
+        """Return the topic of the event with this number, and the event as JSON."""
+        topic, template, turn = self._at(number)
+        return topic, template.text(turn)
+
+    def _at(self, number: int) -> tuple[str, Template, int]:
+        turn, place = (number, 0) if number < 0 else divmod(number, len(self._jobs))
+        return (*self._jobs[place], turn)

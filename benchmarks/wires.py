@@ -51,8 +51,9 @@ class Wire(Protocol):
 
 
 class _Batch(msgspec.Struct, frozen=True):
-    events: tuple[NumberedEvent, ...]
     cursor: str
+    # A heartbeat has none.
+    events: tuple[NumberedEvent, ...] = ()
 
 
 class _Frame(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from semantik_realtime.hookspecs import NO_OPINION as NO_OPINION
     from semantik_realtime.hookspecs import Identity as Identity
     from semantik_realtime.hookspecs import hookimpl as hookimpl
+    from semantik_realtime.sinks.registry import RejectEvent as RejectEvent
     from semantik_realtime.web.realtime import Realtime as Realtime
     from semantik_realtime.worker.cancelled import JobCancelled as JobCancelled
     from semantik_realtime.worker.current import job as job
@@ -26,6 +27,7 @@ _HOMES = {
     "JobCancelled": "semantik_realtime.worker.cancelled",
     "NO_OPINION": "semantik_realtime.hookspecs",
     "Realtime": "semantik_realtime.web.realtime",
+    "RejectEvent": "semantik_realtime.sinks.registry",
     "Settings": "semantik_realtime.config",
     "event": "semantik_realtime.worker.event_types",
     "hookimpl": "semantik_realtime.hookspecs",

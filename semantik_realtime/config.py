@@ -29,10 +29,12 @@ from semantik_realtime.core.limits import (
     MAX_UNAUTHENTICATED,
     QUEUED_SECONDS,
     RETENTION_EVENTS,
+    SINK_EVENTS,
     SPOOL_BYTES,
     SPOOL_DRAFTS,
 )
 from semantik_realtime.core.retention import Retention
+from semantik_realtime.core.secrets import read_secrets, secret_fault
 from semantik_realtime.core.variables import check_paths, check_words, split_list, split_pairs
 from semantik_realtime.errors import ConfigError
 
@@ -40,15 +42,11 @@ PREFIX = "SEMANTIK_REALTIME_"
 DEVELOPMENT = frozenset({"dev", "development", "local", "test", "testing"})
 """Values of ``environment``, in lower case, that allow ``disable_auth``."""
 
-
-SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
-"""The shortest key of each symmetric algorithm, by RFC 7518, section 3.2."""
 CLIENT_VARIABLES = frozenset({"WS", "TOKEN"})
 """Variables of the command line, without the prefix. They are no settings."""
 UnsetIfEmpty = BeforeValidator(lambda value: value or None)
 """An empty variable counts as unset, because Compose files pass on variables that are not set."""
 Names = Annotated[list[str], NoDecode, BeforeValidator(split_list)]
-
 Paths = Annotated[Names, AfterValidator(check_paths)]
 Pairs = Annotated[
     dict[str, str], NoDecode, BeforeValidator(split_pairs), AfterValidator(check_words)
@@ -177,11 +175,14 @@ class Settings(BaseSettings):
         description="Seconds that a job may wait for a worker, from its ETA if it has one, before "
         "a server that shows it calls it lost.",
     )
+    sink_events: int = Field(
+        SINK_EVENTS, ge=1, description="Events in the queue of a sink; beyond, the oldest are lost."
+    )
+    run_sinks: bool = Field(True, description="Whether web servers run the application's sinks.")
     worker_metrics: Annotated[str | None, UnsetIfEmpty] = Field(
         None,
         pattern=r"^\S+:\d{1,5}$",
-        description="host:port where a worker serves its metrics, without a credential; "
-        "unset: it serves none.",
+        description="host:port of a worker's metrics, without a credential; unset: it has none.",
     )
 
     path: str = Field("/realtime", pattern=r"^/", description="Path of the routes.")
@@ -223,6 +224,11 @@ class Settings(BaseSettings):
     jwt_audience: str | None = Field(None, description="Expected claim aud; unset: not checked.")
     jwt_issuer: str | None = Field(None, description="Expected claim iss; unset: not checked.")
     jwt_user_claim: str = Field("sub", description="The claim that has the user's id.")
+    topic_secrets: Annotated[SecretStr | None, UnsetIfEmpty] = Field(
+        None,
+        description="Secrets of tokens for one topic (`token_for`), of 32 bytes or more, separated "
+        "by commas: the first one signs, all are accepted. Unset: there are no such tokens.",
+    )
     token_cookie: str = Field(
         "access_token",
         pattern=r"^[^\s;,=\"]+$",
@@ -246,6 +252,9 @@ class Settings(BaseSettings):
     )
     max_connections: int = Field(
         10, ge=1, description="Connections that a user may have at once, over all servers."
+    )
+    max_viewers: int = Field(
+        100, ge=1, description="Those of all tokens for one topic (`token_for`)."
     )
     max_unauthenticated: int = Field(
         MAX_UNAUTHENTICATED,
@@ -291,10 +300,15 @@ class Settings(BaseSettings):
 
     @property
     def spool_path(self) -> Path | None:
-        """The directory of unsent events for this backend and prefix; None: in memory only."""
+        """The directory of unsent events for this prefix; None: in memory only.
+
+        Whatever the backend: when the topics were moved to another one, so that one gets them.
+        """
         if self.spool_directory is None:
             return None
-        return Path(self.spool_directory, f"{self.backend}-{self.prefix}")
+        # A process with the topics in its own memory must not take what others wait to send.
+        own = f"memory-{self.prefix}" if self.backend == "memory" else self.prefix
+        return Path(self.spool_directory, own)
 
     @property
     def retention(self) -> Retention:
@@ -308,19 +322,16 @@ class Settings(BaseSettings):
         return self.environment.lower() in DEVELOPMENT
 
     @property
+    def topic_secret_list(self) -> list[str]:
+        """Those of ``topic_secrets``. ConfigError: as `semantik_realtime.core.topic_token`."""
+        return read_secrets(self.topic_secrets.get_secret_value()) if self.topic_secrets else []
+
+    @property
     def secret_fault(self) -> str:
         """A sentence about a secret that can be guessed from one token; empty: it cannot be."""
         if self.jwt_secret is None or self.jwt_jwks_url:
             return ""
-        length = len(self.jwt_secret.get_secret_value().encode())
-        short = [name for name in self.jwt_algorithms if length < SECRET_BYTES.get(name, 0)]
-        if not short:
-            return ""
-        name = max(short, key=SECRET_BYTES.__getitem__)
-        return (
-            f"SEMANTIK_REALTIME_JWT_SECRET is shorter than the {SECRET_BYTES[name]} bytes that "
-            f"{name} needs (RFC 7518)"
-        )
+        return secret_fault(self.jwt_secret.get_secret_value(), self.jwt_algorithms)
 
 
 def load_settings(**given: object) -> Settings:

@@ -221,6 +221,12 @@ WRITING = (
         lambda emitter: emitter.stats.failures,
     ),
     Measure(
+        Counter,
+        "events_unpublished",
+        "Events that were appended and not sent to watchers, who get them when they look.",
+        lambda emitter: emitter.stats.unpublished,
+    ),
+    Measure(
         Gauge,
         "spool_drafts",
         "Drafts that wait for the backend.",

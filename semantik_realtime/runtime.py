@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
 from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.backends.loader import (
     bind_hooks,
+    bind_sinks,
     build_plugins,
     is_substituted,
     load_backend,
@@ -40,10 +43,12 @@ from semantik_realtime.core.topic import (
     split_topic,
     user_topic,
 )
+from semantik_realtime.core.topic_token import DEFAULT_SECONDS, make_token
 from semantik_realtime.core.words import Words
 from semantik_realtime.emitter.emitter import Emitter
-from semantik_realtime.errors import BackendError, EventError, InvalidInput
+from semantik_realtime.errors import BackendError, ConfigError, EventError, InvalidInput
 from semantik_realtime.hookspecs import Backend, Top
+from semantik_realtime.sinks.host import SinkHost
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +65,7 @@ def configured_runtimes() -> list[Runtime]:
     return list(_runtimes)
 
 
-class Runtime:
+class Runtime(SinkHost):
     """One configured instance: what a worker or a web process uses.
 
     Making one opens no connection and starts no thread. Web applications use
@@ -95,6 +100,8 @@ class Runtime:
         self.backend = GuardedBackend(bind_hooks(self.plugins), self.settings.timeout_seconds)
         self.backend.make_reader = self.second_backend
         self.emitter = self._make_emitter()
+        self.sink_backend = bind_sinks(self.plugins)
+        self._have_sinks(self.settings.sink_events, lambda: self.backend.is_away)
         if self._is_configured_backend:
             _runtimes.add(self)
         # Members of states that may be misspelt, as logged. At most `MAX_NEAR_MISSES`.
@@ -117,15 +124,17 @@ class Runtime:
 
         Drafts that wait go on waiting for the backend before, and none is sent meanwhile.
         """
-        unguarded, emitter = self.unguarded, self.emitter
+        unguarded, emitter, sink_backend = self.unguarded, self.emitter, self.sink_backend
         emitter.close(REPLACE_SECONDS, while_failing=False)
         plugins = build_plugins(backend, self._given_plugins)
         guarded = self.backend.replace(bind_hooks(plugins))
         self.unguarded, self.emitter = backend, self._make_emitter()
+        self.sink_backend = bind_sinks(plugins)
 
         def undo() -> None:
             self.emitter.close(REPLACE_SECONDS, while_failing=False)
             self.unguarded, self.emitter = unguarded, emitter
+            self.sink_backend = sink_backend
             self.backend.replace(guarded)
 
         return undo
@@ -335,6 +344,32 @@ class Runtime:
             self._readers -= 1
             if not self._readers:
                 await self.backend.close()
+
+    def token_for(
+        self, topic: str, *, seconds: float = DEFAULT_SECONDS, owner: str | int | UUID | None = None
+    ) -> str:
+        """Return a token that allows whoever has it to watch ``topic``, and to do nothing else.
+
+        It is for pages without a login, links that are shared, and programs; every transport
+        takes it as it takes a user's. Nothing is asked or stored: give it to those only who may
+        watch. A connection ends with its token, unless the client has sent a fresh one.
+
+        Args:
+            topic: its name, such as ``job:42``; it need not exist yet.
+            seconds: how long it is valid, 1 to 86,400.
+            owner: the topic's owner: then the token ends when the topic gets another one.
+
+        Raises:
+            ConfigError: SEMANTIK_REALTIME_TOPIC_SECRETS is unset, or a secret is too short.
+            TopicError, InvalidInput: an argument is outside its range.
+        """
+        keys = self.settings.topic_secret_list
+        if not keys:
+            raise ConfigError(
+                "nothing can sign a token for a topic: set SEMANTIK_REALTIME_TOPIC_SECRETS to a "
+                "random text of 32 bytes or more, the same here and in the web servers"
+            )
+        return make_token(topic, keys[0], time.time(), owner=owner, seconds=seconds)
 
     def close(self, timeout_seconds: float | None = None) -> bool:
         """Flush and end the emitter. Return False if drafts still wait."""

@@ -22,7 +22,7 @@ ALIASES = {
     "environment": "ENVIRONMENT",
 }
 """Variables of common hosts that are read too."""
-SECRETS = {"jwt_secret", "metrics_token"}
+SECRETS = {"jwt_secret", "metrics_token", "topic_secrets"}
 
 
 @pytest.fixture(autouse=True)

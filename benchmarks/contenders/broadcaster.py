@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from fastapi import FastAPI, WebSocket
 from benchmarks.contender import PEER_BROKER
 from benchmarks.contenders.calls import AsyncCalls
 from benchmarks.contenders.sockets import send_until_disconnect
-from benchmarks.traffic import Template, job_topic
+from benchmarks.traffic import Templates
 from benchmarks.wires import BareWire
 
 
@@ -50,11 +50,11 @@ class Broadcaster:
 
         return app
 
-    def publisher(self, url: str, job_id: str) -> AsyncCalls:
+    def publisher(self, url: str, job_ids: Sequence[str]) -> AsyncCalls:
         broadcast = Broadcast(url)
-        template, topic = Template(job_id), job_topic(job_id)
+        templates = Templates(job_ids)
         return AsyncCalls(
-            lambda number: broadcast.publish(topic, template.text(number)),
+            lambda number: broadcast.publish(*templates.text(number)),
             start=broadcast.connect,
             close=broadcast.disconnect,
         )

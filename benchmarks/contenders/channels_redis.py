@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import django
@@ -13,7 +14,7 @@ from django.urls import path
 
 from benchmarks.contender import MAX_CONNECTIONS, PEER_BROKER
 from benchmarks.contenders.calls import AsyncCalls
-from benchmarks.traffic import Template, job_topic
+from benchmarks.traffic import Templates
 from benchmarks.wires import BareWire
 
 
@@ -45,13 +46,14 @@ class Channels:
         routes = [path("watch/<str:topic>", Consumer.as_asgi())]
         return ProtocolTypeRouter({"websocket": URLRouter(routes)})
 
-    def publisher(self, url: str, job_id: str) -> AsyncCalls:
+    def publisher(self, url: str, job_ids: Sequence[str]) -> AsyncCalls:
         self._configure(url)
         layer = get_channel_layer()
-        template, group = Template(job_id), group_name(job_topic(job_id))
+        templates = Templates(job_ids)
 
         async def publish(number: int) -> None:
-            await layer.group_send(group, {"type": "job.event", "text": template.text(number)})
+            topic, text = templates.text(number)
+            await layer.group_send(group_name(topic), {"type": "job.event", "text": text})
 
         return AsyncCalls(publish)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from benchmarks.traffic import begin_job, emit_events
 from benchmarks.wires import NativeWire
 from semantik_realtime.core import frames
 from semantik_realtime.core.event import Cursor
+from semantik_realtime.hookspecs import Credentials
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.web.endpoints import websocket
 from semantik_realtime.web.realtime import Realtime
@@ -25,7 +27,10 @@ FLUSH_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Ours:
-    """Default settings, except that anyone may watch and open any number of sockets."""
+    """Default settings, except that each socket is another user's, who may watch everything.
+
+    So each has a place of its own in a lease, as the users of an application have.
+    """
 
     broker: str
     one_frame_per_event: bool = False
@@ -38,34 +43,36 @@ class Ours:
         if self.one_frame_per_event:
             module: Any = websocket
             module.NativeWire = OneFramePerEvent
-        settings = settings_for(
-            self.broker,
-            url,
-            disable_auth=True,
-            environment="development",
-            max_connections=1_000_000,
-        )
         app = FastAPI()
-        Realtime(settings).install(app)
+        app.state.realtime = realtime = Realtime(settings_for(self.broker, url))
+        app.include_router(realtime.router(authenticate=_new_user, authorize=_allow))
         return app
 
-    def publisher(self, url: str, job_id: str) -> JobPublisher:
-        return JobPublisher(Runtime(settings_for(self.broker, url)), job_id)
+    def publisher(self, url: str, job_ids: Sequence[str]) -> JobPublisher:
+        return JobPublisher(Runtime(settings_for(self.broker, url)), job_ids)
 
-    def local_publisher(self, application: Any, job_id: str) -> JobPublisher:
-        return JobPublisher(application.state.realtime, job_id)
+    def local_publisher(self, application: Any, job_ids: Sequence[str]) -> JobPublisher:
+        return JobPublisher(application.state.realtime, job_ids)
+
+
+async def _new_user(credentials: Credentials) -> str:
+    return secrets.token_hex(6)
+
+
+async def _allow(user: str, topic: str, owner: str | None) -> bool:
+    return True
 
 
 class JobPublisher:
-    """Publishes by one job that emits every event."""
+    """Publishes by jobs that emit the events in turn."""
 
-    def __init__(self, runtime: Runtime, job_id: str) -> None:
+    def __init__(self, runtime: Runtime, job_ids: Sequence[str]) -> None:
         self._runtime = runtime
-        self._job = begin_job(runtime, job_id)
+        self._jobs = [begin_job(runtime, job_id) for job_id in job_ids]
         self.flush()
 
     def publish(self, numbers: Sequence[int]) -> None:
-        emit_events([self._job], numbers)
+        emit_events(self._jobs, numbers)
 
     def flush(self) -> None:
         self._runtime.emitter.flush(FLUSH_SECONDS)

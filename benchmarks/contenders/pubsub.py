@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -12,7 +13,7 @@ from redis.asyncio.client import PubSub
 from benchmarks.contender import MAX_CONNECTIONS, PEER_BROKER
 from benchmarks.contenders.calls import SyncCalls
 from benchmarks.contenders.sockets import send_until_disconnect
-from benchmarks.traffic import Template, job_topic
+from benchmarks.traffic import Templates
 from benchmarks.wires import BareWire
 
 SUBSCRIBE_SECONDS = 10.0
@@ -44,10 +45,10 @@ class PubSubPerSocket:
 
         return app
 
-    def publisher(self, url: str, job_id: str) -> SyncCalls:
+    def publisher(self, url: str, job_ids: Sequence[str]) -> SyncCalls:
         client = redis.Redis.from_url(url)
-        template, topic = Template(job_id), job_topic(job_id)
+        templates = Templates(job_ids)
         return SyncCalls(
-            lambda number: client.publish(topic, template.text(number)),
+            lambda number: client.publish(*templates.text(number)),
             client.close,
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import socketio
 
 from benchmarks.contender import PEER_BROKER
 from benchmarks.contenders.calls import SyncCalls
-from benchmarks.traffic import Template, job_topic
+from benchmarks.traffic import Templates
 from benchmarks.wires import SocketIoWire
 
 
@@ -30,10 +31,12 @@ class SocketIo:
         server.on("watch", watch)
         return socketio.ASGIApp(server)
 
-    def publisher(self, url: str, job_id: str) -> SyncCalls:
+    def publisher(self, url: str, job_ids: Sequence[str]) -> SyncCalls:
         manager = socketio.RedisManager(url, write_only=True)
-        template, room = Template(job_id), job_topic(job_id)
-        return SyncCalls(
-            lambda number: manager.emit("event", template.event(number), room=room),
-            lambda: manager.redis.close(),
-        )
+        templates = Templates(job_ids)
+
+        def publish(number: int) -> None:
+            room, event = templates.event(number)
+            manager.emit("event", event, room=room)
+
+        return SyncCalls(publish, lambda: manager.redis.close())

@@ -370,7 +370,7 @@ class GuardedBackend:
             ) from None
 
     def _failed(self, breaker: CircuitBreaker, error: BackendError) -> None:
-        if breaker.failed(time.monotonic()):
+        if not isinstance(error, TopicRefused) and breaker.failed(time.monotonic()):
             for listener in self._listeners:
                 try:
                     listener(error)

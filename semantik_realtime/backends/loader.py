@@ -18,6 +18,7 @@ from semantik_realtime.config import Settings, unknown_variables, variables_of
 from semantik_realtime.errors import ConfigError, RealtimeError
 from semantik_realtime.hookspecs import BACKEND_HOOKS, PROJECT, Backend, HostSpec, SinkProxy
 from semantik_realtime.job_control import JobControlSpec
+from semantik_realtime.sink_hooks import SINK_HOOKS, SinkBackend
 from semantik_realtime.urls import mask_text
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,7 @@ def build_plugins(backend: Backend, plugins: Iterable[object] = ()) -> pluggy.Pl
     manager.add_hookspecs(Backend)
     manager.add_hookspecs(HostSpec)
     manager.add_hookspecs(JobControlSpec)
+    manager.add_hookspecs(SinkBackend)
     try:
         manager.register(backend, name="backend")
     except pluggy.PluginValidationError as error:
@@ -164,6 +166,21 @@ def bind_hooks(manager: pluggy.PluginManager) -> Backend:
     """
     # Outside the plugins: one that encrypts has decrypted before anything is checked.
     return check_reads(SimpleNamespace(**{name: _bind(manager, name) for name in BACKEND_HOOKS}))
+
+
+def bind_sinks(manager: pluggy.PluginManager) -> SinkBackend | None:
+    """Return the hooks for sinks, with the plugins that wrap them; None: the backend has none."""
+    backend = manager.get_plugin("backend")
+    found = {name for name in SINK_HOOKS if _is_backends(manager, name)}
+    if not found:
+        return None
+    if lacking := sorted(set(SINK_HOOKS) - found):
+        raise ConfigError(f"backend {backend!r} has no hook {', '.join(lacking)}")
+    return cast(SinkBackend, SimpleNamespace(**{name: _bind(manager, name) for name in SINK_HOOKS}))
+
+
+def _is_backends(manager: pluggy.PluginManager, name: str) -> bool:
+    return any(one.plugin_name == "backend" for one in _implementations(manager, name))
 
 
 def _bind(manager: pluggy.PluginManager, name: str) -> Callable[..., Any]:

@@ -11,6 +11,8 @@ from itertools import islice
 
 from semantik_realtime.backends.memory_holders import Holders
 from semantik_realtime.backends.memory_log import NEW_JOB, Job, Log
+from semantik_realtime.backends.memory_sink_hooks import MemorySinkHooks
+from semantik_realtime.backends.memory_sinks import MemorySinks
 from semantik_realtime.config import Settings
 from semantik_realtime.core.event import (
     Cursor,
@@ -41,7 +43,7 @@ Batch = tuple[Cursor, list[Event]]
 """The position before the first event, and the events."""
 
 
-class MemoryBackend:
+class MemoryBackend(MemorySinkHooks):
     """A `semantik_realtime.hookspecs.Backend` whose topics live and end with this process.
 
     Args:
@@ -66,6 +68,8 @@ class MemoryBackend:
         # For each name the holders of its places, with the time when each place is free again.
         self._leases: dict[str, dict[str, float]] = {}
         self._holders = Holders()
+        # Of the sinks of the application.
+        self._queues = MemorySinks()
         # The loop that `open` was called on, where sinks are called; None while closed.
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -93,6 +97,7 @@ class MemoryBackend:
                     prev = before if before.epoch == log.epoch else Cursor(log.epoch, 0, 0)
                     new: Batch = (prev, [])
                     batches.setdefault((draft.topic, log.epoch), new)[1].append(event)
+                    self._queues.offer(draft, event, log.epoch, log.owner, self._clock())
             for (topic, _), batch in batches.items():
                 if (sink := self._sinks.get(topic)) is not None:
                     self._schedule(sink.events, topic, *batch)

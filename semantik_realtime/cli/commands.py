@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from semantik_realtime import __version__
+from semantik_realtime.cli.sink_commands import sinks
 from semantik_realtime.cli.terminal import visible
 from semantik_realtime.errors import RealtimeError
 
@@ -159,6 +160,43 @@ def publish(topic: str, type: str, **options: str | None) -> None:
 
 
 @cli.command()
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@click.option("--once", is_flag=True, help="Copy and compare once. Exits with 1 if topics differ.")
+@click.option(
+    "--switch",
+    is_flag=True,
+    help="Copy, close FROM, copy the rest, compare, and open TO. Then restart the processes with "
+    "the new address.",
+)
+@click.option("--reopen", is_flag=True, help="Open FROM again, after a --switch that failed.")
+@click.option(
+    "--stopped",
+    is_flag=True,
+    help="Everything that writes to FROM has been stopped. Needed for a Redis cluster, which "
+    "cannot be closed.",
+)
+@click.option(
+    "--restart-seconds",
+    type=click.FloatRange(1, 7 * 86400),
+    default=3600.0,
+    show_default=True,
+    help="How long the restart of a worker may take before its jobs count as lost.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def migrate(source: str, target: str, **options: Any) -> None:
+    """Move the live topics at the URL FROM to the URL TO, with their cursors.
+
+    Copies all topics, and then what is new, until Ctrl-C: writers and watchers
+    go on with FROM. All other settings come from the environment, and are
+    those of both. Can be stopped at any time, and run again.
+    """
+    from semantik_realtime.cli.migrate import Options, run_migrate
+
+    sys.exit(run_migrate(source, target, Options(**options)))
+
+
+@cli.command()
 @click.argument("modules", nargs=-1, required=True)
 def types(modules: tuple[str, ...]) -> None:
     """Print the JSON Schema of the event types that MODULES declare with `event`.
@@ -168,6 +206,9 @@ def types(modules: tuple[str, ...]) -> None:
     from semantik_realtime.cli.types import run_types
 
     click.echo(run_types(modules))
+
+
+cli.add_command(sinks)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.text import Text
 
 from semantik_realtime.cli.index_once import index_once
-from semantik_realtime.cli.installation import USER, Installation, installed
-from semantik_realtime.cli.program import STOP_SECONDS, DemoFailed
+from semantik_realtime.cli.installation import END_SECONDS, USER, Installation, installed
+from semantik_realtime.cli.program import DemoFailed
 from semantik_realtime.cli.terminal import make_console, plain
 
 CHECK_SECONDS = 0.5
@@ -40,7 +40,7 @@ def run_demo(options: Options) -> int:
     """Run until Ctrl-C, or with ``once`` until the job ends; return the exit code."""
     console = make_console()
     error_console = make_console(stderr=True)
-    _interrupt_on_signals()
+    is_hurried = _interrupt_on_signals()
     try:
         if not hasattr(os, "killpg"):
             raise DemoFailed(
@@ -60,10 +60,11 @@ def run_demo(options: Options) -> int:
                         backend=options.backend,
                     )
                 )
+            installation.is_hurried = is_hurried
             stack.callback(
                 console.print,
                 "stopping: waiting for the web server to close and for the worker to end its "
-                f"tasks, at most {STOP_SECONDS:.0f} s each",
+                f"tasks, at most {END_SECONDS:.1f} s; a second signal kills them",
                 style="dim",
                 highlight=False,
             )
@@ -116,14 +117,23 @@ def _print_address(console: Console, installation: Installation) -> None:
     console.print()
 
 
-def _interrupt_on_signals() -> None:
-    """Let SIGTERM and SIGHUP stop the demo like Ctrl-C, and SIGINT too when started with ``&``."""
+def _interrupt_on_signals() -> Callable[[], bool]:
+    """Let SIGTERM and SIGHUP stop the demo like Ctrl-C, and SIGINT too when started with ``&``.
+
+    Return whether a second signal has come. That one raises nothing: an exception in the middle
+    of the stop would leave programs that nobody ends.
+    """
     if threading.current_thread() is not threading.main_thread():
-        return
+        return lambda: False
+    count = 0
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal count
+        count += 1
+        if count == 1:
+            raise KeyboardInterrupt
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), interrupt)
+    return lambda: count > 1

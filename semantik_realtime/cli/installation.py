@@ -18,9 +18,14 @@ from pathlib import Path
 from semantik_realtime.backends.loader import backend_names
 from semantik_realtime.cli.faults import VARIABLE, Faults
 from semantik_realtime.cli.ports import listen, port_of, reserve_port
-from semantik_realtime.cli.program import DemoFailed, Program
+from semantik_realtime.cli.program import DemoFailed, Program, stop_all
 
 START_SECONDS = 30.0
+END_SECONDS = 2.5
+"""For the end of all programs together."""
+SERVER_SECONDS = 0.5
+"""Of these, for the servers that the others use."""
+SERVERS = ("valkey", "nats")
 USER = "demo"
 PREFERRED_PORT = 8000
 JOB_SECONDS = 20.0
@@ -53,6 +58,8 @@ class Installation:
         """In the order of their start."""
         self.faults = Faults(self.program, engine)
         """What the page may do to the programs."""
+        self.is_hurried: Callable[[], bool] = lambda: False
+        """Asked during `stop`, again and again: True makes it kill what still runs."""
         self._environment = {**environment, VARIABLE: str(self.faults.inherited.fileno())}
 
     def start(self, name: str, *command: str, inherits: Sequence[int] = ()) -> Program:
@@ -107,10 +114,14 @@ class Installation:
         return {program.name: program.pid for program in self._programs}
 
     def stop(self) -> None:
-        """Stop the programs, the newest first."""
-        for program in reversed(self._programs):
-            program.stop()
-        self.faults.close()
+        """Stop all programs within END_SECONDS: those that use the servers, then the servers."""
+        clients = [program for program in self._programs if program.name not in SERVERS]
+        servers = [program for program in self._programs if program.name in SERVERS]
+        try:
+            stop_all(clients, END_SECONDS - SERVER_SECONDS, self.is_hurried)
+            stop_all(servers, SERVER_SECONDS, self.is_hurried)
+        finally:
+            self.faults.close()
 
 
 @contextlib.contextmanager

@@ -8,10 +8,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 STOP_SECONDS = 5.0
+"""For a program that is stopped while the others go on."""
+LOOK_SECONDS = 0.02
+"""How often `stop_all` looks whether its programs have ended."""
 LOG_TAIL_CHARACTERS = 2000
 MAX_STARTS = 3
 START_WINDOW_SECONDS = 10.0
@@ -113,10 +116,14 @@ class Program:
         """Return the end of the log."""
         return self._log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:]
 
-    def stop(self) -> None:
-        """Send the stop signal; after STOP_SECONDS kill the process and its children."""
+    def ask_to_stop(self) -> None:
+        """Send the stop signal; return at once."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(self._stop_signal)
+
+    def stop(self) -> None:
+        """Send the stop signal; after STOP_SECONDS kill the process and its children."""
+        self.ask_to_stop()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
         self.kill()
@@ -127,3 +134,18 @@ class Program:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def stop_all(
+    programs: Sequence[Program], seconds: float, is_hurried: Callable[[], bool] = lambda: False
+) -> None:
+    """Send the stop signal to all; after ``seconds``, or if hurried, kill what still runs."""
+    deadline = time.monotonic() + seconds
+    for program in programs:
+        program.ask_to_stop()
+    while any(program.is_running for program in programs):
+        if is_hurried() or time.monotonic() >= deadline:
+            break
+        time.sleep(LOOK_SECONDS)
+    for program in programs:
+        program.kill()

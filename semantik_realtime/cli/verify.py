@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semantik_realtime.cli.event_stream import watch_stream
+from semantik_realtime.cli.signals import stopping_as_by_ctrl_c
 from semantik_realtime.cli.terminal import make_console, plain, visible
 from semantik_realtime.cli.verification import STEP, Finding, Record, Run, delays, judge
 from semantik_realtime.cli.watch import WEBSOCKET_PATH, websocket_url
@@ -38,6 +39,9 @@ JOIN_SECONDS = 20.0
 """For the first answer to every watcher."""
 END_SECONDS = 60.0
 """For the end to reach every watcher."""
+DELETE_SECONDS = 1.5
+CLOSE_SECONDS = 0.5
+"""For what a run that fails, or is interrupted, still has to send."""
 REFUSE_SECONDS = 20.0
 """A server waits 5 s before it refuses a job that it does not know."""
 STALL_SECONDS = (0.5, 2.0)
@@ -59,6 +63,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     as_json: bool
 
 
+@stopping_as_by_ctrl_c()
 def run_verify(options: Options) -> int:
     """Run it; return the exit code: 1 if a guarantee was broken.
 
@@ -91,8 +96,11 @@ def run_verify(options: Options) -> int:
 
         try:
             run = asyncio.run(verification.run(show))
-        finally:
-            runtime.close()
+        except BaseException:
+            # It has waited for the backend already.
+            runtime.close(CLOSE_SECONDS)
+            raise
+    runtime.close()
     findings = judge(run)
     if options.as_json:
         figures = {"seed": seed, "events": run.last, "delays": delays(run.records)}
@@ -203,7 +211,16 @@ class Verification:
         except* RealtimeError as failed:
             raise failed.exceptions[0] from None
         finally:
-            await self._runtime.delete(self._job, owner=self._user)
+            await self._delete(self._job, self._user)
+
+    async def _delete(self, job: str, owner: str) -> None:
+        """Delete a job that this run has made, unless the backend hangs: then it expires."""
+        try:
+            async with asyncio.timeout(DELETE_SECONDS):
+                await self._runtime.delete(job, owner=owner)
+        except TimeoutError:
+            # The threads of its calls would hold up the end of the loop.
+            self._runtime.backend.close_writer()
 
     async def _refuse_existing(self) -> None:
         """Raise InvalidInput if the backend knows the job, which would be deleted at the end."""
@@ -332,7 +349,7 @@ class Verification:
         try:
             return await self._refusal(watch(self._websocket, job_topic(job), token=self._token))
         finally:
-            await self._runtime.delete(job)
+            await self._delete(job, f"{self._user}-other")
 
     async def _ask_anonymous(self) -> str | None:
         return await self._refusal(watch(self._websocket, self._topic))

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from semantik_realtime.cli.signals import stopping_as_by_ctrl_c
 from semantik_realtime.cli.terminal import make_console, plain, visible
 from semantik_realtime.client import Update, watch
 from semantik_realtime.core.fold import CONFLATED, Gap
@@ -72,6 +73,7 @@ def show_update(progress: Progress, bar: TaskID, update: Update, job: str) -> di
     return state
 
 
+@stopping_as_by_ctrl_c()
 def run_watch(job: str, url: str, token: str | None, *, as_json: bool) -> int:
     """Follow a job until it ends; return the exit code: 0 if it completed."""
     try:

@@ -222,6 +222,8 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     cursor: Cursor | None = None
     reason: str = ""
     """Of REFUSED: what the server says."""
+    published: bool = True
+    """Of APPENDED: False if the event was not sent to the watchers, who get it when they look."""
 
 
 def number_draft(draft: Draft) -> None:

@@ -71,7 +71,8 @@ class HeldJob(msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_default
         """
         record = _encode(self)
         if len(record) > MAX_RECORD_BYTES:
-            record = _encode(msgspec.structs.replace(self, name=(self.name or "")[:200], topics=()))
+            name = None if self.name is None else self.name[:200]
+            record = _encode(msgspec.structs.replace(self, name=name, topics=()))
         return record
 
     @classmethod

@@ -58,6 +58,9 @@ MAX_GIVEN_JOBS = 1000
 MAX_PACED_KEYS = 10_000
 """Keys whose last progress a process remembers, to pace the next one."""
 
+SINK_EVENTS = 100_000
+"""Events that the queue of a sink keeps, unless the settings say otherwise."""
+
 SPOOL_DRAFTS = 10_000
 """Drafts that may wait in a process, unless the settings say otherwise."""
 SPOOL_BYTES = 16 * 2**20

@@ -231,8 +231,10 @@ class Splice:
         """The newest events and the position; empty while HOLDING."""
         self.phase = Phase.HOLDING
         # Live batches while not LIVE, oldest first. The oldest are dropped, so that a loss
-        # leaves a gap, which is noticed.
-        self._held: deque[Batch] = deque(maxlen=max_held)
+        # leaves a gap, which is noticed. Made when the first one comes: there are thousands of
+        # topics, and hardly one of them ever holds any.
+        self._held: deque[Batch] | None = None
+        self._max_held = max_held
         # Whether `start_resync` was called during a resync, whose reading may then be too old.
         # Cleared by `finish_resync`.
         self._reads_again = False
@@ -240,7 +242,7 @@ class Splice:
     @property
     def held(self) -> int:
         """How many live batches are held."""
-        return len(self._held)
+        return len(self._held or ())
 
     @property
     def asked(self) -> Cursor | None:
@@ -250,6 +252,8 @@ class Splice:
     def receive(self, prev: Cursor, events: Sequence[Event]) -> Admission:
         """Receive a live batch whose first event follows the position ``prev``."""
         if self.phase is not Phase.LIVE:
+            if self._held is None:
+                self._held = deque(maxlen=self._max_held)
             self._held.append((prev, events))
             return Admission.HELD
         if self.buffer.epoch == "" and prev.offset == 0:
@@ -285,7 +289,7 @@ class Splice:
         includes their events, unless a failover has lost them. A reading that
         is under way may be too old, so that resync will read once more.
         """
-        self._held.clear()
+        self._held = None
         if self.phase is Phase.RESYNCING:
             self._reads_again = True
             return False
@@ -300,7 +304,7 @@ class Splice:
         `start_resync` was called since: the resync goes on, and the topic must
         be read once more.
         """
-        held, self._held = self._held, deque(maxlen=self._held.maxlen)
+        held, self._held = self._held, None
         self.phase = Phase.LIVE
         if replay is None:
             self.buffer.restart(place)
@@ -315,7 +319,7 @@ class Splice:
 
     def _release_held(self) -> ResyncReason | None:
         """Receive the held batches. Return why the topic must be read again, or None."""
-        held, self._held = self._held, deque(maxlen=self._held.maxlen)
+        held, self._held = self._held, None
         self.phase = Phase.LIVE
-        reasons = [self.receive(*batch).resync_reason for batch in held]
+        reasons = [self.receive(*batch).resync_reason for batch in held or ()]
         return next((reason for reason in reasons if reason is not None), None)

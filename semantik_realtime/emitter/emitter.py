@@ -115,7 +115,7 @@ class Emitter:
         self._thread: Thread | None = None
         self._start_lock = make_lock()
         # Set by `close`, cleared by the thread that ends and by the next that starts.
-        self._closing = False
+        self.is_closing = False
 
     @property
     def producer(self) -> str:
@@ -257,21 +257,22 @@ class Emitter:
 
     def _end(self, timeout_seconds: float, *, while_failing: bool = True) -> bool:
         """Flush, then give back the lease, so that no server must find out what it was for."""
+        end_at = time.monotonic() + timeout_seconds
         if not self.flush(timeout_seconds, while_failing=while_failing):
             return False
         self.held.release()
         if self.held.wait_seconds() is not None:
-            self.flush(timeout_seconds, while_failing=while_failing)
+            self.flush(max(0.0, end_at - time.monotonic()), while_failing=while_failing)
         return not self.waiting
 
     def close(self, timeout_seconds: float = 2.0, *, while_failing: bool = True) -> bool:
-        """Flush, then end the thread. A later `emit` starts it again."""
+        """Flush, then end the thread, in that time. A later `emit` starts it again."""
+        end_at = time.monotonic() + timeout_seconds
         done = self._end(timeout_seconds, while_failing=while_failing)
-        thread = self._thread
-        self._closing = True
+        thread, self.is_closing = self._thread, True
         self._wake.set()
         if thread is not None and thread.ident != get_ident():
-            thread.join(timeout_seconds)
+            thread.join(max(registry.LEAST_SECONDS, done * (end_at - time.monotonic())))
         return done
 
     def _drop(self, draft: Draft) -> None:
@@ -288,7 +289,7 @@ class Emitter:
         with self._start_lock:
             if self._thread is not None:
                 return
-            self._closing = False
+            self.is_closing = False
             self._thread = make_thread(self._run, "semantik-realtime-emitter")
             try:
                 self._thread.start()
@@ -299,7 +300,7 @@ class Emitter:
                 logger.error("emitter: thread not started error=%s", error)
 
     def _run(self) -> None:
-        while not (self._closing and self._is_finished()):
+        while not (self.is_closing and self._is_finished()):
             try:
                 pause = self._step()
             except Exception:
@@ -314,7 +315,7 @@ class Emitter:
     def _is_finished(self) -> bool:
         """Return True if the closing thread may end: not if a draft has come since."""
         with self._start_lock:
-            self._closing = False
+            self.is_closing = False
             # `emit` adds its draft first, and then looks for the thread: one sees the other.
             thread, self._thread = self._thread, None
             if self._queue.inbox:

@@ -22,6 +22,8 @@ class EmitterStats(msgspec.Struct):
     """Counts since the process began."""
 
     appended: int = 0
+    unpublished: int = 0
+    """Of those, the ones that were not sent to the watchers, who get them when they look."""
     duplicate: int = 0
     stale: int = 0
     """Refused: they belong to an outdated attempt."""
@@ -80,6 +82,7 @@ class Outcomes:
         match receipt.outcome:
             case Outcome.APPENDED:
                 self._stats.appended += 1
+                self._stats.unpublished += not receipt.published
             case Outcome.DUPLICATE:
                 self._stats.duplicate += 1
             case Outcome.STALE:

@@ -23,6 +23,7 @@ from semantik_realtime.core.event import (
 from semantik_realtime.core.holding import Holding
 from semantik_realtime.errors import BackendUnavailable
 from semantik_realtime.hookspecs import Backend, Page, Sink, Snapshot, Status, Top, hookimpl
+from semantik_realtime.testing.shared_memory_sinks import SharedSinks
 
 FOREIGN_PROCESS = (
     "the memory of a test is in another process: use an eager task, or a worker with the pool "
@@ -117,7 +118,7 @@ class SharedMemory:
             raise BackendUnavailable(FOREIGN_PROCESS)
 
 
-class MemoryClient:
+class MemoryClient(SharedSinks):
     """A `semantik_realtime.hookspecs.Backend` on a `SharedMemory`. It works without `open`."""
 
     def __init__(self, memory: SharedMemory) -> None:

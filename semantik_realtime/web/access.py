@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.requests import HTTPConnection
 
 from semantik_realtime.config import Settings
 from semantik_realtime.core.topic import plain_id, split_topic
+from semantik_realtime.core.topic_token import PREFIX, Viewer, read_token
 from semantik_realtime.errors import AccessError, BackendUnavailable, ConfigError, InvalidInput
 from semantik_realtime.hookspecs import NO_OPINION, Credentials, Identity
 from semantik_realtime.web.host_hooks import ask_host
@@ -46,6 +48,8 @@ class Access:
             allows_local=settings.is_development,
         )
         self._tokens = TokenRule(settings)
+        # Of tokens for one topic; read by `check`.
+        self._topic_secrets: list[str] = []
         # Set by `check` when nothing is wrong; plugins are only added.
         self._is_checked = False
         # Types that `authenticate` returned and that name no user, as logged.
@@ -63,6 +67,7 @@ class Access:
             return
         settings = self._settings
         self._origins.check()
+        self._topic_secrets = settings.topic_secret_list
         if settings.disable_auth:
             if not settings.is_development:
                 raise ConfigError(
@@ -71,10 +76,11 @@ class Access:
                 )
         elif self._tokens.is_configured:
             self._tokens.check()
-        elif not self._plugins.hook.authenticate.get_hookimpls():
+        elif not self._topic_secrets and not self._plugins.hook.authenticate.get_hookimpls():
             raise ConfigError(
                 "nothing can check a credential: set SEMANTIK_REALTIME_JWT_SECRET or "
-                "SEMANTIK_REALTIME_JWT_JWKS_URL, or give an authenticate hook"
+                "SEMANTIK_REALTIME_JWT_JWKS_URL, or give an authenticate hook; "
+                "SEMANTIK_REALTIME_TOPIC_SECRETS alone allows tokens for one topic"
             )
         self._is_checked = True
 
@@ -95,6 +101,8 @@ class Access:
     async def authenticate(self, credentials: Credentials) -> CheckedIdentity:
         """Return the user of ``credentials``: the id as a text, the expiry in seconds.
 
+        The holder of a token for one topic is a `Viewer`, whatever the host would say.
+
         Raises:
             AccessError: with the code ``unauthenticated`` or ``expired``, or the host's own.
             BackendUnavailable: the host or the server with the keys cannot be asked now.
@@ -103,6 +111,10 @@ class Access:
         self.check()
         if self._settings.disable_auth:
             return CheckedIdentity(ANY_USER)
+        if self._topic_secrets and credentials.token and credentials.token.startswith(PREFIX):
+            # Not the host's: its own users have none of these.
+            viewer, expires_at = read_token(credentials.token, self._topic_secrets, time.time())
+            return CheckedIdentity(viewer.user, expires_at)
         answer = await ask_host(self._plugins, "authenticate", credentials=credentials)
         if answer is None:
             raise AccessError("the credential was not accepted", "unauthenticated")
@@ -116,7 +128,7 @@ class Access:
         """Return True if ``user`` may watch ``topic``: the host decides, else the ownership.
 
         A feed ``user:<id>`` belongs to that user, and every other topic to
-        ``owner``; None: no user owns it.
+        ``owner``; None: no user owns it. A `Viewer` may watch the topic of its token.
 
         Raises:
             BackendUnavailable: the host does not answer now.
@@ -125,6 +137,8 @@ class Access:
         self.check()
         if self._settings.disable_auth:
             return True
+        if (viewer := Viewer.of(user)) is not None:
+            return viewer.may_watch(topic, owner, self._topic_secrets)
         try:
             allowed = await ask_host(
                 self._plugins, "authorize", user=user, topic=topic, owner=owner
@@ -141,13 +155,15 @@ class Access:
     async def may(self, hook: str, user: str, topic: str, owner: str | None) -> bool:
         """Return True if ``user`` may do something to a job: the host decides, else its owner may.
 
-        ``hook`` is ``may_cancel`` or ``may_retry``.
+        ``hook`` is ``may_cancel`` or ``may_retry``. A `Viewer` only watches.
 
         Raises:
             BackendUnavailable: the host does not answer now.
         """
         if self._settings.disable_auth:
             return True
+        if Viewer.of(user) is not None:
+            return False
         try:
             allowed = await ask_host(self._plugins, hook, user=user, topic=topic, owner=owner)
         except AccessError:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from typing import Protocol
 
 from semantik_realtime.cancellation import STOP_SECONDS, stop_tasks
-from semantik_realtime.errors import BackendError
+from semantik_realtime.core.topic_token import Viewer
+from semantik_realtime.errors import BackendError, TopicRefused
 
 logger = logging.getLogger(__name__)
 
@@ -31,25 +31,36 @@ class ConnectionLimiter:
 
     The leases of a process that dies run out within a minute. While the backend
     is away, each process counts its own connections only.
+
+    Args:
+        leases: the backend.
+        limit: connections of a user.
+        viewers: connections of all viewers of a topic together
+            (`semantik_realtime.core.topic_token`).
     """
 
-    def __init__(self, leases: Leases, limit: int) -> None:
+    def __init__(self, leases: Leases, limit: int, viewers: int) -> None:
         self._leases = leases
         self._limit = limit
+        self._viewers = viewers
         # The user of each connection, by the connection's id.
         self._users: dict[str, str] = {}
         # Renews the leases; runs while there are connections.
         self._renewing: asyncio.Task[None] | None = None
         # Releases under way.
         self._releasing: set[asyncio.Task[None]] = set()
+        # Whether a lease was refused while others are granted; logged once.
+        self._is_refused = False
 
     async def admit(self, user: str, connection_id: str) -> bool:
         """Take a lease for a connection. Return False if the user has reached the limit."""
         try:
             granted = await asyncio.to_thread(self._lease, user, connection_id)
         except BackendError as error:
-            granted = Counter(self._users.values())[user] < self._limit
+            name, limit = self._place(user)
+            granted = sum(self._place(one)[0] == name for one in self._users.values()) < limit
             logger.debug("limiter: counted in this process only error=%s", error)
+            self._note_refusal(error)
         if granted:
             self._users[connection_id] = user
             self._renew_while_needed()
@@ -92,19 +103,36 @@ class ConnectionLimiter:
             # It may have ended since, or while its lease is renewed: a lease that nobody releases
             # would count against its user for a minute.
             if connection_id in self._users:
-                self._lease(user, connection_id)
-                if connection_id not in self._users:
-                    self._leases.release(_name(user), connection_id)
+                try:
+                    self._lease(user, connection_id)
+                    if connection_id not in self._users:
+                        self._leases.release(self._place(user)[0], connection_id)
+                except TopicRefused as error:
+                    # Those of other users are renewed all the same.
+                    self._note_refusal(error)
+
+    def _note_refusal(self, error: BackendError) -> None:
+        if isinstance(error, TopicRefused) and not self._is_refused:
+            self._is_refused = True
+            logger.warning(
+                "limiter: lease refused, a user's connections are counted in each process alone "
+                "error=%s (logged once)",
+                error,
+            )
 
     def _lease(self, user: str, connection_id: str) -> bool:
-        return self._leases.lease(_name(user), connection_id, self._limit, LEASE_SECONDS)
+        name, limit = self._place(user)
+        return self._leases.lease(name, connection_id, limit, LEASE_SECONDS)
 
     async def _release(self, user: str, connection_id: str) -> None:
         try:
-            await asyncio.to_thread(self._leases.release, _name(user), connection_id)
+            await asyncio.to_thread(self._leases.release, self._place(user)[0], connection_id)
         except BackendError as error:
             logger.debug("limiter: lease left to run out error=%s", error)
 
-
-def _name(user: str) -> str:
-    return f"connections:{user}"
+    def _place(self, user: str) -> tuple[str, int]:
+        """Return the name that the leases of ``user`` have, and how many there may be."""
+        viewer = Viewer.of(user)
+        if viewer is None:
+            return f"connections:{user}", self._limit
+        return f"viewers:{viewer.topic}", self._viewers

@@ -12,6 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from semantik_realtime.backends import border
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.metrics import Measure, Metrics, is_shared, register, writing
+from semantik_realtime.sinks.runner import SinkRunner
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.hub.stats import LAG_BOUNDS
 from semantik_realtime.web.job_ends import JobEnds
@@ -30,6 +31,7 @@ class Served(Protocol):
     unauthenticated: UnauthenticatedLimiter
     ends: JobEnds
     lost: LostJobs
+    sinks: SinkRunner
 
 
 def _connections(served: Served) -> dict[str, int]:
@@ -174,6 +176,39 @@ SERVING = (
         "leases_overdue",
         "Worker processes that this server found gone.",
         lambda served: served.lost.overdue,
+    ),
+    Measure(
+        Counter,
+        "sink_events",
+        "Events of sinks that this server took, by outcome.",
+        lambda served: served.sinks.outcomes,
+        label="outcome",
+    ),
+    Measure(
+        Gauge,
+        "sink_queued",
+        "Events in the queues of the sinks, those that are handled now too.",
+        lambda served: sum(one.queued for one in list(served.sinks.statuses.values())),
+    ),
+    Measure(
+        Gauge,
+        "sink_oldest_seconds",
+        "Age of the oldest event in the queue of a sink.",
+        lambda served: max(
+            (one.oldest_seconds for one in list(served.sinks.statuses.values())), default=0.0
+        ),
+    ),
+    Measure(
+        Gauge,
+        "sink_dead",
+        "Dead letters of the sinks.",
+        lambda served: sum(one.dead for one in list(served.sinks.statuses.values())),
+    ),
+    Measure(
+        Gauge,
+        "sink_lost",
+        "Events and dead letters that were removed because there were too many.",
+        lambda served: sum(one.lost for one in list(served.sinks.statuses.values())),
     ),
 )
 

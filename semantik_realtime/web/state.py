@@ -55,6 +55,7 @@ class WebState:
         self.settings = runtime.settings
         self.words = runtime.words
         self._runtime = runtime
+        self.sinks = runtime.sink_runner
         self.access = Access(runtime.settings, runtime.plugins)
         self.refusals = RefusalLog(runtime.settings.token_cookie)
         self.outage = DegradedMode(
@@ -73,16 +74,20 @@ class WebState:
         # Until when a stop has to be over, on the monotonic clock; None before it begins.
         self._stop_at: float | None = None
         self.answers = Answers()
-        self.limiter = ConnectionLimiter(runtime.backend, runtime.settings.max_connections)
+        self.limiter = ConnectionLimiter(
+            runtime.backend, runtime.settings.max_connections, runtime.settings.max_viewers
+        )
         self.server_limits = ServerLimits()
         self.unauthenticated = UnauthenticatedLimiter(runtime.settings.max_unauthenticated)
         self.hub.on_tick(self.unauthenticated.end_crowd)
         self.ends = JobEnds(runtime)
         self.lost = LostJobs(runtime, self.hub, self.outage, self.ends)
         self.hub.on_tick(self.lost.tick)
-        waiting = WaitingJobs(runtime.settings.queued_seconds, self.hub, self.ends)
-        self.hub.on_tick(waiting.tick)
-        self.hub.on_read(waiting.look)
+        self.waiting = WaitingJobs(
+            runtime.settings.queued_seconds, runtime.backend, self.hub, self.ends
+        )
+        self.hub.on_tick(self.waiting.tick)
+        self.hub.on_read(self.waiting.look)
         self.metrics: WebMetrics | None = None
         """None: there are no metrics; `metrics_error` is the reason."""
         self.metrics_error = ""
@@ -107,13 +112,15 @@ class WebState:
         """Open at start, drain and close at the end. Composes with the host's own lifespan.
 
         Raises:
-            ConfigError: as `Access.check`; the application does not start.
+            ConfigError: as `Access.check` and `SinkRunner.check`; the application does not start.
         """
         self.access.check()
+        self.sinks.check()
         restore = self._drain_before_stop(asyncio.get_running_loop())
         try:
             await self.hub.open_at_start()
             self._runtime.emitter.recover()
+            self.sinks.start(handles=self.settings.run_sinks)
             yield
         finally:
             restore()
@@ -122,10 +129,12 @@ class WebState:
                 self.metrics.flush()
 
     async def _drain(self) -> None:
-        """Close every connection. What that takes is part of the time for the whole stop."""
+        """Close every connection, and end the sinks. It is part of the time for the whole stop."""
         if self._stop_at is None:
             self._stop_at = time.monotonic() + STOP_SECONDS
-        await self.hub.drain(min(DRAIN_SECONDS, self._seconds_left()))
+        await asyncio.gather(
+            self.hub.drain(min(DRAIN_SECONDS, self._seconds_left())), self.sinks.stop()
+        )
 
     async def _stop(self) -> None:
         """End everything within `STOP_SECONDS` of the beginning of the drain, or soon after."""

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import jwt
 
-from semantik_realtime.config import SECRET_BYTES, Settings
+from semantik_realtime.config import Settings
+from semantik_realtime.core.secrets import SECRET_BYTES
 from semantik_realtime.core.topic import plain_id
 from semantik_realtime.errors import AccessError, ConfigError, TopicError
 from semantik_realtime.hookspecs import Identity

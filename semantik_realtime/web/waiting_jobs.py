@@ -13,12 +13,13 @@ from collections import deque
 
 import msgspec
 
+from semantik_realtime.backends.server_clock import read_server_time
 from semantik_realtime.clock import time_text
 from semantik_realtime.core.leases import HeldJob
 from semantik_realtime.core.lost import waits_too_long
 from semantik_realtime.core.topic import plain_id, split_topic
 from semantik_realtime.errors import BackendError
-from semantik_realtime.hookspecs import Snapshot
+from semantik_realtime.hookspecs import Backend, Snapshot
 from semantik_realtime.web.hub.hub import Hub
 from semantik_realtime.web.job_ends import JobEnds, stored_state, topic_of
 
@@ -57,12 +58,19 @@ class WaitingJobs:
 
     Args:
         queued_seconds: how long a job may wait.
+        backend: tells the time, because other hosts have written those of the jobs.
         hub: reads the topics, and runs the tasks.
         ends: ends the jobs.
     """
 
-    def __init__(self, queued_seconds: float, hub: Hub, ends: JobEnds) -> None:
+    def __init__(self, queued_seconds: float, backend: Backend, hub: Hub, ends: JobEnds) -> None:
         self._queued_seconds = queued_seconds
+        self._backend = backend
+        # How far the server's clock is ahead of the monotonic one. Before the first reply it is
+        # taken for this host's.
+        self._ahead_seconds = time.time() - time.monotonic()
+        self.is_measured = False
+        """Whether the server has told its time."""
         self._hub = hub
         self._ends = ends
         least, most = _SWEEP_SECONDS
@@ -73,8 +81,8 @@ class WaitingJobs:
         self._found: deque[tuple[str, str | None]] = deque()
         # Reads the watched topics, or ends what was found.
         self._working: asyncio.Task[None] | None = None
-        # When the watched topics are read the next time.
-        self._sweep_at = time.monotonic() + self._sweep_seconds
+        # When the watched topics are read the next time, on the monotonic clock.
+        self._sweep_at = 0.0
 
     def look(self, topic: str, snapshot: Snapshot) -> None:
         """Note the jobs in ``snapshot`` that wait for too long; `tick` ends them."""
@@ -109,11 +117,21 @@ class WaitingJobs:
 
     def _before(self) -> str:
         """Return the newest time that is too long ago."""
-        return time_text(time.time() - self._queued_seconds)
+        return time_text(time.monotonic() + self._ahead_seconds - self._queued_seconds)
+
+    async def _measure(self) -> None:
+        """Ask the server for its time.
+
+        Raises:
+            BackendError: the backend does not answer.
+        """
+        self._ahead_seconds = await read_server_time(self._backend) - time.monotonic()
+        self.is_measured = True
 
     async def _sweep(self) -> None:
         """Read the watched topics, one at a time; `look` gets what was read."""
         try:
+            await self._measure()
             for topic in self._hub.watched():
                 if split_topic(topic)[0] in _KINDS and not self._found:
                     async with self._hub.reads.turn(None):
@@ -143,6 +161,7 @@ class WaitingJobs:
         if snapshot.deleted:
             return
         if state is not None:
+            await self._measure()
             if not waits_too_long(state, changed_at, self._before()):
                 return
             owner = snapshot.owner

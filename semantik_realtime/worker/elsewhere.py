@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from semantik_realtime.runtime import Runtime
@@ -34,7 +34,7 @@ def end_elsewhere(
     """
     known: dict[str, Any] = {"attempt": attempt}
     # None: the attempt that is newest when the backend appends the end.
-    attempts: list[int | None] = [None]
+    attempts: Sequence[int | None] = [None]
     if has_run:
         stored = read_stored_state(runtime, meta.topic, meta.key)
         # An application may have stored another shape.
@@ -42,6 +42,8 @@ def end_elsewhere(
         if not isinstance(stored_attempt, int):
             stored_attempt = 0
         expected = max(attempt, stored_attempt)
+        # Not as the newest one: the feeds may not have got its job_started.
+        attempts = [expected]
         if stored_attempt < expected:
             # The backend has not got this attempt's job_started, which may be in a spool file.
             # Send the end twice: with the expected attempt, then with the newest. If the

@@ -11,11 +11,12 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from weakref import WeakValueDictionary
 
+from semantik_realtime.backends.server_clock import read_server_time
 from semantik_realtime.backoff import Backoff
+from semantik_realtime.clock import time_text
 from semantik_realtime.core.cancelling import CONTROL_TOPIC
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.limits import MAX_HISTORY
@@ -90,7 +91,8 @@ class CancelListener:
     # The sink of the backend, on the loop of the thread.
 
     def events(self, topic: str, prev: Cursor, events: Sequence[Event]) -> None:
-        for job_id in requested_jobs(events):
+        # They were appended just now, whatever the clock of the host says that appended them.
+        for job_id in requested_jobs(events, since=""):
             self._receive(job_id)
 
     def interrupted(self, topic: str) -> None:
@@ -154,16 +156,24 @@ class CancelListener:
 async def read_requests(backend: Backend) -> list[str]:
     """Return the jobs whose cancellation was requested in the last `KEPT_SECONDS`, oldest first.
 
+    By the server's clock: other hosts have written the times, and this one's may be wrong.
+
     Raises:
         BackendError: the backend does not answer.
     """
     snapshot = await backend.snapshot(CONTROL_TOPIC, None, MAX_HISTORY)
-    return requested_jobs(snapshot.events)
+    if not snapshot.events:
+        return []
+    return requested_jobs(
+        snapshot.events, since=time_text(await read_server_time(backend) - KEPT_SECONDS)
+    )
 
 
-def requested_jobs(events: Sequence[Event]) -> list[str]:
-    """Return the jobs of the requests among ``events`` that still count, oldest first."""
-    since = (datetime.now(UTC) - timedelta(seconds=KEPT_SECONDS)).strftime("%Y-%m-%dT%H:%M:%S")
+def requested_jobs(events: Sequence[Event], since: str) -> list[str]:
+    """Return the jobs of the requests among ``events`` that still count, oldest first.
+
+    ``since``: the oldest time that counts, as events have it.
+    """
     heads = [event.head() for event in events]
     return [head.key for head in heads if head.type == "job_cancelling" and head.time >= since]
 

@@ -14,6 +14,7 @@ from celery import signals
 from semantik_realtime.backends.guard import log_warnings
 from semantik_realtime.core.workflow import whole_id
 from semantik_realtime.emitter.handover import Handover
+from semantik_realtime.emitter.registry import go_on, seconds_to_end
 from semantik_realtime.native_threads import make_thread
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.worker import listener
@@ -72,6 +73,7 @@ class WorkerProcess:
         add_to_imports(conf)
 
     def _worker_init(self, sender: Any, **_: Any) -> None:
+        go_on()
         runtime = self._runtime()
         if runtime is not None:
             end_undecodable(sender.app, self._end)
@@ -104,18 +106,20 @@ class WorkerProcess:
         runtime = self._runtime()
         if runtime is not None:
             self._end_threads(runtime)
-            runtime.emitter.leave_to_parent(runtime.settings.flush_seconds)
+            runtime.emitter.leave_to_parent(seconds_to_end(runtime.settings.flush_seconds))
 
     def _end_threads(self, runtime: Runtime) -> None:
+        seconds_to_end(runtime.settings.flush_seconds)
         listener.close()
-        self._results.wait(runtime.settings.flush_seconds)
+        self._results.wait(seconds_to_end(runtime.settings.flush_seconds))
 
     def _worker_shutdown(self, **_: Any) -> None:
         runtime, handover = self._runtime(), self._handover
         if runtime is not None:
             self._end_threads(runtime)
         if runtime is not None and handover is not None:
-            handover.collect(runtime.emitter.retry_now, runtime.settings.flush_seconds)
+            seconds = seconds_to_end(runtime.settings.flush_seconds)
+            handover.collect(runtime.emitter.retry_now, seconds)
             handover.remove()
             self._handover = None
 

@@ -28,6 +28,13 @@ class Submitted(msgspec.Struct, frozen=True):
     feed: str
     task_id: str
     """Celery's id: of the task, of the group, or of the last task of a chain or chord."""
+    token: str | None = None
+    """Allows whoever has it to watch the job for 15 minutes, while it belongs to its owner
+    (`semantik_realtime.runtime.Runtime.token_for`); None: SEMANTIK_REALTIME_TOPIC_SECRETS is
+    unset. It is in no repr, and so in no log."""
+
+    def __repr__(self) -> str:
+        return f"Submitted(id={self.id!r}, topic={self.topic!r}, task_id={self.task_id!r})"
 
 
 def submit(
@@ -55,17 +62,21 @@ def submit(
     Raises:
         TopicError: no topic can have the id of the owner or of the job, or one of ``topics`` is
             no topic; nothing was sent.
+        ConfigError: a secret of SEMANTIK_REALTIME_TOPIC_SECRETS is too short; nothing was sent.
         InvalidInput: a canvas has no tasks, or more than 100,000, or is to be ``member_of``
             another job; nothing was sent.
         kombu.exceptions.OperationalError: the broker does not answer. Of a task nothing was sent;
             of a canvas a part may have been, and its job has failed.
     """
-    feed = user_topic(owner)
+    user_topic(owner)
     headers = {OWNER: plain_id(owner), TOPICS: [name_topic(topic) for topic in topics]}
     given = None if job_id is None else plain_id(job_id)
     if given is not None:
         job_topic(given)
     tracker = install()
+    if (runtime := tracker.runtime()) is not None:
+        # Before anything is sent: `_submitted` signs with them.
+        _ = runtime.settings.topic_secret_list
     if is_canvas(task):
         if member_of is not None:
             raise InvalidInput("a canvas is a job of its own: member_of is for a single task")
@@ -81,8 +92,15 @@ def submit(
             args, kwargs, task_id=given, headers={**headers, WORKFLOW: whole, **last}
         )
     tracker.flush()
-    job = whole or sent.id
-    return Submitted(job, job_topic(job), feed, sent.id)
+    return _submitted(tracker, whole or sent.id, plain_id(owner), sent.id)
+
+
+def _submitted(tracker: TaskTracker, job: str, owner: str, task_id: str) -> Submitted:
+    topic, runtime = job_topic(job), tracker.runtime()
+    token = None
+    if runtime is not None and runtime.settings.topic_secret_list:
+        token = runtime.token_for(topic, owner=owner)
+    return Submitted(job, topic, user_topic(owner), task_id, token)
 
 
 def _submit_canvas(
@@ -108,4 +126,4 @@ def _submit_canvas(
             job.end("job_failed", error=describe_error(error))
         raise
     tracker.flush()
-    return Submitted(job_id, job_topic(job_id), user_topic(owner), str(sent.id))
+    return _submitted(tracker, job_id, owner, str(sent.id))

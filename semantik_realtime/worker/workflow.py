@@ -34,6 +34,7 @@ from semantik_realtime.core.workflow import (
     tallies_to_unite,
     uncounted,
 )
+from semantik_realtime.emitter.registry import seconds_to_end
 from semantik_realtime.forks import on_fork
 from semantik_realtime.hookspecs import Backend
 from semantik_realtime.native_threads import Thread, make_event, make_rlock, make_thread
@@ -211,7 +212,7 @@ class WorkflowFollower:
     def _worker_shutdown(self, **_: Any) -> None:
         runtime = self._runtime()
         if runtime is not None:
-            self.close(runtime.settings.flush_seconds)
+            self.close(seconds_to_end(runtime.settings.flush_seconds))
             tallies.send()
 
     def _wake_thread(self) -> None:

@@ -12,13 +12,13 @@ from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.drafts import make_drafts
 from semantik_realtime.errors import BackendUnavailable
-from semantik_realtime.testing.contract import BackendContract
+from semantik_realtime.testing.contract import BackendContract, SinkContract
 from semantik_realtime.testing.shared_memory import MemoryClient, SharedMemory
 
 pytestmark = [pytest.mark.memory, pytest.mark.filterwarnings("error")]
 
 
-class TestSharedMemory(BackendContract):
+class TestSharedMemory(BackendContract, SinkContract):
     # Several clients share it, but several processes do not: see below.
     test_a_forked_child_and_its_parent_can_both_write = None
 

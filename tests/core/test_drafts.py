@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semantik_realtime.core.drafts import make_drafts, owners_of
-from semantik_realtime.core.event import StateChange
+from semantik_realtime.core.event import Claim, StateChange
+from semantik_realtime.core.limits import MAX_EVENT_BYTES
 from semantik_realtime.errors import EventError, EventTooBig, TopicError
 
 users = st.sampled_from(["7", "8", "auth0.5f7"])
@@ -67,3 +68,30 @@ def test_a_wrong_name_or_value_is_refused():
     with pytest.raises(EventTooBig):
         make_drafts({"job:1": None}, "note", "", "1", data={"x": "y" * 300}, max_bytes=300)
     assert make_drafts({"job:1": None}, "note", "", "1", state=msgspec.UNSET)
+
+
+def test_every_draft_has_the_claim_of_the_attempt_and_the_time_at_which_the_job_is_due():
+    claim = Claim("job:1", "1", token="t", expected=2)
+    drafts = make_drafts({"job:1": None, "user:7": "7"}, "note", "", "1", claim=claim, due_at=9.5)
+    assert [(one.claim, one.due_at) for one in drafts] == [(claim, 9.5)] * 2
+
+
+def test_a_key_outside_its_grammar_is_refused():
+    with pytest.raises(EventError):
+        make_drafts({"job:1": None}, "note", "", "a\n")
+    with pytest.raises(EventError):
+        make_drafts({"job:1": None}, "note", "", "")
+
+
+def test_the_encoded_event_may_have_as_many_bytes_as_the_limit_says():
+    bare = len(make_drafts({"job:1": None}, "note", "", "1", data={"x": ""})[0].body)
+    room = {"x": "y" * (MAX_EVENT_BYTES - bare)}
+    [draft] = make_drafts({"job:1": None}, "note", "", "1", data=room)
+    assert len(draft.body) == MAX_EVENT_BYTES
+    with pytest.raises(EventTooBig):
+        make_drafts({"job:1": None}, "note", "", "1", data={"x": room["x"] + "y"})
+
+
+def test_a_feed_belongs_to_its_user_also_where_another_user_writes_to_it_alone():
+    assert owners_of("user:8", [], "7") == {"user:8": "8"}
+    assert owners_of("user:8", ["user:8", "job:1"], None) == {"user:8": "8", "job:1": None}

@@ -56,3 +56,12 @@ def test_a_job_that_is_cancelled_while_queued_is_closed_until_it_starts():
     assert cancelled == AttemptState(0, ended=True)
     assert check_fence(cancelled, 0, False) is Refusal.CLOSED
     assert check_fence(cancelled, 1, False) == AttemptState(1)
+
+
+@given(st.builds(AttemptState, st.integers(0, 5), st.booleans()), st.integers(0, 6), st.booleans())
+def test_an_attempt_whose_number_is_taken_cannot_begin(state, attempt, terminal):
+    verdict = check_fence(state, attempt, terminal, begins=True)
+    if attempt <= state.attempt:
+        assert verdict is Refusal.STALE
+    else:
+        assert verdict == AttemptState(attempt, ended=terminal)

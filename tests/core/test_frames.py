@@ -73,6 +73,29 @@ def test_a_snapshot_has_the_states_of_any_keys(topic, reason, cursor, states, hi
     }
 
 
+@given(
+    topics,
+    st.sampled_from(["m:0", "e"]),
+    st.sampled_from(["recall", "delayed"]),
+    st.dictionaries(json_texts, json_values, max_size=3),
+)
+def test_a_provisional_frame_has_the_states_and_where_they_are_from(topic, epoch, source, states):
+    encoded = {key: msgspec.json.encode(state) for key, state in states.items()}
+    assert json.loads(frames.provisional_frame(topic, epoch, source, encoded)) == {
+        "op": "provisional",
+        "topic": topic,
+        "epoch": epoch,
+        "source": source,
+        "states": states,
+    }
+
+
+def test_members_that_are_absent_take_no_room():
+    cursor = Cursor("e", 5, 1)
+    assert b"conflated" not in frames.topic_events("job:1", 4, cursor, [])
+    assert json.loads(frames.snapshot_frame("job:1", Reason.NEW, cursor, {}))["events"] == []
+
+
 @given(st.dictionaries(topics, cursors))
 def test_tops_have_the_offset_and_the_cursor_of_each_topic(tops):
     expected = {t: {"offset": c.offset, "cursor": str(c)} for t, c in tops.items()}

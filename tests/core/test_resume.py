@@ -1,12 +1,20 @@
 """A replay continues only the client's own history."""
 
+import pytest
 from histories import drafts, log_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semantik_realtime.core.event import Cursor
+from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.limits import MAX_REPLAY
-from semantik_realtime.core.resume import LogInfo, Reason, plan_sync
+from semantik_realtime.core.resume import (
+    LogInfo,
+    Reason,
+    check_replay,
+    plan_page,
+    plan_sync,
+    take_bytes,
+)
 
 
 def place(events, offset, epoch="e"):
@@ -109,3 +117,65 @@ def test_the_beginning_of_the_log_has_the_chain_0():
     log = LogInfo("e", 3, 0xABC, first=1)
     assert plan_sync(Cursor("e", 0, 0), log, None) is None
     assert plan_sync(Cursor("e", 0, 1), log, None) is Reason.DIVERGED
+
+
+@given(st.integers(0, 5), st.integers(0, 8), st.data())
+def test_a_replay_that_was_cut_is_too_far_and_one_with_a_hole_is_trimmed(start, missed, data):
+    whole = [Event(start + n, 0, b"") for n in range(1, missed + 1)]
+    asked, end = Cursor("e", start, 0), Cursor("e", start + missed, 0)
+    assert check_replay(asked, whole, end) is None
+    if missed:
+        kept = data.draw(st.integers(0, missed - 1))
+        assert check_replay(asked, whole[:kept], end) is Reason.TOO_FAR
+    if missed > 1:
+        hole = data.draw(st.integers(0, missed - 2))
+        assert check_replay(asked, whole[:hole] + whole[hole + 1 :], end) is Reason.TRIMMED
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [(Cursor("", 0, 0), None), (Cursor("", 3, 0), Reason.EPOCH), (Cursor("e", 0, 0), Reason.EPOCH)],
+)
+def test_only_a_page_from_the_beginning_continues_in_a_topic_that_is_not_known(asked, reason):
+    assert plan_page(asked, None, None) is reason
+
+
+@given(st.lists(drafts, max_size=6), st.integers(0, 8), st.data())
+def test_a_page_after_a_bare_offset_is_refused_only_beyond_the_end(entries, offset, data):
+    events = log_of(entries)
+    kept = data.draw(st.booleans()) and 0 < offset <= len(events)
+    reason = plan_page(
+        Cursor("", offset, 7), place(events, len(events)), events[offset - 1] if kept else None
+    )
+    assert reason is (Reason.AHEAD if offset > len(events) else None)
+
+
+@given(st.lists(drafts, max_size=6), st.data())
+def test_a_page_after_a_cursor_continues_only_a_history_that_can_be_compared(entries, data):
+    events = log_of(entries)
+    end = place(events, len(events))
+    offset = data.draw(st.integers(0, len(events)))
+    mine = place(events, offset)
+    other = Cursor("e", offset, mine.chain + 1)
+    there = events[offset - 1] if offset else None
+    assert plan_page(mine, end, there) is None
+    assert plan_page(other, end, there) is Reason.DIVERGED
+    is_inside = 0 < offset < len(events)
+    assert plan_page(mine, end, None) is (Reason.TRIMMED if is_inside else None)
+    assert plan_page(other, end, None) is (Reason.TRIMMED if is_inside else Reason.DIVERGED)
+    assert plan_page(Cursor("f", offset, mine.chain), end, there) is Reason.EPOCH
+    assert plan_page(Cursor("e", len(events) + 1, 0), end, None) is Reason.AHEAD
+
+
+@given(st.lists(st.integers(0, 50), max_size=12), st.integers(0, 120))
+def test_an_answer_has_as_many_events_as_fit_and_at_least_one(sizes, max_bytes):
+    log = [Event(n, 0, b"x" * size) for n, size in enumerate(sizes, 1)]
+    rest = iter(log)
+    taken = take_bytes(rest, max_bytes)
+    count = len(taken)
+    assert taken == log[:count]
+    assert count <= 1 or sum(sizes[:count]) <= max_bytes
+    if count < len(log):
+        assert taken
+        assert sum(sizes[: count + 1]) > max_bytes
+        assert len(list(rest)) == len(log) - count - 1

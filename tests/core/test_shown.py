@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from semantik_realtime.core.event import Cursor
 from semantik_realtime.core.fold import Gap, View
+from semantik_realtime.core.limits import MAX_HISTORY
 from semantik_realtime.core.shown import ShownEvents
 
 numbers = st.lists(st.integers(0, 999), unique=True, max_size=30)
@@ -108,3 +109,30 @@ def test_an_event_with_half_of_a_surrogate_pair_is_passed_on_once() -> None:
     event = {"offset": 1, "type": "log", "data": {"text": "\ud800"}}
     assert shown.add_batch([event]) == [event]
     assert shown.add_history([event], is_rewritten=False) == []
+
+
+def test_a_lost_event_that_comes_again_is_held_back_once_and_an_equal_one_after_it_is_new() -> None:
+    shown = ShownEvents()
+    event = {"offset": 1, "type": "log", "data": {"text": "again"}}
+    assert shown.add_batch([event]) == [event]
+    assert shown.add_history([], is_rewritten=True) == []
+    assert shown.add_batch([event | {"offset": 1}, event | {"offset": 2}]) == [
+        {**event, "offset": 2}
+    ]
+
+
+def test_as_many_events_are_remembered_as_a_history_can_have() -> None:
+    shown = ShownEvents()
+    first, *rest = [{"offset": n, "type": "log", "data": {"n": n}} for n in range(MAX_HISTORY + 1)]
+    shown.add_batch([first, *rest[:-1]])
+    assert shown.add_history([first], is_rewritten=True) == []
+    shown.add_batch(rest[-1:])
+    assert shown.add_history([first, *rest], is_rewritten=True) == [first]
+
+
+def test_a_history_adds_to_the_events_that_are_remembered() -> None:
+    shown = ShownEvents()
+    one, two, three = ({"offset": n, "type": "log", "data": {"n": n}} for n in (1, 2, 3))
+    shown.add_batch([one, two])
+    assert shown.add_history([two, three], is_rewritten=False) == [three]
+    assert shown.add_history([one, two, three], is_rewritten=True) == []

@@ -19,7 +19,7 @@ from semantik_realtime.core.session import CloseCode
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "metrics.md").read_text()
 DASHBOARD = json.loads((ROOT / "docs" / "grafana" / "dashboard.json").read_text())
-ROWS = ["Live traffic", "Lag", "Outage", "Writers"]
+ROWS = ["Live traffic", "Lag", "Outage", "Writers", "Sinks"]
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 CODES = {code.name.lower() for code in CloseCode}
 

@@ -38,8 +38,8 @@ class EndWatcher(NativeClient):
         self.faults: list[str] = []
         self.closings: Counter[int | None] = Counter()
         """The close codes of connections that the server or the network has ended."""
-        # The ends that came as events: job and attempt.
-        self._ends: set[tuple[str, int]] = set()
+        # The events of ends, by job and attempt.
+        self._ends: dict[tuple[str, int], dict[str, Any]] = {}
         # Connects again. From `__aenter__` to `__aexit__`.
         self._staying: asyncio.Task[None] | None = None
 
@@ -86,8 +86,8 @@ class EndWatcher(NativeClient):
             if event["type"] in END_TYPES:
                 end = event["key"], state["attempt"]
                 if end in self._ends:
-                    self.faults.append(f"{event['type']} twice in the feed: {end}")
-                self._ends.add(end)
+                    self.faults.append(f"twice in the feed: {self._ends[end]} {event}")
+                self._ends[end] = event
         # Of hours of events nothing else is needed.
         for kept in (self.applied[self.feed], self.history[self.feed], self.frames, self.syncs):
             kept.clear()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,8 +44,8 @@ class Fleet:
         """Processes that are gone without having ended by themselves."""
         # The children of each main process, as they were seen last.
         self._children: dict[int, list[int]] = {}
-        # The process groups whose main process has ended by itself.
-        self._orphaned: set[int] = set()
+        # The main processes that were killed, or have ended by themselves.
+        self._ended: set[int] = set()
         self.workers = [self._start() for _ in range(count)]
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -112,7 +112,7 @@ class Fleet:
                 os.killpg(worker.pid, signal.SIGKILL)
             else:
                 os.kill(worker.pid, signal.SIGKILL)
-                self._orphaned.add(worker.pid)
+        self._ended.add(worker.pid)
         worker.wait()
         self.killed |= pids
         self.workers[number] = self._start()
@@ -126,10 +126,18 @@ class Fleet:
         for number, worker in enumerate(self.workers):
             if worker.poll() is not None:
                 self.killed.update(self._children.get(worker.pid, ()))
-                self._orphaned.add(worker.pid)
+                self._ended.add(worker.pid)
                 self.workers[number] = self._start()
             else:
                 self._look(worker.pid)
+
+    def killed_with(self, parents: Mapping[int, int]) -> set[int]:
+        """Return the processes that are gone without having ended by themselves.
+
+        ``parents`` has the main process of each that has run a task: one that was just being made
+        when its main process was killed is not in ``killed``, but dies with it.
+        """
+        return self.killed | {pid for pid, main in parents.items() if main in self._ended}
 
     def stop(self) -> None:
         for worker in self.workers:
@@ -141,7 +149,7 @@ class Fleet:
                 os.killpg(worker.pid, signal.SIGKILL)
                 worker.wait()
         # A process that was just being made does not die with its main process.
-        for group in self._orphaned:
+        for group in self._ended:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
 

@@ -32,6 +32,8 @@ class Note(NamedTuple):
     what: str
     pid: int
     at: float
+    parent: int = 0
+    """The main process of the worker."""
 
 
 class Story(msgspec.Struct):
@@ -59,8 +61,8 @@ def read_record(path: Path) -> dict[str, list[Note]]:
     """Return what the tasks wrote down, by job."""
     notes: dict[str, list[Note]] = defaultdict(list)
     for line in path.read_text().splitlines():
-        what, job, pid, at = line.split()
-        notes[job].append(Note(what, int(pid), float(at)))
+        what, job, pid, parent, at = line.split()
+        notes[job].append(Note(what, int(pid), float(at), int(parent)))
     return notes
 
 

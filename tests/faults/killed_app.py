@@ -1,7 +1,7 @@
 """A Celery application whose tasks write down what really happened to them.
 
 Broker and record come from the environment. A line of the record is ``begin`` or
-``end``, the job, the process, and the time on the monotonic clock.
+``end``, the job, the process, its parent, and the time on the monotonic clock.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if BROKER.startswith("redis"):
 
 def note(what: str, id: str) -> None:
     """Append one line, which survives a kill of this process."""
-    line = f"{what} {id} {os.getpid()} {time.monotonic()}\n".encode()
+    line = f"{what} {id} {os.getpid()} {os.getppid()} {time.monotonic()}\n".encode()
     descriptor = os.open(RECORD, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, line)
     os.close(descriptor)

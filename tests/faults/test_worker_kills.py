@@ -138,6 +138,10 @@ async def test_every_job_ends_right_whatever_is_killed(
             finally:
                 await asyncio.to_thread(fleet.stop)
     notes = read_record(record)
+    parents = {
+        one.pid: one.parent for each in notes.values() for one in each if one.what == "begin"
+    }
+    killed = fleet.killed_with(parents)
     stories = {
         job: Story(task, logs[job], notes[job], any(f'"id": "{job}"' in one for one in waiting))
         for job, task in jobs.items()
@@ -146,7 +150,7 @@ async def test_every_job_ends_right_whatever_is_killed(
     faults = [
         (job, fault, story.notes, logs[job])
         for job, story in stories.items()
-        for fault in faults_of(story, fleet.killed, loses_messages=loses_messages)
+        for fault in faults_of(story, killed, loses_messages=loses_messages)
     ]
     faults += [
         (job, "a page shows another end", story.notes, logs[job], each.last(job))
@@ -154,15 +158,15 @@ async def test_every_job_ends_right_whatever_is_killed(
         for each in watchers
         if (shown := each.last(job)) is None or shown.status != story.events[-1]["state"]["status"]
     ]
-    left = [left_by_broker(one, fleet.killed, loses_messages=True) for one in stories.values()]
+    left = [left_by_broker(one, killed, loses_messages=True) for one in stories.values()]
     print()
     print(
         f"row {row}, broker {BROKER}, seed {SEED}: {len(kills)} kills, {len(jobs)} jobs, "
         f"{sum(len(one.begins) for one in stories.values())} attempts, "
         f"{time.monotonic() - began:.0f} s"
     )
-    print(table(kills, stories, watchers, fleet.killed))
-    surplus = sum(surplus_runs(one, fleet.killed) for one in stories.values())
+    print(table(kills, stories, watchers, killed))
+    surplus = sum(surplus_runs(one, killed) for one in stories.values())
     print(f"{surplus:6}  ran again although they had completed: Celery delivered them twice")
     gone = sum(one in (NEVER_BEGUN, NOT_BEGUN_AGAIN) for one in left)
     print(f"{gone:6}  whose message Celery lost")

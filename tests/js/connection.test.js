@@ -44,6 +44,21 @@ test("a close by the server is written to the console in one line, once", async 
   ]);
 });
 
+test("a token for one topic is offered with the handshake, before the cookie counts", async () => {
+  const offers = [];
+  for (const token of ["rt-topic.a.b.c", "a.b.c"]) {
+    const wire = open({ token: () => token });
+    await settled();
+    offers.push(wire.socket.protocol);
+    await wire.welcome();
+    assert.deepEqual(wire.socket.ops("auth"), [{ op: "auth", token }]);
+  }
+  assert.deepEqual(offers, [
+    ["semantik.realtime.v1", "access_token.rt-topic.a.b.c"],
+    "semantik.realtime.v1",
+  ]);
+});
+
 test("http becomes ws, https becomes wss, and the subprotocol is offered", async () => {
   const urls = ["http://host/ws", "https://host/ws", "ws://host/ws"];
   const sockets = [];

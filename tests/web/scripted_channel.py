@@ -168,7 +168,7 @@ class ScriptedIO:
         channel.reserve()
         return channel
 
-    async def subscribe(self) -> None:
+    async def subscribe(self, topic: str) -> None:
         await asyncio.sleep(0)
 
     async def read(

@@ -123,7 +123,7 @@ class World:
             self.log.trimmed,
             tuple(_batch(batch) for batch in self.in_flight),
             (self.channel.phase, self.channel.cursor, buffer.base, len(buffer)),
-            tuple(_batch(batch) for batch in self.channel._splice._held),
+            tuple(_batch(batch) for batch in self.channel._splice._held or ()),
             self.channel._splice._reads_again,
             tuple(reading.seen() for reading in self.io.readings),
             tuple(sorted(task.get_name() for task in self.io.tasks)),

@@ -8,6 +8,7 @@ import threading
 import pytest
 from waiting import until
 
+from semantik_realtime.errors import TopicRefused
 from semantik_realtime.web import limiter
 from semantik_realtime.web.limiter import ConnectionLimiter
 
@@ -38,7 +39,7 @@ async def test_a_connection_that_ends_while_the_leases_are_renewed_leaves_none(
 ) -> None:
     monkeypatch.setattr(limiter, "RENEW_SECONDS", 0.01)
     leases = SlowLeases()
-    limited = ConnectionLimiter(leases, 10)
+    limited = ConnectionLimiter(leases, 10, 10)
     for connection_id in ("first", "second"):
         assert await limited.admit("7", connection_id)
     await until(lambda: leases.renewing)
@@ -50,4 +51,27 @@ async def test_a_connection_that_ends_while_the_leases_are_renewed_leaves_none(
     # The renewal goes on in its thread; without connections it is the last one.
     await until(lambda: "ConnectionLimiter._renew()" not in str(asyncio.all_tasks()))
     assert not leases.held
+    await limited.close()
+
+
+class PartlyRefusedLeases(SlowLeases):
+    """The place of one user is refused."""
+
+    def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
+        if name == "connections:7":
+            raise TopicRefused(name, "WRONGTYPE")
+        self.renewing.append(holder)
+        return True
+
+
+async def test_a_refused_lease_is_logged_once_and_the_others_are_renewed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limiter, "RENEW_SECONDS", 0.01)
+    leases = PartlyRefusedLeases()
+    limited = ConnectionLimiter(leases, 10, 10)
+    assert await limited.admit("7", "refused")
+    assert await limited.admit("8", "granted")
+    await until(lambda: leases.renewing.count("granted") > 3)
+    assert caplog.text.count("limiter: lease refused") == 1
     await limited.close()

@@ -21,6 +21,7 @@ from semantik_realtime.cli import verify as verify_module
 from semantik_realtime.config import Settings
 from semantik_realtime.errors import RealtimeError
 from semantik_realtime.runtime import Runtime
+from semantik_realtime.testing.servers import Server
 from semantik_realtime.testing.tcp_proxy import TcpProxy
 
 COMMAND = [sys.executable, "-c", "from semantik_realtime.cli import main; main()", "verify"]
@@ -85,6 +86,39 @@ async def test_a_server_with_another_backend_or_secret_is_explained(settings: Se
     assert "Does it use the same backend as this command" in elsewhere.stderr
     assert "401" in stranger.stderr
     assert "the same secret" in stranger.stderr
+
+
+@pytest.mark.parametrize("backend", ["healthy", "hangs"])
+async def test_a_run_that_is_terminated_ends_soon_and_deletes_its_job(
+    server: Server, backend: str
+) -> None:
+    settings = make_settings(server.url)
+    runtime = Runtime(settings)
+    async with server_processes(1, settings) as [web]:
+        verifying = await asyncio.create_subprocess_exec(
+            *(*COMMAND, web.http_url, "--seconds", "60", "--job", "42"),
+            env={**os.environ, **environment(settings)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            async with asyncio.timeout(60):
+                while (top := await runtime._top("job:42")) is None or top.cursor.offset < 5:
+                    await asyncio.sleep(0.2)
+            if backend == "hangs":
+                server.pause()
+            verifying.terminate()
+            # Three seconds are promised; a busy machine may need more.
+            await asyncio.wait_for(verifying.wait(), 7)
+            if backend == "healthy":
+                assert await runtime._top("job:42") is None
+        finally:
+            if backend == "hangs":
+                server.resume()
+            if verifying.returncode is None:
+                verifying.kill()
+                await verifying.wait()
+    runtime.close()
 
 
 @pytest.mark.parametrize("fault", ["refusing", "losing_responses", "stalled"])

@@ -200,7 +200,7 @@ def test_emit_returns_at_once_while_a_hanging_emitter_is_closed(
     wait_until(lambda: line.batches)
     closing = threading.Thread(target=emitter.close, args=(0.1,))
     closing.start()
-    wait_until(lambda: emitter._closing)
+    wait_until(lambda: emitter.is_closing)
     begun = time.monotonic()
     emitter.emit(draft(2))
     assert time.monotonic() - begun < 1

@@ -6,21 +6,25 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 from topic_log import wait_until
 
 from semantik_realtime import JobCancelled, job
-from semantik_realtime.clock import now_text
+from semantik_realtime.backends import server_clock
+from semantik_realtime.backends.redis import status
+from semantik_realtime.clock import now_text, time_text
 from semantik_realtime.config import Settings
 from semantik_realtime.core.cancelling import CONTROL_TOPIC
-from semantik_realtime.core.event import Event, encode_body, with_offset
+from semantik_realtime.core.event import Cursor, Event, encode_body, with_offset
 from semantik_realtime.runtime import Runtime
 from semantik_realtime.testing.servers import RedisServer, valkey_program
 from semantik_realtime.testing.servers import running as serving
 from semantik_realtime.worker import listener
 from semantik_realtime.worker.current import pop_job, push_job
 from semantik_realtime.worker.job import Job, JobMeta
+from semantik_realtime.worker.stored_state import read_cancelled_jobs
 
 
 @pytest.fixture(scope="module")
@@ -144,4 +148,30 @@ def test_a_request_counts_for_three_hours() -> None:
     ]
     other = Event(9, 0, with_offset(encode_body("note", now_text(), "9"), 9))
     broken = Event(10, 0, b"no JSON")
-    assert listener.requested_jobs([*events, other, broken]) == ["0"]
+    since = time_text(time.time() - listener.KEPT_SECONDS)
+    assert listener.requested_jobs([*events, other, broken], since) == ["0"]
+
+
+@pytest.mark.parametrize("hours", [-4, 4])
+def test_the_server_s_clock_decides_whether_a_request_counts(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    request(runtime, "1")
+    wrong = SimpleNamespace(**vars(time) | {"time": lambda: time.time() + hours * 3600})
+    for module in (status, server_clock):
+        monkeypatch.setattr(module, "time", wrong)
+    assert "1" in read_cancelled_jobs(runtime)
+
+
+def test_a_request_that_arrives_now_counts_whatever_its_host_s_clock_says(
+    runtime: Runtime, begin: Callable[[str], Job]
+) -> None:
+    running = begin("1")
+    # The first question starts the listener.
+    assert not running.is_cancelled
+    event = Event(
+        1, 0, with_offset(encode_body("job_cancelling", "2020-01-01T00:00:00.000Z", "1"), 1)
+    )
+    assert listener._listener is not None
+    listener._listener.events(CONTROL_TOPIC, Cursor("e", 0, 0), [event])
+    assert running.is_cancelled

@@ -18,6 +18,7 @@ from semantik_realtime.urls import mask_urls
 
 from semantik_realtime_nats.errors import explain
 from semantik_realtime_nats.freshness import Seen
+from semantik_realtime_nats.marks import read_mark
 from semantik_realtime_nats.settings import check_max_keys, load_nats_settings, plan_connect
 from semantik_realtime_nats.snapshot import read_page, read_snapshot, read_tops
 from semantik_realtime_nats.stream import Stream
@@ -212,6 +213,9 @@ class NatsBackend:
 def warnings_of(config: Mapping[str, Any]) -> list[str]:
     """Return the warnings for an operator that follow from the stream's configuration."""
     stream = f"the stream {config['name']}"
+    mark = read_mark(config)
+    if mark is not None and mark.closes:
+        return [f"{stream} is closed for writing: {mark.reason}"]
     if config.get("storage") != "file":
         return [
             f"{stream} is in memory: a restart of the server loses all events; delete it, and "

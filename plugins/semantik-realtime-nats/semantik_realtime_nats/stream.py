@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import nats.errors
+from semantik_realtime.core.copying import Mark
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
 from semantik_realtime.urls import mask_urls
 
@@ -25,6 +26,7 @@ from semantik_realtime_nats.errors import (
     explain_reset,
 )
 from semantik_realtime_nats.freshness import Seen
+from semantik_realtime_nats.marks import read_mark
 from semantik_realtime_nats.settings import ConnectOptions
 from semantik_realtime_nats.stored import StoredMessage, parse_time, to_stored
 from semantik_realtime_nats.subjects import Subjects
@@ -65,6 +67,8 @@ class Stream:
         self._is_replicated = False
         self.tops = TopCache()
         """The last messages of topics that were asked for, as this connection has read them."""
+        self.mark: Mark | None = None
+        """Of a migration, when the stream was found."""
         # False until the stream is found: before that, no answer means that there is no JetStream.
         self._is_found = False
         self._clock = ServerClock()
@@ -152,16 +156,9 @@ class Stream:
             ) from None
         self._is_found = True
         config = info["config"]
+        self.mark = read_mark(config)
         self._is_replicated = config.get("num_replicas", 1) > 1
-        wrong = [
-            name for name, value in subjects.needed_config().items() if config.get(name) != value
-        ]
-        if wrong:
-            raise BackendRefused(
-                f"the stream {self._name} has other settings than we need ({', '.join(wrong)}); "
-                "delete it, or set SEMANTIK_REALTIME_NATS_STREAM and SEMANTIK_REALTIME_PREFIX so "
-                "that another one is used"
-            )
+        subjects.check_config(config)
         if self._clock.age_seconds > CONFIRM_SECONDS:
             # It was created just now, and that reply has no time.
             await self.read_info()

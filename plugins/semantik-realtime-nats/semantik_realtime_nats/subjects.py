@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from semantik_realtime.config import Settings
+from semantik_realtime.errors import BackendRefused
 
 from semantik_realtime_nats.settings import NatsSettings
 
@@ -49,6 +51,21 @@ class Subjects:
             "republish": {"src": self.log("*"), "dest": self.live("{{wildcard(1)}}")},
         }
 
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Check the configuration of an existing stream.
+
+        Raises:
+            BackendRefused: it is another one than we need.
+        """
+        needed = self.needed_config().items()
+        wrong = [name for name, value in needed if config.get(name) != value]
+        if wrong:
+            raise BackendRefused(
+                f"the stream {self.stream} has other settings than we need ({', '.join(wrong)}); "
+                "delete it, or set SEMANTIK_REALTIME_NATS_STREAM and SEMANTIK_REALTIME_PREFIX so "
+                "that another one is used"
+            )
+
     def log(self, topic: str) -> str:
         """Return the subject of a topic's log."""
         return self._topic(topic, "log")
@@ -83,6 +100,15 @@ class Subjects:
 
     def _topic(self, topic: str, rest: str) -> str:
         return f"{self._prefix}.topic.{_token(topic)}.{rest}"
+
+
+def topic_of(subject: str) -> str:
+    """Return the topic of the subject of a log.
+
+    >>> topic_of("semantik.topic.job:a/b.log")
+    'job:a.b'
+    """
+    return subject.rsplit(".", 2)[1].replace("/", ".")
 
 
 def _token(topic: str) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from semantik_realtime.backends.border import note
+from semantik_realtime.backends.guard import PROBE_TOPIC
 from semantik_realtime.cancellation import stop_tasks
 from semantik_realtime.core.event import Cursor
-from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
+from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable, TopicRefused
 from semantik_realtime.hookspecs import Sink
 from tenacity import (
     AsyncRetrying,
@@ -111,7 +112,8 @@ class Subscriber:
 
         Raises:
             BackendUnavailable: the server did not confirm in time. The topic is not subscribed.
-            BackendRefused: the user may not subscribe. The topic is not subscribed.
+            TopicRefused: the user may not subscribe to this topic. It is not subscribed.
+            BackendRefused: the user may not subscribe to others either, or to no more of them.
         """
         self._sinks[topic] = sink
         try:
@@ -127,12 +129,32 @@ class Subscriber:
                         return
                     except BackendUnavailable:
                         await stream.connection.wait_closed()
-        except BackendRefused:
+        except BackendRefused as error:
             await self.unsubscribe(topic)
+            if await self._accepts_others():
+                logger.warning("subscriber: topic refused topic=%s error=%s", topic, error)
+                raise TopicRefused(topic, str(error)) from error
             raise
         except TimeoutError:
             self._sinks.pop(topic, None)
             raise BackendUnavailable(f"subscription not confirmed (topic {topic})") from None
+
+    async def _accepts_others(self) -> bool:
+        """Return True if the server accepts a subscription to a topic that nobody watches."""
+        if self._stream is None:
+            return False
+        connection = self._stream.connection
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                subject = self._subjects.live(PROBE_TOPIC)
+                number = await connection.subscribe(subject, lambda message: None)
+                try:
+                    await self._confirm(self._stream, [PROBE_TOPIC])
+                finally:
+                    await connection.unsubscribe(number)
+        except (BackendError, TimeoutError):
+            return False
+        return True
 
     async def unsubscribe(self, topic: str) -> None:
         """Stop calling the topic's sink at once, and tell the server if it can be reached."""

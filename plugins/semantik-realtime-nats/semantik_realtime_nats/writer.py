@@ -16,6 +16,7 @@ from semantik_realtime.errors import AppendUncertain, BackendUnavailable
 from semantik_realtime_nats.errors import NoReply, explain
 from semantik_realtime_nats.holders import Holders
 from semantik_realtime_nats.leases import Leases
+from semantik_realtime_nats.marks import read_mark
 from semantik_realtime_nats.stream import Stream
 from semantik_realtime_nats.subjects import Subjects
 from semantik_realtime_nats.topic_writer import TopicWriter
@@ -138,6 +139,7 @@ class Writer:
         stream = await self._open_stream()
         try:
             async with asyncio.timeout_at(max(deadline, loop.time() + LEAST_SECONDS)):
+                await self._check_open(stream)
                 yield stream
         except TimeoutError as error:
             await stream.connection.close()
@@ -145,6 +147,18 @@ class Writer:
         except Exception as error:
             await _close_after([error], stream)
             raise explain(error) from error
+
+    @staticmethod
+    async def _check_open(stream: Stream) -> None:
+        """Check that no migration has closed the stream for what processes write.
+
+        Raises:
+            BackendUnavailable: one has.
+        """
+        if stream.mark is not None and stream.mark.closes:
+            stream.mark = read_mark((await stream.read_info())["config"])
+        if stream.mark is not None and stream.mark.closes:
+            raise BackendUnavailable(f"the stream is closed: {stream.mark.reason}")
 
     async def _open_stream(self) -> Stream:
         if self._stream is not None and not self._stream.connection.is_closed:

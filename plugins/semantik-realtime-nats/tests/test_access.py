@@ -14,8 +14,9 @@ from typing import Any
 
 import nkeys
 import pytest
+from semantik_realtime.backends.guard import GuardedBackend
 from semantik_realtime.core.event import Outcome
-from semantik_realtime.errors import BackendError, BackendRefused, ConfigError
+from semantik_realtime.errors import BackendError, BackendRefused, ConfigError, TopicRefused
 from semantik_realtime.testing.certificate import write_certificate
 from semantik_realtime.testing.contract import Author, Recorder, until
 from semantik_realtime.testing.servers import NatsServer
@@ -236,6 +237,24 @@ async def test_a_refused_subscription_says_which_permission_to_grant(
             await backend.subscribe("job:1", Recorder())
     await backend.subscribe("user:7", sink)
     backend.publish([Author().draft("user:7")])
+    await sink.wait_for_events(1)
+
+
+async def test_a_refused_topic_is_no_outage_for_the_others(
+    start_server: Start, make_backend: Make
+) -> None:
+    denied = '{ allow: ["_INBOX.>", "semantik.live.>"], deny: ["semantik.live.job:1"] }'
+    config = allow([">"], []).replace("subscribe: []", f"subscribe: {denied}")
+    assert denied in config
+    server = start_server(config=config)
+    backend = make_backend(server.url.replace("://", "://u:p@"))
+    guard, sink = GuardedBackend(backend, 5.0), Recorder()
+    await guard.open()
+    with pytest.raises(TopicRefused, match=r"may not subscribe to semantik\.live\.job:1"):
+        await guard.subscribe("job:1", Recorder())
+    assert not guard.is_away
+    await guard.subscribe("user:7", sink)
+    guard.publish([Author().draft("user:7")])
     await sink.wait_for_events(1)
 
 

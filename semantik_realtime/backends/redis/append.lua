@@ -1,6 +1,7 @@
 -- Append a batch of drafts of one topic, and publish the events.
 --
--- KEYS  meta log state fence seen          (all in one slot)
+-- KEYS  meta log state fence seen          (all in one slot), and the filters of the sinks, except
+--       on a node of a cluster (see sink_offer.lua)
 -- ARGV  1: header, JSON
 --       2..: the bodies of the drafts, each without its first character, "{"; to cut it off here
 --       would copy each body
@@ -117,7 +118,8 @@ local function drop_ended()
   return key_count < head.keys
 end
 
-local events, chains = {}, {}
+-- What is appended, with the mark of each entry.
+local events, chains, marks = {}, {}, {}
 
 -- Begin a new epoch without events and states; the fence stays.
 local function begin_again()
@@ -134,7 +136,7 @@ local function begin_again()
   redis.call('DEL', log, state)
   open = ''
   epoch, offset, chain, prev, prev_chain, is_new = head.epoch, 0, 0, '0', '0', true
-  events, chains, states, key_count = {}, {}, {}, nil
+  events, chains, marks, states, key_count = {}, {}, {}, {}, nil
 end
 
 -- Add an entry. If another program has added one with a later id, the server accepts none of ours
@@ -205,8 +207,10 @@ local function append(run, number, digest)
     local text = string.format('%d', offset)
     local chain_text = string.format('%08x', chain)
     local event = '{"offset":' .. text .. ',' .. body
-    add_entry(text, event, chain_text .. ' ' .. producer .. ' ' .. string.format('%d', number))
+    local mark = chain_text .. ' ' .. producer .. ' ' .. string.format('%d', number)
+    add_entry(text, event, mark)
     events[#events + 1] = event
+    marks[#marks + 1] = mark
     chains[#chains + 1] = chain_text
     if change == 'set' then
       states[key] = event
@@ -257,16 +261,20 @@ if #events > 0 then
   end
   redis.call('HSET', meta, unpack(place))
   if offset > head.events then redis.call('XTRIM', log, 'MAXLEN', '=', head.events) end
+  -- Whether one of the keys may be new, and so without an expiry.
+  local is_made = is_new
   for key, event in pairs(states) do
     if event then
-      redis.call('HSET', state, key, event)
+      if redis.call('HSET', state, key, event) == 1 then is_made = true end
     else
       redis.call('HDEL', state, key)
     end
   end
   local may_be_many = is_new and not is_empty
   for job, current in pairs(attempts) do
-    if current.changed and write_attempt(fence, job, current) == 1 then may_be_many = true end
+    if current.changed and write_attempt(fence, job, current) == 1 then
+      may_be_many, is_made = true, true
+    end
   end
   for _, event in pairs(states) do
     if not event then may_be_many = true end
@@ -298,7 +306,14 @@ if #events > 0 then
   end
   local expiry = own_end and head.grace_ms or head.ttl_ms
   if open ~= '' then expiry = open_expiry(head.open_ms, due) end
-  for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], expiry) end
+  -- The topic is kept at least that long, and up to a 64th longer, so that not every append has to
+  -- set five expiries, which the server would also write to its file and to its replicas. All keys
+  -- have the same one. That of the log tells whether the log is new.
+  local most, left = expiry + math.floor(expiry / 64), redis.call('PTTL', log)
+  if is_made or added > 0 or left < expiry or left > most then
+    for i = 1, 5 do redis.call('PEXPIRE', KEYS[i], most) end
+  end
+  offer_to_sinks(KEYS[6], meta, epoch, owner, events, marks)
 end
 local mark = ''
 local reply = epoch .. ' ' .. prev .. ' ' .. prev_chain

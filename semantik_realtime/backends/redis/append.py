@@ -94,7 +94,7 @@ def _runs(own: str, drafts: Sequence[tuple[Draft, int]]) -> list[Any]:
     return runs
 
 
-def read_receipts(reply: str, digests: Sequence[int]) -> Iterator[Receipt]:
+def read_receipts(reply: str, digests: Sequence[int], published: bool = True) -> Iterator[Receipt]:
     """Return the receipts in a reply of append.lua; ``digests`` are those of its drafts."""
     before, *texts = reply.split(",")
     epoch, offset_text, chain_text = before.split(" ")
@@ -102,13 +102,14 @@ def read_receipts(reply: str, digests: Sequence[int]) -> Iterator[Receipt]:
     for text, digest in zip(texts or ["a"] * len(digests), digests, strict=True):
         if text == "a":
             offset, chain = offset + 1, link(chain, digest)
-            yield Receipt(Outcome.APPENDED, Cursor(epoch, offset, chain))
+            place = Cursor(epoch, offset, chain)
+            yield Receipt(Outcome.APPENDED, place, published=published)
         elif text.startswith("d "):
             _, first, first_chain = text.split(" ")
             yield Receipt(Outcome.DUPLICATE, Cursor(epoch, int(first), int(first_chain, 16)))
         elif text.startswith("a "):
             _, before_epoch, own_offset, own_chain = text.split(" ")
             place = Cursor(before_epoch, int(own_offset), int(own_chain, 16))
-            yield Receipt(Outcome.APPENDED, place)
+            yield Receipt(Outcome.APPENDED, place, published=published)
         else:
             yield _REFUSALS[text]

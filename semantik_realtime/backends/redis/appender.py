@@ -22,7 +22,7 @@ from semantik_realtime.backends.redis.refusals import (
     is_about_keys,
     kind_of,
 )
-from semantik_realtime.backends.redis.rights import PublishRight
+from semantik_realtime.backends.redis.rights import MARK, PublishRight, publish_command
 from semantik_realtime.backends.redis.script import APPEND
 from semantik_realtime.backends.redis.topology import Topology
 from semantik_realtime.backends.redis.writer import Writer
@@ -49,6 +49,7 @@ class Appender:
         keys_of: the keys of a topic.
         channel_of: the channel of a topic.
         right: to publish; learns from the replies whether the user has it.
+        sinks_key: where the filters of the sinks are.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Appender:
         keys_of: Callable[[str], list[str]],
         channel_of: Callable[[str], str],
         right: PublishRight,
+        sinks_key: str,
     ) -> None:
         self._writer = writer
         self._topology = topology
@@ -68,6 +70,7 @@ class Appender:
         self._keys_of = keys_of
         self._channel_of = channel_of
         self._right = right
+        self._sinks_keys = [sinks_key]
         # Topics with an unexplained error, and the monotonic time of the first one in a row.
         self._doubted: dict[str, float] = {}
 
@@ -83,16 +86,16 @@ class Appender:
         }
         replies = self._append(parts, self._header)
         self._check(list(by_topic), replies)
-        layout = self._topology.layout
-        command = "SPUBLISH" if layout is not None and layout.is_cluster else "PUBLISH"
+        command = publish_command(self._topology.layout)
         receipts: list[Receipt] = [DUPLICATE] * len(drafts)
         for places, reply in zip(by_topic.values(), replies, strict=True):
             if isinstance(reply, Exception):
                 refused = Receipt(Outcome.REFUSED, reason=describe(reply))
                 read = iter([refused] * len(places))
             else:
-                text = self._right.read(reply, command).decode()
-                read = read_receipts(text, [digests[place] for place in places])
+                published = self._right.check(not reply.startswith(MARK), command)
+                text = reply.removeprefix(MARK).decode()
+                read = read_receipts(text, [digests[place] for place in places], published)
             for place, receipt in zip(places, read, strict=True):
                 receipts[place] = receipt
         return receipts
@@ -101,12 +104,15 @@ class Appender:
         self, parts: Mapping[str, list[tuple[Draft, int]]], header: dict[str, Any]
     ) -> Sequence[Any]:
         """Run the script for each topic; return replies and errors in order."""
+        sinks_keys = self._sinks_keys
         if self._topology.find().is_cluster:
             header = {**header, "sharded": 1}
+            # It is in another slot.
+            sinks_keys = []
         epoch = new_epoch()
         calls = [
             (
-                self._keys_of(topic),
+                [*self._keys_of(topic), *sinks_keys],
                 append_arguments(header, epoch, topic, self._channel_of(topic), part),
             )
             for topic, part in parts.items()

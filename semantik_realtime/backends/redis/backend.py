@@ -4,12 +4,13 @@ A topic has five keys, all in one slot: ``{prefix}:{<topic>}:meta`` (its
 position and owner), ``:log`` (a stream with the ids ``<offset>-0``), ``:state``
 (the last event of each key), ``:fence`` (the attempt state of each job) and
 ``:seen`` (the last number of each producer). The Lua scripts change them
-atomically.
+atomically. The sinks of an application have ``{prefix}:sinks`` and the keys that begin so.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
@@ -21,19 +22,22 @@ from semantik_realtime.backends.border import note
 from semantik_realtime.backends.redis.address import read_address
 from semantik_realtime.backends.redis.appender import Appender
 from semantik_realtime.backends.redis.holders import Holders
+from semantik_realtime.backends.redis.leases import Leases
+from semantik_realtime.backends.redis.metas import read_metas
 from semantik_realtime.backends.redis.reader import Reader
 from semantik_realtime.backends.redis.refusals import explain_for, is_about_keys
 from semantik_realtime.backends.redis.replies import read_page, read_snapshot, read_top
-from semantik_realtime.backends.redis.rights import PublishRight
+from semantik_realtime.backends.redis.rights import PublishRight, publish_command
 from semantik_realtime.backends.redis.script import (
     CLAIM,
     DELETE,
-    LEASE,
     PAGE,
     READ,
     Script,
+    mark_key,
     milliseconds,
 )
+from semantik_realtime.backends.redis.sinks import SinkQueues
 from semantik_realtime.backends.redis.status import read_status
 from semantik_realtime.backends.redis.subscriptions import Subscriptions
 from semantik_realtime.backends.redis.topology import Topology
@@ -62,7 +66,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_URL = "redis://localhost:6379/0"
 
 
-class RedisBackend:
+class RedisBackend(SinkQueues):
     """A `semantik_realtime.hookspecs.Backend` on Redis 6.2 or Valkey 8, or newer.
 
     Raises:
@@ -87,12 +91,21 @@ class RedisBackend:
         # Without what may be secret.
         self._shown_url = mask_urls(url)
         self._topology = Topology(address, settings.timeout_seconds)
-        self._writer = Writer(self._topology, settings.timeout_seconds)
+        mark = mark_key(settings.prefix)
+        self._writer = Writer(self._topology, settings.timeout_seconds, mark)
         self._right = PublishRight(settings.prefix)
+        self._sinks_key = f"{settings.prefix}:sinks"
         self._appender = Appender(
-            self._writer, self._topology, settings, self._keys, self._channel, self._right
+            self._writer,
+            self._topology,
+            settings,
+            self._keys,
+            self._channel,
+            self._right,
+            self._sinks_key,
         )
         self._holders = Holders(self._writer, settings.prefix)
+        self._leases = Leases(self._writer, self._lease_key)
         # For reading, from `open` to `close`, on the loop that called `open`.
         self._reader: Reader | None = None
         self._subscriptions: Subscriptions | None = None
@@ -123,19 +136,19 @@ class RedisBackend:
     @hookimpl
     def delete(self, topic: str) -> bool:
         grace = milliseconds(self._settings.grace_seconds)
-        is_sharded = int(self._topology.find().is_cluster)
-        return bool(self._run(topic, DELETE, grace, self._channel(topic), is_sharded))
+        layout = self._topology.find()
+        args = (grace, self._channel(topic), int(layout.is_cluster))
+        known, published = self._run(topic, DELETE, *args)
+        self._right.check(bool(published), publish_command(layout))
+        return bool(known)
 
     @hookimpl
     def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
-        return bool(
-            self._writer.run(LEASE, [self._lease_key(name)], holder, limit, milliseconds(seconds))
-        )
+        return self._leases.lease(name, holder, limit, seconds)
 
     @hookimpl
     def release(self, name: str, holder: str) -> bool:
-        key = self._lease_key(name)
-        return bool(self._writer.command(key, "ZREM", key, holder))
+        return self._leases.release(name, holder)
 
     @hookimpl
     def hold(
@@ -151,6 +164,7 @@ class RedisBackend:
     def close_writer(self) -> None:
         self._writer.close()
         self._writer.abort()
+        self._leases.forget()
 
     # Reads: coroutines on one loop.
 
@@ -222,9 +236,7 @@ class RedisBackend:
     @hookimpl
     async def tops(self, topics: Sequence[str]) -> dict[str, Top]:
         metas = [self._keys(topic)[0] for topic in topics]
-        replies = await self._reading().execute_all(
-            [(meta, ("HMGET", meta, "epoch", "offset", "chain", "owner")) for meta in metas]
-        )
+        replies = await read_metas(self._topology, self._reading(), metas)
         tops = {}
         for topic, reply in zip(topics, replies, strict=True):
             try:
@@ -243,13 +255,22 @@ class RedisBackend:
         reader = self._reader or Reader(self._topology, self._settings.timeout_seconds, retries=0)
         try:
             status = await read_status(self._topology, reader, self._shown_url, self._right)
+            closed = await self._read_closed(reader) if status.reachable else []
         finally:
             if reader is not self._reader:
                 await reader.close()
         if self._left_out:
-            warnings = [*status.warnings, without_effect(self._left_out)]
-            status = msgspec.structs.replace(status, warnings=warnings)
-        return status
+            closed.append(without_effect(self._left_out))
+        return msgspec.structs.replace(status, warnings=[*status.warnings, *closed])
+
+    async def _read_closed(self, reader: Reader) -> list[str]:
+        """Return the warning that a migration has closed the server, if one has."""
+        mark = mark_key(self._settings.prefix)
+        with contextlib.suppress(BackendError):
+            [reason] = await reader.execute(mark, "HMGET", mark, "closed")
+            if reason is not None:
+                return [f"the server is closed for writing: {reason.decode(errors='replace')}"]
+        return []
 
     def _run(self, topic: str, script: Script, *args: Any) -> Any:
         """Run a script that writes to one topic.

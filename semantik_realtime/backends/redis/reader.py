@@ -151,6 +151,21 @@ class Reader:
                     raise failure
         return replies
 
+    async def scan(
+        self, node: Node, cursor: int, pattern: str, count: int
+    ) -> tuple[int, list[bytes]]:
+        """Do one step of a search for keys on a node; return the next cursor and the keys.
+
+        Raises:
+            BackendError: it failed, as `explain` says.
+        """
+        command = ("SCAN", cursor, "MATCH", pattern, "COUNT", count)
+        try:
+            following, keys = await self._send(node, False, command)
+        except (RedisError, OSError) as error:
+            raise explain(error) from error
+        return int(following), keys
+
     def client(self, node: Node) -> Any:
         """Return the client of a node; its connections belong to this object."""
         client = self._clients.get(node)

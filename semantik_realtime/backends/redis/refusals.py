@@ -23,6 +23,14 @@ from semantik_realtime.errors import (
 from semantik_realtime.urls import mask_text
 
 
+class KeyRefused(TopicRefused):
+    """The server refuses a key that belongs to no topic, and answers for others."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        BackendRefused.__init__(self, f"the key {key} is refused: {reason}")
+        self.topic = key
+
+
 class Kind(Enum):
     """What to do after an error."""
 
@@ -58,6 +66,7 @@ _KINDS = {
     "BUSY": Kind.TEMPORARY,
     "MISCONF": Kind.TEMPORARY,
     "TRYAGAIN": Kind.TEMPORARY,
+    "CLOSED": Kind.TEMPORARY,
     "NOAUTH": Kind.RIGHTS,
     "NOPERM": Kind.RIGHTS,
     "WRONGPASS": Kind.RIGHTS,
@@ -96,7 +105,22 @@ _SENTENCES: Mapping[str, str] = {
     "BUSY": "a script runs on it and blocks it",
     "MISCONF": "it cannot save to its disk",
     "TRYAGAIN": "its cluster is moving these keys to another node",
+    "CLOSED": "it is closed",
 }
+
+
+_ADVICE = (
+    (
+        "certificate is not valid for",
+        "its certificate has to name the host as the URL, the sentinels or the cluster do; see "
+        "ssl_check_hostname in docs/deployment.md",
+    ),
+    (
+        "certificate verify failed",
+        "set ssl_ca_certs in the URL to the file of the authority that signed its certificate",
+    ),
+)
+"""What to do about a part of the text of a failed connection."""
 
 
 def code_of(error: BaseException) -> str:
@@ -174,7 +198,9 @@ def explain(error: BaseException) -> BackendError:
     """Return the error of this package for an error of redis-py or of the server."""
     kind = kind_of(error)
     if kind is Kind.NO_ANSWER:
-        return BackendUnavailable(f"{type(error).__name__}: {mask_text(str(error))}")
+        return BackendUnavailable(
+            f"{type(error).__name__}: {mask_text(str(error))}{_advice_for(error)}"
+        )
     if kind is Kind.RIGHTS:
         return BackendRefused(f"the server refuses our rights: {describe(error)}")
     if kind is Kind.WRONG_SERVER or kind is Kind.TEMPORARY:
@@ -183,6 +209,12 @@ def explain(error: BaseException) -> BackendError:
     if kind is Kind.SCRIPT_UNKNOWN:
         return BackendUnavailable("the server does not know a script that was just loaded")
     return BackendRefused(f"the server refuses: {describe(error)}")
+
+
+def _advice_for(error: BaseException) -> str:
+    """Return what an operator can do about a failed connection, after the error's text."""
+    text = str(error)
+    return next((f" ({advice})" for part, advice in _ADVICE if part in text), "")
 
 
 def is_about_keys(error: BaseException) -> bool:
@@ -194,6 +226,12 @@ def is_about_keys(error: BaseException) -> bool:
     if kind is not Kind.CALL:
         return kind is Kind.WRONG_NODE
     return code_of(error) in ("WRONGTYPE", "CROSSSLOT") or "user_script" in str(error)
+
+
+def explain_for_key(key: str, error: BaseException) -> BackendError:
+    """Return the same for a call about one key: `KeyRefused` if the fault is that key's alone."""
+    is_its_own = kind_of(error) is Kind.CALL and is_about_keys(error)
+    return KeyRefused(key, describe(error)) if is_its_own else explain(error)
 
 
 def explain_for(topic: str, error: BaseException) -> BackendError:

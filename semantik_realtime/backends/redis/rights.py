@@ -8,12 +8,18 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from semantik_realtime.backends.redis.nodes import Layout
 from semantik_realtime.backends.redis.refusals import Kind, kind_of
 
 logger = logging.getLogger(__name__)
 
 MARK = b"!"
 """The first character of a reply of append.lua whose events were not published."""
+
+
+def publish_command(layout: Layout | None) -> str:
+    """Return what the scripts publish with: in a cluster in the shard of the topic."""
+    return "SPUBLISH" if layout is not None and layout.is_cluster else "PUBLISH"
 
 
 class PublishRight:
@@ -24,24 +30,23 @@ class PublishRight:
     """
 
     def __init__(self, prefix: str) -> None:
-        self.unpublished = 0
-        """Batches that were appended and not published."""
+        # Whether the log says already that something was not published.
+        self._is_logged = False
         self._channels = f"{prefix}:*"
         self.key = f"{prefix}:rights:{secrets.token_hex(6)}"
         """The key and the channel by which `warnings` asks."""
 
-    def read(self, reply: bytes, command: str = "PUBLISH") -> bytes:
-        """Return a reply of append.lua without the mark; count those that have it, and log once.
+    def check(self, published: bool, command: str) -> bool:
+        """Log, once, if a script has written and could not publish; return ``published``.
 
-        ``command`` is what the script publishes with: ``SPUBLISH`` in a cluster.
+        ``command`` is what the script publishes with (`publish_command`).
         """
-        if reply.startswith(MARK):
-            self.unpublished += 1
-            if self.unpublished == 1:
-                logger.error("redis: events appended and not published: %s", self._advice(command))
-        return reply.removeprefix(MARK)
+        if not published and not self._is_logged:
+            self._is_logged = True
+            logger.error("redis: events appended and not published: %s", self._advice(command))
+        return published
 
-    async def warnings(self, client: Any, command: str = "PUBLISH") -> list[str]:
+    async def warnings(self, client: Any, command: str) -> list[str]:
         """Ask the server, with a channel to which nobody listens; return what is to be corrected.
 
         ``client`` is that of the node that has `key`, ``command`` what it publishes with. Of a

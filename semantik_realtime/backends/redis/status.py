@@ -10,7 +10,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from semantik_realtime.backends.redis.nodes import Node
 from semantik_realtime.backends.redis.reader import Reader
-from semantik_realtime.backends.redis.rights import PublishRight
+from semantik_realtime.backends.redis.rights import PublishRight, publish_command
 from semantik_realtime.backends.redis.topology import Topology
 from semantik_realtime.errors import BackendError
 from semantik_realtime.hookspecs import Status
@@ -44,8 +44,7 @@ async def read_status(
             names[_name_of(info)] = None
             of_user = []
             if node == layout.node_of(right.key):
-                command = "SPUBLISH" if layout.is_cluster else "PUBLISH"
-                of_user = await right.warnings(client, command)
+                of_user = await right.warnings(client, publish_command(layout))
             for warning in (*of_user, *_warnings(info)):
                 warnings.setdefault(warning, []).append(node)
     except (RedisError, OSError, BackendError) as error:

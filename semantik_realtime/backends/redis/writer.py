@@ -17,6 +17,7 @@ from semantik_realtime.backends.redis.refusals import (
     code_of,
     ends_connection,
     explain,
+    explain_for_key,
     kind_of,
 )
 from semantik_realtime.backends.redis.script import CONNECTION_SECONDS, WRITES, Script
@@ -56,10 +57,12 @@ class Writer:
     Args:
         topology: says which node has a key.
         timeout_seconds: deadline of connecting, of each reply, and of being redirected.
+        mark: the key with which a migration closes the server (`script.mark_key`).
     """
 
-    def __init__(self, topology: Topology, timeout_seconds: float) -> None:
+    def __init__(self, topology: Topology, timeout_seconds: float, mark: str) -> None:
         self._topology = topology
+        self._mark = mark
         self._timeout = timeout_seconds
         # Connections that no call uses, by their `socket_owner` and node, each with the monotonic
         # time until which it may be used; taken and returned under the lock.
@@ -84,7 +87,7 @@ class Writer:
         Raises:
             BackendError: see `run_all`.
         """
-        return _checked(self._run([(key, command)]))[0]
+        return _checked(self._run([(key, command)]), key)[0]
 
     def run_all(
         self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
@@ -96,9 +99,10 @@ class Writer:
         Raises:
             BackendUnavailable: the script did not run.
             AppendUncertain: the script may have run, once or several times.
+            KeyRefused: the server refuses the first key, and answers for others.
             BackendRefused: the server refused all runs.
         """
-        return _checked(self.run_each(script, calls))
+        return _checked(self.run_each(script, calls), calls[0][0][0])
 
     def run_each(
         self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
@@ -110,8 +114,14 @@ class Writer:
             AppendUncertain: the script may have run, once or several times.
             BackendRefused: the server refuses the connection.
         """
+        # A script in a cluster cannot read a key of another slot.
+        is_checked = script.is_refused_when_closed and not self._topology.find().is_cluster
+        more = (self._mark,) if is_checked else ()
         return self._run(
-            [(keys[0], ("EVALSHA", script.sha, len(keys), *keys, *args)) for keys, args in calls]
+            [
+                (keys[0], ("EVALSHA", script.sha, len(keys) + len(more), *keys, *more, *args))
+                for keys, args in calls
+            ]
         )
 
     def close(self) -> None:
@@ -285,12 +295,12 @@ def _failed(reply: Any) -> bool:
     return isinstance(reply, Exception)
 
 
-def _checked(replies: list[Any]) -> list[Any]:
-    """Return ``replies``; raise if a part of them, or all, are errors."""
+def _checked(replies: list[Any], key: str) -> list[Any]:
+    """Return ``replies`` of calls about ``key``; raise if a part of them, or all, are errors."""
     failures = [reply for reply in replies if _failed(reply)]
     if not failures:
         return replies
-    reason = explain(failures[0])
+    reason = explain_for_key(key, failures[0])
     if len(failures) < len(replies):
         raise AppendUncertain(f"{len(failures)} of {len(replies)} failed: {reason}")
     raise reason

@@ -30,12 +30,13 @@ pytest.register_assert_rewrite(
         f"{__name__}.{part}"
         for part in (
             *("appending", "fence", "ownership", "states", "resuming", "reading"),
-            *("lifetime", "live", "leases", "holding", "process"),
+            *("lifetime", "live", "leases", "holding", "process", "sinks"),
         )
     )
 )
 
 from semantik_realtime.testing.contract.actors import Author, Recorder  # noqa: E402
+from semantik_realtime.testing.contract.sinks import SinkContract  # noqa: E402
 from semantik_realtime.testing.contract.suite import BackendContract  # noqa: E402
 from semantik_realtime.testing.contract.waiting import (  # noqa: E402
     DEADLINE_SECONDS,
@@ -49,6 +50,7 @@ __all__ = [
     "Author",
     "BackendContract",
     "Recorder",
+    "SinkContract",
     "until",
     "until_known",
     "until_unknown",

@@ -31,6 +31,7 @@ from semantik_realtime.core.session import (
     units_of,
 )
 from semantik_realtime.core.topic import name_topic, user_topic
+from semantik_realtime.core.topic_token import is_same_user
 from semantik_realtime.errors import AccessError, BackendError, TopicError
 from semantik_realtime.hookspecs import Credentials
 from semantik_realtime.web.credentials import accepted_subprotocol, credentials_of, with_token
@@ -304,7 +305,7 @@ async def _carry_out(
                 # Nobody can tell now; the old credential stays valid.
                 connection.post(session.error(error.code, "not checked, try again").frame)
                 return
-            if fresh.user == connection.identity.user:
+            if is_same_user(fresh.user, connection.identity.user):
                 connection.reauthorize(fresh)
             else:
                 connection.end(CloseCode.FORBIDDEN, "the token is another user's")

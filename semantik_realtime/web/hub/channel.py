@@ -32,10 +32,10 @@ SYNC_SECONDS = 1.0
 
 
 class ChannelIO(NamedTuple):
-    """What a channel needs of the process around it."""
+    """What the channels need of the process around them; one object for all."""
 
-    subscribe: Callable[[], Awaitable[None]]
-    """Make the backend deliver the topic's events to `Channel.receive`."""
+    subscribe: Callable[[str], Awaitable[None]]
+    """Make the backend deliver the events of a topic to `Channel.receive`."""
     read: Callable[[str, Cursor | None, int, str | None], Coroutine[Any, Any, Snapshot]]
     """`semantik_realtime.hookspecs.Backend.snapshot`, when it is the turn of the user who is the
     last argument; None: of the process."""
@@ -58,6 +58,8 @@ class Channel:
 
     def __init__(self, topic: str, limits: Limits, io: ChannelIO) -> None:
         self.topic = topic
+        self.checked: Cursor | None = None
+        """The position at the last call of `is_unchanged`; None before the first one."""
         self._limits = limits
         self._io = io
         self._splice = Splice()
@@ -65,7 +67,9 @@ class Channel:
         self._watchers: set[Subscription] = set()
         # Connections that watch or are about to. The hub removes the channel at 0.
         self._reserved = 0
-        # The subscription at the backend; started anew if it failed.
+        # Whether the backend delivers the topic, and the task that makes it do so, which is
+        # started anew if it failed. None: there is none any more, or not yet.
+        self._is_subscribed = False
         self._subscribing: asyncio.Task[None] | None = None
         # The resync under way, which waits out an outage; None while there is none.
         self._resyncing: asyncio.Task[None] | None = None
@@ -106,6 +110,11 @@ class Channel:
         """How many connections watch the topic, or are about to."""
         return self._reserved
 
+    def is_unchanged(self) -> bool:
+        """Note the position; return False if it is another one than at the last call."""
+        before, self.checked = self.checked, self.cursor
+        return before is None or before == self.checked
+
     def bytes_since(self, cursor: Cursor) -> int:
         """Return about how many bytes of events follow ``cursor``."""
         return self._splice.buffer.bytes_since(cursor.offset)
@@ -128,6 +137,8 @@ class Channel:
         Raises:
             BackendError: it does not; the next call tries again.
         """
+        if self._is_subscribed:
+            return
         task = self._subscribing
         if task is None or has_failed(task):
             task = self._subscribing = self._io.spawn(self._subscribe(), "subscribe")
@@ -308,7 +319,9 @@ class Channel:
         return is_complete
 
     async def _subscribe(self) -> None:
-        await self._io.subscribe()
+        await self._io.subscribe(self.topic)
+        # Not kept: there are thousands of channels.
+        self._is_subscribed, self._subscribing = True, None
 
     async def _read(self, asked: Cursor | None, history: int, user: str) -> Snapshot:
         key = (asked, history)

@@ -32,8 +32,10 @@ from semantik_realtime.web.reads import ReadQueue
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
-TOPS_AT_ONCE = 1000
-"""Topics whose ends are asked for in one call."""
+TOPS_AT_ONCE = 200
+"""Topics whose ends are asked for in one call, and compared before anything else gets a turn."""
+TICKS_AT_ONCE = 500
+"""Connections that get a tick before anything else gets a turn."""
 START_SECONDS = 1.0
 """How long the start of a web server waits for a backend that does not answer."""
 
@@ -70,10 +72,16 @@ class Hub:
         self._on_tick: list[Callable[[], object]] = []
         # Added by `on_read`, never removed.
         self._on_read: list[Callable[[str, Snapshot], object]] = []
+        self._channel_io = ChannelIO(
+            subscribe=lambda topic: self._backend.subscribe(topic, self),
+            read=self._read,
+            pause=degraded_mode.wait_for_backend,
+            spawn=self.spawn,
+            count_resync=self.stats.count_resync,
+            ended=self._remove,
+        )
         # By topic. `follow` makes a channel; it is removed after its last watcher.
         self._channels: dict[str, Channel] = {}
-        # Where the channels were at the last call of `check_tops`.
-        self._cursors: dict[str, Cursor] = {}
         # All tasks that `spawn` has started and that have not ended.
         self._tasks: set[asyncio.Task[Any]] = set()
         # Opens the backend for reading on this loop; `connect` starts it again if it failed.
@@ -214,15 +222,7 @@ class Hub:
         await self.open()
         channel = self._channels.get(topic)
         if channel is None:
-            io = ChannelIO(
-                subscribe=lambda: self._backend.subscribe(topic, self),
-                read=self._read,
-                pause=self._degraded_mode.wait_for_backend,
-                spawn=self.spawn,
-                count_resync=self.stats.count_resync,
-                ended=self._remove,
-            )
-            channel = self._channels[topic] = Channel(topic, self.limits, io)
+            channel = self._channels[topic] = Channel(topic, self.limits, self._channel_io)
         channel.reserve()
         try:
             await channel.subscribed()
@@ -240,18 +240,20 @@ class Hub:
         Raises:
             BackendError: it cannot be asked now.
         """
-        last, self._cursors = self._cursors, {t: c.cursor for t, c in self._channels.items()}
-        known = {topic: at for topic, at in self._cursors.items() if last.get(topic, at) == at}
-        tops: dict[str, Top] = {}
-        topics = list(known)
-        for start in range(0, len(topics), TOPS_AT_ONCE):
-            # Each part has a deadline of its own: however many topics are watched, it is no outage.
-            tops |= await self._backend.tops(topics[start : start + TOPS_AT_ONCE])
-        for topic, before in known.items():
-            channel, top = self._channels.get(topic), tops.get(topic)
-            if channel is None or channel.phase is not Phase.LIVE or channel.cursor != before:
+        channels = list(self._channels.values())
+        # Each part has a deadline of its own: however many topics are watched, it is no outage.
+        # And events wait for one part at most.
+        for start in range(0, len(channels), TOPS_AT_ONCE):
+            await self._check_tops(channels[start : start + TOPS_AT_ONCE])
+
+    async def _check_tops(self, channels: Sequence[Channel]) -> None:
+        known = {channel.topic: channel for channel in channels if channel.is_unchanged()}
+        tops = await self._backend.tops(list(known)) if known else {}
+        for topic, channel in known.items():
+            if self._channels.get(topic) is not channel or channel.phase is not Phase.LIVE:
                 continue
-            if (top.cursor if top else NOWHERE) != before:
+            top, before = tops.get(topic), channel.checked
+            if channel.cursor == before and (top.cursor if top else NOWHERE) != before:
                 channel.resync(ResyncReason.TAIL)
 
     def resync_all(self) -> set[asyncio.Task[None]]:
@@ -346,7 +348,6 @@ class Hub:
         self._loop, self._opening, self.draining = loop, None, False
         self.reads, self.drains = ReadQueue(), Drains()
         self._channels.clear()
-        self._cursors.clear()
         self._tasks.clear()
         self.connections.clear()
         self.spawn(self._tick(), "tick")
@@ -369,8 +370,10 @@ class Hub:
             await asyncio.sleep(TICK_SECONDS)
             # Nothing is kept for each connection: with thousands of them, what outlives a young
             # collection of garbage would make full ones due, which stop the process.
-            for watcher in list(self.connections):
+            for place, watcher in enumerate(list(self.connections), start=1):
                 _call(watcher.tick, time.monotonic())
+                if place % TICKS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
             for tick in self._on_tick:
                 _call(tick)
 

@@ -19,6 +19,7 @@ from typing import Protocol
 import msgspec
 
 from semantik_realtime.backoff import Backoff
+from semantik_realtime.core.topic_token import Viewer
 from semantik_realtime.errors import BackendError
 from semantik_realtime.hookspecs import Snapshot, Top
 from semantik_realtime.web.hub.channel import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS
@@ -132,7 +133,9 @@ class Permissions:
 
     def note_denied(self, user: str, topic: str, permission: Permission) -> None:
         """Log once that ``user`` may not watch ``topic``, and why, which no client learns."""
-        if topic.startswith("user:"):
+        if Viewer.of(user) is not None:
+            reason = "the token is for another topic, or for its owner before"
+        elif topic.startswith("user:"):
             reason = "it is the feed of another user"
         elif permission.epoch == UNKNOWN:
             reason = "the backend does not know it: the id is wrong, or the job has expired"

@@ -5,6 +5,7 @@ import {
   isFinalCloseCode,
   isSlowCloseCode,
   SUBPROTOCOL,
+  TOPIC_TOKEN,
 } from "./protocol.js";
 
 /**
@@ -78,7 +79,10 @@ export class Connection {
     try {
       const token = await this.#token?.({ expired: this.#expired });
       if (link !== this.#link) return;
-      const socket = new this.#WebSocket(this.#url, SUBPROTOCOL);
+      // One for a topic comes before the page's cookie, which the server reads before a frame.
+      const isOfTopic = token?.startsWith(TOPIC_TOKEN);
+      const offer = isOfTopic ? [SUBPROTOCOL, `access_token.${token}`] : SUBPROTOCOL;
+      const socket = new this.#WebSocket(this.#url, offer);
       link.socket = socket;
       socket.onopen = () => {
         // Null: the server need not wait for a credential that the handshake did not have.

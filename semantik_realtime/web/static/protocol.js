@@ -1,6 +1,8 @@
 /** Names, numbers and limits of the wire, version 1 (docs/protocol.md). */
 
 export const SUBPROTOCOL = "semantik.realtime.v1";
+/** What a token for one topic begins with. */
+export const TOPIC_TOKEN = "rt-topic.";
 
 /** What the name of a topic may be; the server checks the same. */
 const TOPIC_PATTERN = /^[a-z][a-z0-9_]{0,31}:[A-Za-z0-9_][A-Za-z0-9_.@=+~-]{0,199}$/;

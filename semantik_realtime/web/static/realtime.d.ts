@@ -64,7 +64,8 @@ export interface ConnectOptions {
    */
   url?: string;
   /**
-   * Returns the credential, which is sent in the first frame and never in the URL. Called before
+   * Returns the credential, which is sent in the first frame, a token for one topic as a
+   * subprotocol, and neither in the URL. Called before
    * each connection; `expired` is true if the server closed the last one because its credential had
    * expired: return a new credential, not a cached one. Without a credential (nothing or an empty
    * text) the server uses the cookie, or refuses at once. If it throws, the client retries as after a broken network.

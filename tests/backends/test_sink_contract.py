@@ -1,0 +1,130 @@
+"""The contract of sinks, over the rows of the matrix whose backend has their hooks."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from semantik_realtime.backends.loader import load_backend
+from semantik_realtime.config import load_settings
+from semantik_realtime.core.event import Draft, Outcome
+from semantik_realtime.core.sinks import Fate, Settlement, SinkFilter
+from semantik_realtime.errors import BackendRefused
+from semantik_realtime.sinks.registry import SinkEvent
+from semantik_realtime.testing.contract import Author, SinkContract
+from semantik_realtime.testing.servers import ROWS
+
+WITH_SINKS = [
+    pytest.param(name, marks=getattr(pytest.mark, name))
+    for name in ("memory", "valkey", "redis", "fakeredis", "sentinel")
+]
+
+
+@pytest.mark.parametrize("row", WITH_SINKS, indirect=True, scope="module")
+class TestSinks(SinkContract):
+    @pytest.fixture
+    def make_backend(self, row: str, server_url: Callable[[str], str]) -> Callable[..., Any]:
+        backend, url = ROWS[row].backend, server_url(row)
+        self.shares_storage = ROWS[row].shares_storage
+        return lambda **settings: load_backend(load_settings(backend=backend, url=url, **settings))
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param("cluster", marks=pytest.mark.cluster)], indirect=True, scope="module"
+)
+def test_a_cluster_refuses_sinks_with_a_sentence(
+    row: str, server_url: Callable[[str], str]
+) -> None:
+    backend: Any = load_backend(load_settings(backend="redis", url=server_url(row)))
+    with pytest.raises(BackendRefused, match=r"Redis Cluster.*docs/sinks\.md"):
+        backend.sink_open("ends", SinkFilter.of(None, "*").encode(), 10, 0.0)
+    backend.close_writer()
+
+
+@pytest.mark.parametrize("row", WITH_SINKS[1:2], indirect=True, scope="module")
+class TestAppends:
+    """What an append costs, and that it does not fail by what another program does to a sink."""
+
+    @pytest.fixture
+    def backend(self, row: str, server_url: Callable[[str], str]) -> Iterator[Any]:
+        prefix = f"t{secrets.token_hex(6)}"
+        made: Any = load_backend(load_settings(backend="redis", url=server_url(row), prefix=prefix))
+        yield made
+        for status in made.sink_status():
+            made.sink_forget(status.name)
+        made.close_writer()
+
+    @pytest.fixture
+    def admin(self, row: str, server_url: Callable[[str], str]) -> Iterator[Any]:
+        with redis.Redis.from_url(server_url(row)) as admin:
+            yield admin
+
+    def commands(self, admin: Any, backend: Any, drafts: Sequence[Draft]) -> Counter[str]:
+        """The commands that an append runs, inside of the script too."""
+        admin.config_resetstat()
+        backend.publish(drafts)
+        stats = admin.info("commandstats")
+        found = Counter({name[8:]: stat["calls"] for name, stat in stats.items()})
+        return found - Counter({"config|resetstat": 1, "info": 1})
+
+    def test_without_sinks_an_append_looks_once_and_sends_nothing_more(
+        self, backend: Any, admin: Any
+    ) -> None:
+        author = Author()
+        backend.publish([author.draft("job:1")])
+        found = self.commands(admin, backend, [author.draft("job:1") for _ in range(20)])
+        assert found["evalsha"] == found["hgetall"] == 1
+        assert found["xadd"] == 20
+
+    def test_with_a_sink_it_adds_what_matches(self, backend: Any, admin: Any) -> None:
+        author = Author()
+        backend.publish([author.draft("job:1")])
+        wanted = SinkFilter.of("job_failed", "job:*").encode()
+        backend.sink_open("ends", wanted, 10, 0.0)
+        drafts = [author.draft("job:1", type) for type in ("note", "job_failed", "note")]
+        found = self.commands(admin, backend, drafts)
+        assert found["evalsha"] == found["hgetall"] == 1
+        assert found["xadd"] == 4
+        others = self.commands(admin, backend, [author.draft("user:1") for _ in range(3)])
+        assert others["xadd"] == 3
+
+    def test_a_damaged_record_or_queue_stops_no_append(self, backend: Any, admin: Any) -> None:
+        author = Author()
+        every = SinkFilter.of(None, "*").encode()
+        for name in ("whole", "taken"):
+            backend.sink_open(name, every, 10, 0.0)
+        key = backend._sinks_key
+        admin.hset(key, "damaged", "{no JSON")
+        admin.hset(key, "other", '{"types":7}')
+        admin.set(f"{key}:taken:queue", "text")
+        [receipt] = backend.publish([author.draft("job:1")])
+        assert receipt.outcome is Outcome.APPENDED
+        assert len(backend.sink_take("whole", every, 10, 60.0)) == 1
+        assert admin.hget(f"{key}:taken:facts", "lost") == b"1"
+        admin.delete(key)
+        admin.set(key, "text")
+        [receipt] = backend.publish([author.draft("job:1")])
+        assert receipt.outcome is Outcome.APPENDED
+        admin.delete(key)
+
+    def test_an_entry_that_another_program_has_added_is_given_and_can_be_settled(
+        self, backend: Any, admin: Any
+    ) -> None:
+        every = SinkFilter.of(None, "*").encode()
+        backend.sink_open("ends", every, 10, 0.0)
+        key = f"{backend._sinks_key}:ends"
+        admin.xadd(f"{key}:queue", {"text": b"\xff"})
+        [entry] = backend.sink_take("ends", every, 10, 60.0)
+        with pytest.raises(ValueError):  # noqa: PT011
+            SinkEvent.of(entry)
+        settlement = Settlement(entry.id, entry.attempt, Fate.DEAD, error="unreadable")
+        assert backend.sink_settle("ends", [settlement]) == 1
+        admin.xadd(f"{key}:dead", {"text": b"\xff"})
+        letters = backend.sink_dead("ends", "", 10)
+        assert [letter.error for letter in letters] == ["unreadable", ""]
+        assert backend.sink_discard("ends", [letter.entry.id for letter in letters]) == 2
