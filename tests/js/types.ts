@@ -18,6 +18,7 @@ import type {
   JobStatus,
   Realtime,
   RealtimeEvent,
+  Register,
   RetryAnswer,
   SnapshotReason,
   State,
@@ -38,6 +39,7 @@ type Named<T> = keyof {
 };
 
 export const members: [
+  Same<keyof Register, never>,
   Same<keyof Failure, "key" | "at" | "name" | "status" | "error">,
   Same<
     keyof Summary,
@@ -68,7 +70,7 @@ export const members: [
     Named<RealtimeEvent>,
     "offset" | "type" | "time" | "key" | "state" | "data" | "terminal"
   >,
-] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];
+] = [true, true, true, true, true, true, true, true, true, true, true, true, true, true, true, true];
 
 const tokens: Token[] = ["jwt", "", null, undefined];
 

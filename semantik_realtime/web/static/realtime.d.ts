@@ -81,6 +81,15 @@ export interface ConnectOptions {
   WebSocket?: typeof WebSocket;
 }
 
+/**
+ * What the application declares of itself, for the hooks:
+ *
+ *     declare module "semantik-realtime" {
+ *       interface Register { events: Events; fields: { failed_files: number } }
+ *     }
+ */
+export interface Register {}
+
 export type Token = string | null | undefined;
 
 export interface Realtime {
