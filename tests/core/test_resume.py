@@ -172,6 +172,7 @@ def test_an_answer_has_as_many_events_as_fit_and_at_least_one(sizes, max_bytes):
     log = [Event(n, 0, b"x" * size) for n, size in enumerate(sizes, 1)]
     rest = iter(log)
     taken = take_bytes(rest, max_bytes)
+    assert take_bytes(log, sum(sizes)) == log
     count = len(taken)
     assert taken == log[:count]
     assert count <= 1 or sum(sizes[:count]) <= max_bytes
