@@ -530,7 +530,9 @@ def test_waiting_drafts_are_bounded_while_the_backend_hangs_and_every_end_is_kep
     emitter.close(5)
     assert all(one.topic in line.backend._logs for one in ends)
     reports = sum(len(reported(line, topic)) for topic in line.backend._logs)
-    assert emitter.stats.dropped + emitter.stats.appended == 3001 + reports
+    # A call that hung for the guard's 5 s, which a busy machine can take here, is repeated.
+    stats = emitter.stats
+    assert stats.dropped + stats.appended + stats.duplicate == 3001 + reports
     assert (emitter.waiting, emitter.waiting_bytes) == (0, 0)
 
 
@@ -546,7 +548,9 @@ def test_even_ends_are_bounded_while_the_backend_hangs(line: Line) -> None:
     assert emitter.flush(10)
     emitter.close(5)
     reports = sum(len(reported(line, topic)) for topic in line.backend._logs)
-    assert emitter.stats.dropped + emitter.stats.appended == 3001 + reports
+    # A call that hung for the guard's 5 s, which a busy machine can take here, is repeated.
+    stats = emitter.stats
+    assert stats.dropped + stats.appended + stats.duplicate == 3001 + reports
     assert "job:3000" in line.backend._logs
 
 
