@@ -19,7 +19,7 @@ MASTER = "realtime"
 """The name that the sentinels know the master by."""
 DOWN_MS = 1000
 """After so long without a reply a node is taken for dead."""
-FIT_SECONDS = 20.0
+FIT_SECONDS = 60.0
 """How long the servers may take to find each other."""
 
 

@@ -164,7 +164,8 @@ def test_a_right_that_a_topic_lacks_stops_no_other_one(
 ) -> None:
     name = f"u{secrets.token_hex(4)}"
     prefix = backend._settings.prefix
-    rules = ("on", ">secret", "+@all", "&*", f"~{prefix}:{{job:1}}*", f"~{prefix}:sinks*")
+    shared = [f"~{prefix}:{name}*" for name in ("sinks", "migration")]
+    rules = ("on", ">secret", "+@all", "&*", f"~{prefix}:{{job:1}}*", *shared)
     admin.execute_command("ACL", "SETUSER", name, *rules)
     limited_url = url.replace("redis://", f"redis://{name}:secret@")
     limited = RedisBackend(load_settings(url=limited_url, prefix=prefix))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from semantik_realtime.backends.redis.refusals import explain
+from semantik_realtime.backends.redis.refusals import explain_for_key
 from semantik_realtime.backends.redis.script import LEASE, milliseconds
 from semantik_realtime.backends.redis.writer import Writer
 from semantik_realtime.errors import BackendError
@@ -85,7 +85,7 @@ class Leases:
             with contextlib.suppress(BackendError):
                 self.release(name, holder)
         if isinstance(granted[0], Exception):
-            raise explain(granted[0])
+            raise explain_for_key(self._key_of(place[0]), granted[0])
         return bool(granted[0])
 
     def release(self, name: str, holder: str) -> bool:
