@@ -497,7 +497,7 @@ def test_a_process_killed_in_an_outage_fails_its_job_and_no_later_event_reopens_
         server.start()
         log = worker.wait_for(job_id, "failed")
         assert log.state["error"]["type"] == "WorkerLostError"
-        directory = tmp_path / "spool" / f"redis-{worker.queue}"
+        directory = tmp_path / "spool" / worker.queue
         wait_until(lambda: not list(directory.iterdir()), 20)
         # The events of the dead process were sent; those after the end were refused.
         assert log.state["status"] == "failed"
@@ -516,7 +516,7 @@ def test_the_events_of_a_worker_killed_in_an_outage_are_sent_by_the_next_one(
     try:
         job_ids, _ = run_short_tasks(first, 3)
         # The ends must be on disk, those for the tasks' topics and those for the feed.
-        directory = tmp_path / "spool" / f"redis-{queue}"
+        directory = tmp_path / "spool" / queue
         wait_until(lambda: count_ends(directory) == 6, 20)
     finally:
         first.process.kill()
