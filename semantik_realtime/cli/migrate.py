@@ -24,11 +24,11 @@ from rich.progress import (
 from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.cli.migrate_copy import (
     CALL_SECONDS,
-    Comparison,
     Copier,
     MigrationFailed,
     Side,
 )
+from semantik_realtime.cli.migrate_found import Comparison
 from semantik_realtime.cli.terminal import make_console, plain
 from semantik_realtime.clock import now_text
 from semantik_realtime.config import load_settings

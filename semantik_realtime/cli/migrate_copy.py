@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from semantik_realtime.cli.migrate_found import Comparison, Counts, Known
 from semantik_realtime.core.copying import (
     DELETED,
     UNKNOWN,
     Mark,
     TopicCopy,
     continues,
+    contradicts,
     find_takeover,
     keep_sound_events,
     offset_of_place,
@@ -120,47 +122,6 @@ class Side:
         return await self.read_mark() == mark
 
 
-class Known(msgspec.Struct, frozen=True, gc=False):
-    """What was copied of a topic."""
-
-    version: str
-    """Of its head in the source, before it was read."""
-    place: str
-    """Where it is in the target."""
-    digest: bytes
-    is_verified: bool = False
-    """Whether the target was read since, and has it."""
-
-
-class Counts(msgspec.Struct):
-    """What a copier has done since it was made."""
-
-    topics: int = 0
-    """Topics whose copy is in the target."""
-    copies: int = 0
-    """Topics that were stored, each time they had changed."""
-    events: int = 0
-    """Events that were stored."""
-    left_out: int = 0
-    """Events of histories that were damaged or had holes, and are not in the target."""
-
-
-class Comparison(msgspec.Struct):
-    """How the topics of two servers agree."""
-
-    equal: int = 0
-    changing: int = 0
-    """Topics that got events since they were copied."""
-    different: list[str] = []
-    """Names of topics that differ; at most `MOST_NAMED`."""
-    differences: int = 0
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether the target has what was copied."""
-        return not self.differences
-
-
 class Copier:
     """Copies topics in rounds, each what has changed since the one before.
 
@@ -184,6 +145,8 @@ class Copier:
         self._report = report
         self._run = run
         self._known: dict[str, Known] = {}
+        self._before: dict[str, Known] = {}
+        """What was known when a call failed, until a round has looked at all topics again."""
         self.counts = Counts()
 
     async def copy_round(self, *, thorough: bool = False) -> int:
@@ -202,7 +165,8 @@ class Copier:
             return await self._copy_round(thorough=thorough)
         except BackendError:
             # What a call had begun may be there, or not: the next round compares with the target.
-            self._known.clear()
+            self._before |= self._known
+            self._known = {}
             raise
 
     async def check_target(self) -> None:
@@ -238,6 +202,7 @@ class Copier:
         # The server has forgotten the others, and the target will at the same time.
         self._known = {topic: known for topic, known in self._known.items() if topic in seen}
         self.counts.topics = len(self._known)
+        self._before = {}
         return stored
 
     async def _copy_all(
@@ -275,6 +240,9 @@ class Copier:
             return False
         left_out = keep_sound_events(copy)
         digest = copy.digest()
+        before = self._before.get(topic)
+        if known is None and contradicts(copy, at) and (before is None or before.place != at):
+            raise self._has_been_written(topic)
         if known is None and place:
             there = await self._target.read(topic, offset_of_place(place))
             if there is not None and there.digest() == digest:
@@ -312,8 +280,11 @@ class Copier:
             await self.check_target()
         if there is None:
             raise BackendUnavailable(f"TO: {copy.topic} has expired there meanwhile")
-        raise MigrationFailed(
-            f"another process has written {copy.topic} to TO, {self._target.address}: stop what "
+        raise self._has_been_written(copy.topic)
+
+    def _has_been_written(self, topic: str) -> MigrationFailed:
+        return MigrationFailed(
+            f"another process has written {topic} to TO, {self._target.address}: stop what "
             "uses TO already, empty it, and begin again"
         )
 

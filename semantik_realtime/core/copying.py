@@ -154,6 +154,31 @@ def continues(copy: TopicCopy, place: str) -> bool:
     return place == str(position_before(copy.cursor.epoch, copy.events[0].event))
 
 
+def contradicts(copy: TopicCopy, place: str) -> bool:
+    """Return True if the log of ``copy`` never was at ``place``, though it has the same epoch.
+
+    ``copy`` was read after the offset of ``place``. False if that cannot be told, for example
+    because the log was trimmed.
+
+    >>> copy = TopicCopy("job:1", Cursor("e", 8, 9))
+    >>> contradicts(copy, "e.8.00000009"), contradicts(copy, "e.7.00000005")
+    (False, False)
+    >>> contradicts(copy, "e.8.00000001"), contradicts(copy, "e.9.00000001")
+    (True, True)
+    >>> contradicts(copy, "other.9.00000001"), contradicts(copy, UNKNOWN)
+    (False, False)
+    """
+    if place in (UNKNOWN, DELETED) or copy.deleted:
+        return False
+    there = Cursor.parse(place)
+    if there.epoch != copy.cursor.epoch:
+        return False
+    if there.offset >= copy.cursor.offset:
+        return place != copy.place
+    first = position_before(copy.cursor.epoch, copy.events[0].event) if copy.events else there
+    return first.offset == there.offset and first != there
+
+
 def offset_of_place(place: str) -> int:
     """Return the offset of a place; 0 without one.
 

@@ -184,6 +184,35 @@ async def test_what_another_process_writes_to_the_target_is_not_overwritten(
     assert page.cursor.offset == 2
 
 
+@pytest.mark.parametrize("appended", [1, 2])
+@pytest.mark.parametrize("again", ["call", "command"])
+@pytest.mark.parametrize("places", PAIRS, indirect=True)
+async def test_nor_after_a_call_has_failed_or_the_command_was_killed(
+    places: tuple[Place, Place], again: str, appended: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = places
+    source.backend.publish([draft("1", 1)])
+    moving = copier(source, target)
+    await moving.copy_round()
+    target.backend.publish([draft("1", 1, "early")])
+    source.backend.publish([draft("1", 1 + number) for number in range(1, appended + 1)])
+
+    async def unanswered(*_: Any, **__: Any) -> bool:
+        raise BackendUnavailable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target.transfer, "put", unanswered)
+        with pytest.raises(BackendUnavailable):
+            await moving.copy_round()
+    if again == "command":
+        moving = copier(source, target)
+    with pytest.raises(MigrationFailed, match="another process has written job:1 to TO"):
+        await moving.copy_round()
+    page = await target.backend.page("job:1", 0, 10)
+    assert page.cursor is not None
+    assert page.cursor.offset == 2
+
+
 @pytest.mark.parametrize("places", PAIRS, indirect=True)
 async def test_only_the_run_of_the_mark_stores_and_only_the_mark_that_was_read_is_replaced(
     places: tuple[Place, Place],
