@@ -14,7 +14,7 @@ from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Draft, Outcome
 from semantik_realtime.core.sinks import Fate, Settlement, SinkFilter
-from semantik_realtime.errors import BackendRefused
+from semantik_realtime.errors import BackendRefused, BackendUnavailable
 from semantik_realtime.sinks.registry import SinkEvent
 from semantik_realtime.testing.contract import Author, SinkContract
 from semantik_realtime.testing.servers import ROWS
@@ -111,6 +111,29 @@ class TestAppends:
         [receipt] = backend.publish([author.draft("job:1")])
         assert receipt.outcome is Outcome.APPENDED
         admin.delete(key)
+
+    def test_a_full_server_lets_its_queues_be_emptied(self, backend: Any, admin: Any) -> None:
+        every = SinkFilter.of(None, "*").encode()
+        backend.sink_open("ends", every, 10, 0.0)
+        author = Author()
+        backend.publish([author.draft("job:1") for _ in range(3)])
+        admin.config_set("maxmemory-policy", "noeviction")
+        admin.config_set("maxmemory", "1mb")
+        try:
+            with pytest.raises(BackendUnavailable, match="its memory is full"):
+                backend.publish([author.draft("job:1")])
+            assert backend.sink_open("ends", every, 10, 0.0)
+            first, second, third = backend.sink_take("ends", every, 10, 60.0)
+            fates = [
+                Settlement(first.id, 1, Fate.RETRY, 60.0),
+                Settlement(second.id, 1, Fate.HANDLED),
+                Settlement(third.id, 1, Fate.DEAD, error="refused"),
+            ]
+            assert [backend.sink_settle("ends", [fate]) for fate in fates] == [1, 1, 1]
+        finally:
+            admin.config_set("maxmemory", "0")
+        [status] = backend.sink_status()
+        assert (status.queued, status.handled, status.dead) == (1, 1, 1)
 
     def test_an_entry_that_another_program_has_added_is_given_and_can_be_settled(
         self, backend: Any, admin: Any
