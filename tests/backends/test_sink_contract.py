@@ -112,6 +112,48 @@ class TestAppends:
         assert receipt.outcome is Outcome.APPENDED
         admin.delete(key)
 
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            '{"types":[],"topics":[{}]}',
+            '{"types":[],"topics":[true]}',
+            '{"types":[],"topics":7}',
+            "[]",
+            "null",
+        ],
+    )
+    def test_a_filter_with_odd_values_stops_no_publication_and_no_other_sink(
+        self, backend: Any, admin: Any, odd: str
+    ) -> None:
+        every = SinkFilter.of(None, "*").encode()
+        author = Author()
+        names = [secrets.token_hex(4) for _ in range(4)]
+        # Some are looked at before the odd one, some after it, whatever the order of the hash.
+        for name in names:
+            backend.sink_open(name, every, 10, 0.0)
+        admin.hset(backend._sinks_key, "odd", odd)
+        try:
+            found = self.commands(admin, backend, [author.draft("job:1")])
+            assert found["publish"] == 1
+            assert [len(backend.sink_take(name, every, 10, 60.0)) for name in names] == [1] * 4
+        finally:
+            admin.hdel(backend._sinks_key, "odd")
+
+    @pytest.mark.parametrize("limit", [None, "many", "-1", "1e3"])
+    def test_a_queue_without_a_readable_limit_has_the_usual_one(
+        self, backend: Any, admin: Any, limit: str | None
+    ) -> None:
+        backend.sink_open("ends", SinkFilter.of(None, "*").encode(), 10, 0.0)
+        key = f"{backend._sinks_key}:ends"
+        admin.hdel(f"{key}:facts", "limit")
+        if limit is not None:
+            admin.hset(f"{key}:facts", "limit", limit)
+        filler = "for i = 1, 100005 do redis.call('XADD', KEYS[1], i .. '-0', 'a', 'b') end"
+        admin.eval(filler, 1, f"{key}:queue")
+        backend.publish([Author().draft("job:1")])
+        assert admin.xlen(f"{key}:queue") == 100000
+        assert admin.hget(f"{key}:facts", "lost") == b"6"
+
     def test_a_full_server_lets_its_queues_be_emptied(self, backend: Any, admin: Any) -> None:
         every = SinkFilter.of(None, "*").encode()
         backend.sink_open("ends", every, 10, 0.0)
