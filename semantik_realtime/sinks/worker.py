@@ -199,11 +199,11 @@ class SinkWorker:
             except (ValueError, msgspec.MsgspecError) as unreadable:
                 error = RejectEvent(f"the event cannot be read: {unreadable}")
             else:
-                if not sink.filter.matches(event.topic, event.type):
-                    # It was put there for a filter that this one has replaced.
-                    outcomes["skipped"] += 1
-                    return Settlement(entry.id, entry.attempt, Fate.HANDLED)
                 try:
+                    if not sink.filter.matches(event.topic, event.type):
+                        # It was put there for a filter that this one has replaced, and is kept
+                        # for the version that wants it.
+                        raise RejectEvent("not of this version's filter")
                     await self._calls.call(event)
                 except (Exception, SystemExit, asyncio.CancelledError) as raised:
                     if self._is_stopping and isinstance(raised, asyncio.CancelledError):

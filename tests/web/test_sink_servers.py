@@ -91,12 +91,19 @@ async def test_another_version_that_starts_later_takes_over_until_it_is_silent(
         await realtime.publish("job:1", "note")
         await until(lambda: "another version" in caplog.text, 10, "it says that it waits")
         assert events == []
-        # Nobody takes any more: it comes back, and skips what is not for it.
+        # Nobody takes any more: it comes back, and buries what is not for it.
         await until(lambda: events == ["note"], 10, "it handles its own")
         await until(lambda: status(realtime, "versions").queued == 0, 10, "the queue is empty")
         await realtime.publish("job:1", "later")
         await until(lambda: events == ["note", "later"], 10, "its filter is recorded")
-    assert realtime.sink_runner.outcomes["skipped"] == 1
+        [letter] = realtime.sink_backend.sink_dead("versions", "", 10)
+        assert (letter.error, letter.entry.topic) == (
+            "RejectEvent: not of this version's filter",
+            "job:1",
+        )
+        assert b'"newer"' in letter.entry.json
+        assert status(realtime, "versions").handled == 2
+    assert realtime.sink_runner.outcomes == {"handled": 2, "retried": 0, "dead": 1}
 
 
 async def test_a_sink_that_the_backend_has_forgotten_is_recorded_again(realtime: Realtime) -> None:
