@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 """Between two looks at an empty queue; varied by 15 %."""
+BEAT_SECONDS = TAKEOVER_SECONDS / 6
+"""Between two takes of nothing while all places are busy: who takes nothing counts as gone."""
 LONGEST_SECONDS = 2.0
 """Between two looks while the backend is away."""
 SETTLE_SECONDS = 0.5
@@ -89,6 +91,8 @@ class SinkWorker:
     async def _run(self) -> None:
         is_recorded = False
         idle_seconds = 0.0
+        # On the monotonic clock.
+        beat_at = 0.0
         while not self._is_stopping:
             try:
                 if not is_recorded:
@@ -99,10 +103,11 @@ class SinkWorker:
                         continue
                     logger.info("sinks: running sink=%s", self._sink.name)
                 wanted = self._sink.at_once - max(len(self._running), self._calls.threads)
-                if wanted <= 0:
+                if wanted <= 0 and time.monotonic() < beat_at:
                     await self._pause(POLL_SECONDS)
                     continue
-                taken = await self._take(wanted)
+                taken = await self._take(max(wanted, 0))
+                beat_at = time.monotonic() + BEAT_SECONDS
             except BackendRefused as error:
                 self._log_refused(error)
                 await self._pause(self._backoff.next_seconds())
@@ -128,7 +133,7 @@ class SinkWorker:
                 return
             for entry in taken:
                 self._begin(entry)
-            if len(taken) < wanted:
+            if len(taken) < max(wanted, 1):
                 await self._pause(spread(POLL_SECONDS))
 
     async def _record(self, idle_seconds: float) -> bool:

@@ -106,6 +106,35 @@ async def test_another_version_that_starts_later_takes_over_until_it_is_silent(
     assert realtime.sink_runner.outcomes == {"handled": 2, "retried": 0, "dead": 1}
 
 
+async def test_a_version_whose_places_are_all_busy_is_not_taken_over(
+    realtime: Realtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "BEAT_SECONDS", 0.05, raising=False)
+    release = asyncio.Event()
+    running: list[int] = []
+
+    @realtime.sink(name="busy", at_once=1)
+    async def handle(event: SinkEvent) -> None:
+        running.append(event.offset)
+        await release.wait()
+
+    async with started(realtime):
+        for _ in range(2):
+            await realtime.publish("job:1", "note")
+        await until(lambda: running, 10, "its only place is busy")
+        seen = [status(realtime, "busy").taken_seconds]
+
+        def has_taken_again() -> bool:
+            seen.append(status(realtime, "busy").taken_seconds)
+            return seen[-1] < seen[-2]
+
+        await until(has_taken_again, 10, "it takes nothing, and says so")
+        assert running == [1]
+        assert status(realtime, "busy").held == 1
+        release.set()
+        await until(lambda: status(realtime, "busy").handled == 2, 10, "it goes on")
+
+
 async def test_a_sink_that_the_backend_has_forgotten_is_recorded_again(realtime: Realtime) -> None:
     events: list[str] = []
 

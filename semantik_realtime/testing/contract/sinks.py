@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -296,6 +297,20 @@ class SinkContract(Fixtures):
         assert taken is not None
         assert 0.0 <= taken < 30.0
         assert queue.status().filter == queue.filter
+
+    async def test_who_takes_nothing_keeps_its_filter_in_use(
+        self, sinks: Any, queue: Queue, author: Author, topic: str
+    ) -> None:
+        sinks.publish([author.draft(topic)])
+        newer = SinkFilter.of("note", "*").encode()
+        await until(lambda: queue.status().taken_seconds >= 0.3, "it is silent")
+        began = time.monotonic()
+        assert queue.take(0) == []
+        assert queue.status().taken_seconds <= time.monotonic() - began + 0.1
+        assert not queue.open(idle_seconds=60.0, again=newer)
+        assert queue.status().held == 0
+        assert sinks.sink_take(queue.name, newer, 0, 60.0) is None
+        assert [one.attempt for one in queue.take()] == [1]
 
     async def test_two_servers_share_a_queue(
         self, make_backend: Callable[..., Any], author: Author, topic: str
