@@ -135,7 +135,9 @@ async def test_a_version_whose_places_are_all_busy_is_not_taken_over(
         await until(lambda: status(realtime, "busy").handled == 2, 10, "it goes on")
 
 
-async def test_a_sink_that_the_backend_has_forgotten_is_recorded_again(realtime: Realtime) -> None:
+async def test_a_sink_that_the_backend_has_forgotten_is_recorded_again_with_a_warning(
+    realtime: Realtime, caplog: pytest.LogCaptureFixture
+) -> None:
     events: list[str] = []
 
     @realtime.sink(name="kept")
@@ -147,6 +149,30 @@ async def test_a_sink_that_the_backend_has_forgotten_is_recorded_again(realtime:
         await until(lambda: realtime.sink_backend.sink_status(), 10, "it is recorded again")
         await realtime.publish("job:1", "note")
         await until(lambda: events == ["note"], 10, "it gets events")
+    lines = [line for line in caplog.messages if "had forgotten this sink" in line]
+    assert len(lines) == 1
+    assert "sink=kept" in lines[0]
+
+
+async def test_while_the_backend_is_away_a_sink_looks_as_often_as_ever(
+    realtime: Realtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses: list[float] = []
+    pause = worker.SinkWorker._pause
+
+    async def note_pause(self: worker.SinkWorker, seconds: float) -> None:
+        pauses.append(seconds)
+        await pause(self, min(seconds, 0.01))
+
+    monkeypatch.setattr(worker.SinkWorker, "_pause", note_pause)
+    realtime.sink(name="waiting")(lambda event: None)
+    away = BackendUnavailable("away")
+    async with started(realtime):
+        failing = FailingTwice(realtime.sink_backend, "sink_take", away, 20)
+        realtime.sink_backend = failing
+        await until(lambda: failing.times == 0, 10, "it has looked")
+    assert max(pauses) <= worker.POLL_SECONDS * 1.2
+    assert "had forgotten" not in caplog.text
 
 
 class FailingTwice:
