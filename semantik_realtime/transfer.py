@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from semantik_realtime.core.copying import Mark, TopicCopy
 
@@ -76,8 +77,13 @@ class Transfer(Protocol):
         None: it is unknown, or another program has written what cannot be read as a topic.
         """
 
-    async def put(self, copy: TopicCopy, place: str, *, whole: bool) -> bool:
+    async def put(
+        self, copy: TopicCopy, place: str, *, whole: bool, run: str | None = None
+    ) -> bool:
         """Store a copy, if the topic is at ``place``; return False if it is not, and store nothing.
+
+        With ``run``, it also returns False unless the server's mark is a target's, of that run:
+        checked in the step that stores, or just before it where the engine has no such step.
 
         With ``whole`` it replaces what is there, else its events follow it. Subscribers are not
         called: nobody has subscribed yet. If the call fails, the topic may be stored in part; then
@@ -93,8 +99,17 @@ class Transfer(Protocol):
     async def read_mark(self) -> Mark | None:
         """Return the mark of the server."""
 
-    async def set_mark(self, mark: Mark | None, *, is_closing_needed: bool = True) -> None:
+    async def set_mark(
+        self,
+        mark: Mark | None,
+        *,
+        is_closing_needed: bool = True,
+        instead_of: Mark | UnsetType | None = UNSET,
+    ) -> bool:
         """Set or remove the mark. Afterwards nothing is written that began before.
+
+        With ``instead_of``, return False and change nothing if the server has another mark than
+        that: checked in the step that sets it, or just before it where there is no such step.
 
         Raises:
             BackendRefused: the mark closes the server, which cannot be done in one atomic step;

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple, TypeVar
 
+from msgspec import structs
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -127,7 +128,9 @@ class Migration:
         """What to say after Ctrl-C."""
         self._progress = _progress(self._console)
         self._bar = self._progress.add_task("copying", total=None, events=0)
-        self._copier = Copier(source, target, self._show)
+        self._own = self._mark(Role.TARGET, secrets.token_hex(6), source, secrets.token_hex(6))
+        """The mark of TO while this run may fill it."""
+        self._copier = Copier(source, target, self._show, self._own.run)
 
     def note(self, text: str, style: str = "") -> None:
         """Print a line."""
@@ -153,15 +156,12 @@ class Migration:
             target_mark,
             target_has_topics=target_mark is None and await self._target.has_topics(),
         )
-        mark = target_mark
-        if mark is None or mark.role is not Role.TARGET:
-            mark = self._mark(Role.TARGET, secrets.token_hex(6), self._source)
-            await self._target.set_mark(mark, is_closing_needed=False)
         if source_mark is not None and source_mark.role is Role.SOURCE:
             if not self._options.switch:
                 raise MigrationFailed("FROM is closed already: finish with --switch, or --reopen")
+        await self._take_target(target_mark)
         if self._options.switch:
-            return await self._switch(mark)
+            return await self._switch(source_mark)
         await self._patiently(self._copier.copy_round)
         return await (self._once() if self._options.once else self._follow())
 
@@ -177,9 +177,32 @@ class Migration:
         if conflict:
             raise MigrationFailed(conflict)
 
+    async def _take_target(self, mark: Mark | None) -> None:
+        """Make this the one run that may fill TO, which had this mark; others end.
+
+        Raises:
+            MigrationFailed: TO has another mark, or topics of another migration.
+        """
+        if mark is not None and mark.role is Role.TARGET:
+            self._own = structs.replace(self._own, migration=mark.migration)
+        await self._change_mark(self._target, mark, self._own)
+        if mark is None and await self._target.has_topics():
+            # From now on nobody else stores any; these came since the look before the mark.
+            await self._change_mark(self._target, self._own, None)
+            raise MigrationFailed("TO has got topics meanwhile: another migrate fills it, or has")
+
     @staticmethod
-    def _mark(role: Role, migration: str, other: Side) -> Mark:
-        return Mark(role, migration, other.address, now_text())
+    async def _change_mark(side: Side, old: Mark | None, new: Mark | None, **given: bool) -> None:
+        given = {"is_closing_needed": False, **given}
+        if not await side.set_mark(new, instead_of=old, **given):
+            raise MigrationFailed(
+                f"another migrate has marked {side.name} meanwhile: this one ends, and that one "
+                "decides what is open"
+            )
+
+    @staticmethod
+    def _mark(role: Role, migration: str, other: Side, run: str = "") -> Mark:
+        return Mark(role, migration, other.address, now_text(), run)
 
     async def _follow(self) -> int:
         """Copy what is new, until Ctrl-C."""
@@ -197,8 +220,8 @@ class Migration:
         self._finish(comparison)
         return 0 if comparison.is_equal else 1
 
-    async def _switch(self, mark: Mark) -> int:
-        """Copy, close FROM, copy the rest, compare, and open TO."""
+    async def _switch(self, mark: Mark | None) -> int:
+        """Copy, close FROM, which has this mark, copy the rest, compare, and open TO."""
         options = self._options
         for _ in range(MOST_ROUNDS):
             stored = await self._patiently(self._copier.copy_round)
@@ -210,13 +233,14 @@ class Migration:
             self._finish(comparison)
             self.note("the topics differ; FROM stays open", "red")
             return 1
+        await self._copier.check_target()
         self.interrupted = (
             "stopped: FROM is closed and TO is not open yet; run the command again to finish, or "
             "with --reopen to open FROM again"
         )
         closed_at = time.monotonic()
-        closing = self._mark(Role.SOURCE, mark.migration, self._target)
-        await self._source.set_mark(closing, is_closing_needed=not options.stopped)
+        closing = self._mark(Role.SOURCE, self._own.migration, self._target)
+        await self._change_mark(self._source, mark, closing, is_closing_needed=not options.stopped)
         self.note(f"FROM is closed: {self._source.address}")
         for _ in range(LAST_ROUNDS):
             await self._patiently(lambda: self._copier.copy_round(thorough=True))
@@ -232,7 +256,10 @@ class Migration:
                 "red",
             )
             return 1
-        await self._target.set_mark(self._mark(Role.ARRIVED, mark.migration, self._source))
+        if await self._source.read_mark() != closing:
+            raise MigrationFailed("another migrate has marked FROM meanwhile: TO stays closed")
+        arrived = self._mark(Role.ARRIVED, self._own.migration, self._source)
+        await self._change_mark(self._target, self._own, arrived)
         seconds = time.monotonic() - closed_at
         self._finish(comparison, closed_seconds=round(seconds, 3), held_jobs=jobs)
         await self._note_sinks()
@@ -255,7 +282,11 @@ class Migration:
                 "TO is open, and may have events that FROM has not: move them back with migrate "
                 "TO FROM"
             )
-        await self._source.set_mark(None)
+        # First, so that a switch that still runs cannot open TO any more.
+        self._own = structs.replace(self._own, migration=target.migration)
+        await self._change_mark(self._target, target, self._own)
+        await self._copier.check_target()
+        await self._change_mark(self._source, source, None)
         self.note("FROM is open again")
         return 0
 

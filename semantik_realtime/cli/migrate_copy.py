@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from semantik_realtime.core.copying import (
     DELETED,
@@ -14,6 +15,7 @@ from semantik_realtime.core.copying import (
     Mark,
     TopicCopy,
     continues,
+    find_takeover,
     keep_sound_events,
     offset_of_place,
 )
@@ -101,9 +103,21 @@ class Side:
         """Return the mark of the server."""
         return await self.ask(self.transfer.read_mark())
 
-    async def set_mark(self, mark: Mark | None, *, is_closing_needed: bool = True) -> None:
-        """Set the mark of the server."""
-        await self.ask(self.transfer.set_mark(mark, is_closing_needed=is_closing_needed))
+    async def set_mark(
+        self,
+        mark: Mark | None,
+        *,
+        is_closing_needed: bool = True,
+        instead_of: Mark | UnsetType | None = UNSET,
+    ) -> bool:
+        """Set the mark of the server; return False if it has another one than ``instead_of``."""
+        call = self.transfer.set_mark(
+            mark, is_closing_needed=is_closing_needed, instead_of=instead_of
+        )
+        if await self.ask(call):
+            return True
+        # Perhaps a call whose answer was lost has set it.
+        return await self.read_mark() == mark
 
 
 class Known(msgspec.Struct, frozen=True, gc=False):
@@ -154,6 +168,8 @@ class Copier:
         source: is only read.
         target: written only on condition that nobody else has written.
         report: called after each topic, with how many of the round were looked at.
+        run: that of the target's mark, while which alone something is written; None: whatever the
+            mark is.
     """
 
     def __init__(
@@ -161,10 +177,12 @@ class Copier:
         source: Side,
         target: Side,
         report: Callable[[int], object] = lambda _: None,
+        run: str | None = None,
     ) -> None:
         self._source = source
         self._target = target
         self._report = report
+        self._run = run
         self._known: dict[str, Known] = {}
         self.counts = Counts()
 
@@ -176,7 +194,8 @@ class Copier:
                 fence alone. For the last round, when nobody writes any more.
 
         Raises:
-            MigrationFailed: another process has written to the target.
+            MigrationFailed: another process has written to the target, or another run of the
+                command fills it, or has opened it.
             BackendError: a server does not answer, or refuses. Call again.
         """
         try:
@@ -186,7 +205,19 @@ class Copier:
             self._known.clear()
             raise
 
+    async def check_target(self) -> None:
+        """Check that no other run of the command has the target.
+
+        Raises:
+            MigrationFailed: one has.
+            BackendError: the target does not answer, or refuses.
+        """
+        if self._run is not None:
+            if takeover := find_takeover(await self._target.read_mark(), self._run):
+                raise MigrationFailed(takeover)
+
     async def _copy_round(self, *, thorough: bool) -> int:
+        await self.check_target()
         stored = looked = 0
         seen: set[str] = set()
         async for part in self._source.topics():
@@ -266,16 +297,19 @@ class Copier:
         return True
 
     async def _put(self, copy: TopicCopy, place: str, digest: bytes, *, whole: bool) -> None:
-        put = self._target.transfer.put(copy, place, whole=whole)
+        put = self._target.transfer.put(copy, place, whole=whole, run=self._run)
         if await self._target.ask(put):
             return
+        await self.check_target()
         # Perhaps a call whose answer was lost has stored it; or it has expired there.
         there = await self._target.read(copy.topic, copy.cursor.offset)
         if there is not None and there.digest() == digest:
             return
         if there is None and whole:
-            if await self._target.ask(self._target.transfer.put(copy, UNKNOWN, whole=True)):
+            put = self._target.transfer.put(copy, UNKNOWN, whole=True, run=self._run)
+            if await self._target.ask(put):
                 return
+            await self.check_target()
         if there is None:
             raise BackendUnavailable(f"TO: {copy.topic} has expired there meanwhile")
         raise MigrationFailed(
@@ -351,6 +385,7 @@ class Copier:
 
         ``seconds`` is for how long, at least: a process may take that long to be restarted.
         """
+        await self.check_target()
         jobs = 0
         holders = self._source.transfer.holders()
         while (one := await self._source.ask(anext(holders, None))) is not None:

@@ -191,7 +191,7 @@ class Role(StrEnum):
     """It was filled, and is open."""
 
 
-class Mark(msgspec.Struct, frozen=True):
+class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a migration leaves on both of its servers."""
 
     role: Role
@@ -201,6 +201,8 @@ class Mark(msgspec.Struct, frozen=True):
     """The address of the other server, without passwords."""
     since: str
     """When it was set, as events have it."""
+    run: str = ""
+    """Of a target: a random name of the one run of the command that may fill it."""
 
     @property
     def closes(self) -> bool:
@@ -216,6 +218,31 @@ class Mark(msgspec.Struct, frozen=True):
                 "that address"
             )
         return f"topics are being moved to it from {self.other} since {self.since}"
+
+
+def find_takeover(mark: Mark | None, run: str) -> str:
+    """Return why the server with this mark may not be filled by this run any more; "": it may.
+
+    >>> mark = Mark(Role.TARGET, "m", "redis://a", "noon", "r")
+    >>> find_takeover(mark, "r")
+    ''
+    >>> find_takeover(mark, "other")
+    'another migrate has marked TO at noon: this one ends, and that one decides what is open'
+    >>> find_takeover(Mark(Role.ARRIVED, "m", "redis://a", "noon"), "r")
+    'another migrate has opened TO at noon: nothing more is copied to it'
+    >>> find_takeover(None, "r")
+    'TO has lost the mark of this migration: nothing more is copied to it'
+    """
+    if mark is None:
+        return "TO has lost the mark of this migration: nothing more is copied to it"
+    if mark.role is Role.ARRIVED:
+        return f"another migrate has opened TO at {mark.since}: nothing more is copied to it"
+    if (mark.role, mark.run) != (Role.TARGET, run):
+        return (
+            f"another migrate has marked TO at {mark.since}: this one ends, and that one decides "
+            "what is open"
+        )
+    return ""
 
 
 def find_conflict(

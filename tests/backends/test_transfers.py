@@ -184,6 +184,29 @@ async def test_what_another_process_writes_to_the_target_is_not_overwritten(
     assert page.cursor.offset == 2
 
 
+@pytest.mark.parametrize("places", PAIRS, indirect=True)
+async def test_only_the_run_of_the_mark_stores_and_only_the_mark_that_was_read_is_replaced(
+    places: tuple[Place, Place],
+) -> None:
+    source, target = places
+    source.backend.publish([draft("1", 1)])
+    copy, to = await read(source, "job:1"), target.transfer
+    filled = Mark(Role.TARGET, "m", "redis://elsewhere", "now", "run")
+    arrived = Mark(Role.ARRIVED, "m", "redis://elsewhere", "now")
+    assert not await to.put(copy, UNKNOWN, whole=True, run="run")
+    assert not await to.set_mark(filled, instead_of=arrived, is_closing_needed=False)
+    assert await to.set_mark(filled, instead_of=None, is_closing_needed=False)
+    assert not await to.set_mark(arrived, instead_of=None)
+    assert await to.read_mark() == filled
+    assert not await to.put(copy, UNKNOWN, whole=True, run="another")
+    assert not await to.heads(["job:1"])
+    assert await to.put(copy, UNKNOWN, whole=True, run="run")
+    assert await to.set_mark(arrived, instead_of=filled)
+    assert not await to.put(copy, copy.place, whole=True, run="run")
+    assert await to.set_mark(None, instead_of=arrived)
+    assert await to.read_mark() is None
+
+
 @pytest.mark.parametrize(
     "places",
     [pytest.param(("nats", "valkey"), marks=pytest.mark.nats), ("redis", "valkey")],

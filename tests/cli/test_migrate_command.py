@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,9 +16,10 @@ from commandline import COMMAND, obey_signals, run
 
 from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.cli import migrate
-from semantik_realtime.cli.migrate import Options, make_transfer, run_migrate
+from semantik_realtime.cli.migrate import Migration, Options, make_transfer, run_migrate
 from semantik_realtime.cli.migrate_copy import AT_ONCE, Copier, MigrationFailed, Side
 from semantik_realtime.config import Settings
+from semantik_realtime.core.copying import Role
 from semantik_realtime.core.event import Draft, Outcome, encode_body
 from semantik_realtime.core.sinks import Fate, Settlement, SinkFilter
 from semantik_realtime.errors import BackendUnavailable, ConfigError
@@ -279,3 +281,105 @@ def test_of_many_topics_few_are_in_memory(
     assert run_migrate(*servers.urls, options(once=True)) == 0
     assert copied == 300
     assert 1 < most <= AT_ONCE
+
+
+def in_another_terminal(*given: Any) -> None:
+    """Run the command in a thread until it has succeeded."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run_migrate, *given).result(60) == 0
+
+
+@pytest.mark.parametrize("mode", ["once", "switch"])
+@pytest.mark.parametrize("at", ["_copy_round", "_put"])
+def test_a_run_that_another_one_has_overtaken_overwrites_nothing(
+    servers: Servers, mode: str, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(servers.before, "1", 1, 2)
+    found = getattr(Copier, at)
+
+    async def overtaken(self: Copier, *given: Any, **named: Any) -> Any:
+        monkeypatch.setattr(Copier, at, found)
+        in_another_terminal(*servers.urls, options(switch=True))
+        assert write(servers.after, "1", 3) == [Outcome.APPENDED]
+        return await found(self, *given, **named)
+
+    monkeypatch.setattr(Copier, at, overtaken)
+    with pytest.raises(MigrationFailed, match="another migrate has opened TO"):
+        run_migrate(*servers.urls, options(**{mode: True}))
+    assert write(servers.after, "1", 3, 4) == [Outcome.DUPLICATE, Outcome.APPENDED]
+
+
+def test_a_run_that_follows_ends_with_a_sentence_when_another_one_switches(
+    servers: Servers,
+) -> None:
+    write(servers.before, "1", 1)
+    process = subprocess.Popen(
+        [*COMMAND, "migrate", *servers.urls],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=obey_signals,
+    )
+    try:
+        assert process.stdout is not None
+        while "TO follows FROM" not in (line := process.stdout.readline()):
+            assert line
+        assert run_migrate(*servers.urls, options(switch=True)) == 0
+        assert write(servers.after, "1", 2) == [Outcome.APPENDED]
+        output, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1
+    assert "another migrate has" in output
+    assert "Traceback" not in output
+    assert write(servers.after, "1", 2) == [Outcome.DUPLICATE]
+
+
+@pytest.mark.parametrize("at", ["copy_holders", "set_mark"])
+def test_from_is_opened_again_beside_a_switch_and_then_to_stays_closed(
+    servers: Servers, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(servers.before, "1", 1, 2)
+    owner = Side if at == "set_mark" else Copier
+    found = getattr(owner, at)
+
+    async def beside(self: Any, *given: Any, **named: Any) -> Any:
+        if at == "set_mark" and given[0].role is not Role.ARRIVED:
+            return await found(self, *given, **named)
+        result = None if at == "set_mark" else await found(self, *given, **named)
+        monkeypatch.setattr(owner, at, found)
+        in_another_terminal(*servers.urls, options(reopen=True))
+        return await found(self, *given, **named) if at == "set_mark" else result
+
+    monkeypatch.setattr(owner, at, beside)
+    with pytest.raises(MigrationFailed, match="another migrate has marked"):
+        run_migrate(*servers.urls, options(switch=True))
+    assert write(servers.before, "1", 3) == [Outcome.APPENDED]
+    with pytest.raises(BackendUnavailable):
+        write(servers.after, "1", 3)
+    assert run_migrate(*servers.urls, options(switch=True)) == 0
+    assert write(servers.after, "1", 3, 4) == [Outcome.DUPLICATE, Outcome.APPENDED]
+
+
+@pytest.mark.parametrize("other", ["migrate", "process"])
+def test_an_empty_target_is_filled_by_one_of_those_that_begin_together(
+    servers: Servers, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(servers.before, "1", 1)
+    check = Migration._check
+
+    def meanwhile(self: Migration, *given: Any, **named: Any) -> None:
+        monkeypatch.setattr(Migration, "_check", check)
+        check(self, *given, **named)
+        if other == "process":
+            write(servers.after, "2", 1)
+        else:
+            second = f"{servers.source.url.rpartition('/')[0]}/1"
+            in_another_terminal(second, servers.target.url, options(once=True))
+
+    monkeypatch.setattr(Migration, "_check", meanwhile)
+    with pytest.raises(MigrationFailed, match="meanwhile"):
+        run_migrate(*servers.urls, options(once=True))
+    if other == "process":
+        assert write(servers.after, "2", 2) == [Outcome.APPENDED]

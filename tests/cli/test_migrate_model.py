@@ -9,6 +9,7 @@ from zlib import crc32
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET, UnsetType
 
 from semantik_realtime.cli.migrate_copy import Copier, Side
 from semantik_realtime.core.copying import (
@@ -58,7 +59,9 @@ class Engine:
             found.events = [one for one in found.events if one.event.offset > after]
         return found
 
-    async def put(self, copy: TopicCopy, place: str, *, whole: bool) -> bool:
+    async def put(
+        self, copy: TopicCopy, place: str, *, whole: bool, run: str | None = None
+    ) -> bool:
         there = self.copies.get(copy.topic)
         failure, self.failure = self.failure, ""
         if failure == "before":
@@ -84,7 +87,14 @@ class Engine:
     async def read_mark(self) -> Mark | None:
         return None
 
-    async def set_mark(self, mark: Mark | None, *, is_closing_needed: bool = True) -> None: ...
+    async def set_mark(
+        self,
+        mark: Mark | None,
+        *,
+        is_closing_needed: bool = True,
+        instead_of: Mark | UnsetType | None = UNSET,
+    ) -> bool:
+        return True
 
     # What processes do.
 

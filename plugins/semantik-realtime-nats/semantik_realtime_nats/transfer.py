@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 
+from msgspec import UNSET, UnsetType
 from semantik_realtime.config import Settings
 from semantik_realtime.core.copying import (
     DELETED,
@@ -15,6 +16,7 @@ from semantik_realtime.core.copying import (
     CopiedProducer,
     Mark,
     TopicCopy,
+    find_takeover,
     runs_of,
 )
 from semantik_realtime.core.event import StateChange, position_before
@@ -119,12 +121,17 @@ class NatsTransfer:
                     return await self._read(stream, topic, after)
         return None
 
-    async def put(self, copy: TopicCopy, place: str, *, whole: bool) -> bool:
+    async def put(
+        self, copy: TopicCopy, place: str, *, whole: bool, run: str | None = None
+    ) -> bool:
         async with self._translated() as stream:
             log = await TopicLog.read(stream, self._subjects, copy.topic)
             if await _place_of(stream, log) != place:
                 return False
             now = await stream.now()
+            # Last, for no message can be stored on condition of a mark.
+            if run is not None and find_takeover(await self._read_mark(stream), run):
+                return False
             try:
                 await self._put(stream, copy, log, now, whole=whole)
             except SequenceConflict:
@@ -147,14 +154,28 @@ class NatsTransfer:
 
     async def read_mark(self) -> Mark | None:
         async with self._translated() as stream:
-            return read_mark((await stream.read_info())["config"])
+            return await self._read_mark(stream)
 
-    async def set_mark(self, mark: Mark | None, *, is_closing_needed: bool = True) -> None:
+    @staticmethod
+    async def _read_mark(stream: Stream) -> Mark | None:
+        return read_mark((await stream.read_info())["config"])
+
+    async def set_mark(
+        self,
+        mark: Mark | None,
+        *,
+        is_closing_needed: bool = True,
+        instead_of: Mark | UnsetType | None = UNSET,
+    ) -> bool:
         async with self._translated() as stream:
-            config = with_mark((await stream.read_info())["config"], mark)
+            found = (await stream.read_info())["config"]
+            if instead_of is not UNSET and read_mark(found) != instead_of:
+                return False
+            config = with_mark(found, mark)
             await stream.request_api(f"STREAM.UPDATE.{self._subjects.stream}", config)
             if mark is not None and mark.closes and config.get("num_replicas", 1) > 1:
                 await self._settle(stream)
+            return True
 
     @staticmethod
     async def _settle(stream: Stream) -> None:

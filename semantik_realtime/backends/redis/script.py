@@ -45,6 +45,7 @@ CANARY = Script("canary")
 SINKS = Script("sinks")
 EXPORT = Script("entries", "export")
 IMPORT = Script("import")
+SET_MARK = Script("set_mark")
 WRITES = (APPEND, CLAIM, DELETE, LEASE, HOLD, OVERDUE, GIVE, CANARY, SINKS)
 
 

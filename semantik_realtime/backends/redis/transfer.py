@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from semantik_realtime.backends.redis.address import read_address
 from semantik_realtime.backends.redis.reader import Reader
@@ -15,6 +16,7 @@ from semantik_realtime.backends.redis.script import (
     EXPORT,
     HOLD,
     IMPORT,
+    SET_MARK,
     mark_key,
     milliseconds,
 )
@@ -28,6 +30,7 @@ from semantik_realtime.core.copying import (
     CopiedProducer,
     Mark,
     TopicCopy,
+    find_takeover,
 )
 from semantik_realtime.core.event import Cursor, Event
 from semantik_realtime.core.holding import HELD_KEEP_SECONDS
@@ -136,9 +139,17 @@ class RedisTransfer:
                 return copy
             # It expired or began again meanwhile, and the events are those of another log.
 
-    async def put(self, copy: TopicCopy, place: str, *, whole: bool) -> bool:
+    async def put(
+        self, copy: TopicCopy, place: str, *, whole: bool, run: str | None = None
+    ) -> bool:
+        keys = self._keys(copy.topic)
+        if not (await self._topology.find_async()).is_cluster:
+            keys.append(self._mark)
+        elif run is not None and find_takeover(await self.read_mark(), run):
+            # A script cannot read the mark there: it is in another slot.
+            return False
         reply = await self._reader.run(
-            IMPORT, self._keys(copy.topic), place, int(whole), *_arguments(copy)
+            IMPORT, keys, place, int(whole), run or "", *_arguments(copy)
         )
         return bool(reply == 1)
 
@@ -170,23 +181,26 @@ class RedisTransfer:
         except msgspec.MsgspecError as error:
             raise BackendRefused(f"the key {self._mark} is no mark of a migration") from error
 
-    async def set_mark(self, mark: Mark | None, *, is_closing_needed: bool = True) -> None:
-        if mark is None:
-            await self._reader.execute(self._mark, "DEL", self._mark)
-            return
+    async def set_mark(
+        self,
+        mark: Mark | None,
+        *,
+        is_closing_needed: bool = True,
+        instead_of: Mark | UnsetType | None = UNSET,
+    ) -> bool:
         layout = await self._topology.find_async()
-        if mark.closes and is_closing_needed and layout.is_cluster:
+        closes = mark is not None and mark.closes
+        if closes and is_closing_needed and layout.is_cluster:
             raise BackendRefused(
                 "a cluster cannot be closed in one step: stop everything that writes to it, and "
                 "add --stopped"
             )
-        fields = ["mark", msgspec.json.encode(mark)]
-        if mark.closes:
-            # Set together, for the scripts read only this one.
-            fields += ["closed", mark.reason]
-        else:
-            await self._reader.execute(self._mark, "HDEL", self._mark, "closed")
-        await self._reader.execute(self._mark, "HSET", self._mark, *fields)
+        condition = (0, "") if instead_of is UNSET else (1, _encode_mark(instead_of))
+        reason = mark.reason if mark is not None and mark.closes else ""
+        reply = await self._reader.run(
+            SET_MARK, [self._mark], *condition, _encode_mark(mark), reason
+        )
+        return bool(reply == 1)
 
     async def _read_log(self, log: str, after: int, last: int) -> AsyncIterator[CopiedEvent]:
         begin, end = f"{after + 1}-0", f"{last}-0"
@@ -227,8 +241,12 @@ class RedisTransfer:
         return [base + part for part in ("meta", "log", "state", "fence", "seen")]
 
 
+def _encode_mark(mark: Mark | None) -> bytes:
+    return b"" if mark is None else msgspec.json.encode(mark)
+
+
 def _arguments(copy: TopicCopy) -> Iterator[str | bytes | int]:
-    """Yield the arguments of import.lua after the first two."""
+    """Yield the arguments of import.lua after the first three."""
     if copy.deleted:
         meta: list[str] = ["deleted", "1"]
     else:
