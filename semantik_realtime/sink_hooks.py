@@ -90,7 +90,8 @@ class SinkBackend(Protocol):
         """Return events that nobody else has, each for ``seconds``; at most ``limit`` of them.
 
         Those whose time is over come first, then new ones in the order of
-        their append. None: the sink is not recorded with ``filter``.
+        their append. With a ``limit`` of 0 none, and it says that this filter is in use. None: the
+        sink is not recorded with ``filter``.
         """
 
     @hookspec(firstresult=True)

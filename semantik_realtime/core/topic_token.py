@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from collections.abc import Sequence
 
 import jwt
@@ -17,6 +18,8 @@ PREFIX = "rt-topic."
 MAX_SECONDS = 86_400.0
 DEFAULT_SECONDS = 900.0
 _ALGORITHM = "HS256"
+# So that no JWT of the host is one, whatever its claims and its secret.
+_AUDIENCE = "semantik-realtime:topic"
 # No user's id has a control character (`plain_id`).
 _MARK = "\x1f"
 
@@ -102,7 +105,7 @@ def make_token(
         raise InvalidInput(f"seconds is a number, not {type(seconds).__name__}")
     if not 1 <= seconds <= MAX_SECONDS:
         raise InvalidInput(f"a token is valid for 1 to {MAX_SECONDS:.0f} seconds, not {seconds}")
-    claims: dict[str, object] = {"topic": name, "exp": int(now + seconds)}
+    claims: dict[str, object] = {"topic": name, "exp": math.ceil(now + seconds), "aud": _AUDIENCE}
     if owner is not None:
         claims["owner"] = digest_owner(name, plain_id(owner), secret)
     return PREFIX + jwt.encode(claims, secret, _ALGORITHM)
@@ -125,10 +128,11 @@ def read_token(token: str, secrets: Sequence[str], now: float) -> tuple[Viewer, 
                 token.removeprefix(PREFIX),
                 secret,
                 algorithms=[_ALGORITHM],
+                audience=_AUDIENCE,
                 options={
                     # Compared with ``now`` below.
                     "verify_exp": False,
-                    "require": ["exp", "topic"],
+                    "require": ["exp", "topic", "aud"],
                 },
             )
             viewer = Viewer(check_topic(claims["topic"]), str(claims.get("owner", "")))

@@ -49,6 +49,22 @@ class SpoolRecovery:
         self._look_at = 0.0
         # What the drafts of the present file begin and end.
         self._left = LeftRunning()
+        self._warn_of_earlier_versions()
+
+    def _warn_of_earlier_versions(self) -> None:
+        """Name files that an earlier version has left, whose directory had the engine's name too.
+
+        They are not taken: the directory may be that of a deployment with such a prefix.
+        """
+        for engine in ("redis", "nats"):
+            before = self._directory.with_name(f"{engine}-{self._directory.name}")
+            if any(before.glob(f"*{spool_file.SUFFIX}")):
+                logger.warning(
+                    "emitter: spool files of an earlier version wait path=%s (if no process uses "
+                    "that directory any more, move them to %s)",
+                    before,
+                    self._directory,
+                )
 
     @property
     def left_running(self) -> Left:

@@ -15,8 +15,8 @@ from semantik_realtime.core.topic import split_topic
 from semantik_realtime.errors import ConfigError
 from semantik_realtime.sink_hooks import SinkEntry
 
-OUTCOMES = ("handled", "retried", "dead", "skipped")
-"""What becomes of an event. Skipped: a filter that was replaced has put it into the queue."""
+OUTCOMES = ("handled", "retried", "dead")
+"""What becomes of an event."""
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 

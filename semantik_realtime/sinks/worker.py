@@ -30,8 +30,11 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 """Between two looks at an empty queue; varied by 15 %."""
+BEAT_SECONDS = TAKEOVER_SECONDS / 6
+"""Between two takes of nothing while all places are busy: who takes nothing counts as gone."""
 LONGEST_SECONDS = 2.0
-"""Between two looks while the backend is away."""
+"""Between two looks while the backend refuses them. While it is away they are `POLL_SECONDS` apart:
+it may come back empty, and what is appended before the sink is recorded again does not reach it."""
 SETTLE_SECONDS = 0.5
 """How long a stop waits until the events of cancelled handlers are given back."""
 LOG_SECONDS = 10.0
@@ -89,27 +92,35 @@ class SinkWorker:
     async def _run(self) -> None:
         is_recorded = False
         idle_seconds = 0.0
+        # On the monotonic clock.
+        beat_at = 0.0
+        may_be_forgotten = is_forgotten = False
         while not self._is_stopping:
             try:
+                if may_be_forgotten:
+                    is_forgotten = await self._is_forgotten()
+                    may_be_forgotten = False
                 if not is_recorded:
                     is_recorded = await self._record(idle_seconds)
                     if not is_recorded:
                         self._log_replaced()
                         await self._pause(spread(TAKEOVER_SECONDS / 6))
                         continue
-                    logger.info("sinks: running sink=%s", self._sink.name)
+                    self._log_running(was_forgotten=is_forgotten)
+                    is_forgotten = False
                 wanted = self._sink.at_once - max(len(self._running), self._calls.threads)
-                if wanted <= 0:
+                if wanted <= 0 and time.monotonic() < beat_at:
                     await self._pause(POLL_SECONDS)
                     continue
-                taken = await self._take(wanted)
+                taken = await self._take(max(wanted, 0))
+                beat_at = time.monotonic() + BEAT_SECONDS
             except BackendRefused as error:
                 self._log_refused(error)
                 await self._pause(self._backoff.next_seconds())
                 continue
             except BackendError:
                 # The guard's listeners say so.
-                await self._pause(self._backoff.next_seconds())
+                await self._pause(spread(POLL_SECONDS))
                 continue
             except Exception:
                 # A fault of the hooks must not end the sink for good.
@@ -122,14 +133,30 @@ class SinkWorker:
             if taken is None:
                 # Another version has replaced the filter, or the server has lost its memory.
                 is_recorded, idle_seconds = False, TAKEOVER_SECONDS
+                may_be_forgotten = True
                 continue
             if self._is_stopping:
                 await self._give_back(taken)
                 return
             for entry in taken:
                 self._begin(entry)
-            if len(taken) < wanted:
+            if len(taken) < max(wanted, 1):
                 await self._pause(spread(POLL_SECONDS))
+
+    async def _is_forgotten(self) -> bool:
+        """Return True if the backend has no record of the sink.
+
+        Raises:
+            BackendError: it does not answer.
+        """
+        try:
+            found = await self._call(lambda backend: backend.sink_status())
+        except BackendError:
+            raise
+        except Exception:
+            # The runner logs it; the sink is to be recorded all the same.
+            return False
+        return self._sink.name not in {one.name for one in found}
 
     async def _record(self, idle_seconds: float) -> bool:
         return await self._call(
@@ -199,11 +226,11 @@ class SinkWorker:
             except (ValueError, msgspec.MsgspecError) as unreadable:
                 error = RejectEvent(f"the event cannot be read: {unreadable}")
             else:
-                if not sink.filter.matches(event.topic, event.type):
-                    # It was put there for a filter that this one has replaced.
-                    outcomes["skipped"] += 1
-                    return Settlement(entry.id, entry.attempt, Fate.HANDLED)
                 try:
+                    if not sink.filter.matches(event.topic, event.type):
+                        # It was put there for a filter that this one has replaced, and is kept
+                        # for the version that wants it.
+                        raise RejectEvent("not of this version's filter")
                     await self._calls.call(event)
                 except (Exception, SystemExit, asyncio.CancelledError) as raised:
                     if self._is_stopping and isinstance(raised, asyncio.CancelledError):
@@ -260,6 +287,16 @@ class SinkWorker:
                 described,
                 exc_info=trace,
             )
+
+    def _log_running(self, *, was_forgotten: bool) -> None:
+        if was_forgotten:
+            logger.warning(
+                "sinks: the backend had forgotten this sink, it is recorded again sink=%s: events "
+                "that were queued or appended before may never reach it",
+                self._sink.name,
+            )
+        else:
+            logger.info("sinks: running sink=%s", self._sink.name)
 
     def _log_replaced(self) -> None:
         if "replaced" not in self._logged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from typing import Protocol
 
 from semantik_realtime.cancellation import STOP_SECONDS, stop_tasks
@@ -14,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 20.0
+RETRY_SECONDS = 5.0
+"""Until the next try after a renewal that has failed."""
 
 
 class Leases(Protocol):
@@ -45,6 +48,8 @@ class ConnectionLimiter:
         self._viewers = viewers
         # The user of each connection, by the connection's id.
         self._users: dict[str, str] = {}
+        # How many connections of this process have a place of each name.
+        self._counts: Counter[str] = Counter()
         # Renews the leases; runs while there are connections.
         self._renewing: asyncio.Task[None] | None = None
         # Releases under way.
@@ -58,17 +63,22 @@ class ConnectionLimiter:
             granted = await asyncio.to_thread(self._lease, user, connection_id)
         except BackendError as error:
             name, limit = self._place(user)
-            granted = sum(self._place(one)[0] == name for one in self._users.values()) < limit
+            granted = self._counts[name] < limit
             logger.debug("limiter: counted in this process only error=%s", error)
             self._note_refusal(error)
         if granted:
             self._users[connection_id] = user
+            self._counts[self._place(user)[0]] += 1
             self._renew_while_needed()
         return granted
 
     def release(self, user: str, connection_id: str) -> None:
         """Release a connection's lease, without waiting for the backend."""
         if self._users.pop(connection_id, None) is not None:
+            name, _ = self._place(user)
+            self._counts[name] -= 1
+            if not self._counts[name]:
+                del self._counts[name]
             task = asyncio.get_running_loop().create_task(self._release(user, connection_id))
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
@@ -91,11 +101,15 @@ class ConnectionLimiter:
             self._renewing = loop.create_task(self._renew())
 
     async def _renew(self) -> None:
+        pause = RENEW_SECONDS
         while self._users:
-            await asyncio.sleep(RENEW_SECONDS)
+            await asyncio.sleep(pause)
+            pause = RENEW_SECONDS
             try:
                 await asyncio.to_thread(self._renew_all, list(self._users.items()))
             except BackendError as error:
+                # A backend may renew only at half of a lease's time: the next time is too late.
+                pause = min(RETRY_SECONDS, RENEW_SECONDS)
                 logger.debug("limiter: not renewed error=%s", error)
 
     def _renew_all(self, users: list[tuple[str, str]]) -> None:

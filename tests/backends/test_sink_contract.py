@@ -14,7 +14,7 @@ from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Draft, Outcome
 from semantik_realtime.core.sinks import Fate, Settlement, SinkFilter
-from semantik_realtime.errors import BackendRefused
+from semantik_realtime.errors import BackendRefused, BackendUnavailable
 from semantik_realtime.sinks.registry import SinkEvent
 from semantik_realtime.testing.contract import Author, SinkContract
 from semantik_realtime.testing.servers import ROWS
@@ -111,6 +111,71 @@ class TestAppends:
         [receipt] = backend.publish([author.draft("job:1")])
         assert receipt.outcome is Outcome.APPENDED
         admin.delete(key)
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            '{"types":[],"topics":[{}]}',
+            '{"types":[],"topics":[true]}',
+            '{"types":[],"topics":7}',
+            "[]",
+            "null",
+        ],
+    )
+    def test_a_filter_with_odd_values_stops_no_publication_and_no_other_sink(
+        self, backend: Any, admin: Any, odd: str
+    ) -> None:
+        every = SinkFilter.of(None, "*").encode()
+        author = Author()
+        names = [secrets.token_hex(4) for _ in range(4)]
+        # Some are looked at before the odd one, some after it, whatever the order of the hash.
+        for name in names:
+            backend.sink_open(name, every, 10, 0.0)
+        admin.hset(backend._sinks_key, "odd", odd)
+        try:
+            found = self.commands(admin, backend, [author.draft("job:1")])
+            assert found["publish"] == 1
+            assert [len(backend.sink_take(name, every, 10, 60.0)) for name in names] == [1] * 4
+        finally:
+            admin.hdel(backend._sinks_key, "odd")
+
+    @pytest.mark.parametrize("limit", [None, "many", "-1", "1e3"])
+    def test_a_queue_without_a_readable_limit_has_the_usual_one(
+        self, backend: Any, admin: Any, limit: str | None
+    ) -> None:
+        backend.sink_open("ends", SinkFilter.of(None, "*").encode(), 10, 0.0)
+        key = f"{backend._sinks_key}:ends"
+        admin.hdel(f"{key}:facts", "limit")
+        if limit is not None:
+            admin.hset(f"{key}:facts", "limit", limit)
+        filler = "for i = 1, 100005 do redis.call('XADD', KEYS[1], i .. '-0', 'a', 'b') end"
+        admin.eval(filler, 1, f"{key}:queue")
+        backend.publish([Author().draft("job:1")])
+        assert admin.xlen(f"{key}:queue") == 100000
+        assert admin.hget(f"{key}:facts", "lost") == b"6"
+
+    def test_a_full_server_lets_its_queues_be_emptied(self, backend: Any, admin: Any) -> None:
+        every = SinkFilter.of(None, "*").encode()
+        backend.sink_open("ends", every, 10, 0.0)
+        author = Author()
+        backend.publish([author.draft("job:1") for _ in range(3)])
+        admin.config_set("maxmemory-policy", "noeviction")
+        admin.config_set("maxmemory", "1mb")
+        try:
+            with pytest.raises(BackendUnavailable, match="its memory is full"):
+                backend.publish([author.draft("job:1")])
+            assert backend.sink_open("ends", every, 10, 0.0)
+            first, second, third = backend.sink_take("ends", every, 10, 60.0)
+            fates = [
+                Settlement(first.id, 1, Fate.RETRY, 60.0),
+                Settlement(second.id, 1, Fate.HANDLED),
+                Settlement(third.id, 1, Fate.DEAD, error="refused"),
+            ]
+            assert [backend.sink_settle("ends", [fate]) for fate in fates] == [1, 1, 1]
+        finally:
+            admin.config_set("maxmemory", "0")
+        [status] = backend.sink_status()
+        assert (status.queued, status.handled, status.dead) == (1, 1, 1)
 
     def test_an_entry_that_another_program_has_added_is_given_and_can_be_settled(
         self, backend: Any, admin: Any

@@ -48,6 +48,16 @@ def test_each_secret_is_accepted_until_it_is_taken_away() -> None:
     assert code_of(token) == "unauthenticated"
 
 
+def test_a_token_of_the_host_with_the_same_secret_is_none() -> None:
+    claims = {"topic": "job:1", "exp": NOW + 60, "sub": "7"}
+    for audience in ({}, {"aud": "semantik"}):
+        assert code_of(PREFIX + jwt.encode({**claims, **audience}, OLD, "HS256"), OLD)
+
+
+def test_a_token_is_never_valid_for_less_than_its_time() -> None:
+    assert read_token(make_token("job:1", OLD, NOW + 0.9, seconds=1), [OLD], NOW)[1] == NOW + 2
+
+
 @pytest.mark.parametrize(
     "token",
     [

@@ -42,6 +42,10 @@ def backend() -> Iterator[MemoryBackend]:
 
 
 def states_of(backend: MemoryBackend, topic: str) -> dict[str, Any]:
+    """Return the states of a topic, after everything emitted so far is in it."""
+    tracker = tracker_module.install()
+    assert (runtime := tracker.runtime()) is not None
+    assert runtime.emitter.flush(10)
     snapshot = asyncio.run(backend.snapshot(topic, None, 0))
     return {key: msgspec.json.decode(event)["state"] for key, event in snapshot.states.items()}
 

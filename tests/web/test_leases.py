@@ -8,7 +8,7 @@ import threading
 import pytest
 from waiting import until
 
-from semantik_realtime.errors import TopicRefused
+from semantik_realtime.errors import BackendUnavailable, TopicRefused
 from semantik_realtime.web import limiter
 from semantik_realtime.web.limiter import ConnectionLimiter
 
@@ -75,3 +75,27 @@ async def test_a_refused_lease_is_logged_once_and_the_others_are_renewed(
     await until(lambda: leases.renewing.count("granted") > 3)
     assert caplog.text.count("limiter: lease refused") == 1
     await limited.close()
+
+
+async def test_a_renewal_that_fails_is_tried_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    class FailingLeases(SlowLeases):
+        def lease(self, name: str, holder: str, limit: int, seconds: float) -> bool:
+            if len(pauses) == 1:
+                raise BackendUnavailable("it is away for a moment")
+            return True
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await pause(0.01)
+
+    pause = asyncio.sleep
+    monkeypatch.setattr(limiter.asyncio, "sleep", sleep)
+    limited = ConnectionLimiter(FailingLeases(), 10, 10)
+    assert await limited.admit("7", "one")
+    while len(pauses) < 3:
+        await pause(0.01)
+    limited.release("7", "one")
+    await limited.close()
+    assert pauses[:3] == [limiter.RENEW_SECONDS, limiter.RETRY_SECONDS, limiter.RENEW_SECONDS]

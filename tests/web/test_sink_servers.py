@@ -91,15 +91,53 @@ async def test_another_version_that_starts_later_takes_over_until_it_is_silent(
         await realtime.publish("job:1", "note")
         await until(lambda: "another version" in caplog.text, 10, "it says that it waits")
         assert events == []
-        # Nobody takes any more: it comes back, and skips what is not for it.
+        # Nobody takes any more: it comes back, and buries what is not for it.
         await until(lambda: events == ["note"], 10, "it handles its own")
         await until(lambda: status(realtime, "versions").queued == 0, 10, "the queue is empty")
         await realtime.publish("job:1", "later")
         await until(lambda: events == ["note", "later"], 10, "its filter is recorded")
-    assert realtime.sink_runner.outcomes["skipped"] == 1
+        [letter] = realtime.sink_backend.sink_dead("versions", "", 10)
+        assert (letter.error, letter.entry.topic) == (
+            "RejectEvent: not of this version's filter",
+            "job:1",
+        )
+        assert b'"newer"' in letter.entry.json
+        assert status(realtime, "versions").handled == 2
+    assert realtime.sink_runner.outcomes == {"handled": 2, "retried": 0, "dead": 1}
 
 
-async def test_a_sink_that_the_backend_has_forgotten_is_recorded_again(realtime: Realtime) -> None:
+async def test_a_version_whose_places_are_all_busy_is_not_taken_over(
+    realtime: Realtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "BEAT_SECONDS", 0.05, raising=False)
+    release = asyncio.Event()
+    running: list[int] = []
+
+    @realtime.sink(name="busy", at_once=1)
+    async def handle(event: SinkEvent) -> None:
+        running.append(event.offset)
+        await release.wait()
+
+    async with started(realtime):
+        for _ in range(2):
+            await realtime.publish("job:1", "note")
+        await until(lambda: running, 10, "its only place is busy")
+        seen = [status(realtime, "busy").taken_seconds]
+
+        def has_taken_again() -> bool:
+            seen.append(status(realtime, "busy").taken_seconds)
+            return seen[-1] < seen[-2]
+
+        await until(has_taken_again, 10, "it takes nothing, and says so")
+        assert running == [1]
+        assert status(realtime, "busy").held == 1
+        release.set()
+        await until(lambda: status(realtime, "busy").handled == 2, 10, "it goes on")
+
+
+async def test_a_sink_that_the_backend_has_forgotten_is_recorded_again_with_a_warning(
+    realtime: Realtime, caplog: pytest.LogCaptureFixture
+) -> None:
     events: list[str] = []
 
     @realtime.sink(name="kept")
@@ -111,6 +149,30 @@ async def test_a_sink_that_the_backend_has_forgotten_is_recorded_again(realtime:
         await until(lambda: realtime.sink_backend.sink_status(), 10, "it is recorded again")
         await realtime.publish("job:1", "note")
         await until(lambda: events == ["note"], 10, "it gets events")
+    lines = [line for line in caplog.messages if "had forgotten this sink" in line]
+    assert len(lines) == 1
+    assert "sink=kept" in lines[0]
+
+
+async def test_while_the_backend_is_away_a_sink_looks_as_often_as_ever(
+    realtime: Realtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses: list[float] = []
+    pause = worker.SinkWorker._pause
+
+    async def note_pause(self: worker.SinkWorker, seconds: float) -> None:
+        pauses.append(seconds)
+        await pause(self, min(seconds, 0.01))
+
+    monkeypatch.setattr(worker.SinkWorker, "_pause", note_pause)
+    realtime.sink(name="waiting")(lambda event: None)
+    away = BackendUnavailable("away")
+    async with started(realtime):
+        failing = FailingTwice(realtime.sink_backend, "sink_take", away, 20)
+        realtime.sink_backend = failing
+        await until(lambda: failing.times == 0, 10, "it has looked")
+    assert max(pauses) <= worker.POLL_SECONDS * 1.2
+    assert "had forgotten" not in caplog.text
 
 
 class FailingTwice:

@@ -92,6 +92,17 @@ async def test_every_transport_takes_it_for_its_topic_and_no_other(
         assert (await refusal(f"{url}?token={made}"))[0] == 1008
 
 
+async def test_another_topic_is_denied_at_once_and_takes_no_place_of_those_that_wait(
+    web_server: InProcessServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semantik_realtime.web.hub.permission.WAIT_SECONDS", 60.0)
+    made = web_server.rt.token_for("job:1")
+    others = [f"job:{number}" for number in range(2, 90)]
+    async with native(web_server, made, *others) as client:
+        await until(lambda: len(client.ops("denied")) == len(others), 10, lambda: client)
+    assert web_server.rt.web.hub.stats.waiting == 0
+
+
 async def test_it_only_watches(web_server: InProcessServer, publisher: Publisher) -> None:
     made = web_server.rt.token_for("job:1", owner="7")
     async with web_server.http_client(user=None) as http:

@@ -138,6 +138,16 @@ def test_only_their_owner_may_read_directory_and_file(tmp_path: Path) -> None:
     assert modes == [0o600, 0o700, 0o700]
 
 
+def test_files_that_an_earlier_version_has_left_are_named_and_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = store(tmp_path / "redis-app", [draft(1)])
+    assert spool_recovery.SpoolRecovery(tmp_path / "app").next_batch(10) == []
+    [line] = [each for each in caplog.messages if "earlier version" in each]
+    assert str(path.parent) in line
+    assert path.exists()
+
+
 def test_a_torn_last_line_loses_only_that_line(tmp_path: Path) -> None:
     drafts = [draft(number) for number in range(1, 6)]
     size = len(store(tmp_path / "whole", drafts).read_bytes())

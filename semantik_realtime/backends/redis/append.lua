@@ -133,6 +133,8 @@ local function begin_again()
       receipts[place] = 'd'
     end
   end
+  -- With the next ones they are not: these have another epoch and no owner.
+  if #events > 0 then offer_to_sinks(KEYS[6], meta, epoch, owner, events, marks) end
   redis.call('DEL', log, state)
   open = ''
   epoch, offset, chain, prev, prev_chain, is_new = head.epoch, 0, 0, '0', '0', true

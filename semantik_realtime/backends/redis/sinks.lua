@@ -11,6 +11,10 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function key(part) return sinks .. ':' .. name .. ':' .. part end
 local function whole(number) return string.format('%d', number) end
 
+-- A server whose memory is full refuses the commands that may add, but not to a script that has
+-- written something; and only the sinks can empty their queues. So the first command removes.
+local function begin_writing() redis.call('ZREM', key('held'), '') end
+
 local function find(stream, id)
   -- An id of another form would be an error of the script.
   if not string.match(id, '^%d+%-%d+$') then return nil end
@@ -29,6 +33,7 @@ local function silent_ms()
 end
 
 local function open(filter, limit, idle)
+  begin_writing()
   local known = redis.call('HGET', sinks, name)
   if known and known ~= filter then
     local silent = silent_ms()
@@ -46,6 +51,7 @@ end
 local function take(filter, limit, ms)
   if redis.call('HGET', sinks, name) ~= filter then return false end
   limit = tonumber(limit)
+  begin_writing()
   redis.call('HSET', key('facts'), 'taken', whole(now))
   local given = {}
   local function give(id, fields)
@@ -89,6 +95,7 @@ local function bury(id, fields, attempt, error, most)
 end
 
 local function settle(most)
+  begin_writing()
   local done = 0
   for place = 4, #ARGV, 5 do
     local id, attempt, fate, ms = ARGV[place], ARGV[place + 1], ARGV[place + 2], ARGV[place + 3]

@@ -115,6 +115,11 @@ class Permissions:
         permission = await self.ask(user, topic)
         if permission.is_allowed:
             return permission
+        if (viewer := Viewer.of(user)) is not None and viewer.topic != topic:
+            # It never will be. A token shows its topic, so the answer tells nothing.
+            self._stats.count_denied("waited")
+            self.note_denied(user, topic, permission)
+            return permission
         with self._place(user) as has_place:
             deadline = time.monotonic() + (WAIT_SECONDS if has_place else 0.0)
             pause = FIRST_PAUSE_SECONDS
