@@ -233,7 +233,7 @@ class Migration:
             self._finish(comparison)
             self.note("the topics differ; FROM stays open", "red")
             return 1
-        await self._copier.check_target()
+        await self._patiently(self._copier.check_target)
         self.interrupted = (
             "stopped: FROM is closed and TO is not open yet; run the command again to finish, or "
             "with --reopen to open FROM again"
@@ -256,7 +256,7 @@ class Migration:
                 "red",
             )
             return 1
-        if await self._source.read_mark() != closing:
+        if await self._patiently(self._source.read_mark) != closing:
             raise MigrationFailed("another migrate has marked FROM meanwhile: TO stays closed")
         arrived = self._mark(Role.ARRIVED, self._own.migration, self._source)
         await self._change_mark(self._target, self._own, arrived)
