@@ -139,6 +139,30 @@ class TestAppends:
         finally:
             admin.hdel(backend._sinks_key, "odd")
 
+    @pytest.mark.parametrize("part", ["queue", "held", "attempts", "dead", "facts", "handled"])
+    def test_a_spoiled_key_hides_no_other_sink_and_can_be_forgotten(
+        self, backend: Any, admin: Any, part: str
+    ) -> None:
+        every = SinkFilter.of(None, "*").encode()
+        for name in ("a", "spoiled", "z"):
+            backend.sink_open(name, every, 10, 0.0)
+        backend.publish([Author().draft("job:1")])
+        key = f"{backend._sinks_key}:spoiled"
+        if part == "handled":
+            admin.hset(f"{key}:facts", "handled", "many")
+        else:
+            admin.set(f"{key}:{part}", "text")
+        first, spoiled, last = backend.sink_status()
+        assert [(one.queued, one.error) for one in (first, last)] == [(1, "")] * 2
+        expected = "no whole number" if part == "handled" else "WRONGTYPE"
+        assert expected in spoiled.error
+        assert (spoiled.name, spoiled.filter, spoiled.queued) == ("spoiled", every, 0)
+        assert backend.sink_forget("spoiled")
+        assert backend.sink_open("spoiled", every, 10, 0.0)
+        backend.publish([Author().draft("job:1")])
+        assert len(backend.sink_take("spoiled", every, 10, 60.0)) == 1
+        assert [one.error for one in backend.sink_status()] == [""] * 3
+
     @pytest.mark.parametrize("limit", [None, "many", "-1", "1e3"])
     def test_a_queue_without_a_readable_limit_has_the_usual_one(
         self, backend: Any, admin: Any, limit: str | None
