@@ -65,6 +65,24 @@ class SinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How long the oldest event has been in the queue; 0 without one."""
     taken_seconds: float | None
     """How long ago a server asked for events; None: never."""
+    error: str = ""
+    """Why the counts cannot be read, and are 0; else empty. Another program has spoiled a key."""
+
+    @classmethod
+    def unreadable(cls, name: str, filter: bytes, error: str) -> SinkStatus:
+        """Return the condition of a sink whose counts cannot be read."""
+        return cls(
+            name=name,
+            filter=filter,
+            queued=0,
+            held=0,
+            dead=0,
+            handled=0,
+            lost=0,
+            oldest_seconds=0.0,
+            taken_seconds=None,
+            error=error or "unknown",
+        )
 
 
 class SinkBackend(Protocol):

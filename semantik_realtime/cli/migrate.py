@@ -304,6 +304,8 @@ class Migration:
         finally:
             backend.close_writer()
         for sink in sinks:
+            if sink.error:
+                self.note(f"FROM: the queue of {sink.name} was not read: {sink.error}", "yellow")
             if waiting := sink.queued + sink.held + sink.dead:
                 self.note(
                     f"the sink {sink.name} has {waiting} events in its queue on FROM: let the web "

@@ -36,7 +36,7 @@ def run_list(*, as_json: bool) -> int:
         click.echo(_json_of(status) if as_json else _line_of(status))
     if not found and not as_json:
         click.echo("no sink is recorded: a web server with one records it when it starts")
-    return 1 if any(status.lost for status in found) else 0
+    return 1 if any(status.lost or status.error for status in found) else 0
 
 
 def run_dead(name: str, limit: int, *, as_json: bool) -> None:
@@ -172,15 +172,24 @@ def _parts(hooks: SinkBackend, name: str, ids: Sequence[str]) -> list[list[str]]
 
 def _json_of(status: SinkStatus) -> str:
     members = msgspec.structs.asdict(status)
-    return json.dumps({**members, "filter": msgspec.json.decode(status.filter)})
+    try:
+        wanted = msgspec.json.decode(status.filter)
+    except ValueError:
+        wanted = status.filter.decode(errors="replace")
+    return visible(json.dumps({**members, "filter": wanted}))
 
 
 def _line_of(status: SinkStatus) -> str:
     try:
         wanted = msgspec.json.decode(status.filter, type=SinkFilter)
         matches = f"{','.join(wanted.types) or 'all types'} of {','.join(wanted.topics)}"
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError):
         matches = "an unreadable filter"
+    if status.error:
+        return visible(
+            f"{status.name}  unreadable: {status.error}  ({matches}; "
+            f"semantik-realtime sinks forget {status.name} removes it)"
+        )
     taken = "never" if status.taken_seconds is None else f"{status.taken_seconds:.0f} s ago"
     return visible(
         f"{status.name}  queued={status.queued} held={status.held} "

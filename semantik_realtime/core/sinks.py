@@ -149,7 +149,7 @@ def settle_failure(
         attempts: after how many an event is a dead letter.
         share: random, from 0 to 1: how much of the second half of the pause is left out, because
             many events fail at the same moment and must not return at the same moment.
-        error: why it failed.
+        error: why it failed; any text. What UTF-8 cannot encode becomes an escape.
         is_final: whether the handler refuses the event for good.
 
     >>> settle_failure("1-0", 3, 10, 0.0, "refused").seconds
@@ -157,6 +157,8 @@ def settle_failure(
     >>> settle_failure("1-0", 10, 10, 0.0, "refused").fate
     <Fate.DEAD: 'dead'>
     """
+    # A half of a surrogate pair, as in the name of a file that is no UTF-8, has no bytes.
+    error = error[:MAX_ERROR_CHARACTERS].encode(errors="backslashreplace").decode()
     error = error[:MAX_ERROR_CHARACTERS]
     if is_final or attempt >= attempts:
         return Settlement(id, attempt, Fate.DEAD, error=error)

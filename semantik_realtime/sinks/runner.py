@@ -59,6 +59,8 @@ class SinkRunner:
         self._threads: ThreadPoolExecutor | None = None
         self._workers: list[SinkWorker] = []
         self._watch: asyncio.Task[None] | None = None
+        # The names of sinks whose condition cannot be read, and "" for all, which are logged once.
+        self._logged: set[str] = set()
         # From the beginning of a stop to the next start.
         self._stopping: asyncio.Task[None] | None = None
 
@@ -145,21 +147,10 @@ class SinkRunner:
 
     async def _look(self) -> None:
         lost: dict[str, int] = {}
-        has_failed = False
         while True:
-            if not self._is_away():
-                try:
-                    found = await self._call(lambda backend: backend.sink_status())
-                except BackendError:
-                    found = []
-                except Exception:
-                    if not has_failed:
-                        has_failed = True
-                        logger.exception("sinks: failed, no status (logged once)")
-                    found = []
-                own = {sink.name for sink in self.sinks}
-                self.statuses = {one.name: one for one in found if one.name in own}
-                for one in self.statuses.values():
+            if not self._is_away() and (found := await self._find_statuses()) is not None:
+                self.statuses = found
+                for one in found.values():
                     if one.lost > lost.setdefault(one.name, one.lost):
                         logger.warning(
                             "sinks: events lost, the queue is full sink=%s lost=%d limit=%d "
@@ -170,3 +161,45 @@ class SinkRunner:
                         )
                     lost[one.name] = one.lost
             await asyncio.sleep(spread(STATUS_SECONDS))
+
+    async def _find_statuses(self) -> dict[str, SinkStatus] | None:
+        """Return the conditions of the registered sinks; of an unreadable one, the last known.
+
+        None: there is no answer.
+        """
+        try:
+            found = await self._call(lambda backend: backend.sink_status())
+        except BackendUnavailable:
+            # The guard's listeners say so.
+            return None
+        except BackendError as error:
+            if self._is_first(""):
+                logger.error("sinks: no status error=%s (logged once)", error)
+            return None
+        except Exception:
+            if self._is_first(""):
+                logger.exception("sinks: failed, no status (logged once)")
+            return None
+        own = {sink.name for sink in self.sinks}
+        statuses = {}
+        for one in found:
+            if one.name not in own:
+                continue
+            if one.error:
+                if self._is_first(one.name):
+                    logger.error(
+                        "sinks: unreadable queue sink=%s error=%s (logged once)",
+                        one.name,
+                        one.error,
+                    )
+                if one.name not in self.statuses:
+                    continue
+                one = self.statuses[one.name]
+            statuses[one.name] = one
+        return statuses
+
+    def _is_first(self, what: str) -> bool:
+        """Return True the first time."""
+        is_first = what not in self._logged
+        self._logged.add(what)
+        return is_first

@@ -13,7 +13,7 @@ import redis
 from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Draft, Outcome
-from semantik_realtime.core.sinks import Fate, Settlement, SinkFilter
+from semantik_realtime.core.sinks import Fate, Settlement, SinkFilter, settle_failure
 from semantik_realtime.errors import BackendRefused, BackendUnavailable
 from semantik_realtime.sinks.registry import SinkEvent
 from semantik_realtime.testing.contract import Author, SinkContract
@@ -139,6 +139,30 @@ class TestAppends:
         finally:
             admin.hdel(backend._sinks_key, "odd")
 
+    @pytest.mark.parametrize("part", ["queue", "held", "attempts", "dead", "facts", "handled"])
+    def test_a_spoiled_key_hides_no_other_sink_and_can_be_forgotten(
+        self, backend: Any, admin: Any, part: str
+    ) -> None:
+        every = SinkFilter.of(None, "*").encode()
+        for name in ("a", "spoiled", "z"):
+            backend.sink_open(name, every, 10, 0.0)
+        backend.publish([Author().draft("job:1")])
+        key = f"{backend._sinks_key}:spoiled"
+        if part == "handled":
+            admin.hset(f"{key}:facts", "handled", "many")
+        else:
+            admin.set(f"{key}:{part}", "text")
+        first, spoiled, last = backend.sink_status()
+        assert [(one.queued, one.error) for one in (first, last)] == [(1, "")] * 2
+        expected = "no whole number" if part == "handled" else "WRONGTYPE"
+        assert expected in spoiled.error
+        assert (spoiled.name, spoiled.filter, spoiled.queued) == ("spoiled", every, 0)
+        assert backend.sink_forget("spoiled")
+        assert backend.sink_open("spoiled", every, 10, 0.0)
+        backend.publish([Author().draft("job:1")])
+        assert len(backend.sink_take("spoiled", every, 10, 60.0)) == 1
+        assert [one.error for one in backend.sink_status()] == [""] * 3
+
     @pytest.mark.parametrize("limit", [None, "many", "-1", "1e3"])
     def test_a_queue_without_a_readable_limit_has_the_usual_one(
         self, backend: Any, admin: Any, limit: str | None
@@ -153,6 +177,16 @@ class TestAppends:
         backend.publish([Author().draft("job:1")])
         assert admin.xlen(f"{key}:queue") == 100000
         assert admin.hget(f"{key}:facts", "lost") == b"6"
+
+    def test_an_error_with_half_a_surrogate_pair_can_be_settled(self, backend: Any) -> None:
+        every = SinkFilter.of(None, "*").encode()
+        backend.sink_open("ends", every, 10, 0.0)
+        backend.publish([Author().draft("job:1")])
+        [entry] = backend.sink_take("ends", every, 10, 60.0)
+        failure = settle_failure(entry.id, 1, 1, 0.0, "no file caf\udce9")
+        assert backend.sink_settle("ends", [failure]) == 1
+        [letter] = backend.sink_dead("ends", "", 10)
+        assert letter.error == r"no file caf\udce9"
 
     def test_a_full_server_lets_its_queues_be_emptied(self, backend: Any, admin: Any) -> None:
         every = SinkFilter.of(None, "*").encode()

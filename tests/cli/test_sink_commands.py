@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from commandline import COMMAND, obey_signals, run
 
 from semantik_realtime.backends.loader import load_backend
@@ -85,6 +86,26 @@ def test_the_sinks_are_listed_with_their_queues(backend: Any, variables: dict[st
     [status] = [json.loads(line) for line in lossy.stdout.splitlines()]
     assert (status["queued"], status["lost"]) == (1, 1)
     assert status["filter"] == {"types": ["job_failed"], "topics": ["job:*"]}
+
+
+def test_a_spoiled_sink_is_listed_and_can_be_forgotten(
+    backend: Any, variables: dict[str, str]
+) -> None:
+    bury(backend, 1)
+    with redis.Redis.from_url(variables["REDIS_URL"]) as admin:
+        admin.set(f"{backend._sinks_key}:ends:queue", "text")
+        admin.hset(backend._sinks_key, "odd", b"\xff{")
+    listed = run("sinks", "list", **variables)
+    assert listed.returncode == 1
+    assert "ends  unreadable: WRONGTYPE" in listed.stdout
+    assert "odd  queued=0" in listed.stdout
+    lines = run("sinks", "list", "--json", **variables).stdout.splitlines()
+    ends, odd = [json.loads(line) for line in lines]
+    assert "WRONGTYPE" in ends["error"]
+    assert odd["error"] == ""
+    for name in ("ends", "odd"):
+        assert run("sinks", "forget", name, **variables).returncode == 0
+    assert backend.sink_status() == []
 
 
 def test_dead_letters_are_shown_replayed_and_discarded(

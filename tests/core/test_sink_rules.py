@@ -49,6 +49,14 @@ def test_a_failure_before_the_last_attempt_is_a_pause_within_its_bounds(
         assert FIRST_PAUSE_SECONDS / 2 <= settled.seconds <= LONGEST_PAUSE_SECONDS
 
 
+@given(st.text(st.sampled_from("a\x00é\ud800\udcff")), st.integers(0, 500))
+def test_any_error_can_be_encoded(error: str, more: int) -> None:
+    whole = error + "\udcff" * more
+    settled = settle_failure("1", 1, 1, 0.0, whole)
+    assert len(settled.error) <= MAX_ERROR_CHARACTERS
+    assert whole.encode(errors="backslashreplace").startswith(settled.error.encode())
+
+
 @given(st.integers(1, 10_000), SHARES)
 def test_pauses_grow_up_to_the_longest(attempt: int, share: float) -> None:
     first, second = (

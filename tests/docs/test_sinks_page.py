@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -21,7 +22,9 @@ from sqlalchemy import create_engine, text
 from semantik_realtime import Realtime
 from semantik_realtime.config import Settings
 from semantik_realtime.core import sinks as rules
+from semantik_realtime.sink_hooks import SinkEntry
 from semantik_realtime.sinks import worker
+from semantik_realtime.sinks.registry import SinkEvent
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sinks.md").read_text()
 FILES = re.findall(r"^```python\n# (\w+)\.py\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -95,6 +98,35 @@ async def test_the_database_has_the_last_state_and_repeats_change_nothing(
     assert tuple(row) == ("1", "completed", 3)
     assert {identity for (identity,) in identities} == {event.identity for event in events}
     assert len(identities) == 3
+
+
+async def test_an_older_epoch_does_not_overwrite_a_newer_one(
+    realtime: Realtime, module: Callable[[str], Any], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/jobs.sqlite"
+    store = module("database").add_sink(realtime, url)
+
+    def event(identity: str, epoch: str, offset: int, second: int, status: str) -> Any:
+        head = {"offset": offset, "type": "note", "key": "1", "state": {"status": status}}
+        json = msgspec.json.encode({**head, "time": f"2026-01-01T00:00:{second:02}.000Z"})
+        return SinkEvent.of(
+            SinkEntry(id="", identity=identity, topic="job:1", epoch=epoch, owner=None, json=json)
+        )
+
+    engine = create_engine(url)
+    try:
+        for given, expected in (
+            (event("a", "old", 5, 5, "running"), "running"),
+            (event("b", "new", 1, 7, "completed"), "completed"),
+            (event("c", "old", 6, 6, "running"), "completed"),
+            (event("d", "new", 2, 6, "failed"), "failed"),
+        ):
+            store(given)
+            with engine.connect() as connection:
+                [row] = connection.execute(text("select status from jobs")).all()
+            assert tuple(row) == (expected,), given
+    finally:
+        engine.dispose()
 
 
 @contextlib.asynccontextmanager

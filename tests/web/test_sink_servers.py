@@ -17,6 +17,7 @@ from semantik_realtime.backends.loader import load_backend
 from semantik_realtime.config import Settings
 from semantik_realtime.core import sinks as rules
 from semantik_realtime.errors import BackendRefused, BackendUnavailable, ConfigError
+from semantik_realtime.sink_hooks import SinkStatus
 from semantik_realtime.sinks import runner, worker
 from semantik_realtime.sinks.registry import SinkEvent
 from semantik_realtime.testing.shared_memory import SharedMemory
@@ -215,6 +216,43 @@ async def test_a_backend_that_fails_for_a_moment_stops_no_sink(
         await realtime.publish("job:1", "note")
         await until(lambda: real.sink_status()[0].handled == 1, 10, "it is handled")
     assert set(events) == {"note"}
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (BackendUnavailable("away"), ""),
+        (BackendRefused("WRONGTYPE"), "sinks: no status error=WRONGTYPE"),
+        (RuntimeError("a fault"), "sinks: failed, no status"),
+        (None, "sinks: unreadable queue sink=seen error=WRONGTYPE"),
+    ],
+)
+async def test_a_status_that_cannot_be_read_leaves_the_last_one_and_is_logged_once(
+    realtime: Realtime, caplog: pytest.LogCaptureFixture, error: Exception | None, line: str
+) -> None:
+    realtime.sink(name="seen")(lambda event: None)
+    runner = realtime.sink_runner
+    async with started(realtime):
+        await realtime.publish("job:1", "note")
+        is_seen = lambda: "seen" in runner.statuses and runner.statuses["seen"].handled == 1  # noqa: E731
+        await until(is_seen, 10, "it is shown")
+        real, calls = realtime.sink_backend, []
+
+        class Spoiled:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+            def sink_status(self) -> Any:
+                calls.append(1)
+                if error is not None:
+                    raise error
+                return [SinkStatus.unreadable("seen", b"{}", "WRONGTYPE")]
+
+        realtime.sink_backend = Spoiled()
+        await until(lambda: len(calls) >= 4, 10, "it has looked again and again")
+        assert is_seen()
+    lines = [one for one in caplog.messages if "no status" in one or "unreadable" in one]
+    assert [one.removesuffix(" (logged once)") for one in lines] == [line] * bool(line)
 
 
 async def test_a_server_that_refuses_sinks_is_logged_once(

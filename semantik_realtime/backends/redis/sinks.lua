@@ -28,8 +28,8 @@ local function forget_entry(id)
 end
 
 local function silent_ms()
-  local taken = redis.call('HGET', key('facts'), 'taken')
-  return taken and now - tonumber(taken) or -1
+  local taken = tonumber(redis.call('HGET', key('facts'), 'taken') or '')
+  return taken and now - taken or -1
 end
 
 local function open(filter, limit, idle)
@@ -123,17 +123,33 @@ local function settle(most)
   return done
 end
 
+local function status_of(filter)
+  local first = redis.call('XRANGE', key('queue'), '-', '+', 'COUNT', 1)[1]
+  local age = first and math.max(0, now - tonumber(string.match(first[1], '^%d+'))) or 0
+  local facts = redis.call('HMGET', key('facts'), 'handled', 'lost')
+  for place = 1, 2 do
+    facts[place] = facts[place] or '0'
+    if not string.match(facts[place], '^%d+$') then error('a count is no whole number') end
+  end
+  redis.call('HLEN', key('attempts'))
+  return {
+    name, filter, redis.call('XLEN', key('queue')), redis.call('ZCARD', key('held')),
+    redis.call('XLEN', key('dead')), facts[1], facts[2], age, silent_ms(),
+  }
+end
+
+-- Of a sink with a key that another program has spoiled: its name, its filter, and the error.
 local function status()
   local all, found = redis.call('HGETALL', sinks), {}
   for place = 1, #all, 2 do
     name = all[place]
-    local first = redis.call('XRANGE', key('queue'), '-', '+', 'COUNT', 1)[1]
-    local age = first and math.max(0, now - tonumber(string.match(first[1], '^%d+'))) or 0
-    local facts = redis.call('HMGET', key('facts'), 'handled', 'lost')
-    found[#found + 1] = {
-      name, all[place + 1], redis.call('XLEN', key('queue')), redis.call('ZCARD', key('held')),
-      redis.call('XLEN', key('dead')), facts[1] or '0', facts[2] or '0', age, silent_ms(),
-    }
+    local is_whole, answer = pcall(status_of, all[place + 1])
+    if not is_whole then
+      -- A text, or a table since Redis 7.
+      local text = type(answer) == 'table' and answer.err or tostring(answer)
+      answer = {name, all[place + 1], text}
+    end
+    found[#found + 1] = answer
   end
   return found
 end

@@ -49,11 +49,16 @@ class SinkQueues:
     @hookimpl
     def sink_status(self) -> list[SinkStatus]:
         found = []
-        for name, filter, *counts in self._call("status", ""):
+        for encoded, filter, *counts in self._call("status", ""):
+            name = encoded.decode(errors="backslashreplace")
+            if len(counts) == 1:
+                error = counts[0].decode(errors="replace")
+                found.append(SinkStatus.unreadable(name, filter, error))
+                continue
             queued, held, dead, handled, lost, age, silent = map(int, counts)
             found.append(
                 SinkStatus(
-                    name=name.decode(),
+                    name=name,
                     filter=filter,
                     queued=queued,
                     held=held,
