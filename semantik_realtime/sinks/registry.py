@@ -58,7 +58,11 @@ class SinkEvent(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ValueError: it cannot be read.
         """
-        head = _read_head(entry.json)
+        try:
+            head = _read_head(entry.json)
+        except msgspec.MsgspecError as error:
+            # Older releases of msgspec have errors that are no ValueError.
+            raise ValueError(f"not an event: {error}") from error
         kind, ident = split_topic(entry.topic)
         has_state = head.state is not msgspec.UNSET
         return cls(

@@ -11,7 +11,7 @@ import redis
 from semantik_realtime.backends.redis.backend import RedisBackend
 from semantik_realtime.config import load_settings
 from semantik_realtime.core.event import Draft, StateChange, encode_body
-from semantik_realtime.testing.servers import fakeredis_url
+from semantik_realtime.testing.servers import RedisServer, running, valkey_program
 
 RETENTION, OPEN, GRACE = 6_400.0, 64_000.0, 640.0
 KEYS = ("meta", "log", "state", "fence", "seen")
@@ -19,8 +19,8 @@ KEYS = ("meta", "log", "state", "fence", "seen")
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with fakeredis_url() as url:
-        yield url
+    with running(RedisServer(valkey_program())) as server:
+        yield server.url
 
 
 @pytest.fixture

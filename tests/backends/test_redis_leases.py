@@ -11,7 +11,7 @@ import redis
 from semantik_realtime.backends.redis import leases
 from semantik_realtime.backends.redis.backend import RedisBackend
 from semantik_realtime.config import load_settings
-from semantik_realtime.testing.servers import fakeredis_url
+from semantik_realtime.testing.servers import RedisServer, running, valkey_program
 
 
 class Clock:
@@ -24,8 +24,8 @@ class Clock:
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with fakeredis_url() as url:
-        yield url
+    with running(RedisServer(valkey_program())) as server:
+        yield server.url
 
 
 @pytest.fixture
