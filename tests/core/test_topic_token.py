@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jwt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semantik_realtime.core.secrets import read_secrets
@@ -29,6 +29,7 @@ def code_of(token: str, *secrets: str, now: float = NOW) -> str:
     return caught.value.code
 
 
+@settings(max_examples=25)
 @given(st.from_regex(r"[a-z]{1,9}:[A-Za-z0-9_][A-Za-z0-9_.@=+-]{0,50}", fullmatch=True))
 def test_a_token_names_its_topic_until_it_expires(topic: str) -> None:
     token = make_token(topic, OLD, NOW, seconds=60)
