@@ -650,11 +650,13 @@ def test_what_a_process_began_in_an_outage_that_it_did_not_survive_is_held_to_be
     first.wait_until(lambda status: status["failing"])
     first.run("emit 1 1", "emit 2 1")
     second_note = b'"number":1'
-    wait_until(
-        lambda: any(
-            second_note in spool_file._read(one).body for one in lines_stored(settings.spool_path)
-        )
-    )
+
+    def stored() -> set[str]:
+        """Return the topics of which the second note is on the disk."""
+        drafts = [spool_file._read(one) for one in lines_stored(settings.spool_path)]
+        return {one.topic for one in drafts if second_note in one.body}
+
+    wait_until(lambda: stored() >= {"job:1", "job:2"})
     first.kill()
     server.start()
     start().run("recover")
