@@ -286,8 +286,11 @@ async def test_the_outbox_of_a_slow_client_is_measured_until_its_eviction(
     assert page["events_delivered_total",] > before["events_delivered_total",]
     assert not changes(before, page, "connections_closed_total")
 
+    offset = hub._channels["job:1"].cursor.offset
     for _ in range(8):
         await publish("z" * 50_000)
+    # Before the client reads again: otherwise it may take all in time.
+    await until(lambda: hub._channels["job:1"].cursor.offset >= offset + 8)
     slow.socket.transport.resume_reading()
     await until(lambda: slow.closed)
     after = await wait_for_samples(
