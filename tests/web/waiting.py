@@ -19,9 +19,12 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0, what: objec
 
 
 async def is_blocked(connection: Any) -> bool:
-    """Return True if a write to a connection does not go on, because its client reads nothing."""
+    """Return True if a write to a connection does not go on, because its client reads nothing.
+
+    By then the connection counts as slow: what the server does with it depends on that.
+    """
     since = connection._sending_since
     if since is None:
         return False
-    await asyncio.sleep(0.2)
+    await until(lambda: connection.is_slow or connection._sending_since != since)
     return bool(connection._sending_since == since)
