@@ -306,7 +306,7 @@ class Migration:
         for sink in sinks:
             if sink.error:
                 self.note(f"FROM: the queue of {sink.name} was not read: {sink.error}", "yellow")
-            if waiting := sink.queued + sink.held + sink.dead:
+            if waiting := sink.queued + sink.dead:
                 self.note(
                     f"the sink {sink.name} has {waiting} events in its queue on FROM: let the web "
                     "servers handle them before they are restarted",

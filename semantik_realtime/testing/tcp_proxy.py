@@ -23,6 +23,8 @@ class TcpProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._forwarding: set[asyncio.Task[None]] = set()
         self._is_refusing = False
+        # Most bytes that are forwarded at once.
+        self._part_bytes = 2**16
         # Cleared while nothing is forwarded, although every connection stays open.
         self._may_forward = asyncio.Event()
         self._may_forward.set()
@@ -100,11 +102,16 @@ class TcpProxy:
         are_responses: bool = False,
     ) -> None:
         with contextlib.suppress(OSError):
-            while data := await reader.read(2**16):
+            while data := await reader.read(self._part_bytes):
                 await self._may_forward.wait()
                 if are_responses and self.drops_responses:
                     break
-                writer.write(data)
-                await writer.drain()
+                if await self._passes(are_responses=are_responses):
+                    writer.write(data)
+                    await writer.drain()
         self._writers.discard(writer)
         writer.transport.abort()
+
+    async def _passes(self, *, are_responses: bool) -> bool:
+        """Return True when the next part may be forwarded, False to lose it."""
+        return True

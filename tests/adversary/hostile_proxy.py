@@ -21,8 +21,8 @@ class HostileProxy(TcpProxy):
     def __init__(self, port: int, rng: random.Random) -> None:
         super().__init__(port)
         self._rng = rng
-        # Seconds before what has arrived is forwarded, and the most bytes of a part.
-        self._delay_seconds, self._part_bytes = 0.0, 2**16
+        # Seconds before a part that has arrived is forwarded.
+        self._delay_seconds = 0.0
         # Whether what the server sends is lost while the connections stay open.
         self._is_half_open = False
         self._reorders = False
@@ -61,23 +61,9 @@ class HostileProxy(TcpProxy):
             await asyncio.sleep(self._rng.uniform(0, 0.5))
         await super()._accept(reader, writer)
 
-    async def _forward(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        *,
-        are_responses: bool = False,
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(self._part_bytes):
-                await self._may_forward.wait()
-                if are_responses and self.drops_responses:
-                    break
-                if are_responses and self._is_half_open:
-                    continue
-                if self._delay_seconds:
-                    await asyncio.sleep(self._delay_seconds)
-                writer.write(data)
-                await writer.drain()
-        self._writers.discard(writer)
-        writer.transport.abort()
+    async def _passes(self, *, are_responses: bool) -> bool:
+        if are_responses and self._is_half_open:
+            return False
+        if self._delay_seconds:
+            await asyncio.sleep(self._delay_seconds)
+        return True

@@ -60,7 +60,7 @@ def _faults(results: Sequence[Result]) -> list[str]:
     for one in results:
         cells[one.fault, one.engine].append(one)
     lines = [
-        "| fault | engine | runs | pages saw | live again | lost by the engine, told as |",
+        "| fault | engine | runs | pages saw | live again | lost by the engine, reported as |",
         "|---|---|---|---|---|---|",
     ]
     for fault in ATTACKS:
