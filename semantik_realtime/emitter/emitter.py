@@ -260,6 +260,9 @@ class Emitter:
         end_at = time.monotonic() + timeout_seconds
         if not self.flush(timeout_seconds, while_failing=while_failing):
             return False
+        # Reports of dropped events follow, a few at a time.
+        while self.waiting and self.flush(end_at - time.monotonic(), while_failing=while_failing):
+            pass
         self.held.release()
         if self.held.wait_seconds() is not None:
             self.flush(max(0.0, end_at - time.monotonic()), while_failing=while_failing)
@@ -308,19 +311,19 @@ class Emitter:
                 logger.exception("emitter: step failed")
                 self.stats.failures += 1
                 pause = FAULT_SECONDS
-            if pause is None or pause > 0:
+            if (pause is None or pause > 0) and not self.is_closing:
                 self._wake.wait(pause)
             self._wake.clear()
 
     def _is_finished(self) -> bool:
-        """Return True if the closing thread may end: not if a draft has come since."""
+        """Return True if the closing thread may end: not before what it can send is sent."""
         with self._start_lock:
-            self.is_closing = False
             # `emit` adds its draft first, and then looks for the thread: one sees the other.
             thread, self._thread = self._thread, None
-            if self._queue.inbox:
+            if self._queue.inbox or (self._queue.is_batch_left and not self.is_retrying):
                 self._thread = thread
                 return False
+            self.is_closing = False
             self._release_files()
             return True
 
@@ -328,14 +331,13 @@ class Emitter:
         """Do what is due; return the seconds until the next step, None for not before a wake."""
         waits = [self._throttled.run()]
         self._queue.drain()
-        reply = self._sender.retry_reply()
-        if reply is not None:
+        if (reply := self._sender.retry_reply()) is not None:
             self._settle(self._sender.retried, reply)
         elif self.is_retrying:
             self._delay()
-        if self._recovery is not None and not self.is_retrying:
-            if self._recovery.wait_seconds() == 0:
-                self._recovery.send_batch(MAX_BATCH, self._sender.call, self._outcomes)
+        recovery = self._recovery
+        if recovery is not None and not self.is_retrying and recovery.wait_seconds() == 0:
+            recovery.send_batch(MAX_BATCH, self._sender.call, self._outcomes)
         if self._sender.wait_seconds() == 0:
             self._send()
         self._queue.open_barriers()
@@ -343,15 +345,14 @@ class Emitter:
             waits.append(self._sender.wait_seconds())
         else:
             waits += [0.0 if self._queue.is_batch_left else None, self.held.pause_seconds()]
-            waits.append(None if self._recovery is None else self._recovery.wait_seconds())
+            waits.append(None if recovery is None else recovery.wait_seconds())
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _send(self) -> None:
         batch = self._queue.next_batch(MAX_BATCH)
         if batch or self.held.wait_seconds() == 0:
             self._wake.called()
-            reply = self._sender.send(batch)
-            if reply is not None:
+            if (reply := self._sender.send(batch)) is not None:
                 self._settle(batch, reply)
 
     def _settle(self, batch: Sequence[Draft], reply: Reply) -> None:
@@ -376,8 +377,7 @@ class Emitter:
 
     def _delay(self) -> None:
         """Report and store the drafts that an outage delays, each once."""
-        delayed = self._queue.newly_delayed()
-        if delayed and self._delayed is not None:
+        if (delayed := self._queue.newly_delayed()) and self._delayed is not None:
             try:
                 self._delayed(delayed)
             except Exception:

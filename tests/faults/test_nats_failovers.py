@@ -126,15 +126,12 @@ async def test_events_flow_on_when_a_server_is_lost_and_when_it_returns(
         await wait_whole(cluster, settings)
         lost = VICTIMS[victim](web_server, cluster, await leader(cluster, settings))
         began = time.monotonic()
-        if hangs:
-            await asyncio.to_thread(lost.pause)
-        else:
-            await asyncio.to_thread(lost.kill)
-        live = await live_again(load, client, began)
-        if hangs:
-            lost.resume()
-        else:
-            await asyncio.to_thread(lost.start)
+        try:
+            await asyncio.to_thread(lost.pause if hangs else lost.kill)
+            live = await live_again(load, client, began)
+        finally:
+            # The cluster is the next test's too.
+            await asyncio.to_thread(lost.resume if hangs else lost.start)
         returned = time.monotonic()
         await wait_whole(cluster, settings)
         back = await live_again(load, client, returned)
@@ -179,11 +176,13 @@ async def test_without_a_majority_clients_are_told_and_nothing_is_lost(
         await wait_whole(cluster, settings)
         left = read_by(web_server, cluster)
         lost = [node for node in cluster.nodes.values() if node is not left]
-        for node in lost:
-            await asyncio.to_thread(node.pause)
-        await client.wait_for("degraded", 1, LIVE_SECONDS)
-        for node in lost:
-            node.resume()
+        try:
+            for node in lost:
+                await asyncio.to_thread(node.pause)
+            await client.wait_for("degraded", 1, LIVE_SECONDS)
+        finally:
+            for node in lost:
+                node.resume()
         returned = time.monotonic()
         await client.wait_for("restored", 1, 2 * LIVE_SECONDS)
         back = await live_again(load, client, returned)
