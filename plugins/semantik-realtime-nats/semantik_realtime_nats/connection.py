@@ -36,14 +36,13 @@ NEVER_SECONDS = 3600
 class _Request:
     """A request that waits for its reply."""
 
-    __slots__ = ("future", "has_parts", "parts", "subject")
+    __slots__ = ("future", "parts", "subject")
 
-    def __init__(self, subject: str, has_parts: bool) -> None:
+    def __init__(self, subject: str, parts: list[Message] | None = None) -> None:
         self.subject = subject
-        self.has_parts = has_parts
-        """True if the reply is several messages, the last of which has a status header."""
-        self.parts: list[Message] = []
-        """The messages before the last one."""
+        self.parts = parts
+        """Gets the messages before the last one, which has a status header; None if the reply is
+        one message."""
         self.future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         """Gets the last message, or the error."""
 
@@ -150,20 +149,18 @@ class Connection:
             BackendRefused: the user may not publish to the subject, or not subscribe to replies.
             nats.errors.NoRespondersError: nothing listens to the subject.
         """
-        return (await self._request(_Request(subject, False), data, headers)).data
+        return (await self._request(_Request(subject), data, headers)).data
 
     async def request_parts(
-        self, subject: str, data: bytes
-    ) -> tuple[list[Message], dict[str, str]]:
-        """Send a request whose reply is several messages; return them and the last one's headers.
+        self, subject: str, data: bytes, parts: list[Message]
+    ) -> dict[str, str]:
+        """Send a request whose reply is several messages; return the last one's headers.
 
-        The last message has a status header and no data.
+        The last message has a status header and no data; ``parts`` gets the others as they come.
 
         Raises: see `request`.
         """
-        request = _Request(subject, True)
-        last = await self._request(request, data, None)
-        return request.parts, last.headers
+        return (await self._request(_Request(subject, parts), data, None)).headers
 
     async def subscribe(self, subject: str, listener: Listener) -> int:
         """Subscribe to ``subject``, and return its number. Call `confirm` before you rely on it.
@@ -255,7 +252,7 @@ class Connection:
         status = message.raw_headers[9:12] if message.raw_headers else b""
         if status == b"503":
             request.future.set_exception(nats.errors.NoRespondersError())
-        elif request.has_parts and not status.isdigit():
+        elif request.parts is not None and not status.isdigit():
             request.parts.append(message)
         else:
             request.future.set_result(message)

@@ -13,8 +13,8 @@ import msgspec
 import nats.errors
 from semantik_realtime.core.copying import Mark
 from semantik_realtime.errors import BackendError, BackendRefused, BackendUnavailable
-from semantik_realtime.urls import mask_urls
 
+from semantik_realtime_nats.client import Message
 from semantik_realtime_nats.clock import ServerClock
 from semantik_realtime_nats.connection import Connection
 from semantik_realtime_nats.errors import (
@@ -27,6 +27,7 @@ from semantik_realtime_nats.errors import (
 )
 from semantik_realtime_nats.freshness import Seen
 from semantik_realtime_nats.marks import read_mark
+from semantik_realtime_nats.servers import first_answer, open_first
 from semantik_realtime_nats.settings import ConnectOptions
 from semantik_realtime_nats.stored import StoredMessage, parse_time, to_stored
 from semantik_realtime_nats.subjects import Subjects
@@ -34,8 +35,6 @@ from semantik_realtime_nats.top_cache import TopCache
 
 Result = TypeVar("Result")
 
-SERVER_SECONDS = 2.0
-"""Longest wait for one of several servers, so that one that hangs leaves time for the others."""
 HANDSHAKES = 3
 """Attempts to receive a server's error message: a server that refuses credentials closes the
 connection at once, and the message may be lost with it."""
@@ -86,7 +85,7 @@ class Stream:
         """Connect to one of the servers, in random order, and find or create the stream.
 
         Args:
-            options: the servers, and the credentials.
+            options: the servers (`open_first`), and the credentials.
             subjects: the stream's name and configuration.
             timeout_seconds: for all servers together.
             seen: what the process's connections share.
@@ -96,41 +95,23 @@ class Stream:
             BackendRefused: a server answers, and its version, permissions or stream forbid its
                 use.
         """
-        failures: list[BackendError] = []
-        each_seconds = timeout_seconds if len(options.urls) == 1 else SERVER_SECONDS
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                for url in random.sample(options.urls, len(options.urls)):
-                    try:
-                        return await cls._open_on(
-                            url, options, subjects, each_seconds, seen or Seen()
-                        )
-                    except BackendError as error:
-                        failure = explain(error)
-                        failures.append(type(failure)(f"{failure} (server {mask_urls(url)})"))
-        except TimeoutError:
-            failures.append(BackendUnavailable(f"no connection in {timeout_seconds:g} s"))
-        for failure in failures:
-            if isinstance(failure, BackendRefused):
-                raise failure
-        raise BackendUnavailable("; ".join(map(str, failures)))
+        known = Seen() if seen is None else seen
+        return await open_first(
+            random.sample(options.urls, len(options.urls)),
+            lambda url: cls._open_on(url, options, subjects, known),
+            timeout_seconds,
+        )
 
     @classmethod
     async def _open_on(
-        cls,
-        url: str,
-        options: ConnectOptions,
-        subjects: Subjects,
-        timeout_seconds: float,
-        seen: Seen,
+        cls, url: str, options: ConnectOptions, subjects: Subjects, seen: Seen
     ) -> Stream:
         for _ in range(HANDSHAKES):
             connection = Connection()
             try:
-                async with asyncio.timeout(timeout_seconds):
-                    await connection.connect(url, options)
-                    stream = cls(connection, subjects.stream, seen)
-                    await stream._prepare(subjects)
+                await connection.connect(url, options)
+                stream = cls(connection, subjects.stream, seen)
+                await stream._prepare(subjects)
                 return stream
             except BaseException as error:
                 await connection.close()
@@ -384,12 +365,17 @@ class Stream:
             await asyncio.sleep(MOVING_PAUSE_SECONDS)
 
     async def _read(self, request: dict[str, Any]) -> tuple[list[StoredMessage], dict[str, str]]:
+        if self._is_replicated:
+            return await first_answer(lambda parts: self._read_once(request, parts))
+        return await self._read_once(request, [])
+
+    async def _read_once(
+        self, request: dict[str, Any], parts: list[Message]
+    ) -> tuple[list[StoredMessage], dict[str, str]]:
         subject, data = f"$JS.API.DIRECT.GET.{self._name}", _encode(request)
-        messages, end = await self._while_moving(
-            lambda: self.connection.request_parts(subject, data)
-        )
+        end = await self._while_moving(lambda: self.connection.request_parts(subject, data, parts))
         if end.get("Status") not in ("204", "404"):
             raise BackendRefused(
                 f"JetStream refuses a read: {end.get('Status')} {end.get('Description')}"
             )
-        return [to_stored(message) for message in messages], end
+        return [to_stored(message) for message in parts], end

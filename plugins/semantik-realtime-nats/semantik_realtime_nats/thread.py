@@ -175,4 +175,5 @@ class LoopThread(Generic[Worker]):
             rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             await stop_tasks(rest, STOP_SECONDS / 2)
         finally:
-            loop.stop()
+            # After what is due already: a call that has just ended still has to say so.
+            loop.call_soon(loop.stop)
